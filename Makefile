@@ -1,0 +1,47 @@
+# The two commands of the README are `make demo` and `make test`; `make setup` is what both share.
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= docker/constraints.txt
+# Address of a package index to take torch and torchvision from (PyTorch's CPU-only index, say);
+# empty: the index that pip is configured with.
+TORCH_INDEX ?=
+DEMO        ?= runs/demo
+DEMO_DATA   ?= data/demo
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types unit clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
+
+setup: $(VENV)/.installed  ## make .venv with pinned dependencies
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("make setup: found Python %d.%d, expected 3.10 to 3.12: name one with PYTHON=" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) -c $(CONSTRAINTS) torch torchvision)
+	$(PIP) install -c $(CONSTRAINTS) -e '.[dev,fast]'
+	touch $@
+
+demo: setup  ## sample data -> prepare -> train -> evaluate -> predict -> submission.zip
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo $(DEMO_DATA) $(DEMO)
+
+test: lint types unit  ## everything that must pass
+
+lint: setup  ## ruff and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+unit: setup  ## the test suite; ARGS="-k name" narrows it
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:  ## remove the environment and the caches, keep data/ and runs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,5 @@
+"""The RTIOD challenge's file format: read, write, validate, zip. Needs numpy and msgspec, no torch."""
+
+from submission.detections import Detections, SubmissionError
+
+__all__ = ["Detections", "SubmissionError"]

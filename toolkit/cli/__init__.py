@@ -1,0 +1,58 @@
+"""The command ``toolkit``: one thin function a verb. Parse, call, print; the work lives elsewhere.
+
+Modules that import torch, ultralytics or polars are imported inside the functions, so that ``--help``
+and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from toolkit import __version__
+from toolkit.cli import dataset
+
+app = typer.Typer(
+    name="toolkit",
+    help="From LTDv2's raw files to a zip that the RTIOD challenge accepts.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(dataset.app, name="dataset")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ltdv2-toolkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script: errors become one line, Ctrl-C becomes status 130."""
+    from submission import SubmissionError
+    from toolkit import console
+    from toolkit.errors import ToolkitError
+
+    try:
+        app()
+    except ToolkitError as error:
+        console.fail(error)
+        sys.exit(error.exit_code)
+    except SubmissionError as error:
+        console.fail(ToolkitError(error.what, error.found, error.expected, error.fix))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.note("interrupted; nothing half-written was left behind")
+        sys.exit(130)

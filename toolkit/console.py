@@ -1,0 +1,139 @@
+"""What a person sees: progress, tables, messages, and errors as one line with an exit code.
+
+Standard output carries results (tables, JSON); progress, notes and errors go to standard error, so
+that ``toolkit ... --json | jq`` works.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from toolkit.errors import ToolkitError
+
+T = TypeVar("T")
+
+out = Console()
+err = Console(stderr=True)
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two progress lines when the output is no terminal."""
+
+
+def note(message: str) -> None:
+    """Print one line for the person at the keyboard (standard error, no markup)."""
+    err.print(escape(message), highlight=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning, one line (standard error)."""
+    err.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def fail(error: ToolkitError) -> None:
+    """Print an error, one line (standard error)."""
+    err.print(f"[bold red]error:[/bold red] {escape(error.line())}", highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as JSON on standard output, for a program to read."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
+
+
+class _PlainProgress:
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.start = 0, time.monotonic()
+        self.last = self.start
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.last >= PLAIN_INTERVAL:
+            self.last = now
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        elapsed = max(now - self.start, 1e-9)
+        rate = self.done / elapsed
+        if self.total is None:
+            text = f"{self.title}: {self.done:,} {self.unit}, {rate:,.0f}/s"
+        else:
+            left = f", {(self.total - self.done) / rate:,.0f} s left" if 0 < self.done < self.total else ""
+            text = f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s{left}"
+        note(text)
+
+
+class Advance:
+    """Handle that :func:`progress` yields: call it with the number of items just done."""
+
+    def __init__(self, advance: Any) -> None:
+        self._advance = advance
+
+    def __call__(self, n: int = 1) -> None:
+        self._advance(n)
+
+
+@contextmanager
+def progress(title: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+    """Show a bar with rate and time left on a terminal, plain lines elsewhere.
+
+    Args:
+        title: what is being done.
+        total: number of items, or None when it is not known.
+        unit: what an item is, in the plural.
+    """
+    if not err.is_terminal:
+        plain = _PlainProgress(title, total, unit)
+        yield Advance(plain.advance)
+        plain._line(time.monotonic())
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(title, total=total)
+        yield Advance(lambda n: bar.advance(task, n))
+
+
+def track(items: Iterable[T], title: str, total: int | None = None, unit: str = "images") -> Iterator[T]:
+    """Iterate over ``items`` under :func:`progress`."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress(title, total, unit) as advance:
+        for item in items:
+            yield item
+            advance()

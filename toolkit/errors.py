@@ -1,0 +1,33 @@
+"""The one exception that a command turns into a line for its user."""
+
+from __future__ import annotations
+
+
+class ToolkitError(Exception):
+    """A problem that the user can understand and mend.
+
+    Attributes:
+        what: the subject and what is wrong with it ("Train.json is cut off").
+        found: what was there ("end of file at byte 1,024").
+        expected: what should have been there ("a JSON object that closes").
+        fix: what to do next ("download it again: toolkit dataset download DIR").
+        exit_code: the status that the command ends with.
+    """
+
+    def __init__(
+        self, what: str, found: str = "", expected: str = "", fix: str = "", *, exit_code: int = 1
+    ) -> None:
+        self.what, self.found, self.expected, self.fix = what, found, expected, fix
+        self.exit_code = exit_code
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The message as one line: what; found ...; expected ...; fix."""
+        parts = [self.what]
+        if self.found:
+            parts.append(f"found {self.found}")
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.fix:
+            parts.append(self.fix)
+        return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""The challenge's numbers, and pictures of them."""
