@@ -1,0 +1,196 @@
+"""Where things are: data, runs, weights, predictions. The only module that knows default paths.
+
+A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names another::
+
+    toolkit.toml                       defaults (optional)
+    data/ or data/<name>/              Train.json Valid.json TestNoLabels.json frames.zip [toolkit.toml]
+    runs/<name>/run.json               what the run was started with
+    runs/<name>/weights/best.pt        and last.pt
+    runs/<name>/predictions-val.json   and predictions-test.json
+    runs/<name>/evaluation/            scores.json and the report
+    runs/<name>/submission.zip
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from toolkit.errors import ToolkitError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ANNOTATIONS = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
+"""The annotation file of each split, as the organisers name it."""
+
+PHASES = {"development": "val", "testing": "test"}
+"""The split that each phase of the challenge is scored on."""
+
+
+class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``toolkit.toml`` may set; a flag on the command line wins."""
+
+    data: str | None = None
+    model: str | None = None
+    preset: str | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    imgsz: int | None = None
+    device: str | None = None
+    workers: int | None = None
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """``run.json``: what a run was started with."""
+
+    data: str
+    model: str
+    preset: str
+    patches: str
+    command: list[str]
+    version: str
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with data and runs in it.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return self.root / "runs"
+
+    def defaults(self, data: Path | None = None) -> Defaults:
+        """``toolkit.toml`` beside the data if there is one, else the workspace's, else nothing set.
+
+        Raises:
+            ToolkitError: the file is no TOML or has a key or a type that is not known.
+        """
+        for folder in (data, self.root):
+            if folder is not None and (folder / "toolkit.toml").is_file():
+                return _read_defaults(folder / "toolkit.toml")
+        return Defaults()
+
+    def data_dir(self, flag: Path | None = None) -> Path:
+        """The folder with LTDv2's files: the flag, toolkit.toml's, ``.``, ``data`` or the only ``data/*``.
+
+        Raises:
+            ToolkitError: there is no such folder, or more than one and nothing says which.
+        """
+        if flag is not None:
+            if not flag.is_dir():
+                raise ToolkitError(
+                    f"no folder {flag}", expected="a folder with " + ", ".join(ANNOTATIONS.values())
+                )
+            return flag
+        configured = self.defaults().data
+        if configured is not None:
+            return self.data_dir(self.root / configured)
+        here = [folder for folder in (self.root, self.root / "data") if _is_dataset(folder)]
+        candidates = here[:1] or sorted(f for f in (self.root / "data").glob("*") if _is_dataset(f))
+        if len(candidates) == 1:
+            return candidates[0]
+        raise ToolkitError(
+            "cannot tell where the data is",
+            found=", ".join(str(c) for c in candidates) or f"no LTDv2 files in {self.root}",
+            expected="one folder with " + ", ".join(ANNOTATIONS.values()),
+            fix="name it with --data, or try `toolkit dataset sample data/sample`",
+        )
+
+    def weights(self, name: str) -> Path:
+        """A weights file: ``name`` itself, or for a bare ``best.pt`` or ``last.pt`` the newest run's.
+
+        Raises:
+            ToolkitError: there is no such file.
+        """
+        path = Path(name)
+        if path.is_file():
+            return path
+        if path.name == name and name in ("best.pt", "last.pt"):
+            newest = _newest(self.runs.glob(f"*/weights/{name}"))
+            if newest is not None:
+                return newest
+            raise ToolkitError(
+                f"no {name}", found=f"no run with weights in {self.runs}", fix="train one: toolkit train"
+            )
+        raise ToolkitError(f"no file {name}", expected="a YOLO checkpoint (.pt) or predictions (.json)")
+
+    def newest_predictions(self, split: str | None = None) -> Path:
+        """The newest ``predictions-<split>.json`` of all runs, of any split if none is named.
+
+        Raises:
+            ToolkitError: there are none.
+        """
+        newest = _newest(self.runs.glob(f"*/predictions-{split or '*'}.json"))
+        if newest is None:
+            raise ToolkitError(
+                "no predictions to submit",
+                found=f"no predictions-{split or '*'}.json in {self.runs}",
+                fix="make some: toolkit predict best.pt --split test",
+            )
+        return newest
+
+    def run_of(self, path: Path) -> Path | None:
+        """The run folder that a weights or predictions file lies in; None for a file of no run."""
+        for folder in path.absolute().parents[:2]:
+            if (folder / "run.json").is_file():
+                return folder
+        return None
+
+    def record(self, run: Path) -> RunRecord:
+        """What ``run`` was started with.
+
+        Raises:
+            ToolkitError: run.json is missing or damaged.
+        """
+        try:
+            return msgspec.json.decode((run / "run.json").read_bytes(), type=RunRecord)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ToolkitError(
+                f"cannot read {run / 'run.json'}", found=str(error), expected="a run's record"
+            ) from error
+
+    def data_of(self, path: Path, flag: Path | None = None) -> Path:
+        """The data that belongs to a weights or predictions file: the flag, its run's data, the default."""
+        run = self.run_of(path)
+        if flag is None and run is not None:
+            recorded = Path(self.record(run).data)
+            if recorded.is_dir():
+                return recorded
+        return self.data_dir(flag)
+
+
+def current() -> Workspace:
+    """The workspace that this process works in."""
+    return Workspace(Path(os.environ.get("TOOLKIT_WORKSPACE") or Path.cwd()))
+
+
+def _is_dataset(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ANNOTATIONS.values())
+
+
+def _newest(paths: Iterable[Path]) -> Path | None:
+    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _read_defaults(path: Path) -> Defaults:
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), Defaults)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ToolkitError(
+            f"{path} cannot be used", found=str(error), expected=", ".join(Defaults.__struct_fields__)
+        ) from error
