@@ -54,7 +54,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     data: str
     model: str
     preset: str
-    patches: str
+    channels: int
+    patches: bool
     command: list[str]
     version: str
 

@@ -13,6 +13,8 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli import dataset
+from toolkit.cli.predict import predict
+from toolkit.cli.train import train
 
 app = typer.Typer(
     name="toolkit",
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dataset.app, name="dataset")
+app.command()(train)
+app.command()(predict)
 
 
 def _version(value: bool) -> None:

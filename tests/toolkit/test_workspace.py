@@ -1,0 +1,113 @@
+"""A workspace finds what a person means by `best.pt`, by no data folder at all, and by toolkit.toml."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.workspace import RunRecord, Workspace
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+def make_dataset(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "Train.json").write_text("{}")
+    return folder
+
+
+def make_run(place: Workspace, name: str, *, age: int, data: Path) -> Path:
+    run = place.runs / name
+    (run / "weights").mkdir(parents=True)
+    record = RunRecord(
+        data=str(data), model="m.yaml", preset="smoke", channels=1, patches=True, command=[], version="0"
+    )
+    (run / "run.json").write_bytes(msgspec.json.encode(record))
+    for file in (run / "weights" / "best.pt", run / "predictions-test.json"):
+        file.write_text("")
+        os.utime(file, (1_000_000 - age, 1_000_000 - age))
+    return run
+
+
+def test_a_bare_best_pt_is_the_newest_runs(place: Workspace) -> None:
+    data = make_dataset(place.root / "data" / "a")
+    make_run(place, "old", age=100, data=data)
+    new = make_run(place, "new", age=1, data=data)
+    assert place.weights("best.pt") == new / "weights" / "best.pt"
+
+
+def test_a_best_pt_that_is_a_file_is_taken_as_it_is(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.root)
+    make_run(place, "new", age=1, data=make_dataset(place.root / "data"))
+    Path("best.pt").write_text("")
+    assert place.weights("best.pt") == Path("best.pt")
+
+
+def test_another_name_is_never_guessed(place: Workspace) -> None:
+    make_run(place, "new", age=1, data=make_dataset(place.root / "data"))
+    with pytest.raises(ToolkitError, match=r"no file bset\.pt"):
+        place.weights("bset.pt")
+
+
+def test_no_run_at_all_says_what_to_do(place: Workspace) -> None:
+    with pytest.raises(ToolkitError, match="toolkit train"):
+        place.weights("best.pt")
+    with pytest.raises(ToolkitError, match="toolkit predict"):
+        place.newest_predictions()
+
+
+def test_the_newest_predictions_are_found(place: Workspace) -> None:
+    data = make_dataset(place.root / "data")
+    make_run(place, "old", age=100, data=data)
+    new = make_run(place, "new", age=1, data=data)
+    assert place.newest_predictions() == new / "predictions-test.json"
+
+
+@pytest.mark.parametrize("where", [".", "data", "data/ltdv2"])
+def test_the_only_dataset_needs_no_flag(place: Workspace, where: str) -> None:
+    folder = place.root / where
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "Valid.json").write_text("{}")
+    assert place.data_dir() == folder
+
+
+def test_two_datasets_need_a_flag(place: Workspace) -> None:
+    first, second = (make_dataset(place.root / "data" / name) for name in ("a", "b"))
+    with pytest.raises(ToolkitError, match=r"data/a.*data/b.*--data"):
+        place.data_dir()
+    assert place.data_dir(second) == second
+    (place.root / "toolkit.toml").write_text('data = "data/a"')
+    assert place.data_dir() == first
+
+
+def test_a_file_of_a_run_brings_the_runs_data(place: Workspace) -> None:
+    first = make_dataset(place.root / "data" / "a")
+    make_dataset(place.root / "data" / "b")
+    run = make_run(place, "one", age=0, data=first)
+    assert place.data_of(run / "weights" / "best.pt") == first
+    assert place.data_of(run / "predictions-test.json") == first
+    assert place.data_of(run / "weights" / "best.pt", place.root / "data" / "b").name == "b"
+
+
+def test_defaults_beside_the_data_win_over_the_workspaces(place: Workspace) -> None:
+    data = make_dataset(place.root / "data")
+    (place.root / "toolkit.toml").write_text("epochs = 1")
+    assert place.defaults(data).epochs == 1
+    (data / "toolkit.toml").write_text("epochs = 2")
+    assert place.defaults(data).epochs == 2
+
+
+@pytest.mark.parametrize("text", ["epohcs = 3", 'epochs = "three"', "epochs ="])
+def test_a_toolkit_toml_with_a_mistake_is_refused_by_name(place: Workspace, text: str) -> None:
+    (place.root / "toolkit.toml").write_text(text)
+    with pytest.raises(ToolkitError, match=r"toolkit\.toml cannot be used"):
+        place.defaults()

@@ -1,0 +1,55 @@
+"""``toolkit predict``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Split(str, Enum):
+    """Splits that predictions are made for."""
+
+    val = "val"
+    test = "test"
+
+
+def predict(
+    weights: Annotated[str, typer.Argument(help="A checkpoint; best.pt means the newest run's.")],
+    split: Annotated[Split, typer.Option(help="val is the development phase, test the testing phase.")],
+    out: Annotated[Path | None, typer.Option(help="Default: predictions-SPLIT.json in the run.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
+    imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 4,
+    conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.7,
+    max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
+    no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
+) -> None:
+    """Predict a split and write the challenge's JSON.
+
+    Example: [bold]toolkit predict best.pt --split test[/bold]
+    """
+    from toolkit import prediction, workspace
+
+    place = workspace.current()
+    checkpoint = place.weights(weights)
+    options = prediction.PredictionOptions(
+        imgsz=imgsz,
+        batch=batch,
+        device=device,
+        workers=workers,
+        conf=conf,
+        iou=iou,
+        max_det=max_det,
+        patches=not no_patches,
+    )
+    detections = prediction.predict(checkpoint, place.data_of(checkpoint, data), split.value, options)
+    run = place.run_of(checkpoint)
+    target = out or (run or place.root) / f"predictions-{split.value}.json"
+    detections.write(target)
+    typer.echo(target)

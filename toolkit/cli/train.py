@@ -1,0 +1,55 @@
+"""``toolkit train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files, prepared.")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint (.pt) or architecture (.yaml).")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Frames in a step.")] = None,
+    imgsz: Annotated[int | None, typer.Option(min=32, help="Side of the network's input, pixels.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 grey, 3 colour weights.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, 0, 0,1; default: the first GPU or the CPU.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or --name.")] = False,
+    no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
+) -> None:
+    """Train a detector on the prepared data.
+
+    Example: [bold]toolkit train --data data/ltdv2 --preset rx5600xt --name first[/bold]
+    """
+    from toolkit import console, workspace
+    from toolkit.training import session
+
+    options = session.Options(
+        data=data,
+        model=model,
+        preset=preset,
+        epochs=epochs,
+        batch=batch,
+        imgsz=imgsz,
+        device=device,
+        workers=workers,
+        name=name,
+        channels=channels,
+        seed=seed,
+        patches=not no_patches,
+    )
+    place = workspace.current()
+    plan = session.plan_resume(place, options) if resume else session.plan(place, options)
+    console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
+    best = session.train(plan)
+    typer.echo(best)

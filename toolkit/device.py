@@ -1,0 +1,83 @@
+"""The device that PyTorch works on: which one, with which patches, and where Ultralytics' words go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import patches.ultralytics
+import torch
+
+import patches
+from toolkit.errors import ToolkitError
+
+
+def resolve_device(flag: str | None) -> str:
+    """The device in Ultralytics' words: ``cpu``, ``0``, ``0,1``; without a flag the first GPU, else the CPU.
+
+    Raises:
+        ToolkitError: the flag names a GPU that is not there.
+    """
+    gpus = torch.cuda.device_count()
+    if not flag:
+        return "0" if gpus else "cpu"
+    flag = flag.removeprefix("cuda:")
+    if flag == "cpu":
+        return flag
+    wanted = flag.split(",")
+    if not all(part.isdecimal() and int(part) < gpus for part in wanted):
+        raise ToolkitError(
+            f"no device {flag}",
+            found=f"{gpus} GPU(s) that PyTorch {torch.__version__} can use",
+            expected="cpu, or GPU numbers such as 0 or 0,1",
+            fix="`toolkit doctor` says what this machine has",
+        )
+    return ",".join(wanted)
+
+
+def torch_device(device: str) -> torch.device:
+    """The (first) torch device of :func:`resolve_device`'s answer."""
+    return torch.device("cpu" if device == "cpu" else f"cuda:{device.split(',')[0]}")
+
+
+@contextmanager
+def running(device: str, *, patched: bool = True) -> Iterator[None]:
+    """Inside, convolutions on ``device`` go through the patches and Ultralytics is quiet and offline.
+
+    Args:
+        device: what :func:`resolve_device` returned.
+        patched: False leaves PyTorch and Ultralytics as they are, but for the logger and the fonts.
+    """
+    _log_to_stderr()
+    _provide_fonts()
+    if not patched:
+        yield
+        return
+    route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
+    with patches.enabled(torch_device(device).type, route=route), patches.ultralytics.applied():
+        yield
+
+
+def _log_to_stderr() -> None:
+    from ultralytics.utils import LOGGER
+
+    for handler in LOGGER.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+
+
+def _provide_fonts() -> None:
+    """Put a free font where Ultralytics looks for Arial, which it would fetch from the network otherwise."""
+    from matplotlib import get_data_path
+    from ultralytics.utils import USER_CONFIG_DIR
+
+    source = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+        target = Path(USER_CONFIG_DIR) / name
+        if not target.exists():
+            shutil.copyfile(source, target)
