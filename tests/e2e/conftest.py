@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from demo_run import Demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,39 +26,6 @@ def _hook(event, args):
 
 sys.addaudithook(_hook)
 """
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What ``scripts/demo`` left behind.
-
-    Attributes:
-        workspace: the folder that it ran in.
-        data: LTDv2 in small.
-        run: runs/demo.
-        output: what it printed.
-        network: every attempt to reach the network, a line each.
-        environment: variables for further commands in the same workspace.
-    """
-
-    workspace: Path
-    data: Path
-    run: Path
-    output: str
-    network: str
-    environment: dict[str, str]
-
-    def toolkit(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of the toolkit in the workspace."""
-        result = subprocess.run(
-            [sys.executable, "-m", "toolkit", *arguments],
-            cwd=self.workspace,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
-        assert not check or result.returncode == 0, result.stderr
-        return result
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Demo
+from demo_run import Demo
 
 pytestmark = pytest.mark.slow
 
