@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 import patches.ultralytics
@@ -53,22 +53,30 @@ def running(device: str, *, patched: bool = True) -> Iterator[None]:
         device: what :func:`resolve_device` returned.
         patched: False leaves PyTorch and Ultralytics as they are, but for the logger and the fonts.
     """
-    _log_to_stderr()
     _provide_fonts()
-    if not patched:
-        yield
-        return
-    route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
-    with patches.enabled(torch_device(device).type, route=route), patches.ultralytics.applied():
+    with ExitStack() as stack:
+        stack.enter_context(_output_to_stderr())
+        if patched:
+            route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
+            stack.enter_context(patches.enabled(torch_device(device).type, route=route))
+            stack.enter_context(patches.ultralytics.applied())
         yield
 
 
-def _log_to_stderr() -> None:
-    from ultralytics.utils import LOGGER
+@contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """Ultralytics prints its log and its bars on standard output, which belongs to results."""
+    from ultralytics.utils import LOGGER, tqdm
 
     for handler in LOGGER.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)
+    if not sys.stderr.isatty():
+        tqdm.is_noninteractive_console = lambda: (
+            True
+        )  # whole lines, one a minute, instead of carriage returns
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _provide_fonts() -> None:
