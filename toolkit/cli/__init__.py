@@ -13,6 +13,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli import dataset
+from toolkit.cli.doctor import doctor
 from toolkit.cli.predict import predict
 from toolkit.cli.train import train
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(dataset.app, name="dataset")
 app.command()(train)
 app.command()(predict)
+app.command()(doctor)
 
 
 def _version(value: bool) -> None:

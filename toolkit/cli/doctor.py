@@ -1,0 +1,56 @@
+"""``toolkit doctor``: what this machine is and what will work on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    sysfs: Annotated[
+        Path | None, typer.Option(help="Examine a recorded machine instead of this one.", metavar="DIR")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Record this machine into a folder.", metavar="DIR")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder that holds or will hold the dataset.")] = Path("data"),
+    imgsz: Annotated[int, typer.Option(help="Side of the training images, pixels.", min=32)] = 640,
+    timeout: Annotated[float, typer.Option(help="Seconds that each self-test may take.", min=1)] = 120.0,
+) -> None:
+    """Examine the card, its true architecture, driver, PyTorch, permissions and memory; recommend settings.
+
+    Exit status: 0 fine, 1 works with limits, 2 will not work.
+
+    Example: [bold]toolkit doctor --json | jq .recommendation[/bold]
+    """
+    import msgspec
+
+    from toolkit import console, machine
+    from toolkit.doctor import Verdict, examine
+
+    report = examine(sysfs or machine.SYSFS, data, imgsz, timeout)
+    if record is not None:
+        machine.record(record, msgspec.to_builtins(report.runtime))
+        console.note(f"recorded in {record}")
+    if as_json:
+        console.print_json(msgspec.to_builtins(report))
+        raise typer.Exit(report.verdict)
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    colour = {Verdict.FINE: "green", Verdict.LIMITS: "yellow", Verdict.FAILS: "red"}
+    table = Table("what", "verdict", "found", "what to do", title="this machine", title_justify="left")
+    for finding in report.findings:
+        words = f"[{colour[finding.verdict]}]{finding.verdict.words}[/]"
+        table.add_row(escape(finding.subject), words, escape(finding.found), escape(finding.advice))
+    console.out.print(table)
+    settings = Table("setting", "value", "why", title="recommended", title_justify="left")
+    for name, choice in msgspec.structs.asdict(report.recommendation).items():
+        settings.add_row(name, choice.value, escape(choice.reason))
+    console.out.print(settings)
+    console.out.print(f"[{colour[report.verdict]}]{report.verdict.words}[/]")
+    raise typer.Exit(report.verdict)

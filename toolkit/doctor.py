@@ -1,0 +1,465 @@
+"""What this machine is, what will work on it, and which settings fit it.
+
+:func:`diagnose` is a function of what was found (``toolkit.machine``, ``toolkit.runtime``, the routes'
+self-tests); :func:`examine` finds it. The verdicts of the findings add up to the exit code of
+``toolkit doctor``: 0 fine, 1 works with limits, 2 will not work.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+
+from toolkit import __version__, machine
+from toolkit.machine import Card, Machine
+from toolkit.runtime import Runtime, ask
+
+GIB = 1 << 30
+
+PROFILES = {
+    "gfx1010": "rdna1",
+    "gfx1011": "rdna1",
+    "gfx1012": "rdna1",
+    **dict.fromkeys(("gfx1030", "gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"), "rdna2"),
+    **dict.fromkeys(("gfx1100", "gfx1101", "gfx1102", "gfx1103"), "rdna3"),
+    **dict.fromkeys(("gfx1150", "gfx1151", "gfx1152", "gfx1153"), "rdna3"),
+    **dict.fromkeys(("gfx1200", "gfx1201"), "rdna4"),
+}
+"""Profile of ``docker/profiles`` by architecture."""
+
+NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
+"""Architectures on which Triton's buffer operations write nothing and report success."""
+
+VENDOR_ROUTES = frozenset({"vendor", "native"})
+"""Routes that are PyTorch's own kernels, with the vendor library and without."""
+
+MODEL_BYTES, IMAGE_BYTES = GIB // 4, GIB // 5
+"""GPU memory of a YOLOv8n training step at 640 px in fp32, vendor library off: a constant and a part for each
+image. Measured on an H100: 0.8, 3.1 and 6.1 GiB for 4, 16 and 32 images."""
+
+USABLE = 0.8
+"""Part of a card's memory to plan for: the desktop and the allocator's fragments take the rest."""
+
+WORKER_BYTES = GIB * 7 // 10
+"""RAM of a spawned loader worker that has imported torch and ultralytics."""
+
+PREFETCH = 2
+"""Batches that a loader worker keeps ready (PyTorch's default), each in shared memory."""
+
+PREPARE_BYTES = 3 * GIB
+"""RAM that ``toolkit dataset prepare`` may take on the full dataset."""
+
+DATASET_BYTES, RUN_BYTES = 52 * GIB, 2 * GIB
+"""Disk for LTDv2's four files with their index, and for a run's checkpoints and reports."""
+
+
+class Verdict(IntEnum):
+    """How bad a finding is; the number is the exit code."""
+
+    FINE = 0
+    LIMITS = 1
+    FAILS = 2
+
+    @property
+    def words(self) -> str:
+        """The verdict for people."""
+        return ("fine", "works with limits", "will not work")[self]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at: what it is, how it is, what was found, what to do about it."""
+
+    subject: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+class SelfTest(msgspec.Struct, frozen=True):
+    """Outcome of a convolution route's self-test on a device."""
+
+    route: str
+    device: str
+    passed: bool
+    reason: str
+    seconds: float
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A recommended setting and the reason for it."""
+
+    value: str
+    reason: str
+
+
+class Recommendation(msgspec.Struct, frozen=True):
+    """What to train with on this machine."""
+
+    profile: Choice
+    device: Choice
+    route: Choice
+    batch: Choice
+    workers: Choice
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything that ``toolkit doctor`` says."""
+
+    version: str
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    self_tests: tuple[SelfTest, ...]
+    recommendation: Recommendation
+    runtime: Runtime
+
+
+def examine(
+    sysfs: Path = machine.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = 120.0
+) -> Report:
+    """Examine this machine, or a recorded one.
+
+    Args:
+        sysfs: a folder that ``toolkit doctor --record`` wrote, or ``/sys``. Of a recorded machine the
+            runtime's answer is the recorded one, and no self-test runs.
+        data: folder whose disk will hold the dataset.
+        imgsz: side of the training images, pixels.
+        timeout: seconds that each child process may take.
+
+    Raises:
+        ToolkitError: the tree cannot be read.
+    """
+    found = machine.read(sysfs)
+    free = shutil.disk_usage(_existing(data)).free
+    if sysfs != machine.SYSFS:
+        recorded = found.surroundings.runtime
+        runtime = msgspec.convert(recorded, Runtime) if recorded is not None else Runtime()
+        return diagnose(found, runtime, (), free, imgsz)
+    return diagnose(found, ask(timeout), (), free, imgsz)
+
+
+def diagnose(
+    found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], disk_free: int, imgsz: int = 640
+) -> Report:
+    """Draw the conclusions from what was found.
+
+    Args:
+        disk_free: free bytes where the dataset is or will be.
+        imgsz: side of the training images, pixels.
+    """
+    recommendation = _recommend(found, runtime, self_tests, imgsz)
+    findings = (
+        *_cards(found, runtime),
+        *_permissions(found),
+        *_software(found, runtime),
+        *_vendor_library(found, runtime, self_tests),
+        *_self_tests(self_tests),
+        *_room(found, runtime, recommendation, disk_free, imgsz),
+    )
+    return Report(
+        version=__version__,
+        verdict=max(finding.verdict for finding in findings),
+        findings=findings,
+        self_tests=tuple(self_tests),
+        recommendation=recommendation,
+        runtime=runtime,
+    )
+
+
+def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
+    findings = []
+    for card in found.cards:
+        kind = "shared with the system" if card.integrated else "VRAM"
+        memory = f"{card.memory_bytes / GIB:.1f} GiB {kind}"
+        title = f"{card.arch} {card.name}".rstrip()
+        known = card.arch in PROFILES
+        findings.append(
+            Finding(
+                f"card {card.node}",
+                Verdict.FINE if known else Verdict.LIMITS,
+                f"{title}, {card.compute_units} compute units, {memory}, {card.render_node}",
+                "" if known else f"no container profile for {card.arch}: install AMD's PyTorch by hand",
+            )
+        )
+    if found.hidden_nodes:
+        findings.append(
+            Finding(
+                "card",
+                Verdict.FAILS,
+                f"{len(found.hidden_nodes)} GPU that the kernel hides from this process",
+                "start the container with --device /dev/kfd --device /dev/dri (toolkit container does)",
+            )
+        )
+    if not found.cards and not found.hidden_nodes:
+        if runtime.devices:
+            names = ", ".join(f"{device.name} ({device.arch})" for device in runtime.devices)
+            findings.append(Finding("card", Verdict.FINE, names))
+        else:
+            advice = "training runs on the CPU: good for trying things out"
+            findings.append(Finding("card", Verdict.LIMITS, "no GPU", advice))
+    return [*findings, *_architecture(found, runtime)]
+
+
+def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
+    if not found.cards:
+        return []
+    true = [card.arch for card in found.cards]
+    override = machine.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
+    reported = [device.arch for device in runtime.devices]
+    words = f"true {', '.join(true)}; runtime reports {', '.join(reported) or 'nothing'}"
+    words += f"; override to {override}" if override else "; no override"
+    verdict, advice = Verdict.FINE, ""
+    if override and any(arch != override for arch in true):
+        verdict = Verdict.LIMITS
+        advice = "an override adds no kernels: unset HSA_OVERRIDE_GFX_VERSION, except with the profile rocm52"
+    elif reported and sorted(reported) != sorted(true):
+        verdict = Verdict.LIMITS
+        advice = "some cards are hidden: see HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
+    return [Finding("architecture", verdict, words, advice)]
+
+
+def _permissions(found: Machine) -> list[Finding]:
+    if not found.cards:
+        return []
+    refused = []
+    for path in ("/dev/kfd", *(card.render_node for card in found.cards)):
+        node = found.device(path)
+        if node is None:
+            advice = f"load the driver; in a container pass --device {path}"
+            refused.append(Finding(path, Verdict.FAILS, "missing", advice))
+        elif not found.may_use(path):
+            name = found.surroundings.group_names.get(node.gid) or str(node.gid)
+            refused.append(
+                Finding(
+                    path,
+                    Verdict.FAILS,
+                    f"mode {node.mode:04o}, group {name}; this process is not in that group",
+                    f"sudo usermod -aG {name} $USER and log in again; in a container --group-add {node.gid}",
+                )
+            )
+    return refused or [Finding("devices", Verdict.FINE, "/dev/kfd and the render nodes can be opened")]
+
+
+def _software(found: Machine, runtime: Runtime) -> list[Finding]:
+    rocm = found.surroundings.rocm
+    driver = f"{found.driver or 'no amdgpu'}; ROCm {rocm or 'not under /opt/rocm'}"
+    findings = []
+    if found.cards:
+        findings.append(Finding("driver", Verdict.FINE if found.driver else Verdict.FAILS, driver))
+    if runtime.error:
+        return [*findings, Finding("torch", Verdict.FAILS, runtime.error, "make setup, or use a container")]
+    if not runtime.torch:
+        return [*findings, Finding("torch", Verdict.LIMITS, "not recorded")]
+    built = f"HIP {runtime.hip}" if runtime.hip else f"CUDA {runtime.cuda}" if runtime.cuda else "the CPU"
+    words = f"{runtime.torch} built for {built}, torchvision {runtime.torchvision or 'missing'}"
+    verdict, advice = Verdict.FINE, ""
+    if found.cards and not runtime.hip:
+        verdict, advice = Verdict.LIMITS, "this torch cannot use the card: use the container profile below"
+    elif found.cards and not runtime.devices:
+        verdict, advice = Verdict.FAILS, "torch sees no GPU: mend the devices above, or use the profile below"
+    elif not runtime.torchvision:
+        verdict, advice = Verdict.FAILS, "install the torchvision that belongs to this torch"
+    findings.append(Finding("torch", verdict, words, advice))
+    if found.cards and not runtime.triton:
+        findings.append(Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route"))
+    else:
+        findings.append(Finding("triton", Verdict.FINE, runtime.triton or "missing, and not needed"))
+    if any(card.arch in NO_BUFFER_STORES for card in found.cards):
+        value = found.surroundings.environment.get("AMDGCN_USE_BUFFER_OPS")
+        advice = "Triton's buffer stores write nothing on this card: unset it, toolkit then sets 0"
+        wrong = value not in (None, "0")
+        findings.append(
+            Finding(
+                "buffer operations",
+                Verdict.LIMITS if wrong else Verdict.FINE,
+                f"AMDGCN_USE_BUFFER_OPS={value}" if value else "switched off by patches",
+                advice if wrong else "",
+            )
+        )
+    return findings
+
+
+def _vendor_library(found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest]) -> Iterator[Finding]:
+    """MIOpen compiles for the true architecture; rocBLAS loads kernels of the one that is reported."""
+    if not runtime.hip:
+        return
+    override = machine.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
+    covered = any(test.passed and test.route not in VENDOR_ROUTES for test in self_tests)
+    for arch in dict.fromkeys(card.arch for card in found.cards):
+        if arch in runtime.kernel_databases:
+            yield Finding("MIOpen", Verdict.FINE, f"kernels for {arch}")
+        else:
+            verdict = Verdict.FINE if covered else Verdict.LIMITS
+            advice = "convolutions go by this project's routes; MIOpen stays off"
+            yield Finding("MIOpen", verdict, f"no kernels for {arch}", advice)
+        asked = override or arch
+        if asked in runtime.blas_databases:
+            yield Finding("rocBLAS", Verdict.FINE, f"kernels for {asked}")
+        else:
+            advice = "matrix products fail: only the triton route is left"
+            yield Finding("rocBLAS", Verdict.LIMITS, f"no kernels for {asked}", advice)
+
+
+def _self_tests(self_tests: Sequence[SelfTest]) -> list[Finding]:
+    return [
+        Finding(
+            f"route {test.route}",
+            Verdict.FINE if test.passed else Verdict.LIMITS,
+            f"self-test on {test.device} {'passed' if test.passed else 'failed: ' + test.reason}"
+            f" ({test.seconds:.1f} s)",
+            "" if test.passed else "this route is not used here",
+        )
+        for test in self_tests
+    ]
+
+
+def _room(
+    found: Machine, runtime: Runtime, recommendation: Recommendation, disk_free: int, imgsz: int
+) -> list[Finding]:
+    here = found.surroundings
+    batch, workers = int(recommendation.batch.value), int(recommendation.workers.value)
+    findings = []
+    card = _best(found)
+    if card is not None:
+        need = step_bytes(batch, imgsz)
+        free = card.memory_bytes - card.memory_used_bytes
+        findings.append(
+            _enough(
+                "GPU memory",
+                free,
+                need,
+                f"a batch of {batch} at {imgsz} px",
+                "close what uses the card, or lower --batch",
+            )
+        )
+    shared = loader_bytes(batch, max(workers, 1), imgsz)
+    findings.append(
+        _enough(
+            "shared memory",
+            here.shared_memory_bytes,
+            shared,
+            f"{max(workers, 1)} loader workers",
+            "give the container --shm-size 2g or --ipc host, or train with --workers 0",
+        )
+    )
+    findings.append(
+        _enough(
+            "RAM",
+            here.memory_free_bytes,
+            max(PREPARE_BYTES, 2 * GIB + workers * WORKER_BYTES),
+            "preparing and training on the full dataset",
+            "lower --workers, or use a subset of the data",
+        )
+    )
+    findings.append(
+        _enough(
+            "disk",
+            disk_free,
+            DATASET_BYTES + RUN_BYTES,
+            "the full dataset and a run",
+            "enough for samples and subsets only" if disk_free > RUN_BYTES else "free some space",
+        )
+    )
+    return findings
+
+
+def _enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
+    words = f"{have / GIB:.1f} GiB free; {purpose}: {need / GIB:.1f} GiB"
+    if have >= need:
+        return Finding(subject, Verdict.FINE, words)
+    return Finding(subject, Verdict.LIMITS, words, advice)
+
+
+def step_bytes(batch: int, imgsz: int) -> int:
+    """GPU memory that a YOLOv8n training step needs, bytes; an estimate (see :data:`IMAGE_BYTES`)."""
+    return MODEL_BYTES + int(batch * IMAGE_BYTES * (imgsz / 640) ** 2)
+
+
+def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
+    """Shared memory of the batches that the loader keeps ready: uint8, three channels."""
+    return PREFETCH * workers * batch * 3 * imgsz * imgsz
+
+
+def _best(found: Machine) -> Card | None:
+    known = [card for card in found.cards if card.arch in PROFILES] or list(found.cards)
+    return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
+
+
+def _recommend(
+    found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int
+) -> Recommendation:
+    card = _best(found)
+    profile = recommend_profile(card)
+    if card is None and not runtime.devices:
+        return Recommendation(
+            profile,
+            Choice("cpu", "no GPU"),
+            Choice("native", "PyTorch's own convolutions are the fastest on a CPU"),
+            Choice("4", "a step on a CPU takes seconds: small batches show progress"),
+            Choice("0", "one process reads images faster than a CPU trains on them"),
+        )
+    memory = card.memory_bytes if card else max(device.memory_bytes for device in runtime.devices)
+    batch = _batch(memory, imgsz)
+    index = found.cards.index(card) if card else 0
+    name = f"{card.arch} with {memory / GIB:.1f} GiB" if card else runtime.devices[0].name
+    return Recommendation(
+        profile,
+        Choice(str(index), name + (", the card with the most memory" if len(found.cards) > 1 else "")),
+        _route(card, runtime, self_tests),
+        batch,
+        _workers(found, int(batch.value), imgsz),
+    )
+
+
+def recommend_profile(card: Card | None) -> Choice:
+    """The profile of ``docker/profiles`` for a card; ``cpu`` without one."""
+    if card is None:
+        return Choice("cpu", "no AMD GPU in the kernel's topology")
+    if card.arch not in PROFILES:
+        return Choice("cpu", f"no profile holds kernels for {card.arch}")
+    return Choice(PROFILES[card.arch], f"AMD publishes a PyTorch with kernels for {card.arch}")
+
+
+def _route(card: Card | None, runtime: Runtime, self_tests: Sequence[SelfTest]) -> Choice:
+    passed = [test.route for test in self_tests if test.passed]
+    failed = [test.route for test in self_tests if not test.passed]
+    if not self_tests:
+        reason = "measured on the card in the first steps; not tested here: run doctor in the container"
+        return Choice("auto", reason)
+    if not passed:
+        return Choice("native", "every other route failed its self-test here")
+    if len(passed) == 1:
+        return Choice(passed[0], "the only route that passed its self-test here")
+    reason = f"passed their self-tests: {', '.join(passed)}; the fastest for each layer is measured"
+    return Choice("auto", reason + (f"; struck off: {', '.join(failed)}" if failed else ""))
+
+
+def _batch(memory: int, imgsz: int) -> Choice:
+    usable = int(memory * USABLE)
+    batch = next((size for size in (64, 32, 16, 8, 4, 2) if step_bytes(size, imgsz) <= usable), 1)
+    return Choice(
+        str(batch),
+        f"a step needs about {step_bytes(batch, imgsz) / GIB:.1f} of {usable / GIB:.1f} GiB usable"
+        f" (YOLOv8n, fp32, {imgsz} px; an estimate from another card)",
+    )
+
+
+def _workers(found: Machine, batch: int, imgsz: int) -> Choice:
+    here = found.surroundings
+    shared, free = here.shared_memory_bytes, here.memory_free_bytes
+    limits = {
+        "four keep up with a card of this class": 4,
+        f"{here.cpus} processors, one for the training process": here.cpus - 1,
+        f"{shared / GIB:.2f} GiB of shared memory": shared // loader_bytes(batch, 1, imgsz),
+        f"{free / GIB:.1f} GiB of free RAM": (free - 2 * GIB) // WORKER_BYTES,
+    }
+    reason = min(limits, key=lambda words: limits[words])
+    return Choice(str(max(limits[reason], 0)), reason)
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,305 @@
+"""What the kernel says about this machine: cards, their true architecture, devices, groups, memory.
+
+Nothing here asks the GPU runtime, whose answer ``HSA_OVERRIDE_GFX_VERSION`` changes. The sources are the
+KFD topology (``/sys/class/kfd/kfd/topology/nodes/*``; the meaning of its fields is in the kernel's
+``drivers/gpu/drm/amd/amdkfd/kfd_topology.c``) and the DRM nodes of amdgpu. A machine can be recorded into
+a folder and examined elsewhere: :func:`record` copies the files that :func:`read` looks at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+
+SYSFS = Path("/sys")
+RECORDED = "recorded.json"
+"""The file of a recorded tree that holds what the kernel's files do not: :class:`Surroundings`."""
+
+VARIABLES = (
+    "HSA_OVERRIDE_GFX_VERSION",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "AMDGCN_USE_BUFFER_OPS",
+    "TRITON_CACHE_DIR",
+    "MIOPEN_USER_DB_PATH",
+    "TOOLKIT_CONV_ROUTE",
+    "TOOLKIT_PROFILE",
+)
+"""Environment variables that change what a GPU does."""
+
+INTEGRATED = frozenset(
+    {"gfx902", "gfx90c", "gfx1033", "gfx1035", "gfx1036", "gfx1103"}
+    | {"gfx1150", "gfx1151", "gfx1152", "gfx1153"}
+)
+"""Architectures of processors with graphics (LLVM's AMDGPU processor table): they use the system's memory."""
+
+_CARD_FILES = (
+    "mem_info_vram_total",
+    "mem_info_vram_used",
+    "mem_info_gtt_total",
+    "gpu_busy_percent",
+)
+_PROPERTIES = "class/kfd/kfd/topology/nodes/*/properties"
+
+
+class DeviceNode(msgspec.Struct, frozen=True):
+    """A device file: its path, permission bits and owner."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+
+    def allows(self, uid: int, groups: frozenset[int]) -> bool:
+        """Whether a process with this user and these groups may read and write it."""
+        if uid == 0:
+            return True
+        if uid == self.uid:
+            return self.mode & 0o600 == 0o600
+        if self.gid in groups:
+            return self.mode & 0o060 == 0o060
+        return self.mode & 0o006 == 0o006
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What is not in ``/sys``.
+
+    Attributes:
+        devices: ``/dev/kfd`` and the render nodes that exist.
+        uid, groups: of this process.
+        group_names: names of the groups that own the devices, by number.
+        environment: those of :data:`VARIABLES` that are set.
+        cpus: processors that this process may use.
+        memory_bytes, memory_free_bytes: RAM, within the limit of the container if there is one.
+        shared_memory_bytes: size of ``/dev/shm``.
+        kernel: release of the kernel.
+        rocm: version of a ROCm installed under ``/opt/rocm``, or "".
+        runtime: what PyTorch reported when the machine was recorded (see ``toolkit.runtime``), or None.
+    """
+
+    devices: tuple[DeviceNode, ...] = ()
+    uid: int = 1000
+    groups: tuple[int, ...] = ()
+    group_names: dict[int, str] = {}
+    environment: dict[str, str] = {}
+    cpus: int = 1
+    memory_bytes: int = 0
+    memory_free_bytes: int = 0
+    shared_memory_bytes: int = 0
+    kernel: str = ""
+    rocm: str = ""
+    runtime: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """An AMD GPU as the kernel describes it.
+
+    Attributes:
+        node: number of its KFD topology node.
+        arch: LLVM's name of its architecture ("gfx1010"), from ``gfx_target_version``.
+        name: the kernel's name of the chip ("navi10"), or "".
+        render_node: path of its DRM render node.
+        memory_bytes: VRAM; for integrated graphics the larger of the carve-out and the GTT.
+        memory_used_bytes: VRAM in use, 0 when unknown.
+        compute_units: number of compute units.
+        integrated: whether it shares the system's memory.
+    """
+
+    node: int
+    arch: str
+    name: str
+    render_node: str
+    memory_bytes: int
+    memory_used_bytes: int
+    compute_units: int
+    integrated: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Cards, the nodes that the kernel hides from this process, the driver, and the surroundings."""
+
+    cards: tuple[Card, ...]
+    hidden_nodes: tuple[int, ...]
+    driver: str
+    surroundings: Surroundings
+
+    def may_use(self, path: str) -> bool:
+        """Whether this process may open the device file ``path`` for reading and writing."""
+        here = self.surroundings
+        found = self.device(path)
+        return found is not None and found.allows(here.uid, frozenset(here.groups))
+
+    def device(self, path: str) -> DeviceNode | None:
+        """The device file ``path``, or None when it does not exist."""
+        return next((node for node in self.surroundings.devices if node.path == path), None)
+
+
+def arch_name(version: int) -> str:
+    """LLVM's name for a ``gfx_target_version``: 100100 is "gfx1010", 90010 is "gfx90a"."""
+    major, minor, step = version // 10000, version // 100 % 100, version % 100
+    return f"gfx{major}{minor:x}{step:x}"
+
+
+def override_name(value: str) -> str:
+    """The architecture that ``HSA_OVERRIDE_GFX_VERSION=value`` makes the runtime report; "" if unset.
+
+    Raises:
+        ToolkitError: the value is not major.minor.step.
+    """
+    if not value:
+        return ""
+    try:
+        major, minor, step = (int(part) for part in value.split("."))
+    except ValueError:
+        raise ToolkitError(
+            "HSA_OVERRIDE_GFX_VERSION is malformed", repr(value), "three numbers such as 10.3.0", "unset it"
+        ) from None
+    return f"gfx{major}{minor:x}{step:x}"
+
+
+def read(sysfs: Path = SYSFS) -> Machine:
+    """Examine this machine, or the one recorded in the folder ``sysfs``.
+
+    Raises:
+        ToolkitError: ``sysfs`` is no folder, or its ``recorded.json`` is damaged.
+    """
+    if not sysfs.is_dir():
+        raise ToolkitError(f"cannot read {sysfs}", "no such folder", "a recorded tree", "check --sysfs")
+    cards, hidden = [], []
+    for path in sorted(sysfs.glob(_PROPERTIES), key=lambda path: int(path.parent.name)):
+        node = int(path.parent.name)
+        try:
+            properties = _properties(path)
+        except PermissionError:  # a device cgroup that does not include the card
+            hidden.append(node)
+            continue
+        if properties.get("simd_count", 0) and properties.get("gfx_target_version", 0):
+            cards.append(_card(sysfs, path.parent, node, properties))
+    surroundings = _surroundings() if sysfs == SYSFS else _recorded(sysfs / RECORDED)
+    driver = _text(sysfs / "module/amdgpu/version") or (
+        f"amdgpu of Linux {surroundings.kernel}" if (sysfs / "module/amdgpu").is_dir() else ""
+    )
+    return Machine(tuple(cards), tuple(hidden), driver, surroundings)
+
+
+def record(folder: Path, runtime: dict[str, Any] | None) -> None:
+    """Copy what :func:`read` looks at on this machine into ``folder``, for ``--sysfs`` and for tests.
+
+    Raises:
+        ToolkitError: the folder cannot be written.
+    """
+    patterns = (
+        _PROPERTIES,
+        "class/kfd/kfd/topology/nodes/*/name",
+        *(f"class/drm/renderD*/device/{name}" for name in _CARD_FILES),
+        "module/amdgpu/version",
+    )
+    for pattern in patterns:
+        for source in SYSFS.glob(pattern):
+            with replacing(folder / source.relative_to(SYSFS)) as path:
+                shutil.copyfile(source, path)  # contents only: the size that sysfs states is a page
+    surroundings = msgspec.structs.replace(_surroundings(), runtime=runtime)
+    with replacing(folder / RECORDED) as path:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(surroundings), indent=2) + b"\n")
+
+
+def _properties(path: Path) -> dict[str, int]:
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def _card(sysfs: Path, folder: Path, node: int, properties: dict[str, int]) -> Card:
+    arch = arch_name(properties["gfx_target_version"])
+    render = f"renderD{properties.get('drm_render_minor', 0)}"
+    total, used, gtt, _busy = (_number(sysfs / "class/drm" / render / "device" / n) for n in _CARD_FILES)
+    integrated = arch in INTEGRATED
+    return Card(
+        node=node,
+        arch=arch,
+        name=_text(folder / "name"),
+        render_node=f"/dev/dri/{render}",
+        memory_bytes=max(total, gtt) if integrated else total,
+        memory_used_bytes=used,
+        compute_units=properties["simd_count"] // max(properties.get("simd_per_cu", 2), 1),
+        integrated=integrated,
+    )
+
+
+def _recorded(path: Path) -> Surroundings:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Surroundings)
+    except FileNotFoundError:
+        return Surroundings()
+    except msgspec.DecodeError as error:
+        raise ToolkitError(f"cannot read {path}", str(error), "what --record wrote", "record again") from None
+
+
+def _surroundings() -> Surroundings:
+    devices = tuple(
+        DeviceNode(str(path), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+        for path in (Path("/dev/kfd"), *sorted(Path("/dev/dri").glob("renderD*")))
+        if path.exists()
+        for info in (path.stat(),)
+    )
+    total, free = memory()
+    return Surroundings(
+        devices=devices,
+        uid=os.geteuid(),
+        groups=tuple(sorted({*os.getgroups(), os.getegid()})),
+        group_names={node.gid: _group_name(node.gid) for node in devices},
+        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        memory_bytes=total,
+        memory_free_bytes=free,
+        shared_memory_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
+        kernel=os.uname().release,
+        rocm=_text(Path("/opt/rocm/.info/version")),
+    )
+
+
+def memory() -> tuple[int, int]:
+    """RAM in total and free for use, bytes, within the cgroup's limit when there is one."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    total, free = sizes["MemTotal"], sizes["MemAvailable"]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        most = _number(Path(limit))
+        if 0 < most < total:
+            total, free = most, min(free, most - _number(Path(used)))
+    return total, max(free, 0)
+
+
+def _group_name(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:  # a container does not know the names of the host's groups
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int:
+    text = _text(path)
+    return int(text) if text.isdigit() else 0

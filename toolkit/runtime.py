@@ -1,0 +1,114 @@
+"""What PyTorch reports on this machine, asked in a child process with a time limit.
+
+A broken driver makes ``import torch`` or the first question to the GPU hang or die; the child does that, not
+the caller. ``python -m toolkit.runtime`` is the child: it prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+
+class RuntimeDevice(msgspec.Struct, frozen=True):
+    """A GPU as PyTorch sees it: name, architecture ("gfx1030", "sm_90"), memory in bytes."""
+
+    name: str
+    arch: str
+    memory_bytes: int
+
+
+class Runtime(msgspec.Struct, frozen=True):
+    """What PyTorch says of itself and of the GPUs.
+
+    Attributes:
+        error: why nothing else is known ("" when all is well).
+        torch, torchvision, triton, ultralytics, numpy: versions, "" where absent.
+        hip, cuda: versions that torch was built for, "" where it was not.
+        devices: the GPUs.
+        kernel_databases: architectures for which MIOpen's files hold compiled kernels or tuned choices.
+        blas_databases: architectures for which rocBLAS has kernels.
+    """
+
+    error: str = ""
+    torch: str = ""
+    torchvision: str = ""
+    triton: str = ""
+    ultralytics: str = ""
+    numpy: str = ""
+    hip: str = ""
+    cuda: str = ""
+    devices: tuple[RuntimeDevice, ...] = ()
+    kernel_databases: tuple[str, ...] = ()
+    blas_databases: tuple[str, ...] = ()
+
+
+def ask(timeout: float = 60.0) -> Runtime:
+    """Ask PyTorch in a child process; a hang, a crash or a failed import becomes ``Runtime.error``.
+
+    Args:
+        timeout: seconds after which the child is killed.
+    """
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "toolkit.runtime"], capture_output=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Runtime(error=f"no answer from PyTorch within {timeout:.0f} s")
+    if child.returncode < 0:
+        return Runtime(error=f"PyTorch was killed by signal {-child.returncode}")
+    if child.returncode:
+        last = child.stderr.decode(errors="replace").strip().splitlines()
+        return Runtime(error=last[-1] if last else f"PyTorch ended with status {child.returncode}")
+    return msgspec.json.decode(child.stdout.splitlines()[-1], type=Runtime)
+
+
+def _examine() -> Runtime:
+    from importlib.metadata import distributions
+
+    import torch
+
+    versions = {found.metadata["Name"].lower(): found.version for found in distributions()}
+
+    def installed(*names: str) -> str:
+        return next((versions[name] for name in names if name in versions), "")
+
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        arch = getattr(found, "gcnArchName", "").split(":")[0] or f"sm_{found.major}{found.minor}"
+        devices.append(RuntimeDevice(found.name, arch, found.total_memory))
+    hip = torch.version.hip or ""
+    roots = _library_roots(Path(torch.__file__).parent) if hip else []
+    return Runtime(
+        torch=str(torch.__version__),
+        torchvision=installed("torchvision"),
+        triton=installed("triton", "pytorch-triton-rocm", "triton-rocm"),
+        ultralytics=installed("ultralytics-opencv-headless", "ultralytics"),
+        numpy=installed("numpy"),
+        hip=hip,
+        cuda=torch.version.cuda or "",
+        devices=tuple(devices),
+        kernel_databases=_architectures(roots, "share/miopen/db/gfx*"),
+        blas_databases=_architectures(roots, "lib/**/library/*gfx*"),
+    )
+
+
+def _library_roots(torch_folder: Path) -> list[Path]:
+    """Where ROCm's libraries may be: inside the torch wheel, AMD's SDK wheels beside it, and /opt/rocm."""
+    return [torch_folder, *sorted(torch_folder.parent.glob("_rocm_sdk*")), Path("/opt/rocm")]
+
+
+def _architectures(roots: list[Path], pattern: str) -> tuple[str, ...]:
+    # MIOpen appends the number of compute units, with or without "_": gfx90a68.db is gfx90a with 0x68.
+    name = re.compile(r"gfx(1[0-9a-f]{3}|[7-9][0-9a-f]{2})")
+    found = (name.search(path.name) for root in roots for path in root.glob(pattern))
+    return tuple(sorted({match.group() for match in found if match}))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(msgspec.json.encode(_examine()).decode() + "\n")
