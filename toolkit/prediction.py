@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from submission import Detections
 from toolkit import console
 from toolkit.device import resolve_device, running, torch_device
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
 from toolkit.errors import ToolkitError
 
 
@@ -73,9 +77,9 @@ def load_model(weights: Path, device: torch.device) -> torch.nn.Module:
     """
     from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
-    from toolkit.dataset.ultralytics import CLASS_NAMES
+    from toolkit.dataset.annotations import CATEGORIES
 
-    wanted = dict(enumerate(CLASS_NAMES))
+    wanted = {label - 1: name for label, name in CATEGORIES.items()}
     try:
         model, _ = load_checkpoint(weights, device=device, fuse=True)
     except Exception as error:  # torch.load raises whatever the bytes make it raise
@@ -98,7 +102,9 @@ def load_model(weights: Path, device: torch.device) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def _predict(weights: Path, frames: Any, split: str, device: str, options: PredictionOptions) -> Detections:
+def _predict(
+    weights: Path, frames: DatasetIndex, split: str, device: str, options: PredictionOptions
+) -> Detections:
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader
     from ultralytics.utils import ops
@@ -126,7 +132,8 @@ def _predict(weights: Path, frames: Any, split: str, device: str, options: Predi
         shuffle=False,
         device=target,
     )
-    found: list[np.ndarray] = [np.empty((0, 6))] * len(dataset)
+    image_ids = frames.split(split).image_ids
+    found: list[npt.NDArray[np.float64]] = [np.empty((0, 6))] * len(image_ids)
     with console.progress(f"predicting {split}", len(dataset), "frames") as advance:
         for batch in loader:
             images = batch["img"].to(target, non_blocking=True).float() / 255
@@ -147,7 +154,7 @@ def _predict(weights: Path, frames: Any, split: str, device: str, options: Predi
     loader.close()
     rows = np.concatenate(found) if found else np.empty((0, 6))
     return Detections(
-        image_ids=frames.split(split).image_ids,
+        image_ids=image_ids,
         offsets=np.concatenate(([0], np.cumsum([len(f) for f in found]))).astype(np.int64),
         boxes=rows[:, :4],
         scores=rows[:, 4],

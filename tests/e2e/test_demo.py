@@ -39,12 +39,12 @@ def test_the_loss_falls(demo: Demo) -> None:
 
 def test_training_beats_no_training(demo: Demo, tmp_path: Path) -> None:
     import torch
-    from toolkit.dataset.ultralytics import CLASS_NAMES
+    from toolkit.dataset.annotations import CATEGORIES
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     model = DetectionModel("yolov8n.yaml", ch=1, nc=4, verbose=False)
-    model.names = dict(enumerate(CLASS_NAMES))
+    model.names = {label - 1: name for label, name in CATEGORIES.items()}
     untrained = tmp_path / "untrained.pt"
     torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 192}}, untrained)
     demo.toolkit("evaluate", str(untrained), "--data", str(demo.data), "--out", str(tmp_path / "scores"))
