@@ -2,11 +2,126 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(help="LTDv2's files: sample, prepare, verify, export.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="Folder with the annotation files and the frames.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.callback()
 def _root() -> None:
     pass
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the dataset goes.")],
+    train: Annotated[int, typer.Option(help="Training images.")] = 320,
+    val: Annotated[int, typer.Option(help="Validation images.")] = 96,
+    test: Annotated[int, typer.Option(help="Test images, without annotations.")] = 64,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Draw a small synthetic dataset in LTDv2's own layout.
+
+    Example: [bold]toolkit dataset sample data/demo --train 320 --val 96[/bold]
+    """
+    from toolkit import console
+    from toolkit.dataset.sample import write_sample
+
+    if write_sample(folder, train, val, test, seed):
+        console.note(
+            f"wrote {train} + {val} + {test} images to {folder}; next: toolkit dataset prepare {folder}"
+        )
+    else:
+        console.note(f"{folder} already holds this sample: nothing to do")
+
+
+@app.command()
+def prepare(
+    folder: Folder,
+    drop_bad: Annotated[
+        bool, typer.Option("--drop-bad", help="Drop duplicates and unknown images or categories, and go on.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the index that training and evaluation read. Extracts nothing, copies nothing.
+
+    Example: [bold]toolkit dataset prepare data/LTDv2[/bold]
+    """
+    import msgspec
+
+    from toolkit import console
+    from toolkit.dataset.index import prepare as prepare_index
+
+    result = prepare_index(folder, drop_bad=drop_bad)
+    manifest = result.manifest
+    if as_json:
+        console.print_json({"unchanged": result.unchanged, **msgspec.to_builtins(manifest)})
+        return
+    if result.unchanged:
+        console.note(f"the index in {result.folder} is up to date: nothing to do")
+    for split, images in manifest.images.items():
+        console.note(
+            f"{split}: {images:,} images, {manifest.boxes[split]:,} boxes, {manifest.clips[split]:,} clips, "
+            f"{len(manifest.by_month[split])} months"
+        )
+    if manifest.unlisted_frames:
+        console.note(f"{manifest.unlisted_frames:,} frames are in no annotation file (ignored)")
+    for kind, count in manifest.discrepancies.items():
+        console.warn(f"{count:,} x {kind}, listed in {result.folder / 'discrepancies.jsonl'}")
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    deep: Annotated[bool, typer.Option("--deep", help="Read and decode every frame, compare CRCs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the frames against the index; list all bad ones; exit with 1 if there is one.
+
+    Example: [bold]toolkit dataset verify data/LTDv2 --deep[/bold]
+    """
+    import msgspec
+
+    from toolkit import console
+    from toolkit.dataset.index import load
+    from toolkit.dataset.verify import require_sound
+    from toolkit.dataset.verify import verify as verify_frames
+
+    result = verify_frames(load(folder), deep=deep)
+    if as_json:
+        console.print_json(msgspec.to_builtins(result))
+    else:
+        for bad in result.bad:
+            console.out.print(f"{bad.split}\t{bad.reason}", highlight=False, soft_wrap=True, markup=False)
+    require_sound(result)
+    console.note(f"{result.frames:,} frames checked{', all read and decoded' if deep else ''}: none is bad")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="Where the exported layout goes.")],
+    layout: Annotated[str, typer.Option("--format", help="Layout to write; yolo is the only one.")] = "yolo",
+    extract: Annotated[
+        bool, typer.Option("--extract", help="Write frames out of frames.zip as files (links cannot).")
+    ] = False,
+) -> None:
+    """Write Ultralytics' images/labels/data.yaml layout, for plain `yolo train`.
+
+    Example: [bold]toolkit dataset export data/LTDv2 --format yolo --out data/yolo --extract[/bold]
+    """
+    from toolkit import console
+    from toolkit.dataset.export import export_yolo
+    from toolkit.dataset.index import load
+    from toolkit.errors import ToolkitError
+
+    if layout != "yolo":
+        raise ToolkitError(f"no export format named {layout}", expected="yolo")
+    written = export_yolo(load(folder), out, extract=extract)
+    console.note(f"wrote {written}; next: yolo train data={written}")

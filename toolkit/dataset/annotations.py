@@ -1,0 +1,248 @@
+"""LTDv2's annotation files, COCO format, as columns.
+
+The files are large (Train.json is about 1 GB), so no list of a million objects is ever made: the file is
+mapped, its top level is skimmed once, and the two long arrays are decoded in pieces of a few megabytes.
+Image ids have 17 digits and stay Python and numpy integers throughout; a double would corrupt them.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.errors import ToolkitError
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+
+PIECE_BYTES = 8 << 20
+"""Bytes of an array decoded at a time: 8 MiB of annotations are about 40,000 objects, 20 MB decoded."""
+
+CATEGORIES = {1: "person", 2: "bicycle", 3: "motorcycle", 4: "vehicle"}
+"""The challenge's labels. LTDv2's files list a fifth category, 0 background, which no box may have."""
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: Id
+    file_name: str
+    width: Size
+    height: Size
+    date_captured: str | int | float | None = None
+    meta: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: Id
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    id: int | None = None
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _File(msgspec.Struct):
+    images: msgspec.Raw
+    annotations: msgspec.Raw = msgspec.Raw(b"[]")
+    categories: list[_Category] = []
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """One COCO file as columns, in the file's order, nothing dropped.
+
+    Attributes:
+        image_ids: (images,) int64.
+        file_names: path of each frame below the data folder, ``frames/20200514/clip_22_2307/image_0015.jpg``.
+        widths, heights: (images,) int32, pixels.
+        dates: ``date_captured`` as text, empty where the file has none.
+        metas: the weather dictionary of each image as JSON text.
+        annotation_ids: (boxes,) int64, -1 where the file gives none.
+        box_image_ids: (boxes,) int64, the image that each box belongs to.
+        boxes: (boxes, 4) float64, COCO's x, y, width, height in pixels, exactly as written.
+        labels: (boxes,) int64, the category ids as written.
+    """
+
+    path: Path
+    image_ids: npt.NDArray[np.int64]
+    file_names: list[str]
+    widths: npt.NDArray[np.int32]
+    heights: npt.NDArray[np.int32]
+    dates: list[str]
+    metas: list[str]
+    annotation_ids: npt.NDArray[np.int64]
+    box_image_ids: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int64]
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read a COCO annotation file.
+
+    Raises:
+        ToolkitError: the file is missing, cut off, no JSON, no COCO file, names other categories than the
+            challenge's, or has an id that is not an integer.
+    """
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                raise _not_readable(path, "an empty file")
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot read {path}",
+            found=error.strerror or str(error),
+            expected="an annotation file of LTDv2 (COCO format)",
+            fix="download it: toolkit dataset download DIR",
+        ) from error
+    top = _decode(path, msgspec.json.Decoder(_File), content, "")
+    _check_categories(path, top.categories)
+
+    image_ids: list[int] = []
+    widths: list[int] = []
+    heights: list[int] = []
+    names: list[str] = []
+    dates: list[str] = []
+    metas: list[str] = []
+    for images in _Pieces(path, top.images, _Image, "images"):
+        for image in images:
+            image_ids.append(image.id)
+            names.append(image.file_name)
+            widths.append(image.width)
+            heights.append(image.height)
+            dates.append("" if image.date_captured is None else str(image.date_captured))
+            metas.append(bytes(image.meta).decode())
+
+    columns: list[tuple[npt.NDArray[Any], ...]] = [_box_columns([])]
+    columns += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
+    annotation_ids, box_image_ids, labels, boxes = (
+        np.concatenate(column) for column in zip(*columns, strict=True)
+    )
+    return Annotations(
+        path=path,
+        image_ids=np.array(image_ids, np.int64),
+        file_names=names,
+        widths=np.array(widths, np.int32),
+        heights=np.array(heights, np.int32),
+        dates=dates,
+        metas=metas,
+        annotation_ids=annotation_ids,
+        box_image_ids=box_image_ids,
+        boxes=boxes,
+        labels=labels,
+    )
+
+
+def _box_columns(piece: list[_Annotation]) -> tuple[npt.NDArray[Any], ...]:
+    n = len(piece)
+    return (
+        np.fromiter((-1 if a.id is None else a.id for a in piece), np.int64, n),
+        np.fromiter((a.image_id for a in piece), np.int64, n),
+        np.fromiter((a.category_id for a in piece), np.int64, n),
+        np.fromiter((v for a in piece for v in a.bbox), np.float64, 4 * n).reshape(n, 4),
+    )
+
+
+class _Pieces(Generic[S]):
+    """Decode a long JSON array in pieces of about :data:`PIECE_BYTES`, without a scanner of our own.
+
+    A piece is cut after a ``}`` that a comma and a ``{`` follow. Such a place may lie inside a string or a
+    nested array; the piece is then no complete JSON array, decoding it fails, and the next place is tried:
+    a cut that decodes is always a true one.
+    """
+
+    def __init__(self, path: Path, array: msgspec.Raw, item: type[S], name: str) -> None:
+        self.path, self.name = path, name
+        self.array = memoryview(array)
+        self.decoder: msgspec.json.Decoder[list[S]] = msgspec.json.Decoder(list[item])  # type: ignore[valid-type]
+
+    def __iter__(self) -> Iterator[list[S]]:
+        body = self.array[1:-1]
+        if bytes(self.array[:1]) != b"[":
+            _decode(self.path, self.decoder, self.array, self.name)
+        start, end = 0, PIECE_BYTES
+        while start < len(body):
+            cut = _next_cut(body, end)
+            piece = b"[%b]" % bytes(body[start:cut])
+            try:
+                items = self.decoder.decode(piece)
+            except msgspec.DecodeError as error:
+                if cut < len(body) and not isinstance(error, msgspec.ValidationError):
+                    end = cut + 1
+                    continue
+                raise _refusal(self.path, error, self.name) from error
+            yield items
+            start, end = cut + 1, cut + PIECE_BYTES
+
+
+def _next_cut(body: memoryview, start: int) -> int:
+    """Index of the first comma at or after ``start`` that stands between ``}`` and ``{``, or the end."""
+    window = 1 << 16
+    while start < len(body):
+        text = bytes(body[start : start + window])
+        at = text.find(b"}")
+        while at >= 0:
+            after = text[at + 1 : at + 65].lstrip()
+            if after[:1] == b"," and after[1:].lstrip()[:1] == b"{":
+                return start + text.index(b",", at)
+            at = text.find(b"}", at + 1)
+        # The overlap keeps a boundary that straddles two windows.
+        start += window - 128 if start + window < len(body) else window
+    return len(body)
+
+
+def _decode(path: Path, decoder: msgspec.json.Decoder[Any], content: Any, where: str) -> Any:
+    try:
+        return decoder.decode(content)
+    except msgspec.DecodeError as error:
+        raise _refusal(path, error, where) from error
+
+
+def _refusal(path: Path, error: msgspec.DecodeError, where: str) -> ToolkitError:
+    text = str(error)
+    if isinstance(error, msgspec.ValidationError):
+        place = text.rpartition(" - at ")[2].strip("`") if " - at " in text else ""
+        if place.endswith(("id", "image_id")) and ("`float`" in text or "`str`" in text):
+            kind = "a decimal number" if "`float`" in text else "text"
+            return ToolkitError(
+                f"{path} has an id that is not an integer ({where}, {place})",
+                found=kind,
+                expected="integers of 17 digits: they exceed 2**53, so a program that kept them as decimal "
+                "numbers has already changed them",
+                fix="use the original file; toolkit dataset download DIR fetches it",
+            )
+        return ToolkitError(f"{path} is no COCO annotation file", found=f"{text} ({where or 'top level'})")
+    if "truncated" in text:
+        return _not_readable(path, "the end of the file in the middle of the JSON text")
+    return _not_readable(path, text)
+
+
+def _not_readable(path: Path, found: str) -> ToolkitError:
+    return ToolkitError(
+        f"{path} is cut off or damaged",
+        found=found,
+        expected="a complete JSON object with images and annotations",
+        fix="download it again: toolkit dataset download DIR",
+    )
+
+
+def _check_categories(path: Path, categories: list[_Category]) -> None:
+    found = {c.id: c.name for c in categories}
+    wrong = {i: name for i, name in found.items() if i in CATEGORIES and name.lower() != CATEGORIES[i]}
+    if wrong:
+        raise ToolkitError(
+            f"{path} names the categories differently",
+            found=", ".join(f"{i} {name}" for i, name in wrong.items()),
+            expected=", ".join(f"{i} {name}" for i, name in CATEGORIES.items()),
+        )

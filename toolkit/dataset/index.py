@@ -1,0 +1,520 @@
+"""The index: one Parquet file that says what is in LTDv2 and where each frame's bytes are.
+
+``prepare`` reads the annotation files and the archive's directory and writes it; nothing is extracted or
+copied. ``load`` opens it; a :class:`Split` reads the columns that are asked for and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from toolkit import console
+from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
+from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, read_directory
+from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SplitName = Literal["train", "val", "test"]
+
+FILES: dict[SplitName, str] = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
+"""LTDv2's annotation file of each split."""
+
+FORMAT = 1
+"""Version of the index. Part of the fingerprint: an index of another version is made anew."""
+
+MONTH_DIGITS = 10**11
+"""An id of 17 digits divided by this leaves its first six, YYYYMM. Nothing else is read from an id."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What an index was made from and what is in it (``manifest.json``).
+
+    Attributes:
+        fingerprint: hash of names, sizes and times of the inputs, and of the options.
+        index: name of the Parquet file beside the manifest.
+        frames: "frames.zip" or "frames", what the frames are read from.
+        images, boxes, by_month, by_class: counts by split; months as YYYYMM, classes by name.
+        clips: number of clips by split.
+        unlisted_frames: frames that no annotation file mentions; normal in LTDv2.
+        discrepancies: count of each kind; the list itself is ``discrepancies.jsonl``.
+    """
+
+    fingerprint: str
+    index: str
+    frames: str
+    images: dict[str, int]
+    boxes: dict[str, int]
+    clips: dict[str, int]
+    by_month: dict[str, dict[str, int]]
+    by_class: dict[str, dict[str, int]]
+    unlisted_frames: int
+    discrepancies: dict[str, int]
+
+
+class Discrepancy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing in the inputs that is not as it should be (a line of ``discrepancies.jsonl``)."""
+
+    kind: str
+    file: str
+    frame: str = ""
+    image_id: str = ""
+    annotation_id: str = ""
+    detail: str = ""
+
+
+REFUSED = ("duplicate image id", "duplicate frame", "unknown image", "unknown category")
+"""Kinds that mean a wrong or damaged file: ``prepare`` refuses them unless told to drop them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` did. ``unchanged`` is true when the index was already that of these inputs."""
+
+    folder: Path
+    manifest: Manifest
+    unchanged: bool
+
+
+def prepared_folder(data: Path) -> Path:
+    """Where the index of a data folder lives: inside it, or in the user's cache if that cannot be written."""
+    inside = data / "prepared"
+    if os.access(inside if inside.is_dir() else data, os.W_OK):
+        return inside
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    outside = cache / "ltdv2-toolkit" / hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]
+    return inside if (inside / "manifest.json").is_file() and not outside.is_dir() else outside
+
+
+def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
+    """Write the index of the dataset in ``data``.
+
+    Args:
+        data: folder with Train.json, Valid.json, TestNoLabels.json (at least one of them) and frames.zip or
+            frames/.
+        drop_bad: drop images and boxes of the kinds in :data:`REFUSED` instead of refusing the files.
+
+    Raises:
+        ToolkitError: a file is missing, damaged or unsafe, or contradicts itself. The index stays as it was.
+    """
+    data = Path(data)
+    sources = {split: data / name for split, name in FILES.items() if (data / name).exists()}
+    if not sources:
+        raise ToolkitError(
+            f"{data} has no annotation files",
+            expected=" ".join(FILES.values()),
+            fix="toolkit dataset download DIR fetches LTDv2, toolkit dataset sample DIR draws a small one",
+        )
+    archive = _frames_of(data)
+    folder = prepared_folder(data)
+    fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
+    with suppress(ToolkitError):
+        manifest = read_manifest(folder)
+        if manifest.fingerprint == fingerprint and (folder / manifest.index).is_file():
+            return Prepared(folder, manifest, unchanged=True)
+    if folder.parent != data:
+        console.note(f"{data} cannot be written: the index goes to {folder}")
+
+    log = _Log()
+    tables = []
+    for split, path in sources.items():
+        console.note(f"reading {path.name}")
+        tables.append(_table(split, read_annotations(path), log))
+    console.note(f"reading the directory of {archive.name}")
+    images, unlisted = _locate(tables, archive, log)
+    refused = {kind: n for kind, n in log.counts.items() if kind in REFUSED}
+    if refused and not drop_bad:
+        listing = folder / "refused.jsonl"
+        log.write(listing)
+        raise ToolkitError(
+            f"the annotation files of {data} contradict themselves",
+            found=", ".join(f"{n:,} x {kind}" for kind, n in refused.items()) + f" (listed in {listing})",
+            expected="each image once, and boxes of known images and categories",
+            fix="download the files again, or drop these entries: toolkit dataset prepare --drop-bad",
+        )
+
+    manifest = _summary(images, fingerprint, archive.name, unlisted, log)
+    with replacing(folder / manifest.index) as temporary:
+        images.write_parquet(temporary, compression="zstd", row_group_size=65_536)
+    log.write(folder / "discrepancies.jsonl")
+    with replacing(folder / "manifest.json") as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    # The manifest above is the commit; whatever it does not name is an older index.
+    for old in folder.glob("index-*.parquet"):
+        if old.name != manifest.index:
+            old.unlink(missing_ok=True)
+    (folder / "refused.jsonl").unlink(missing_ok=True)
+    return Prepared(folder, manifest, unchanged=False)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``manifest.json``. Raises ToolkitError when it is missing or of another version."""
+    try:
+        return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ToolkitError(
+            f"{folder} holds no index", found=str(error), fix=f"toolkit dataset prepare {folder.parent}"
+        ) from error
+
+
+def load(data: Path) -> DatasetIndex:
+    """Open the index of a data folder. Raises ToolkitError when ``prepare`` has not run."""
+    data = Path(data)
+    if not data.is_dir():
+        raise ToolkitError(f"{data} is no folder", fix="toolkit dataset sample DIR draws a small dataset")
+    folder = prepared_folder(data)
+    try:
+        manifest = read_manifest(folder)
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"{data} is not prepared", found=error.found, fix=f"toolkit dataset prepare {data}"
+        ) from error
+    return DatasetIndex(data, folder / manifest.index, manifest)
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """An opened index. Attributes: the data folder, the Parquet file, the manifest."""
+
+    data: Path
+    path: Path
+    manifest: Manifest
+
+    def split(self, name: str) -> Split:
+        """The split ``train``, ``val`` or ``test``. Raises ToolkitError if there is none."""
+        if name not in FILES:
+            raise ToolkitError(f"no split named {name}", expected="train, val or test")
+        if not self.manifest.images.get(name):
+            raise ToolkitError(
+                f"{self.data} has no {name} split",
+                expected=str(self.data / FILES[name]),
+            )
+        return Split(self, name)
+
+
+class Split:
+    """One split, in the order of the archive. Columns are read on first use; rows agree between columns.
+
+    Boxes are the file's, in float64, neither rounded nor clipped: scoring sees exactly what was written.
+    """
+
+    def __init__(self, index: DatasetIndex, name: str) -> None:
+        self.index, self.name = index, name
+
+    def __len__(self) -> int:
+        return self.index.manifest.images[self.name]
+
+    def table(self, *columns: str) -> pl.DataFrame:
+        """Columns of the Parquet file for this split."""
+        import polars as pl
+
+        scan = pl.scan_parquet(self.index.path).filter(pl.col("split") == self.name)
+        return scan.select(*columns).collect()
+
+    def _numpy(self, column: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = self.table(column).to_series().to_numpy()
+        return values.astype(dtype)
+
+    @cached_property
+    def image_ids(self) -> npt.NDArray[np.int64]:
+        """(images,) int64, 17-digit ids."""
+        return self._numpy("image_id", np.int64)
+
+    @cached_property
+    def months(self) -> npt.NDArray[np.int32]:
+        """(images,) int32, YYYYMM."""
+        return self._numpy("month", np.int32)
+
+    @cached_property
+    def file_names(self) -> npt.NDArray[np.bytes_]:
+        """(images,) UTF-8 bytes of fixed width: LTDv2's paths, ``frames/<day>/<clip>/<image>.jpg``."""
+        return self._numpy("file_name", np.bytes_)
+
+    @cached_property
+    def clips(self) -> npt.NDArray[np.str_]:
+        """(images,) the folder of each frame below ``frames/``, ``20200514/clip_22_2307``."""
+        return self._numpy("clip", np.str_)
+
+    @cached_property
+    def dates(self) -> npt.NDArray[np.str_]:
+        """(images,) ``date_captured`` as text, empty where unknown."""
+        return self._numpy("date", np.str_)
+
+    @cached_property
+    def widths(self) -> npt.NDArray[np.int32]:
+        """(images,) int32, pixels."""
+        return self._numpy("width", np.int32)
+
+    @cached_property
+    def heights(self) -> npt.NDArray[np.int32]:
+        """(images,) int32, pixels."""
+        return self._numpy("height", np.int32)
+
+    @cached_property
+    def box_offsets(self) -> npt.NDArray[np.int64]:
+        """(images + 1,) int64: image ``i`` owns rows ``box_offsets[i]:box_offsets[i + 1]`` of the boxes."""
+        import polars as pl
+
+        counts = self.table("label").select(pl.col("label").list.len()).to_series().to_numpy()
+        return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+
+    @cached_property
+    def boxes(self) -> npt.NDArray[np.float64]:
+        """(boxes, 4) float64, corners x1, y1, x2, y2 in absolute pixels, x2 = x + width as float64."""
+        table = self.table("x1", "y1", "x2", "y2").explode("x1", "y1", "x2", "y2").drop_nulls()
+        return np.ascontiguousarray(table.to_numpy().astype(np.float64).reshape(-1, 4))
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(boxes,) int64, 1 person, 2 bicycle, 3 motorcycle, 4 vehicle."""
+        return self.table("label").explode("label").drop_nulls().to_series().to_numpy().astype(np.int64)
+
+    def meta(self) -> pl.DataFrame:
+        """The weather numbers of each image, one column a key; null where an image lacks it."""
+        import polars as pl
+
+        texts = self.table("meta").to_series()
+        rows = [msgspec.json.decode(text) for text in texts]
+        return pl.DataFrame(rows, infer_schema_length=None) if any(rows) else pl.DataFrame()
+
+    def frames(self) -> Frames:
+        """The frames of this split, row for row."""
+        if self.index.manifest.frames == "frames":
+            return FolderFrames(self.index.data, self.file_names)
+        return ZipFrames(
+            self.index.data / self.index.manifest.frames,
+            Members(
+                names=self._numpy("member", np.bytes_),
+                offsets=self._numpy("offset", np.int64),
+                sizes=self._numpy("size", np.int64),
+                raw_sizes=self._numpy("raw_size", np.int64),
+                methods=self._numpy("method", np.uint8),
+                crcs=self._numpy("crc", np.int64),
+            ),
+        )
+
+    @cached_property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """(images,) whether the frame exists in the archive or the folder."""
+        return self._numpy("offset", np.int64) >= 0
+
+
+class _Log:
+    """Discrepancies, counted and kept."""
+
+    def __init__(self) -> None:
+        self.items: list[Discrepancy] = []
+        self.counts: dict[str, int] = {}
+
+    def add(self, items: Iterable[Discrepancy]) -> None:
+        for item in items:
+            self.items.append(item)
+            self.counts[item.kind] = self.counts.get(item.kind, 0) + 1
+
+    def write(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(msgspec.json.Encoder().encode_lines(self.items))
+
+
+def _frames_of(data: Path) -> Path:
+    for name in ("frames.zip", "frames"):
+        if (data / name).exists():
+            return data / name
+    raise ToolkitError(
+        f"{data} has no frames",
+        expected="frames.zip or frames/",
+        fix="toolkit dataset download DIR fetches them",
+    )
+
+
+def _fingerprint(paths: list[Path], drop_bad: bool) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {drop_bad}".encode())
+    for path in paths:
+        # Of a folder the days and clips are looked at, not the million files below them.
+        for item in [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))] if path.is_dir() else [path]:
+            stat = item.stat()
+            size = 0 if item.is_dir() else stat.st_size
+            digest.update(f"{item.relative_to(path.parent)}\0{size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFrame:
+    """Images of one file with their boxes as list columns; discrepancies logged, refused rows left out."""
+    import polars as pl
+
+    a, file = annotations, annotations.path.name
+    images = pl.DataFrame(
+        {
+            "image_id": a.image_ids,
+            "file_name": a.file_names,
+            "width": a.widths,
+            "height": a.heights,
+            "date": a.dates,
+            "meta": a.metas,
+        },
+        schema_overrides={"file_name": pl.String, "date": pl.String, "meta": pl.String},
+    ).with_columns(
+        pl.lit(split).alias("split"),
+        (pl.col("image_id") // MONTH_DIGITS).cast(pl.Int32).alias("month"),
+        pl.col("file_name").str.replace(r"^frames/", "").str.replace(r"/?[^/]*$", "").alias("clip"),
+    )
+    images = _once(images, "image_id", "duplicate image id", file, log)
+    images = _once(images, "file_name", "duplicate frame", file, log)
+
+    ids = images["image_id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    at = np.searchsorted(ids, a.box_image_ids, sorter=order).clip(max=max(len(ids) - 1, 0))
+    known = ids[order[at]] == a.box_image_ids if len(ids) else np.zeros(len(a.labels), bool)
+    labelled = np.isin(a.labels, list(CATEGORIES))
+
+    def report(kind: str, rows: npt.NDArray[np.bool_], detail: bool = True) -> None:
+        log.add(
+            Discrepancy(
+                kind,
+                file,
+                image_id=str(a.box_image_ids[i]),
+                annotation_id=str(a.annotation_ids[i]) if a.annotation_ids[i] >= 0 else "",
+                detail=f"box {a.boxes[i].tolist()}" if detail else f"category {a.labels[i]}",
+            )
+            for i in np.flatnonzero(rows).tolist()
+        )
+
+    report("unknown image", ~known)
+    report("unknown category", ~labelled, detail=False)
+    good = known & labelled
+    given = np.flatnonzero(good & (a.annotation_ids >= 0))
+    first = np.unique(a.annotation_ids[given], return_index=True)[1]
+    twice = np.zeros(len(good), bool)
+    twice[np.delete(given, first)] = True
+    report("duplicate annotation id", twice)
+
+    x1, y1, w, h = a.boxes.T
+    x2, y2 = x1 + w, y1 + h
+    row = order[at] if len(ids) else at
+    widths, heights = (images[c].to_numpy()[row] if len(ids) else row for c in ("width", "height"))
+    empty = (w <= 0) | (h <= 0)
+    report("box without area", good & empty)
+    report("box outside its frame", good & ~empty & ((x1 < 0) | (y1 < 0) | (x2 > widths) | (y2 > heights)))
+    boxes = (
+        pl.DataFrame(
+            {
+                "image_id": a.box_image_ids[good],
+                "x1": x1[good],
+                "y1": y1[good],
+                "x2": x2[good],
+                "y2": y2[good],
+                "label": a.labels[good].astype(np.uint8),
+            }
+        )
+        .group_by("image_id", maintain_order=True)
+        .agg("x1", "y1", "x2", "y2", "label")
+    )
+    columns = ("x1", "y1", "x2", "y2", "label")
+    return images.join(boxes, on="image_id", how="left", maintain_order="left").with_columns(
+        pl.col(c).fill_null([]) for c in columns
+    )
+
+
+def _once(images: pl.DataFrame, column: str, kind: str, file: str, log: _Log) -> pl.DataFrame:
+    """Drop and log every row whose value of ``column`` an earlier row has."""
+    import polars as pl
+
+    first = pl.col(column).is_first_distinct()
+    twice = images.filter(~first)
+    log.add(
+        Discrepancy(kind, file, frame=name, image_id=str(number))
+        for name, number in twice.select("file_name", "image_id").iter_rows()
+    )
+    return images.filter(first) if len(twice) else images
+
+
+def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.DataFrame, int]:
+    """All splits in the order of the frames' bytes, with where those are; the number of unlisted frames."""
+    import polars as pl
+
+    images = pl.concat(tables)
+    images = _once(images, "image_id", "duplicate image id", "two of the annotation files", log)
+    if archive.is_dir():
+        names = sorted(p.relative_to(archive.parent).as_posix() for p in archive.glob("**/*") if p.is_file())
+        n = len(names)
+        members = Members(
+            np.array(names, np.bytes_),
+            *(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64)),
+            *(np.zeros(n, np.uint8), np.zeros(n, np.int64)),
+        )
+    else:
+        members = read_directory(archive)
+        names = [name.decode(errors="replace") for name in members.names.tolist()]
+    where = pl.DataFrame(
+        {
+            "member": names,
+            "offset": members.offsets,
+            "size": members.sizes,
+            "raw_size": members.raw_sizes,
+            "method": members.methods,
+            "crc": members.crcs.astype(np.uint32),
+        },
+        schema_overrides={"member": pl.String},
+    ).with_columns(("frames/" + pl.col("member").str.replace(r"^(.*/)?frames/", "")).alias("file_name"))
+    where = where.unique("file_name", keep="first", maintain_order=True)
+    located = images.join(where, on="file_name", how="left").with_columns(
+        pl.col("member").fill_null(pl.col("file_name")),
+        pl.col("offset").fill_null(-1),
+        *(pl.col(c).fill_null(0) for c in ("size", "raw_size", "method", "crc")),
+    )
+    missing = located.filter(pl.col("offset") < 0)
+    if len(missing) == len(located):
+        raise ToolkitError(
+            f"{archive} holds none of the frames",
+            found=f"members such as {names[0]}" if names else "no files",
+            expected=f"paths such as {images['file_name'][0]}"
+            if len(images)
+            else "images in the annotations",
+        )
+    for split, name, number in missing.select("split", "file_name", "image_id").iter_rows():
+        log.add([Discrepancy("frame missing", FILES[split], frame=name, image_id=str(number))])
+    unlisted = len(where) - (len(located) - len(missing))
+    return located.sort("offset", maintain_order=True), unlisted
+
+
+def _summary(images: pl.DataFrame, fingerprint: str, frames: str, unlisted: int, log: _Log) -> Manifest:
+    import polars as pl
+
+    by_split = images.group_by("split").agg(
+        pl.len().alias("images"), pl.col("label").list.len().sum().alias("boxes"), pl.col("clip").n_unique()
+    )
+    months = images.group_by("split", "month").len().sort("month").iter_rows()
+    classes = images.select("split", "label").explode("label").drop_nulls().group_by("split", "label").len()
+    by_month: dict[str, dict[str, int]] = {}
+    by_class: dict[str, dict[str, int]] = {}
+    for split, month, n in months:
+        by_month.setdefault(split, {})[str(month)] = n
+    for split, label, n in classes.sort("label").iter_rows():
+        by_class.setdefault(split, {})[CATEGORIES[label]] = n
+    counts = {row["split"]: row for row in by_split.iter_rows(named=True)}
+    order = [split for split in FILES if split in counts]
+    return Manifest(
+        fingerprint=fingerprint,
+        index=f"index-{fingerprint[:12]}.parquet",
+        frames=frames,
+        images={s: counts[s]["images"] for s in order},
+        boxes={s: counts[s]["boxes"] for s in order},
+        clips={s: counts[s]["clip"] for s in order},
+        by_month={s: by_month[s] for s in order},
+        by_class={s: by_class.get(s, {}) for s in order},
+        unlisted_frames=unlisted,
+        discrepancies=dict(sorted(log.counts.items())),
+    )
