@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
-import patches.ultralytics
 import torch
 
-import patches
 from toolkit.errors import ToolkitError
 
 
@@ -57,6 +55,8 @@ def running(device: str, *, patched: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_output_to_stderr())
         if patched:
+            import patches.ultralytics
+
             route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
             stack.enter_context(patches.enabled(torch_device(device).type, route=route))
             stack.enter_context(patches.ultralytics.applied())

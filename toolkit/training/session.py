@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,7 +203,7 @@ def train(plan: TrainingPlan) -> Path:
 
 def _check_model(model: str) -> str:
     """A checkpoint must be a file: nothing is fetched. A YAML is a file or one of Ultralytics' own."""
-    from ultralytics.utils.checks import check_yaml
+    from ultralytics.nn.tasks import yaml_model_load
 
     path = Path(model)
     if path.suffix == ".pt":
@@ -215,10 +216,9 @@ def _check_model(model: str) -> str:
             )
         return str(path.absolute())
     if path.suffix in (".yaml", ".yml"):
-        try:
-            return check_yaml(model, hard=True)
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError):
+            yaml_model_load(model)
+            return str(path.absolute()) if path.is_file() else model
     raise ToolkitError(
         f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
     )
