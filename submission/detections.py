@@ -6,6 +6,7 @@ Files are converted to :class:`Detections` and from it at the edges, nowhere els
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,6 +22,9 @@ from submission.errors import SubmissionError
 
 NAMED_OFFENCES = 10
 """How many offences a message names before it only counts."""
+
+
+_ID = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -144,7 +148,7 @@ class Detections:
         try:
             labels = np.fromiter(chain.from_iterable(e.labels for e in entries.values()), np.int64, n)
         except OverflowError as error:
-            raise SubmissionError(f"{source}: a label is no small number", expected="labels 1 to 4") from error
+            raise SubmissionError(f"{source}: a label is too large", expected="labels 1 to 4") from error
         return cls(
             ids,
             to_offsets(lengths[:, 0]),
@@ -233,15 +237,12 @@ def parse_ids(keys: Iterable[str], source: str) -> npt.NDArray[np.int64]:
     """Ids of an object's keys, exactly; (images,) int64.
 
     Raises:
-        SubmissionError: a key that is not a whole number as JSON writes it, or exceeds 63 bits.
+        SubmissionError: a key that is not a whole number of at most 18 digits, written plainly.
     """
     keys = list(keys)
-    bad = [key for key in keys if not (key.isascii() and key.isdigit()) or str(int(key)) != key]
+    bad = [key for key in keys if not _ID.fullmatch(key)]
     refuse(source, len(bad), (f"key {key!r}" for key in bad), expected="image ids such as 20200514222307015")
-    try:
-        return np.array([int(key) for key in keys], np.int64)
-    except OverflowError as error:
-        raise SubmissionError(f"{source}: an id has too many digits", expected="17-digit ids") from error
+    return np.array([int(key) for key in keys], np.int64)
 
 
 def refuse(source: str, count: int, offences: Iterable[str], expected: str, fix: str = "") -> None:
@@ -278,7 +279,9 @@ def _explain(value: Any, source: str) -> dict[str, _Entry]:
         )
     if not isinstance(value, Mapping):
         raise SubmissionError(
-            f"{source} is no JSON object", found=type(value).__name__, expected="the challenge's object of ids"
+            f"{source} is no JSON object",
+            found=type(value).__name__,
+            expected="the challenge's object of ids",
         )
     if "images" in value:
         raise SubmissionError(
@@ -294,21 +297,24 @@ def _explain(value: Any, source: str) -> dict[str, _Entry]:
             expected="predictions with boxes, scores and labels",
             fix="if truth and predictions are swapped, swap them",
         )
-    entries: dict[str, _Entry] = {}
-    bad: list[str] = []
-    for key, entry in value.items():
-        try:
-            entries[key] = msgspec.convert(entry, _Entry)
-        except msgspec.ValidationError as error:
-            bad.append(f"id {key}: {_lower(error)}")
-    refuse(source, len(bad), bad, expected="boxes [[x1, y1, x2, y2], ...], scores and labels for every id")
+    converted = {key: _convert(entry) for key, entry in value.items()}
+    entries = {key: entry for key, entry in converted.items() if isinstance(entry, _Entry)}
+    refuse(
+        source,
+        len(converted) - len(entries),
+        (f"id {key}: {fault}" for key, fault in converted.items() if isinstance(fault, str)),
+        expected="boxes [[x1, y1, x2, y2], ...], scores and labels for every id",
+    )
     return entries
+
+
+def _convert(entry: Any) -> _Entry | str:
+    """The entry, or what is wrong with it."""
+    try:
+        return msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        return str(error)[:1].lower() + str(error)[1:]
 
 
 def _is_coco_results(value: list[Any]) -> bool:
     return bool(value) and isinstance(value[0], Mapping) and {"image_id", "bbox"} <= value[0].keys()
-
-
-def _lower(error: Exception) -> str:
-    text = str(error)
-    return text[:1].lower() + text[1:]

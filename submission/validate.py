@@ -7,6 +7,7 @@ wrong labels, impossible boxes and scores it would take and score badly. All of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ def check_values(detections: Detections, source: str = "the predictions") -> Non
     d = detections
     finite = np.isfinite(d.boxes).all(axis=1)
     upright = (d.boxes[:, 2] >= d.boxes[:, 0]) & (d.boxes[:, 3] >= d.boxes[:, 1])
-    rules: list[tuple[npt.NDArray[np.bool_], Callable[[int], str], str]] = [
+    rules: list[tuple[Any, Callable[[int], str], str]] = [
         (~finite, lambda i: f"box {d.boxes[i].tolist()}", "finite coordinates"),
         (finite & ~upright, lambda i: f"box {d.boxes[i].tolist()}", "corners with x1 <= x2 and y1 <= y2"),
         (~((d.scores >= 0) & (d.scores <= 1)), lambda i: f"score {d.scores[i]}", "scores in [0, 1]"),
@@ -48,7 +49,7 @@ def check_values(detections: Detections, source: str = "the predictions") -> Non
         expected = ", ".join(text for mask, _, text in rules if mask.any())
         fix = ""
         if (rules[1][0]).any():
-            fix = "if boxes are [x, y, width, height], convert them: toolkit submit --from-coco"
+            fix = "if they are [x, y, width, height], make them corners first"
         refuse(source, len(rows), offences(), expected, fix)
 
 

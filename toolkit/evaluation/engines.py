@@ -115,7 +115,7 @@ def accumulate(
     return run(problem, subsets)
 
 
-def _curves(evaluation: dict[str, Any]) -> Curves:
+def _curves(evaluation: Any) -> Curves:
     # One area range; the last limit of detections is 100.
     return Curves(
         np.asarray(evaluation["precision"])[:, :, :, 0, -1], np.asarray(evaluation["recall"])[:, :, 0, :]

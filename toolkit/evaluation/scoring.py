@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -141,20 +142,14 @@ def score(
         check_ids(predictions, truth.image_ids)
     missing = int((~np.isin(truth.image_ids, predictions.image_ids)).sum())
     ignored = int((~np.isin(predictions.image_ids, truth.image_ids)).sum())
-    if missing == len(truth) and len(predictions):
-        raise ToolkitError(
-            "no image of the predictions is in the truth",
-            found=f"id {predictions.image_ids[0]}, truth begins with {truth.image_ids[0]}",
-            expected="predictions of this split",
-            fix="name the split or the truth they belong to: --split, --truth",
-        )
     problem = _problem(truth, predictions)
     months = month_masks(truth.image_ids)
     present = {name: np.flatnonzero(mask) for name, mask in months.items() if mask.any()}
     subsets = [np.arange(len(truth)), *present.values()]
     curves = accumulate(problem, subsets, chosen)
-    overall = _summary(problem, subsets[0], curves[0])
-    by_month = {name: _summary(problem, present[name], c) for name, c in zip(present, curves[1:], strict=True)}
+    summaries = map(_summary, repeat(problem), subsets, curves)
+    overall = next(summaries)
+    by_month = dict(zip(present, summaries, strict=True))
     all_months = {name: by_month.get(name, _NOTHING) for name in MONTHS}
     consistency, balanced = balance(overall.map_50, [s.map_50 for s in all_months.values()])
     return Scores(overall, all_months, consistency, balanced, chosen, missing, ignored)
