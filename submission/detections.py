@@ -1,23 +1,36 @@
-"""The value type for detections. Files are converted to it and from it at the edges, nowhere else."""
+"""The value type for detections, and the challenge's JSON in and out of it.
+
+Files are converted to :class:`Detections` and from it at the edges, nowhere else.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from submission.atomic import write_bytes
+from submission.errors import SubmissionError
 
-class SubmissionError(ValueError):
-    """A file that the organisers would refuse, or that is not what it says it is.
+NAMED_OFFENCES = 10
+"""How many offences a message names before it only counts."""
 
-    Attributes:
-        what, found, expected, fix: the four parts of the message, each may be empty but ``what``.
-    """
 
-    def __init__(self, what: str, found: str = "", expected: str = "", fix: str = "") -> None:
-        self.what, self.found, self.expected, self.fix = what, found, expected, fix
-        super().__init__("; ".join(part for part in (what, found, expected, fix) if part))
+_ID = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+class _Entry(msgspec.Struct, gc=False):
+    boxes: list[tuple[float, float, float, float]]
+    scores: list[float]
+    labels: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +56,265 @@ class Detections:
     def __len__(self) -> int:
         """Number of images, those without a box included."""
         return len(self.image_ids)
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(images,) int64, boxes of each image."""
+        return np.diff(self.offsets)
+
+    def select(self, image_ids: npt.NDArray[np.int64]) -> Detections:
+        """The detections of exactly these ids in this order; an id that has no entry gets no boxes."""
+        place = locate(image_ids, self.image_ids)
+        starts = np.append(self.offsets[:-1], 0)[place]
+        counts = np.append(self.counts, 0)[place]
+        rows = spans(starts, counts)
+        return Detections(
+            image_ids, to_offsets(counts), self.boxes[rows], self.scores[rows], self.labels[rows]
+        )
+
+    def rounded(self, coordinates: int = 2, scores: int = 4) -> Detections:
+        """The same detections with boxes and scores rounded to so many decimals."""
+        return Detections(
+            self.image_ids,
+            self.offsets,
+            self.boxes.round(coordinates),
+            self.scores.round(scores),
+            self.labels,
+        )
+
+    def dumps(self) -> bytes:
+        """The challenge's JSON: ids in ascending order, one image a line, shortest exact decimals.
+
+        The same detections give the same bytes, and :func:`loads` gives back the same numbers.
+        """
+        encoder = msgspec.json.Encoder()
+        ends = self.offsets.tolist()
+        lines = []
+        for i in np.argsort(self.image_ids, kind="stable").tolist():
+            rows = slice(ends[i], ends[i + 1])
+            entry = {
+                "boxes": self.boxes[rows].tolist(),
+                "scores": self.scores[rows].tolist(),
+                "labels": self.labels[rows].tolist(),
+            }
+            lines.append(b'"%d":%b' % (self.image_ids[i], encoder.encode(entry)))
+        return b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+    def write(self, path: Path) -> None:
+        """Write the challenge's JSON to ``path``, the whole of it or nothing.
+
+        Raises:
+            SubmissionError: the file cannot be written.
+        """
+        write_bytes(path, self.dumps())
+
+    @classmethod
+    def read(cls, path: Path) -> Detections:
+        """Read the challenge's JSON, ``{"<id>": {"boxes": ..., "scores": ..., "labels": ...}}``.
+
+        The shape of the file is checked here; ids, labels and numbers by :mod:`submission.validate`.
+
+        Raises:
+            SubmissionError: the file is missing, cut off, no such JSON, another kind of file (a COCO
+                list, a COCO dataset, a truth file), or has lists of different lengths.
+        """
+        return cls.loads(read_bytes(path), str(path))
+
+    @classmethod
+    def loads(cls, data: bytes, source: str = "the predictions") -> Detections:
+        """Like :meth:`read`, from bytes; ``source`` names them in messages."""
+        try:
+            entries = msgspec.json.decode(data, type=dict[str, _Entry])
+        except msgspec.DecodeError:
+            # The slow way accepts NaN and Infinity, which Python writes and validation names, and can
+            # say which id is at fault.
+            entries = _explain(_parse(data, source), source)
+        ids = parse_ids(entries, source)
+        lengths = np.array([(len(e.boxes), len(e.scores), len(e.labels)) for e in entries.values()])
+        lengths = lengths.reshape(-1, 3).astype(np.int64)
+        uneven = np.flatnonzero((lengths != lengths[:, :1]).any(axis=1))
+        refuse(
+            source,
+            len(uneven),
+            (
+                f"id {ids[i]} has {lengths[i, 0]} boxes, {lengths[i, 1]} scores, {lengths[i, 2]} labels"
+                for i in uneven.tolist()
+            ),
+            expected="lists of one length in every image",
+        )
+        n = int(lengths[:, 0].sum())
+        boxes = chain.from_iterable(chain.from_iterable(e.boxes for e in entries.values()))
+        scores = chain.from_iterable(e.scores for e in entries.values())
+        try:
+            labels = np.fromiter(chain.from_iterable(e.labels for e in entries.values()), np.int64, n)
+        except OverflowError as error:
+            raise SubmissionError(f"{source}: a label is too large", expected="labels 1 to 4") from error
+        return cls(
+            ids,
+            to_offsets(lengths[:, 0]),
+            np.fromiter(boxes, np.float64, 4 * n).reshape(n, 4),
+            np.fromiter(scores, np.float64, n),
+            labels,
+        )
+
+    @classmethod
+    def read_coco(cls, path: Path) -> Detections:
+        """Read COCO results, ``[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]``.
+
+        Images appear in the order of their first detection, detections of an image in file order.
+        Images without a detection do not occur in such a file.
+
+        Raises:
+            SubmissionError: the file is missing, no JSON, or not such a list.
+        """
+        source = str(path)
+        try:
+            results = msgspec.json.decode(read_bytes(path), type=list[_Result])
+        except msgspec.DecodeError as error:
+            raise SubmissionError(
+                f"{source} is no list of COCO results",
+                found=str(error),
+                expected='[{"image_id": ..., "category_id": ..., "bbox": [x, y, w, h], "score": ...}, ...]',
+            ) from error
+        image = np.array([int(r.image_id) for r in results], np.int64)
+        xywh = np.array([r.bbox for r in results], np.float64).reshape(-1, 4)
+        ids, first, inverse = np.unique(image, return_index=True, return_inverse=True)
+        position = np.empty(len(ids), np.int64)
+        position[np.argsort(first)] = np.arange(len(ids))
+        owner = position[inverse]
+        order = np.argsort(owner, kind="stable")
+        counts = np.bincount(owner, minlength=len(ids))
+        return cls(
+            ids[np.argsort(first)],
+            to_offsets(counts),
+            np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])[order],
+            np.array([r.score for r in results], np.float64)[order],
+            np.array([r.category_id for r in results], np.int64)[order],
+        )
+
+
+class _Result(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def spans(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Row numbers ``starts[i] ... starts[i] + counts[i] - 1`` for every ``i``, concatenated; int64."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
+
+
+def to_offsets(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each image's rows begin, and behind the last where they end; (images + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def locate(wanted: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Position in ``ids`` of each of ``wanted``, -1 where it does not occur; int64."""
+    if not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(ids, kind="stable")
+    place = np.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)
+    position = order[place]
+    return np.where(ids[position] == wanted, position, -1).astype(np.int64)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        SubmissionError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SubmissionError(f"cannot read {path}", found=error.strerror or str(error)) from error
+
+
+def parse_ids(keys: Iterable[str], source: str) -> npt.NDArray[np.int64]:
+    """Ids of an object's keys, exactly; (images,) int64.
+
+    Raises:
+        SubmissionError: a key that is not a whole number of at most 18 digits, written plainly.
+    """
+    keys = list(keys)
+    bad = [key for key in keys if not _ID.fullmatch(key)]
+    refuse(source, len(bad), (f"key {key!r}" for key in bad), expected="image ids such as 20200514222307015")
+    return np.array([int(key) for key in keys], np.int64)
+
+
+def refuse(source: str, count: int, offences: Iterable[str], expected: str, fix: str = "") -> None:
+    """Raise one error that names the first ten offences and counts them all; nothing if there are none.
+
+    Raises:
+        SubmissionError: ``count`` is not 0.
+    """
+    if not count:
+        return
+    named = list(islice(offences, NAMED_OFFENCES))
+    more = f", and {count - len(named):,} more" if count > len(named) else ""
+    what = f"{source}: {count:,} offence{'s' if count > 1 else ''}"
+    raise SubmissionError(what, found=", ".join(named) + more, expected=expected, fix=fix)
+
+
+def _parse(data: bytes, source: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SubmissionError(
+            f"{source} is no JSON, or is cut off", found=str(error), expected="one JSON object that closes"
+        ) from error
+
+
+def _explain(value: Any, source: str) -> dict[str, _Entry]:
+    """Convert a parsed file entry by entry, so that the error can name ids and other kinds of file."""
+    if isinstance(value, list):
+        raise SubmissionError(
+            f"{source} is a list",
+            found="COCO results ([x, y, width, height] boxes)" if _is_coco_results(value) else "a JSON list",
+            expected="the challenge's object of ids",
+            fix="convert it: toolkit submit --from-coco",
+        )
+    if not isinstance(value, Mapping):
+        raise SubmissionError(
+            f"{source} is no JSON object",
+            found=type(value).__name__,
+            expected="the challenge's object of ids",
+        )
+    if "images" in value:
+        raise SubmissionError(
+            f"{source} is a COCO dataset",
+            found="the key 'images'",
+            expected="predictions: the challenge's object of ids",
+            fix="if truth and predictions are swapped, swap them",
+        )
+    if value and all(isinstance(e, Mapping) and "scores" not in e and "boxes" in e for e in value.values()):
+        raise SubmissionError(
+            f"{source} is a truth file",
+            found="boxes without scores",
+            expected="predictions with boxes, scores and labels",
+            fix="if truth and predictions are swapped, swap them",
+        )
+    converted = {key: _convert(entry) for key, entry in value.items()}
+    entries = {key: entry for key, entry in converted.items() if isinstance(entry, _Entry)}
+    refuse(
+        source,
+        len(converted) - len(entries),
+        (f"id {key}: {fault}" for key, fault in converted.items() if isinstance(fault, str)),
+        expected="boxes [[x1, y1, x2, y2], ...], scores and labels for every id",
+    )
+    return entries
+
+
+def _convert(entry: Any) -> _Entry | str:
+    """The entry, or what is wrong with it."""
+    try:
+        return msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        return str(error)[:1].lower() + str(error)[1:]
+
+
+def _is_coco_results(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], Mapping) and {"image_id", "bbox"} <= value[0].keys()

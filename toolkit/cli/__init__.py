@@ -14,7 +14,9 @@ import typer
 from toolkit import __version__
 from toolkit.cli import dataset
 from toolkit.cli.doctor import doctor
+from toolkit.cli.evaluate import evaluate
 from toolkit.cli.predict import predict
+from toolkit.cli.submit import submit
 from toolkit.cli.train import train
 
 app = typer.Typer(
@@ -26,7 +28,9 @@ app = typer.Typer(
 )
 app.add_typer(dataset.app, name="dataset")
 app.command()(train)
+app.command()(evaluate)
 app.command()(predict)
+app.command()(submit)
 app.command()(doctor)
 
 

@@ -1,0 +1,15 @@
+"""The one exception of this package."""
+
+from __future__ import annotations
+
+
+class SubmissionError(ValueError):
+    """A file that the organisers would refuse, or that is not what it says it is.
+
+    Attributes:
+        what, found, expected, fix: the four parts of the message, each may be empty but ``what``.
+    """
+
+    def __init__(self, what: str, found: str = "", expected: str = "", fix: str = "") -> None:
+        self.what, self.found, self.expected, self.fix = what, found, expected, fix
+        super().__init__("; ".join(part for part in (what, found, expected, fix) if part))

@@ -1,0 +1,67 @@
+"""The image ids that each phase of the challenge expects, as the organisers published them (CC0)."""
+
+from __future__ import annotations
+
+import gzip
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from submission.detections import parse_ids, read_bytes
+from submission.errors import SubmissionError
+
+Phase = Literal["development", "testing"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int
+
+
+class _Coco(msgspec.Struct):
+    images: list[_Image]
+
+
+def template(phase: Phase) -> npt.NDArray[np.int64]:
+    """Ids of a phase in the organisers' order: development has 46,013 (split val), testing 49,430.
+
+    Returns:
+        (images,) int64, each id once.
+
+    Raises:
+        SubmissionError: there is no such phase.
+    """
+    if phase not in PHASES:
+        raise SubmissionError(f"there is no phase {phase!r}", expected=" or ".join(PHASES))
+    data = gzip.decompress((files(__name__) / f"submission_template_{phase}.json.gz").read_bytes())
+    return parse_ids(msgspec.json.decode(data, type=dict[str, Any]), phase)
+
+
+def read(path: Path) -> npt.NDArray[np.int64]:
+    """Ids of a template file: the challenge's ``{"<id>": ...}`` or a COCO file such as TestNoLabels.json.
+
+    Returns:
+        (images,) int64 in the order of the file.
+
+    Raises:
+        SubmissionError: the file is missing, no JSON, neither of the two, or names an id twice.
+    """
+    data = read_bytes(path)
+    try:
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        if "images" not in keys:
+            return parse_ids(keys, str(path))
+        ids = np.array([image.id for image in msgspec.json.decode(data, type=_Coco).images], np.int64)
+    except (msgspec.DecodeError, OverflowError) as error:
+        raise SubmissionError(
+            f"{path} is no template",
+            found=str(error),
+            expected="the challenge's object of ids, or a COCO file with images",
+        ) from error
+    if len(np.unique(ids)) != len(ids):
+        raise SubmissionError(f"{path} names an image id twice", expected="every id once")
+    return ids

@@ -1,0 +1,201 @@
+"""The challenge's JSON in and out: exact, deterministic, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from submission import Detections, SubmissionError
+
+A, B = 20210114222307015, 20200514222307016
+ENTRY = {"boxes": [[1.5, 2, 3, 4.25]], "scores": [0.5], "labels": [1]}
+
+coordinates = st.floats(-1e4, 1e4)
+entries = st.lists(
+    st.tuples(coordinates, coordinates, coordinates, coordinates, st.floats(0, 1), st.integers(1, 4)),
+    max_size=4,
+)
+
+
+def columns(rows: dict[int, list[tuple[float, ...]]]) -> Detections:
+    flat = np.array([row for image in rows.values() for row in image], np.float64).reshape(-1, 6)
+    counts = [len(image) for image in rows.values()]
+    return Detections(
+        np.array(list(rows), np.int64),
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        flat[:, :4],
+        flat[:, 4],
+        flat[:, 5].astype(np.int64),
+    )
+
+
+def write(folder: Path, value: Any) -> Path:
+    path = folder / "predictions.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+@given(st.dictionaries(st.integers(10**16, 10**17 - 1), entries, max_size=5))
+def test_what_is_written_reads_back_exactly(rows: dict[int, list[tuple[float, ...]]]) -> None:
+    made = columns(rows)
+    again = Detections.loads(made.dumps())
+    made = made.select(np.sort(made.image_ids))
+    for name in ("image_ids", "offsets", "boxes", "scores", "labels"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
+        assert getattr(again, name).dtype == getattr(made, name).dtype
+
+
+@given(st.dictionaries(st.integers(10**16, 10**17 - 1), entries, min_size=2, max_size=5), st.randoms())
+def test_the_order_of_images_leaves_no_trace_in_the_file(
+    rows: dict[int, list[tuple[float, ...]]], random: Any
+) -> None:
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    assert columns({i: rows[i] for i in shuffled}).dumps() == columns(rows).dumps()
+
+
+def test_the_file_is_what_the_organisers_read(tmp_path: Path) -> None:
+    columns({A: [(1.5, 2, 3, 4.25, 0.5, 1)], B: []}).write(tmp_path / "predictions.json")
+    assert json.loads((tmp_path / "predictions.json").read_text()) == {
+        str(A): ENTRY,
+        str(B): {"boxes": [], "scores": [], "labels": []},
+    }
+
+
+def test_ids_beyond_a_double_are_kept(tmp_path: Path) -> None:
+    assert float(A) == float(A + 1)
+    found = Detections.read(write(tmp_path, {str(A): ENTRY, str(A + 1): ENTRY}))
+    assert found.image_ids.tolist() == [A, A + 1]
+
+
+def test_selecting_orders_drops_and_fills() -> None:
+    made = columns({A: [(1, 2, 3, 4, 0.5, 1), (5, 6, 7, 8, 0.25, 2)], B: [(9, 9, 9, 9, 1, 4)]})
+    chosen = made.select(np.array([7, B, A]))
+    assert chosen.image_ids.tolist() == [7, B, A]
+    assert chosen.counts.tolist() == [0, 1, 2]
+    assert chosen.scores.tolist() == [1, 0.5, 0.25]
+
+
+def test_selecting_from_nothing_gives_empty_images() -> None:
+    chosen = columns({}).select(np.array([A, B]))
+    assert (len(chosen), len(chosen.scores)) == (2, 0)
+
+
+def test_coco_results_become_corners_in_the_order_of_the_file(tmp_path: Path) -> None:
+    results = [
+        {"image_id": A, "category_id": 4, "bbox": [10, 20, 5, 6.5], "score": 0.5},
+        {"image_id": B, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.25},
+        {"image_id": A, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.75},
+    ]
+    found = Detections.read_coco(write(tmp_path, results))
+    assert found.image_ids.tolist() == [A, B]
+    assert found.offsets.tolist() == [0, 2, 3]
+    assert found.boxes.tolist() == [[10, 20, 15, 26.5], [1, 2, 4, 6], [0, 0, 1, 1]]
+    assert found.labels.tolist() == [4, 2, 1]
+
+
+def test_an_empty_list_of_coco_results_is_no_detections(tmp_path: Path) -> None:
+    assert len(Detections.read_coco(write(tmp_path, []))) == 0
+
+
+BAD_FILES = {
+    "cut off": ('{"20210114222307015": {"boxes": [[1, 2', "cut off"),
+    "no JSON": ("hello", "no JSON"),
+    "empty": ("", "no JSON"),
+    "a number": ("5", "found int|int"),
+    "a COCO list": (
+        [{"image_id": A, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}],
+        "--from-coco",
+    ),
+    "a COCO dataset": ({"images": [], "annotations": []}, "COCO dataset.*swapped"),
+    "a truth file": ({str(A): {"boxes": [[1, 2, 3, 4]], "labels": [1]}}, "truth file.*swapped"),
+    "an entry without scores": (
+        {str(A): ENTRY, str(B): {"boxes": [], "labels": []}},
+        f"id {B}: .*scores",
+    ),
+    "an entry that is null": ({str(A): ENTRY, str(B): None}, f"id {B}: .*null"),
+    "a box of three numbers": (
+        {str(A): ENTRY, str(B): {**ENTRY, "boxes": [[1, 2, 3]]}},
+        f"id {B}: .*length 4",
+    ),
+    "a score in words": (
+        {str(A): ENTRY, str(B): {**ENTRY, "scores": ["high"]}},
+        f"id {B}: .*float.*scores",
+    ),
+    "a label that is no whole number": (
+        {str(A): ENTRY, str(B): {**ENTRY, "labels": [1.5]}},
+        f"id {B}: .*int.*labels",
+    ),
+    "a label beyond 64 bits": ({str(A): {**ENTRY, "labels": [2**70]}}, "label"),
+    "more scores than boxes": (
+        {str(A): ENTRY, str(B): {**ENTRY, "scores": [0.5, 0.5]}},
+        f"id {B} has 1 boxes, 2 scores, 1 labels",
+    ),
+    "fewer labels than boxes": (
+        {str(A): ENTRY, str(B): {**ENTRY, "labels": []}},
+        f"id {B} has 1 boxes, 1 scores, 0 labels",
+    ),
+    "a file name for an id": ({"image_0015.jpg": ENTRY}, "key 'image_0015.jpg'"),
+    "an id with leading zeros": ({"020210114222307": ENTRY}, "key '020210114222307'"),
+    "an id that went through a double": ({"2.0210114222307e+16": ENTRY}, "key '2.02"),
+    "an id of twenty digits": ({"2" * 20: ENTRY}, "key '2222"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_refused_with_what_was_found(name: str, tmp_path: Path) -> None:
+    value, message = BAD_FILES[name]
+    with pytest.raises(SubmissionError, match=message):
+        Detections.read(write(tmp_path, value))
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(SubmissionError, match="No such file"):
+        Detections.read(tmp_path / "none.json")
+
+
+def test_a_coco_list_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SubmissionError, match="no list of COCO results"):
+        Detections.read_coco(write(tmp_path, {str(A): ENTRY}))
+
+
+def test_the_first_ten_offences_are_named_and_all_are_counted(tmp_path: Path) -> None:
+    bad = {str(A + n): {**ENTRY, "labels": []} for n in range(1234)}
+    with pytest.raises(SubmissionError) as caught:
+        Detections.read(write(tmp_path, bad))
+    assert "1,234 offences" in str(caught.value)
+    assert "and 1,224 more" in str(caught.value)
+    assert caught.value.found.count("id ") == 10
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text("old")
+
+    def no_space(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(SubmissionError, match="No space left"):
+        columns({A: []}).write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        columns({A: []}).write(tmp_path / "predictions.json")
+    assert list(tmp_path.iterdir()) == []

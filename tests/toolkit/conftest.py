@@ -1,0 +1,23 @@
+"""Fixtures of the toolkit's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Command
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that commands take for the workspace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TOOLKIT_WORKSPACE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command."""
+    monkeypatch.setenv("COLUMNS", "250")
+    return Command(monkeypatch, capsys)

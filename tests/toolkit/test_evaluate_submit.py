@@ -1,0 +1,179 @@
+"""``toolkit evaluate`` and ``toolkit submit`` on files."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Command
+
+from submission import templates
+
+VAL = templates.template("development")[:6].tolist()
+TEST = templates.template("testing")[:6].tolist()
+HIT = {"boxes": [[10.123456, 10, 30, 40]], "scores": [0.987654], "labels": [1]}
+
+
+def write(path: Path, value: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.fixture
+def sample(workspace: Path) -> Path:
+    """A workspace with a small dataset, a run, and the run's predictions of both splits."""
+    data, run = workspace / "data" / "sample", workspace / "runs" / "first"
+    annotations = [
+        {"id": n, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 30]} for n, i in enumerate(VAL)
+    ]
+    write(data / "Valid.json", {"images": [{"id": i} for i in VAL], "annotations": annotations})
+    write(data / "TestNoLabels.json", {"images": [{"id": i} for i in TEST]})
+    record = {"model": "yolov8n.yaml", "preset": "smoke", "channels": 1, "patches": True, "command": []}
+    write(run / "run.json", {**record, "data": str(data), "version": "0"})
+    write(run / "predictions-val.json", {str(i): HIT for i in VAL})
+    write(run / "predictions-test.json", {str(i): HIT for i in TEST})
+    return workspace
+
+
+def test_predictions_of_a_run_are_scored_against_its_data(sample: Path, toolkit: Command) -> None:
+    result = toolkit("evaluate", "runs/first/predictions-val.json")
+    assert result.status == 0
+    assert "global_map_bal" in result.out
+    assert "engine hotcoco" in result.out
+    scores = json.loads((sample / "runs/first/evaluation/scores.json").read_text())
+    assert scores["global_map_50"] == 1.0
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+def test_json_prints_what_scores_json_holds(sample: Path, toolkit: Command, engine: str) -> None:
+    result = toolkit(
+        *("evaluate", "runs/first/predictions-val.json", "--truth", "data/sample/Valid.json"),
+        *("--out", "there", "--json", "--engine", engine),
+    )
+    assert result.out == (sample / "there" / "scores.json").read_text()
+    assert json.loads(result.out)["toolkit"]["engine"] == engine
+
+
+def test_missing_and_unknown_ids_are_counted_aloud(sample: Path, toolkit: Command) -> None:
+    write(sample / "p.json", {str(i): HIT for i in [*VAL[:4], TEST[0]]})
+    result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json")
+    assert "2 images of the truth have no predictions" in result.err
+    assert "1 predicted images are not in the truth" in result.err
+
+
+def test_strict_refuses_and_writes_nothing(sample: Path, toolkit: Command) -> None:
+    write(sample / "p.json", {str(i): HIT for i in VAL[:5]})
+    result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json", "--strict")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert f"missing id {VAL[5]}" in result.err
+    assert not (sample / "evaluation").exists()
+
+
+def test_swapped_files_are_recognised(sample: Path, toolkit: Command) -> None:
+    swapped = toolkit("evaluate", "data/sample/Valid.json", "--truth", "runs/first/predictions-val.json")
+    assert swapped.status == 1
+    assert "swap" in swapped.err
+
+
+def test_a_bad_value_is_refused_in_one_line(sample: Path, toolkit: Command) -> None:
+    write(sample / "p.json", {str(VAL[0]): {**HIT, "labels": [7]}})
+    result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert f"id {VAL[0]}, detection 0: label 7" in result.err
+
+
+def read_zip(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["predictions.json"]
+        return json.loads(archive.read("predictions.json"))
+
+
+def test_submit_alone_takes_the_newest_predictions_says_so_and_writes_nothing(
+    sample: Path, toolkit: Command
+) -> None:
+    result = toolkit("submit")
+    assert result.status == 0
+    assert "predictions-test.json" in result.err
+    assert not list(sample.rglob("*.zip"))
+
+
+def test_a_samples_zip_has_all_ids_and_says_that_it_is_a_rehearsal(sample: Path, toolkit: Command) -> None:
+    result = toolkit("submit", "--zip", "--json")
+    outcome = json.loads(result.out)
+    entries = read_zip(sample / "runs/first/submission.zip")
+    assert outcome["rehearsal"]
+    assert "rehearsal" in result.err
+    assert len(entries) == outcome["images"] == 49_430
+    assert outcome["filled"] == 49_430 - len(TEST)
+    assert entries[str(TEST[0])] == {"boxes": [[10.12, 10, 30, 40]], "scores": [0.9877], "labels": [1]}
+
+
+def test_a_sample_image_without_predictions_is_refused_all_the_same(sample: Path, toolkit: Command) -> None:
+    path = write(sample / "runs/first/predictions-test.json", {str(i): HIT for i in TEST[:5]})
+    result = toolkit("submit", path, "--zip")
+    assert result.status == 1
+    assert f"missing id {TEST[5]}" in result.err
+    assert not list(sample.rglob("*.zip"))
+
+
+def test_predictions_of_no_run_must_be_complete(workspace: Path, toolkit: Command) -> None:
+    write(workspace / "p.json", {str(i): HIT for i in VAL})
+    result = toolkit("submit", "p.json", "--zip")
+    assert result.status == 1
+    assert "46,007 offences" in result.err
+    assert "--allow-missing" in result.err
+    result = toolkit("submit", "p.json", "--zip", "--allow-missing", "--out", "entry.zip")
+    assert "46,007 ids had no entry" in result.err
+    assert len(read_zip(workspace / "entry.zip")) == 46_013
+
+
+def test_the_phase_follows_from_the_ids(sample: Path, toolkit: Command) -> None:
+    result = toolkit("submit", "runs/first/predictions-val.json", "--json")
+    assert json.loads(result.out)["checked_against"] == "the development template"
+
+
+def test_ids_of_two_phases_belong_to_none(workspace: Path, toolkit: Command) -> None:
+    write(workspace / "p.json", {str(i): HIT for i in [*VAL, *TEST]})
+    result = toolkit("submit", "p.json", "--zip")
+    assert "belongs to no phase" in result.err
+    result = toolkit("submit", "p.json", "--zip", "--phase", "testing", "--allow-missing")
+    assert f"unknown id {VAL[0]}" in result.err
+    assert not list(workspace.rglob("*.zip"))
+
+
+@pytest.mark.parametrize("form", ["template", "COCO"])
+def test_a_template_of_ones_own_decides(sample: Path, toolkit: Command, form: str) -> None:
+    template = sample / "data/sample/TestNoLabels.json"
+    if form == "template":
+        template = write(sample / "ids.json", {str(i): {} for i in reversed(TEST)})
+    toolkit("submit", "--zip", "--template", template)
+    assert set(read_zip(sample / "runs/first/submission.zip")) == {str(i) for i in TEST}
+
+
+def test_coco_results_are_converted_on_request_only(sample: Path, toolkit: Command) -> None:
+    results = [{"image_id": TEST[0], "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    write(sample / "coco.json", results)
+    refused = toolkit("submit", "coco.json", "--zip")
+    assert (refused.status, "--from-coco" in refused.err) == (1, True)
+    toolkit("submit", "coco.json", "--from-coco", "--zip", "--out", "entry.zip")
+    entries = read_zip(sample / "entry.zip")
+    assert entries[str(TEST[0])] == {"boxes": [[1, 2, 4, 6]], "scores": [0.5], "labels": [4]}
+    assert len(entries) == 49_430
+
+
+def test_the_same_predictions_give_the_same_zip(sample: Path, toolkit: Command) -> None:
+    toolkit("submit", "--zip", "--out", "a.zip")
+    path = sample / "runs/first/predictions-test.json"
+    write(path, dict(reversed(json.loads(path.read_text()).items())))
+    toolkit("submit", "--zip", "--out", "b.zip")
+    assert (sample / "a.zip").read_bytes() == (sample / "b.zip").read_bytes()
+
+
+def test_a_workspace_without_predictions_says_how_to_make_some(workspace: Path, toolkit: Command) -> None:
+    result = toolkit("submit", "--zip")
+    assert result.status == 1
+    assert "toolkit predict" in result.err

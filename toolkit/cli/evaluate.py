@@ -1,0 +1,93 @@
+"""``toolkit evaluate``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Split(str, Enum):
+    """Splits whose truth is published."""
+
+    train = "train"
+    val = "val"
+
+
+class EngineName(str, Enum):
+    """Evaluators of the COCO protocol; auto is hotcoco where it is installed."""
+
+    auto = "auto"
+    pycocotools = "pycocotools"
+    hotcoco = "hotcoco"
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="WEIGHTS|PREDICTIONS.json",
+            help="Weights to predict with (best.pt means the newest run's), or predictions to score.",
+        ),
+    ],
+    split: Annotated[Split, typer.Option(help="Split that is predicted and scored.")] = Split.val,
+    truth: Annotated[
+        Path | None, typer.Option(help="The challenge's truth file or a COCO file; default: the split's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for scores.json; default: evaluation/ in the run.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print scores.json instead of a table.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
+    engine: Annotated[EngineName, typer.Option(help="Both give the same numbers.")] = EngineName.auto,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse missing and unknown ids instead of counting them.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
+    imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+) -> None:
+    """Score weights or predictions exactly as the challenge does.
+
+    Example: [bold]toolkit evaluate best.pt[/bold]
+    Example: [bold]toolkit evaluate predictions.json --truth Valid.json --json[/bold]
+    """
+    from submission import Detections
+    from submission.validate import check_values
+    from toolkit import console, workspace
+    from toolkit.evaluation.scoring import score
+    from toolkit.evaluation.table import month_table
+    from toolkit.evaluation.truth import GroundTruth
+
+    place = workspace.current()
+    path = place.weights(target)
+    run = place.run_of(path)
+    folder = out or (run or path.parent) / "evaluation"
+    is_predictions = path.suffix == ".json"
+    if is_predictions:
+        detections = Detections.read(path)
+        check_values(detections, str(path))
+    if truth is None:
+        source = place.data_of(path, data)
+        truth = source / workspace.ANNOTATIONS[split.value]
+    true = GroundTruth.read(truth)
+    if not is_predictions:
+        from toolkit.prediction import PredictionOptions, predict
+
+        options = PredictionOptions(imgsz=imgsz, batch=batch, device=device)
+        detections = predict(path, place.data_of(path, data), split.value, options)
+        detections.write(folder / "predictions.json")
+    scores = score(true, detections, engine=engine.value, strict=strict)
+    scores.write(folder / "scores.json")
+    if scores.missing or scores.ignored:
+        console.warn(
+            f"{scores.missing:,} images of the truth have no predictions (scored as empty), "
+            f"{scores.ignored:,} predicted images are not in the truth (ignored)"
+        )
+    if json:
+        console.print_json(scores.as_dict())
+    else:
+        console.out.print(month_table(scores))
+    console.note(f"{folder / 'scores.json'} (engine {scores.engine})")

@@ -1,0 +1,100 @@
+"""``toolkit submit``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class PhaseName(str, Enum):
+    """Phases of the challenge: development is split val, testing is split test."""
+
+    development = "development"
+    testing = "testing"
+
+
+def submit(
+    predictions: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PREDICTIONS.json]", help="Default: the newest."),
+    ] = None,
+    zip: Annotated[bool, typer.Option("--zip", help="Write the archive; without it only check.")] = False,
+    phase: Annotated[
+        PhaseName | None, typer.Option(help="Whose ids must all be there; default: the one that has them.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Ids to check against instead: a template or a COCO file.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Give ids without an entry empty lists.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The archive; default: submission.zip beside the predictions.")
+    ] = None,
+    from_coco: Annotated[
+        bool, typer.Option("--from-coco", help="The file is a list of COCO results, [x, y, width, height].")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Check predictions as the organisers do, and write the zip that Codabench takes.
+
+    Example: [bold]toolkit submit --zip[/bold]
+    Example: [bold]toolkit submit predictions.json --phase testing --zip --out entry.zip[/bold]
+    """
+    from submission import Detections, archive
+    from submission.templates import Phase
+    from toolkit import console, submitting, workspace
+
+    place = workspace.current()
+    if predictions is None:
+        predictions = place.newest_predictions()
+        console.note(f"newest predictions: {predictions}")
+    detections = Detections.read_coco(predictions) if from_coco else Detections.read(predictions)
+    run = place.run_of(predictions)
+    chosen: Phase | None = phase.value if phase else None
+    data_template = None
+    if run is not None and template is None:
+        chosen = chosen or submitting.guess_phase(detections.image_ids, str(predictions))
+        data_template = place.data_of(predictions) / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
+    checked = submitting.prepare(
+        detections,
+        source=str(predictions),
+        phase=chosen,
+        template=template,
+        data_template=data_template,
+        allow_missing=allow_missing or from_coco,
+    )
+    target = out or (predictions.parent / "submission.zip" if zip else None)
+    if checked.rehearsal:
+        console.warn(
+            f"a rehearsal: the data is a sample, {checked.filled:,} of {len(checked.detections):,} ids have "
+            "empty lists; Codabench would accept the zip and score next to nothing"
+        )
+    elif checked.filled:
+        console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
+    if target is not None:
+        archive.write(target, checked.detections)
+    if json:
+        console.print_json(
+            {
+                "predictions": str(predictions),
+                "zip": str(target) if target else None,
+                "checked_against": checked.against,
+                "images": len(checked.detections),
+                "boxes": len(checked.detections.scores),
+                "filled": checked.filled,
+                "rehearsal": checked.rehearsal,
+            }
+        )
+        return
+    console.note(
+        f"{predictions}: nothing to object to, {len(checked.detections.scores):,} boxes in "
+        f"{len(checked.detections):,} images, checked against {checked.against}"
+    )
+    if target is None:
+        console.note("nothing written; --zip writes the archive")
+    else:
+        typer.echo(target)
