@@ -72,17 +72,21 @@ class _PlainProgress:
     def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.start = 0, time.monotonic()
-        self.last = self.start
+        self.last, self.shown = self.start, -1
 
     def advance(self, n: int = 1) -> None:
         self.done += n
         now = time.monotonic()
         if now - self.last >= PLAIN_INTERVAL:
             self.last = now
-            self._line(now)
+            self.line()
 
-    def _line(self, now: float) -> None:
-        elapsed = max(now - self.start, 1e-9)
+    def line(self) -> None:
+        """Print where things stand, unless the last line said it."""
+        if self.shown == self.done:
+            return
+        self.shown = self.done
+        elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = self.done / elapsed
         if self.total is None:
             text = f"{self.title}: {self.done:,} {self.unit}, {rate:,.0f}/s"
@@ -114,7 +118,7 @@ def progress(title: str, total: int | None, unit: str = "images") -> Iterator[Ad
     if not err.is_terminal:
         plain = _PlainProgress(title, total, unit)
         yield Advance(plain.advance)
-        plain._line(time.monotonic())
+        plain.line()
         return
     columns = [
         TextColumn("{task.description}"),

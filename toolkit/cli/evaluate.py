@@ -48,6 +48,7 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
     imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 16,
+    no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
 ) -> None:
     """Score weights or predictions exactly as the challenge does.
 
@@ -76,7 +77,7 @@ def evaluate(
     if not is_predictions:
         from toolkit.prediction import PredictionOptions, predict
 
-        options = PredictionOptions(imgsz=imgsz, batch=batch, device=device)
+        options = PredictionOptions(imgsz=imgsz, batch=batch, device=device, patches=not no_patches)
         detections = predict(path, place.data_of(path, data), split.value, options)
         detections.write(folder / "predictions.json")
     scores = score(true, detections, engine=engine.value, strict=strict)

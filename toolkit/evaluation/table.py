@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from submission.validate import LABELS
@@ -13,12 +14,14 @@ def month_table(scores: Scores) -> Table:
     con, bal = (_show(value) for value in (scores.consistency, scores.balanced))
     table = Table(
         title=f"global_map_bal {bal} = (1 - {con}) x {_show(scores.overall.map_50)}",
-        caption=f"engine {scores.engine}; class columns are AP@0.5",
+        caption=f"engine {scores.engine}; class columns are AP@.5",
         title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # eighty columns hold it
     )
     table.add_column("month")
-    for name in ("images", "mAP", "mAP@0.5", "mAP@0.75", "AR@100", *LABELS.values()):
+    for name in ("images", "mAP", "mAP@.5", "mAP@.75", "AR@100", *LABELS.values()):
         table.add_column(name, justify="right")
     for name, summary in scores.months.items():
         table.add_row(name, *_cells(summary))
