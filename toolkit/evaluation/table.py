@@ -11,9 +11,9 @@ from toolkit.evaluation.scoring import Scores, Summary, is_number
 
 def month_table(scores: Scores) -> Table:
     """One row a month, one for all images; a dash where the truth has nothing to measure against."""
-    con, bal = (_show(value) for value in (scores.consistency, scores.balanced))
+    con, bal = (_show(value, 4) for value in (scores.consistency, scores.balanced))
     table = Table(
-        title=f"global_map_bal {bal} = (1 - {con}) x {_show(scores.overall.map_50)}",
+        title=f"global_map_bal {bal} = (1 - {con}) x {_show(scores.overall.map_50, 4)}",
         caption=f"engine {scores.engine}; class columns are AP@.5",
         title_justify="left",
         caption_justify="left",
@@ -37,5 +37,5 @@ def _cells(summary: Summary) -> list[str]:
     return [f"{summary.images:,}", *(_show(value) for value in values)]
 
 
-def _show(value: float) -> str:
-    return f"{value:.4f}" if is_number(value) else "-"
+def _show(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if is_number(value) else "-"
