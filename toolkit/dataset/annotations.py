@@ -124,11 +124,9 @@ def read_annotations(path: Path) -> Annotations:
             dates.append("" if image.date_captured is None else str(image.date_captured))
             metas.append(bytes(image.meta).decode())
 
-    columns: list[tuple[npt.NDArray[Any], ...]] = [_box_columns([])]
-    columns += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
-    annotation_ids, box_image_ids, labels, boxes = (
-        np.concatenate(column) for column in zip(*columns, strict=True)
-    )
+    pieces = [_box_columns([])]
+    pieces += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
+    annotation_ids, box_image_ids, labels, boxes = map(np.concatenate, zip(*pieces, strict=True))
     return Annotations(
         path=path,
         image_ids=np.array(image_ids, np.int64),

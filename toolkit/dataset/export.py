@@ -89,9 +89,8 @@ def _label_text(split: Split, row: int) -> str:
     size = (float(split.widths[row]), float(split.heights[row]))
     lines = []
     for i in range(int(split.box_offsets[row]), int(split.box_offsets[row + 1])):
-        x1, y1, x2, y2 = (
-            min(max(v / s, 0.0), 1.0) for v, s in zip(split.boxes[i].tolist(), size * 2, strict=True)
-        )
+        corners = zip(split.boxes[i].tolist(), size * 2, strict=True)
+        x1, y1, x2, y2 = (min(max(v / s, 0.0), 1.0) for v, s in corners)
         if x2 > x1 and y2 > y1:
             numbers = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
             lines.append(f"{split.labels[i] - 1} " + " ".join(f"{v:.6f}" for v in numbers) + "\n")

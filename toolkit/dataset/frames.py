@@ -96,7 +96,7 @@ class FolderFrames:
         return len(self.names)
 
     def name(self, row: int) -> str:
-        return bytes(self.names[row]).decode()
+        return bytes(self.names[row]).decode(errors="replace")
 
     def read(self, row: int) -> bytes:
         name = self.name(row)
@@ -160,7 +160,7 @@ class ZipFrames:
         return len(self.members)
 
     def name(self, row: int) -> str:
-        return bytes(self.members.names[row]).decode()
+        return bytes(self.members.names[row]).decode(errors="replace")
 
     def read(self, row: int) -> bytes:
         """The member's bytes, inflated. The local header is read along with them and must agree."""

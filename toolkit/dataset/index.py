@@ -148,7 +148,7 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
 
     manifest = _summary(images, fingerprint, archive.name, unlisted, log)
     with replacing(folder / manifest.index) as temporary:
-        images.write_parquet(temporary, compression="zstd", row_group_size=65_536)
+        _write_parquet(images, temporary)
     log.write(folder / "discrepancies.jsonl")
     with replacing(folder / "manifest.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
@@ -327,6 +327,15 @@ class _Log:
     def write(self, path: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(msgspec.json.Encoder().encode_lines(self.items))
+
+
+def _write_parquet(table: pl.DataFrame, path: Path) -> None:
+    import polars as pl
+
+    try:
+        table.write_parquet(path, compression="zstd", row_group_size=65_536)
+    except pl.exceptions.ComputeError as error:  # how polars reports a full disk
+        raise OSError(str(error)) from error
 
 
 def _frames_of(data: Path) -> Path:

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from toolkit.cli import app
+from toolkit.dataset.export import export_yolo
+from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.errors import ToolkitError
+
+runner = CliRunner()
+
+
+def damage(folder: Path, row: int) -> str:
+    """Overwrite the middle of a frame of the training split; its name."""
+    split = load(folder).split("train")
+    members = split.frames().members  # type: ignore[attr-defined]
+    with (folder / "frames.zip").open("r+b") as file:
+        file.seek(int(members.offsets[row]) + int(members.sizes[row]) // 2)
+        file.write(b"\xab" * 64)
+    return split.file_names[row].decode()
+
+
+def test_sample_prepare_and_verify_work_from_the_command_line(tmp_path: Path) -> None:
+    folder = str(tmp_path / "d")
+    counts = ["--train", "16", "--val", "8", "--test", "9"]
+    assert runner.invoke(app, ["dataset", "sample", folder, *counts]).exit_code == 0
+    done = runner.invoke(app, ["dataset", "prepare", folder, "--json"])
+    assert done.exit_code == 0
+    result = json.loads(done.stdout)
+    assert result["images"] == {"train": 16, "val": 8, "test": 9}
+    assert result["unchanged"] is False
+    done = runner.invoke(app, ["dataset", "prepare", folder])
+    assert "nothing to do" in done.stderr
+    done = runner.invoke(app, ["dataset", "verify", folder, "--deep", "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {"frames": 33, "deep": True, "bad": []}
+
+
+def test_verify_lists_every_bad_frame_and_fails(copy: Path) -> None:
+    prepare(copy)
+    bad = sorted([damage(copy, 3), damage(copy, 30)])
+    assert runner.invoke(app, ["dataset", "verify", str(copy)]).exit_code == 0
+    done = runner.invoke(app, ["dataset", "verify", str(copy), "--deep", "--json"])
+    assert isinstance(done.exception, ToolkitError)
+    assert "2 of 90 frames" in done.exception.line()
+    found = json.loads(done.stdout)["bad"]
+    assert sorted(b["frame"] for b in found) == bad
+    assert all("CRC" in b["reason"] for b in found)
+
+
+def test_verify_without_deep_notices_a_shortened_archive(copy: Path) -> None:
+    prepare(copy)
+    data = (copy / "frames.zip").read_bytes()
+    (copy / "frames.zip").write_bytes(data[: len(data) * 2 // 3])
+    done = runner.invoke(app, ["dataset", "verify", str(copy)])
+    assert isinstance(done.exception, ToolkitError)
+    assert len(done.stdout.splitlines()) > 10
+
+
+def test_export_links_frames_of_a_folder_under_unique_names(copy: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        file.extractall(copy)
+    (copy / "frames.zip").unlink()
+    prepare(copy)
+    written = export_yolo(load(copy), tmp_path / "yolo")
+    content = yaml.safe_load(written.read_text())
+    assert content["names"] == {0: "person", 1: "bicycle", 2: "motorcycle", 3: "vehicle"}
+    links = sorted((tmp_path / "yolo/images/train").iterdir())
+    assert len(links) == 48
+    assert all(link.is_symlink() and link.resolve().is_file() for link in links)
+    text = (tmp_path / "yolo/labels/train" / links[0].name).with_suffix(".txt").read_text()
+    assert all(len(line.split()) == 5 for line in text.splitlines())
+    export_yolo(load(copy), tmp_path / "yolo")
+
+
+def test_export_from_an_archive_says_that_links_cannot_point_into_it(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
+    with pytest.raises(ToolkitError, match="--extract"):
+        export_yolo(index, tmp_path / "yolo")
+    assert not (tmp_path / "yolo").exists()
+    export_yolo(index, tmp_path / "yolo", extract=True)
+    assert len(list((tmp_path / "yolo/images/val").iterdir())) == 24
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("x")
+    with pytest.raises(ToolkitError, match="not empty"):
+        export_yolo(index, tmp_path / "other", extract=True)
+
+
+@pytest.mark.parametrize("verb", ["sample", "prepare", "verify", "export"])
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    done = runner.invoke(app, ["dataset", verb, "--help"])
+    assert done.exit_code == 0
+    assert f"toolkit dataset {verb}" in done.stdout

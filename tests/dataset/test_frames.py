@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import struct
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from toolkit.dataset import frames
+from toolkit.dataset.frames import FolderFrames, FrameError, Frames, ZipFrames, decode_grey, read_directory
+from toolkit.dataset.index import DatasetIndex
+from toolkit.errors import ToolkitError
+
+
+def archive(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (24, 32)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, size, np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0/\\:.", categories=["L", "N"]), min_size=1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(
+    members=st.dictionaries(names.map("frames/{}.jpg".format), st.binary(max_size=3000), max_size=8),
+    methods=st.lists(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]), min_size=8, max_size=8),
+    comment=st.binary(max_size=30),
+    lead=st.binary(max_size=20),
+)
+def test_members_are_what_zipfile_reads(
+    tmp_path: Path, members: dict[str, bytes], methods: list[int], comment: bytes, lead: bytes
+) -> None:
+    """Stored and deflated, with a comment, with bytes in front of the archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for (name, data), method in zip(members.items(), methods, strict=False):
+            file.writestr(name, data, method)
+        file.comment = comment
+    path = tmp_path / "a.zip"
+    path.write_bytes(lead + buffer.getvalue())
+    source = ZipFrames(path, read_directory(path))
+    assert {source.name(i): source.read(i) for i in range(len(source))} == members
+    for i in range(len(source)):
+        source.check(i)
+
+
+def test_offsets_beyond_four_gigabytes_are_read(tmp_path: Path) -> None:
+    """A sparse file: the second member begins after 5 GiB, so the archive needs ZIP64 fields."""
+    path = tmp_path / "big.zip"
+    with path.open("wb") as raw, zipfile.ZipFile(raw, "w") as file:
+        file.writestr("frames/a.jpg", b"first")
+        raw.seek(5 << 30)
+        file.start_dir = raw.tell()
+        file.writestr("frames/b.jpg", b"second")
+    source = ZipFrames(path, read_directory(path))
+    assert source.members.offsets[1] == 5 << 30
+    assert [source.read(0), source.read(1)] == [b"first", b"second"]
+
+
+def test_folder_and_archive_give_the_same_pixels(index: DatasetIndex, tmp_path: Path) -> None:
+    split = index.split("train")
+    zipped = split.frames()
+    with zipfile.ZipFile(index.data / "frames.zip") as file:
+        file.extractall(tmp_path)
+    folder = FolderFrames(tmp_path, split.file_names)
+    for row in range(len(split)):
+        np.testing.assert_array_equal(zipped.grey(row), folder.grey(row))
+        assert zipped.grey(row).shape == (split.heights[row], split.widths[row])
+
+
+def _read_all(source: Frames) -> list[bytes]:
+    return [source.read(row) for row in range(len(source))]
+
+
+def test_threads_and_spawned_processes_read_the_same(index: DatasetIndex) -> None:
+    source = index.split("val").frames()
+    expected = _read_all(source)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(_read_all, [source] * 16):
+            assert found == expected
+    with get_context("spawn").Pool(1) as processes:
+        assert processes.apply(_read_all, (source,)) == expected
+    assert pickle.loads(pickle.dumps(source)).read(0) == expected[0]
+
+
+def test_a_cut_off_jpeg_does_not_decode() -> None:
+    data = jpeg()
+    assert decode_grey("x", data).shape == (24, 32)
+    for part in (data[: len(data) // 2], data[:-2], b"", b"no image at all"):
+        with pytest.raises(FrameError, match="frame x"):
+            decode_grey("x", part)
+
+
+def test_a_frame_error_survives_pickling() -> None:
+    error = FrameError("frames/a.jpg", "is cut off", "1 byte", "2")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.name, copy.line()) == (error.name, error.line())
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "frames/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "../x.jpg"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    path = archive(tmp_path / "a.zip", {"frames/ok.jpg": b"x", "PLACEHOLDER": b"y"})
+    data = path.read_bytes().replace(b"PLACEHOLDER", name.encode().ljust(11, b"_")[:11])
+    if len(name) <= 11:
+        path.write_bytes(data)
+    else:
+        archive(path, {"frames/ok.jpg": b"x", name: b"y"})
+    with pytest.raises(ToolkitError, match=r"refused.*path"):
+        read_directory(path)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"frames/a.jpg": b"x", "frames/b.jpg": b"y"})
+    path.write_bytes(path.read_bytes().replace(b"frames/b.jpg", b"frames/a.jpg"))
+    with pytest.raises(ToolkitError, match=r"occurs twice; found frames/a\.jpg"):
+        read_directory(path)
+
+
+def test_a_member_that_claims_to_be_huge_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1 << 20)
+    path = archive(tmp_path / "a.zip", {"frames/bomb.jpg": b"\0" * (2 << 20)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ToolkitError, match=r"claims more than 1 MiB; found frames/bomb\.jpg"):
+        read_directory(path)
+
+
+def test_a_member_that_inflates_beyond_its_stated_size_is_stopped(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"frames/bomb.jpg": b"\0" * 100_000}, zipfile.ZIP_DEFLATED)
+    data = path.read_bytes().replace(struct.pack("<I", 100_000), struct.pack("<I", 10))
+    path.write_bytes(data)
+    source = ZipFrames(path, read_directory(path))
+    with pytest.raises(FrameError, match="stated size"):
+        source.read(0)
+
+
+def flag(data: bytearray, entry: int) -> None:
+    data[entry + 8] |= 1
+
+
+def method(data: bytearray, entry: int) -> None:
+    data[entry + 10] = 12
+
+
+def volume(data: bytearray, entry: int) -> None:
+    data[data.rindex(b"PK\x05\x06") + 4] = 1
+
+
+def overlap(data: bytearray, entry: int) -> None:
+    data[entry + 20 : entry + 24] = struct.pack("<I", 1 << 20)
+
+
+def signature(data: bytearray, entry: int) -> None:
+    data[entry : entry + 2] = b"XX"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flag, "encrypted"),
+        (method, "unknown compression"),
+        (volume, "split archive"),
+        (overlap, "overlaps"),
+        (signature, "damaged"),
+    ],
+)
+def test_an_archive_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, damage: Callable[[bytearray, int], None], reason: str
+) -> None:
+    path = archive(tmp_path / "a.zip", {"frames/a.jpg": jpeg(), "frames/b.jpg": jpeg(1)})
+    data = bytearray(path.read_bytes())
+    damage(data, data.index(b"PK\x01\x02"))
+    path.write_bytes(data)
+    with pytest.raises(ToolkitError, match=reason):
+        read_directory(path)
+
+
+def test_damaged_archives_never_raise_anything_else(tmp_path: Path) -> None:
+    """Cut anywhere, or with bytes changed: refused, or read, or a FrameError; never another exception."""
+    original = archive(tmp_path / "a.zip", {f"frames/{i}.jpg": jpeg(i) for i in range(4)}).read_bytes()
+    rng = random.Random(11)
+    path = tmp_path / "b.zip"
+    for _ in range(400):
+        data = bytearray(original)
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        for _ in range(rng.randrange(1, 6)):
+            start = max(len(data) - 400, 0) if rng.random() < 0.7 else 0
+            if data:
+                data[rng.randrange(start, len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            source = ZipFrames(path, read_directory(path))
+            for row in range(len(source)):
+                source.name(row)
+                source.check(row)
+        except ToolkitError:
+            pass
+
+
+def test_an_archive_that_changed_after_prepare_is_noticed(index: DatasetIndex, tmp_path: Path) -> None:
+    source = index.split("train").frames()
+    assert isinstance(source, ZipFrames)
+    other = tmp_path / "frames.zip"
+    other.write_bytes(b"\0" * 100 + (index.data / "frames.zip").read_bytes())
+    with pytest.raises(FrameError, match="not where the index says"):
+        ZipFrames(other, source.members).read(3)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from toolkit.dataset import index as index_module
+from toolkit.dataset.index import DatasetIndex, load, prepare, read_manifest
+from toolkit.errors import ToolkitError
+
+Edit = Callable[[str, Callable[[dict[str, Any]], None]], None]
+
+
+def discrepancies(folder: Path) -> list[dict[str, str]]:
+    lines = (folder / "prepared" / "discrepancies.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_index_holds_exactly_what_the_files_say(index: DatasetIndex) -> None:
+    for name, file in index_module.FILES.items():
+        content = json.loads((index.data / file).read_text())
+        split = index.split(name)
+        assert sorted(split.image_ids.tolist()) == sorted(i["id"] for i in content["images"])
+        rows = {number: row for row, number in enumerate(split.image_ids.tolist())}
+        expected: list[list[list[float]]] = [[] for _ in rows]
+        for a in content.get("annotations", []):
+            x, y, w, h = a["bbox"]
+            expected[rows[a["image_id"]]].append([x, y, x + w, y + h, a["category_id"]])
+        for image in content["images"]:
+            row = rows[image["id"]]
+            assert split.file_names[row].decode() == image["file_name"]
+            assert split.dates[row] == image["date_captured"]
+            assert split.months[row] == int(str(image["id"])[:6])
+            assert (split.widths[row], split.heights[row]) == (384, 288)
+            boxes = slice(split.box_offsets[row], split.box_offsets[row + 1])
+            found = np.column_stack([split.boxes[boxes], split.labels[boxes]]).tolist()
+            assert found == expected[row]
+        assert split.meta()["Temperature"].to_list() == [
+            i["meta"]["Temperature"] for i in sorted(content["images"], key=lambda i: rows[i["id"]])
+        ]
+
+
+def test_reading_the_index_in_order_reads_the_archive_in_order(index: DatasetIndex) -> None:
+    offsets = pl.read_parquet(index.path)["offset"].to_numpy()
+    assert (np.diff(offsets) > 0).all()
+
+
+def test_all_months_are_there_and_september_only_in_the_test_split(index: DatasetIndex) -> None:
+    months = {202101, 202102, 202103, 202104, 202005, 202006, 202007, 202008}
+    assert set(index.split("train").months.tolist()) == months
+    assert set(index.split("val").months.tolist()) == months
+    assert set(index.split("test").months.tolist()) == months | {202009}
+
+
+def test_preparing_again_does_nothing_until_an_input_changes(copy: Path, edit: Edit) -> None:
+    first = prepare(copy)
+    written = (first.folder / first.manifest.index).stat().st_mtime_ns
+    again = prepare(copy)
+    assert (first.unchanged, again.unchanged) == (False, True)
+    assert (first.folder / first.manifest.index).stat().st_mtime_ns == written
+    edit("Train.json", lambda content: content["annotations"].pop())
+    third = prepare(copy)
+    assert not third.unchanged
+    assert third.manifest.boxes["train"] == first.manifest.boxes["train"] - 1
+    assert len(list(third.folder.glob("*.parquet"))) == 1
+
+
+def test_nothing_is_extracted_or_copied(copy: Path) -> None:
+    before = {p.name for p in copy.iterdir()}
+    prepare(copy)
+    assert {p.name for p in copy.iterdir()} - before == {"prepared"}
+    size = sum(p.stat().st_size for p in (copy / "prepared").iterdir())
+    assert size < 40_000
+
+
+def test_boxes_outside_their_frame_are_counted_and_kept_as_written(copy: Path, edit: Edit) -> None:
+    edit("Train.json", lambda content: content["annotations"][0].update(bbox=[-5.25, 280, 30, 20]))
+    edit("Train.json", lambda content: content["annotations"][1].update(bbox=[10, 10, 0, 5]))
+    result = prepare(copy)
+    assert result.manifest.discrepancies == {"box outside its frame": 1, "box without area": 1}
+    assert {d["kind"] for d in discrepancies(copy)} == set(result.manifest.discrepancies)
+    boxes = load(copy).split("train").boxes.tolist()
+    assert [-5.25, 280.0, 24.75, 300.0] in boxes
+    assert [10.0, 10.0, 10.0, 15.0] in boxes
+
+
+def unknown_image(content: dict[str, Any]) -> None:
+    content["annotations"][0]["image_id"] = 20200512345678901
+
+
+def unknown_category(content: dict[str, Any]) -> None:
+    content["annotations"][0]["category_id"] = 7
+
+
+def background(content: dict[str, Any]) -> None:
+    content["annotations"][0]["category_id"] = 0
+
+
+def duplicate_image(content: dict[str, Any]) -> None:
+    content["images"].append({**content["images"][0], "file_name": "frames/elsewhere.jpg"})
+
+
+def duplicate_frame(content: dict[str, Any]) -> None:
+    content["images"].append({**content["images"][0], "id": 20200512345678901})
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (unknown_image, "unknown image"),
+        (unknown_category, "unknown category"),
+        (background, "unknown category"),
+        (duplicate_image, "duplicate image id"),
+        (duplicate_frame, "duplicate frame"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused_or_cleaned(
+    copy: Path, edit: Edit, damage: Callable[[dict[str, Any]], None], kind: str
+) -> None:
+    before = prepare(copy).manifest
+    edit("Train.json", damage)
+    with pytest.raises(ToolkitError, match=f"1 x {kind}"):
+        prepare(copy)
+    assert read_manifest(copy / "prepared") == before
+    assert json.loads((copy / "prepared" / "refused.jsonl").read_text())["kind"] == kind
+    cleaned = prepare(copy, drop_bad=True)
+    assert cleaned.manifest.discrepancies == {kind: 1}
+    assert cleaned.manifest.images == before.images
+    lost = 0 if "duplicate" in kind else 1
+    assert cleaned.manifest.boxes["train"] == before.boxes["train"] - lost
+    assert not (copy / "prepared" / "refused.jsonl").exists()
+
+
+def test_frames_missing_from_the_archive_and_frames_nobody_lists_are_counted(copy: Path) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    lost = sorted(members)[3]
+    members["frames/20200101/clip_0_0000/image_0000.jpg"] = members.pop(lost)
+    with zipfile.ZipFile(copy / "frames.zip", "w") as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    result = prepare(copy)
+    assert result.manifest.discrepancies == {"frame missing": 1}
+    assert result.manifest.unlisted_frames == 1
+    assert [d["frame"] for d in discrepancies(copy)] == [lost]
+    absent = [s for s in ("train", "val", "test") if not load(copy).split(s).present.all()]
+    assert len(absent) == 1
+
+
+def test_frames_in_a_folder_serve_as_well(copy: Path, index: DatasetIndex) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        file.extractall(copy)
+    (copy / "frames.zip").unlink()
+    prepare(copy)
+    ours, theirs = load(copy).split("val"), index.split("val")
+    assert sorted(ours.image_ids) == sorted(theirs.image_ids)
+    assert ours.frames().read(0) == (copy / ours.file_names[0].decode()).read_bytes()
+
+
+def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=r"no annotation files.*Train\.json"):
+        prepare(tmp_path)
+    (copy / "frames.zip").unlink()
+    with pytest.raises(ToolkitError, match=r"no frames.*frames\.zip"):
+        prepare(copy)
+    with pytest.raises(ToolkitError, match=r"not prepared.*toolkit dataset prepare"):
+        load(copy)
+
+
+def test_an_archive_that_is_cut_off_leaves_the_old_index(copy: Path) -> None:
+    before = prepare(copy).manifest
+    data = (copy / "frames.zip").read_bytes()
+    (copy / "frames.zip").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ToolkitError, match=r"frames\.zip is cut off"):
+        prepare(copy)
+    assert read_manifest(copy / "prepared") == before
+
+
+def test_an_archive_of_something_else_is_refused(copy: Path) -> None:
+    with zipfile.ZipFile(copy / "frames.zip", "w") as file:
+        file.writestr("holiday/beach.jpg", b"x")
+    with pytest.raises(ToolkitError, match=r"holds none of the frames.*holiday/beach\.jpg"):
+        prepare(copy)
+
+
+@pytest.mark.parametrize("when", ["write_parquet", "manifest"])
+def test_an_interrupted_run_leaves_the_old_index(
+    copy: Path, edit: Edit, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    before = prepare(copy)
+    edit("Train.json", lambda content: content["annotations"].pop())
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if when == "write_parquet":
+        monkeypatch.setattr(pl.DataFrame, "write_parquet", interrupt)
+    else:
+        monkeypatch.setattr(index_module.msgspec.json, "format", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(copy)
+    monkeypatch.undo()
+    assert load(copy).manifest == before.manifest
+    assert len(load(copy).split("train").boxes) == before.manifest.boxes["train"]
+    assert not list((copy / "prepared").glob("*.tmp"))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_old_index(copy: Path, edit: Edit) -> None:
+    before = prepare(copy).manifest
+    edit("Train.json", lambda content: content["annotations"].pop())
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+
+    command = [sys.executable, "-m", "toolkit", "dataset", "prepare", str(copy)]
+    done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert load(copy).manifest == before
+    assert not list((copy / "prepared").glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_sends_the_index_to_the_cache(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copy and real(path, mode))
+    result = prepare(copy)
+    assert result.folder.is_relative_to(tmp_path / "cache")
+    assert "cannot be written" in capsys.readouterr().err
+    assert not (copy / "prepared").exists()
+    assert len(load(copy).split("val")) == 24
