@@ -15,6 +15,8 @@ from toolkit import console
 from toolkit.device import resolve_device, running, torch_device
 
 if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
     from toolkit.dataset.index import DatasetIndex
 from toolkit.errors import ToolkitError
 
@@ -69,26 +71,26 @@ def predict(weights: Path, data: Path, split: str, options: PredictionOptions | 
         return _predict(weights, frames, split, device, options)
 
 
-def load_model(weights: Path, device: torch.device) -> torch.nn.Module:
+def load_model(weights: Path, device: torch.device) -> DetectionModel:
     """Load a checkpoint for inference, batch norm folded into the convolutions.
 
     Raises:
         ToolkitError: the file is no detection checkpoint, or its classes are not the challenge's.
     """
-    from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+    from ultralytics.nn import tasks
 
     from toolkit.dataset.annotations import CATEGORIES
 
     wanted = {label - 1: name for label, name in CATEGORIES.items()}
     try:
-        model, _ = load_checkpoint(weights, device=device, fuse=True)
+        model, _ = tasks.load_checkpoint(weights, device=device, fuse=True)
     except Exception as error:  # torch.load raises whatever the bytes make it raise
         raise ToolkitError(
             f"{weights} is no YOLO checkpoint",
             found=f"{type(error).__name__} when it was loaded",
             expected="a .pt file that `toolkit train` or Ultralytics wrote",
         ) from error
-    if not isinstance(model, DetectionModel):
+    if not isinstance(model, tasks.DetectionModel):
         raise ToolkitError(f"{weights} is no detector", found=type(model).__name__, expected="DetectionModel")
     if dict(model.names) != wanted:
         raise ToolkitError(

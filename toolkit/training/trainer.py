@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
@@ -20,6 +23,9 @@ class LTDv2Trainer(DetectionTrainer):
         plan: what the run uses.
         index: the prepared data.
     """
+
+    last: Path
+    best: Path
 
     def __init__(self, plan: TrainingPlan, index: DatasetIndex) -> None:
         self.plan = plan
@@ -46,6 +52,11 @@ class LTDv2Trainer(DetectionTrainer):
         return build_dataset(
             self.index, img_path, self.args, mode=mode, batch=batch or 1, data=self.data, stride=stride
         )
+
+    def get_class_counts(self) -> npt.NDArray[np.float32]:
+        """Boxes of each class in the training split, counted from the index."""
+        counts: npt.NDArray[np.float32] = self.train_loader.dataset.class_counts().astype(np.float32)
+        return counts
 
     def save_model(self) -> bool:
         """Write last.pt, and best.pt if this epoch is the best, each to a temporary name first."""
