@@ -1,1 +1,72 @@
-"""Makes PyTorch train where the vendor's convolution library is missing. Needs torch alone."""
+"""Makes PyTorch train where the vendor's convolution library is missing. Needs torch alone.
+
+``enable`` puts two overrides into PyTorch's dispatcher; every 2-d convolution of the process, of models that
+exist and of models loaded later, then goes through a route that works on the card. No module is replaced.
+
+    import patches
+
+    patches.enable("cuda")
+    ...
+    print(patches.report())
+
+Importing this package imports no torch and initialises no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from patches.report import FallThrough, ProblemUse, Report
+
+__all__ = ["COLUMN_BUDGET", "FallThrough", "ProblemUse", "Report", "disable", "enable", "enabled", "report"]
+
+COLUMN_BUDGET = 256 * 2**20
+"""Default limit of the column buffer of the route ``gemm``, bytes."""
+
+
+def enable(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET) -> None:
+    """Send all 2-d convolutions on ``device`` through a route; what was enabled before is replaced.
+
+    On a ROCm build ``enable("cuda")`` also switches MIOpen off for everything else (batch norm, RNN).
+    The environment variable ``TOOLKIT_CONV_ROUTE`` overrules ``route`` and says so.
+
+    Args:
+        device: "cuda" (ROCm builds say "cuda" too) or "cpu".
+        route: "auto", or the name of the one to use for all problems that it supports: "native" (PyTorch's
+            own kernels), "library" (with cuDNN or MIOpen) or "gemm".
+        column_budget: limit of the column buffer of the route "gemm", bytes.
+
+    Raises:
+        ValueError: an unknown device or route, or a budget that is not positive.
+    """
+    from patches import dispatch
+
+    dispatch.start(device, route, column_budget)
+
+
+def disable() -> None:
+    """Put PyTorch back as it was; does nothing when nothing is enabled."""
+    from patches import dispatch
+
+    dispatch.stop()
+
+
+@contextmanager
+def enabled(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET) -> Iterator[None]:
+    """:func:`enable` for the length of a ``with``; afterwards what was enabled before is enabled again."""
+    from patches import dispatch
+
+    before = dispatch.current()
+    dispatch.start(device, route, column_budget)
+    try:
+        yield
+    finally:
+        dispatch.resume(before)
+
+
+def report() -> Report:
+    """What happened since the last ``enable``; kept after ``disable``."""
+    from patches import dispatch
+
+    return dispatch.report()

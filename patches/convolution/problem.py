@@ -24,7 +24,7 @@ class ConvProblem:
         bias: whether a bias is added.
         dtype: of input, weight and output.
         device: "cpu", "cuda" (ROCm builds say "cuda" too).
-        channels_last: whether the input is stored NHWC.
+        channels_last: whether input or weight is stored NHWC; then the output is as well.
     """
 
     batch: int
@@ -51,12 +51,34 @@ class ConvProblem:
             (self.width + 2 * pw - dw * (kw - 1) - 1) // sw + 1,
         )
 
+    def __str__(self) -> str:
+        """One line for a table: ``4x3x640x640 -> 16, 3x3 stride 2 pad 1, float32``."""
+        shape = f"{self.batch}x{self.channels_in}x{self.height}x{self.width} -> {self.channels_out}"
+        parts = [f"{shape}, {_pair(self.kernel, always_both=True)} stride {_pair(self.stride)}"]
+        if self.padding != (0, 0):
+            parts.append(f"pad {_pair(self.padding)}")
+        if self.dilation != (1, 1):
+            parts.append(f"dilation {_pair(self.dilation)}")
+        if self.groups != 1:
+            parts.append(f"groups {self.groups}")
+        layout = " channels_last" if self.channels_last else ""
+        return f"{' '.join(parts)}, {str(self.dtype).removeprefix('torch.')}{layout}"
+
+
+def _pair(value: tuple[int, int], always_both: bool = False) -> str:
+    return f"{value[0]}" if value[0] == value[1] and not always_both else f"{value[0]}x{value[1]}"
+
 
 class Route(Protocol):
-    """One way to compute a convolution: a pair of functions over plain tensors, outside autograd.
+    """One way to compute a convolution: a pair of functions over plain tensors, below autograd.
+
+    The dispatcher calls them with autograd already handled; anybody else calls them under
+    ``torch.inference_mode()``.
 
     ``x`` is (batch, channels_in, height, width), ``weight`` is (channels_out, channels_in / groups, kh, kw),
     ``bias`` is (channels_out,) or None, ``grad`` has the shape of the output. Any strides are allowed.
+    Output and input gradient come back in the problem's memory format, as PyTorch's own convolution does:
+    code after a convolution may ``view`` what it gets.
     """
 
     name: str

@@ -1,0 +1,116 @@
+"""PyTorch's own convolution kernels as a route, with the vendor's library (cuDNN, MIOpen) on or off.
+
+The overrides sit in the dispatcher's table under the device's key, so calling the operators again would come
+back to the override. The kernels that PyTorch would have used are registered once more for every backend,
+under the alias key CompositeExplicitAutograd; calling that key runs them and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches.convolution.problem import ConvProblem
+
+_KEY = torch._C.DispatchKey.CompositeExplicitAutograd
+_forward: Callable[..., Tensor] = torch.ops.aten.convolution.default._op_dk
+_backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]] = (
+    torch.ops.aten.convolution_backward.default._op_dk
+)
+
+_NO_OUTPUT_PADDING = [0, 0]
+_switch = threading.RLock()
+"""Held while the process-wide switch of the vendor's library differs from what the user set."""
+
+
+def call_forward(library: bool | None, *args: Any) -> Tensor:
+    """``aten::convolution`` by PyTorch's own kernels.
+
+    Args:
+        library: whether the vendor's library may serve this call; None leaves PyTorch's switch as it is.
+        args: the operator's arguments.
+    """
+    if library is None or torch._C._get_cudnn_enabled() == library:
+        return _forward(_KEY, *args)
+    return _switched(library, _forward, args)
+
+
+def call_backward(library: bool | None, *args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``aten::convolution_backward`` by PyTorch's own kernels; arguments as in :func:`call_forward`."""
+    if library is None or torch._C._get_cudnn_enabled() == library:
+        return _backward(_KEY, *args)
+    return _switched(library, _backward, args)
+
+
+def _switched(library: bool, operator: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    with _switch:
+        before = torch._C._get_cudnn_enabled()
+        torch._C._set_cudnn_enabled(library)
+        try:
+            return operator(_KEY, *args)
+        finally:
+            torch._C._set_cudnn_enabled(before)
+
+
+class Native:
+    """The routes ``native`` (PyTorch's kernels alone) and ``library`` (with cuDNN or MIOpen).
+
+    On the CPU there is no vendor's library to avoid: ``native`` is whatever PyTorch does there (oneDNN).
+
+    Args:
+        library: whether the vendor's library may be used.
+    """
+
+    def __init__(self, library: bool) -> None:
+        self.name = "library" if library else "native"
+        self.library = library
+
+    def supports(self, problem: ConvProblem) -> bool:
+        """Everything; the library only where there is one."""
+        return not self.library or problem.device != "cpu"
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See :class:`~patches.convolution.problem.Route`."""
+        return call_forward(
+            self._switch(problem),
+            x,
+            weight,
+            bias,
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            False,
+            _NO_OUTPUT_PADDING,
+            problem.groups,
+        )
+
+    def backward(
+        self,
+        problem: ConvProblem,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See :class:`~patches.convolution.problem.Route`."""
+        return call_backward(
+            self._switch(problem),
+            grad,
+            x,
+            weight,
+            [problem.channels_out],
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            False,
+            _NO_OUTPUT_PADDING,
+            problem.groups,
+            needs,
+        )
+
+    def _switch(self, problem: ConvProblem) -> bool | None:
+        return None if problem.device == "cpu" else self.library

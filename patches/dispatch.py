@@ -1,0 +1,376 @@
+"""The two overrides in PyTorch's dispatcher, and the state behind them.
+
+``aten::convolution`` and ``aten::convolution_backward`` are where every convolution of PyTorch ends: modules,
+functional calls, autocast, checkpoints loaded later. Autograd sits above and stays PyTorch's own, double
+backward included. Each call is reduced to a key that is cheap to build; the first call of a key decides who
+serves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from patches import miopen
+from patches.convolution.gemm import Gemm
+from patches.convolution.native import Native, call_backward, call_forward
+from patches.convolution.problem import ConvProblem, Route
+from patches.report import FallThrough, ProblemUse, Report
+
+ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
+
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_log = logging.getLogger("patches")
+_cpu_autocast: Callable[[], bool] = (
+    torch.is_autocast_cpu_enabled
+    if torch.__version__.startswith("1.")
+    else partial(torch.is_autocast_enabled, "cpu")
+)
+
+T = TypeVar("T")
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class _Entry:
+    """Who serves a key, and how often; the counts are exact while one thread runs each direction.
+
+    Attributes:
+        problem, route: None for a call that goes to PyTorch's own kernels untouched.
+        reason: why it does; empty otherwise.
+    """
+
+    __slots__ = ("backward", "forward", "problem", "reason", "route")
+
+    def __init__(self, problem: ConvProblem | None, route: Route | None, reason: str) -> None:
+        self.problem, self.route, self.reason = problem, route, reason
+        self.forward = self.backward = 0
+
+
+class Session:
+    """One ``enable``: the settings, the routes, and what happened.
+
+    Args:
+        device: "cuda" or "cpu".
+        route: "auto" or the name of a route.
+        column_budget: limit of the column buffer of the route "gemm", bytes.
+
+    Raises:
+        ValueError: as :func:`patches.enable` says.
+    """
+
+    def __init__(self, device: str, route: str, column_budget: int) -> None:
+        if device not in _DISPATCH_KEYS:
+            raise ValueError(f"device {device!r}: expected one of {', '.join(_DISPATCH_KEYS)}")
+        if column_budget <= 0:
+            raise ValueError(f"column budget {column_budget}: expected a positive number of bytes")
+        self.device = device
+        self.native: Route = Native(library=False)
+        self.routes: dict[str, Route] = {
+            each.name: each for each in (self.native, Native(library=True), Gemm(column_budget))
+        }
+        self.notes: list[str] = []
+        forced = os.environ.get(ROUTE_VARIABLE)
+        if forced and forced != route:
+            self.note(f"{ROUTE_VARIABLE}={forced} overrules route {route!r}")
+            route = forced
+        if route != "auto" and route not in self.routes:
+            raise ValueError(f"route {route!r}: expected one of auto, {', '.join(self.routes)}")
+        self.route = route
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
+        self._retired: list[_Entry] = []
+        self._library: torch.library.Library | None = None
+        self._miopen_before: bool | None = None
+
+    def install(self) -> None:
+        """Put the overrides into the dispatcher."""
+        self._library = torch.library.Library("aten", "IMPL")
+        key = _DISPATCH_KEYS[self.device]
+        self._library.impl("convolution", self._convolution, key)
+        self._library.impl("convolution_backward", self._convolution_backward, key)
+        if self.device == "cuda" and miopen.needed():
+            self._miopen_before = miopen.switch_off()
+
+    def uninstall(self) -> None:
+        """Take the overrides out of the dispatcher."""
+        self._library = None
+        if self._miopen_before is not None:
+            miopen.restore(self._miopen_before)
+            self._miopen_before = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether the overrides are in the dispatcher."""
+        return self._library is not None
+
+    def note(self, message: str) -> None:
+        """Tell the person at the keyboard, and remember it for the report."""
+        self.notes.append(message)
+        _log.warning(message)
+
+    def report(self) -> Report:
+        """The counters as a value."""
+        entries = [*self._retired, *self._entries.values()]
+        uses: dict[tuple[ConvProblem, str], tuple[int, int]] = {}
+        passed: dict[str, int] = {}
+        for entry in entries:
+            if entry.problem is None or entry.route is None:
+                passed[entry.reason] = passed.get(entry.reason, 0) + entry.forward + entry.backward
+            else:
+                forward, backward = uses.get((entry.problem, entry.route.name), (0, 0))
+                uses[entry.problem, entry.route.name] = (forward + entry.forward, backward + entry.backward)
+        return Report(
+            enabled=self.installed,
+            device=self.device,
+            route=self.route,
+            problems=tuple(ProblemUse(problem, route, *counts) for (problem, route), counts in uses.items()),
+            fall_throughs=tuple(FallThrough(reason, calls) for reason, calls in passed.items()),
+            notes=tuple(self.notes),
+        )
+
+    def _convolution(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        output_padding: list[int],
+        groups: int,
+    ) -> Tensor:
+        key = (
+            x.shape,
+            weight.shape,
+            (*stride, *padding, *dilation, groups),
+            transposed,
+            bias is not None,
+            _channels_last(x, weight),
+            x.dtype,
+            weight.dtype,
+            x.dtype if bias is None else bias.dtype,
+        )
+        entry = self._entries.get(key) or self._enter(key, x, weight, stride, padding, dilation)
+        entry.forward += 1
+        problem, route = entry.problem, entry.route
+        if problem is None or route is None:
+            return call_forward(
+                None, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+            )
+        try:
+            if self._guarded(x):
+                with self._guard(x):
+                    return route.forward(problem, x, weight, bias)
+            return route.forward(problem, x, weight, bias)
+        except Exception as error:
+            return self._recover(route, error, lambda: self.native.forward(problem, x, weight, bias))
+
+    def _convolution_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias_sizes: list[int] | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        output_padding: list[int],
+        groups: int,
+        output_mask: tuple[bool, bool, bool],
+    ) -> Gradients:
+        key = (
+            x.shape,
+            weight.shape,
+            (*stride, *padding, *dilation, groups),
+            transposed,
+            bool(bias_sizes) and bias_sizes != [0],
+            _channels_last(x, weight),
+            x.dtype,
+            weight.dtype,
+            grad.dtype,
+        )
+        entry = self._entries.get(key) or self._enter(key, x, weight, stride, padding, dilation)
+        entry.backward += 1
+        problem, route = entry.problem, entry.route
+        needs = (output_mask[0], output_mask[1], output_mask[2])
+        if problem is None or route is None:
+            return call_backward(
+                None,
+                grad,
+                x,
+                weight,
+                bias_sizes,
+                stride,
+                padding,
+                dilation,
+                transposed,
+                output_padding,
+                groups,
+                needs,
+            )
+        try:
+            if self._guarded(x):
+                with self._guard(x):
+                    return route.backward(problem, grad, x, weight, needs)
+            return route.backward(problem, grad, x, weight, needs)
+        except Exception as error:
+            return self._recover(route, error, lambda: self.native.backward(problem, grad, x, weight, needs))
+
+    def _enter(
+        self,
+        key: tuple[Any, ...],
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> _Entry:
+        transposed, bias, channels_last = key[3:6]
+        groups = key[2][-1]
+        reason = _why_not(x, weight, key[6:], stride, padding, dilation, transposed, groups)
+        if reason:
+            entry = _Entry(None, None, reason)
+        else:
+            problem = ConvProblem(
+                batch=x.shape[0],
+                channels_in=x.shape[1],
+                height=x.shape[2],
+                width=x.shape[3],
+                channels_out=weight.shape[0],
+                kernel=(weight.shape[2], weight.shape[3]),
+                stride=_both(stride),
+                padding=_both(padding),
+                dilation=_both(dilation),
+                groups=groups,
+                bias=bias,
+                dtype=x.dtype,
+                device=self.device,
+                channels_last=channels_last,
+            )
+            if min(problem.output_size) < 1:
+                entry = _Entry(None, None, "malformed arguments")
+            else:
+                entry = _Entry(problem, self._choose(problem), "")
+        self._entries[key] = entry
+        return entry
+
+    def _choose(self, problem: ConvProblem) -> Route:
+        wanted = self.routes.get(self.route, self.native)
+        return wanted if wanted.supports(problem) else self.native
+
+    def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
+        """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""
+        if route is self.native or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise error
+        result = again()
+        if self.routes.get(route.name) is route:
+            self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
+            self.routes[route.name] = self.native
+            struck = [key for key, entry in self._entries.items() if entry.route is route]
+            self._retired += [self._entries.pop(key) for key in struck]
+        return result
+
+    def _guarded(self, x: Tensor) -> bool:
+        """Whether the surroundings of this call would change what a route computes, or where."""
+        if self.device == "cpu":
+            return _cpu_autocast()
+        return torch.is_autocast_enabled() or x.get_device() != torch._C._cuda_getDevice()
+
+    def _guard(self, x: Tensor) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.autocast(self.device, enabled=False))
+        if self.device == "cuda":
+            stack.enter_context(torch.cuda.device(x.device))
+        return stack
+
+
+def _channels_last(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would answer in NHWC: input or weight is stored so, slices of such tensors included."""
+    for strides in (x.stride(), weight.stride()):
+        if len(strides) == 4 and strides[1] == 1 and strides[3] != 1:
+            return True
+    return False
+
+
+def _both(value: list[int]) -> tuple[int, int]:
+    return (value[0], value[-1])
+
+
+def _why_not(
+    x: Tensor,
+    weight: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    groups: int,
+) -> str:
+    """Why a call is no problem for a route; empty when it is one."""
+    if transposed:
+        return "transposed convolution"
+    if x.dim() != 4 or weight.dim() != 4:
+        return f"{x.dim() - 2}-d convolution"
+    if dtypes.count(x.dtype) != len(dtypes):
+        return "mixed dtypes"
+    if x.dtype not in _DTYPES:
+        return f"dtype {str(x.dtype).removeprefix('torch.')}"
+    if x.numel() == 0 or weight.numel() == 0:
+        return "empty tensor"
+    if x.layout != torch.strided or weight.layout != torch.strided:
+        return "layout that is not strided"
+    settings = (stride, padding, dilation)
+    if (
+        groups < 1
+        or weight.shape[1] * groups != x.shape[1]
+        or weight.shape[0] % groups
+        or weight.device != x.device
+        or any(len(each) not in (1, 2) for each in settings)
+        or min(*stride, *dilation) < 1
+        or min(padding) < 0
+    ):
+        return "malformed arguments"
+    return ""
+
+
+_session: Session | None = None
+"""The newest session, kept after ``stop`` for its report."""
+
+
+def start(device: str, route: str, column_budget: int) -> None:
+    """See :func:`patches.enable`."""
+    resume(Session(device, route, column_budget))
+
+
+def resume(session: Session | None) -> None:
+    """Make ``session`` the one whose overrides are in the dispatcher; None: take them out."""
+    global _session
+    stop()
+    if session is not None:
+        session.install()
+        _session = session
+
+
+def stop() -> None:
+    """See :func:`patches.disable`."""
+    if _session is not None:
+        _session.uninstall()
+
+
+def current() -> Session | None:
+    """The session whose overrides are in the dispatcher, if any."""
+    return _session if _session is not None and _session.installed else None
+
+
+def report() -> Report:
+    """See :func:`patches.report`."""
+    return Report(enabled=False, device="", route="") if _session is None else _session.report()
