@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+import patches
+import patches.ultralytics
 from toolkit.errors import ToolkitError
 
 
@@ -55,11 +56,9 @@ def running(device: str, *, patched: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_output_to_stderr())
         if patched:
-            import patches.ultralytics
-
-            route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
-            stack.enter_context(patches.enabled(torch_device(device).type, route=route))
-            stack.enter_context(patches.ultralytics.applied())
+            stack.enter_context(patches.enabled(torch_device(device).type))
+            patches.ultralytics.apply()
+            stack.callback(patches.ultralytics.restore)
         yield
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from toolkit import __version__, workspace
+import patches
+from toolkit import __version__, console, workspace
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 
@@ -195,6 +196,9 @@ def train(plan: TrainingPlan) -> Path:
 
         trainer = LTDv2Trainer(plan, frames)
         trainer.train()
+        if plan.patches:
+            shares = [f"{route} {calls:,}" for route, calls in patches.report().by_route().items()]
+            console.note("convolution calls by route: " + ", ".join(shares))
     best: Path = trainer.best
     if not best.is_file():
         raise ToolkitError("training ended without weights", expected=str(best))
