@@ -118,13 +118,16 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
             value = getattr(defaults, key, None)
         if value is not None:
             arguments[key] = value
+    channels = options.channels or preset.channels
+    if channels not in (1, 3):
+        raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
     model = _check_model(options.model or defaults.model or preset.model)
     return TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name),
         preset=preset_name,
         model=model,
-        channels=options.channels or preset.channels,
+        channels=channels,
         device=resolve_device(options.device or defaults.device),
         patches=options.patches,
         arguments=arguments,

@@ -1,0 +1,87 @@
+"""The command line explains itself, and a wrong call costs one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from command import Command
+
+from toolkit import __version__
+from toolkit.cli import app
+
+
+def verbs(
+    group: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if hasattr(group, "commands"):
+        for name, command in group.commands.items():
+            yield from verbs(command, (*path, name))
+    else:
+        yield path, group
+
+
+VERBS = dict(verbs(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_the_help_of_every_verb_has_an_example_that_names_it(toolkit: Command, verb: tuple[str, ...]) -> None:
+    shown = toolkit(*verb, "--help")
+    assert shown.status == 0
+    assert f"toolkit {' '.join(verb)}" in shown.out.split("Example:")[1]
+
+
+def test_help_comes_without_loading_the_heavy_libraries() -> None:
+    check = """
+import sys, toolkit.cli
+heavy = {"torch", "ultralytics", "polars", "cv2", "matplotlib"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_version(toolkit: Command) -> None:
+    assert toolkit("--version").out.strip() == f"ltdv2-toolkit {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "best.pt"), "no best.pt; found no run with weights"),
+        (("evaluate", "missing.json"), "no file missing.json"),
+        (("predict", "best.pt", "--split", "test"), "toolkit train"),
+        (("submit", "--zip"), "no predictions to submit"),
+        (("train",), "cannot tell where the data is"),
+        (("train", "--data", "nowhere"), "no folder nowhere"),
+        (("train", "--resume"), "no last.pt"),
+        (("dataset", "prepare", "nowhere"), "nowhere"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_a_wrong_call_is_one_line_and_a_status(
+    toolkit: Command, arguments: tuple[str, ...], message: str
+) -> None:
+    result = toolkit(*arguments)
+    assert result.status == 1
+    assert result.err.startswith("error: ")
+    assert len(result.err.strip().splitlines()) == 1
+    assert message in result.err
+    assert result.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("evaluate",), ("train", "--epochs", "0"), ("predict", "x", "--split", "all")]
+)
+def test_a_call_that_does_not_parse_is_status_2(toolkit: Command, arguments: tuple[str, ...]) -> None:
+    assert toolkit(*arguments).status == 2
+
+
+def test_a_wrong_call_leaves_nothing_behind(toolkit: Command, workspace: Path) -> None:
+    toolkit("train", "--data", str(workspace))
+    toolkit("evaluate", "best.pt")
+    assert list(workspace.iterdir()) == []

@@ -1,0 +1,100 @@
+"""What a run will use is decided before anything starts: flags, then toolkit.toml, then the preset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from toolkit.device import resolve_device
+from toolkit.errors import ToolkitError
+from toolkit.training import session
+from toolkit.training.session import Options
+from toolkit.workspace import RunRecord, Workspace
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "Train.json").write_text("{}")
+    return Workspace(tmp_path)
+
+
+@pytest.mark.parametrize("name", session.presets())
+def test_every_preset_speaks_ultralytics_words(name: str) -> None:
+    from ultralytics.cfg import get_cfg
+
+    get_cfg(overrides=dict(session.load_preset(name).arguments))
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(place: Workspace) -> None:
+    (place.root / "data" / "toolkit.toml").write_text(
+        'preset = "smoke"\nepochs = 7\nimgsz = 96\nmodel = "yolo11n.yaml"'
+    )
+    plan = session.plan(place, Options(epochs=2, device="cpu"))
+    assert plan.arguments["epochs"] == 2
+    assert plan.arguments["imgsz"] == 96
+    assert plan.arguments["batch"] == session.load_preset("smoke").arguments["batch"]
+    assert (plan.preset, plan.model, plan.device) == ("smoke", "yolo11n.yaml", "cpu")
+
+
+def test_runs_without_a_name_are_numbered(place: Workspace) -> None:
+    assert session.plan(place, Options(device="cpu")).run.name == "train-1"
+    (place.runs / "train-1").mkdir(parents=True)
+    assert session.plan(place, Options(device="cpu")).run.name == "train-2"
+
+
+def test_a_name_that_is_taken_is_refused(place: Workspace) -> None:
+    (place.runs / "first").mkdir(parents=True)
+    (place.runs / "first" / "run.json").write_text("{}")
+    with pytest.raises(ToolkitError, match=r"first exists already.*--resume"):
+        session.plan(place, Options(name="first", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(model="yolo11n.pt"), r"no checkpoint yolo11n\.pt.*never downloaded.*yolo11n\.yaml"),
+        (Options(model="yolo99z.yaml"), r"no model yolo99z\.yaml"),
+        (Options(model="yolo11n.onnx"), r"no model yolo11n\.onnx"),
+        (Options(preset="fast"), r"no preset fast.*rx5600xt, smoke, thermal"),
+        (Options(name="a/b"), "no name for a run"),
+        (Options(device="7"), r"no device 7.*toolkit doctor"),
+        (Options(channels=2), r"2 channels.*1 or 3"),
+    ],
+)
+def test_what_is_not_there_is_named(place: Workspace, options: Options, message: str) -> None:
+    if options.device is None:
+        options = replace(options, device="cpu")
+    with pytest.raises(ToolkitError, match=message):
+        session.plan(place, options)
+    assert not place.runs.exists()
+
+
+def test_resume_takes_the_newest_run_and_its_record(place: Workspace) -> None:
+    record = RunRecord(
+        data=str(place.root / "data"),
+        model="yolo11n.yaml",
+        preset="smoke",
+        channels=1,
+        patches=True,
+        command=[],
+        version="0",
+    )
+    last = place.runs / "one" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    last.write_text("")
+    (place.runs / "one" / "run.json").write_bytes(msgspec.json.encode(record))
+    plan = session.plan_resume(place, Options(device="cpu"))
+    assert plan.resume == last
+    assert (plan.run, plan.preset, plan.channels) == (place.runs / "one", "smoke", 1)
+    with pytest.raises(ToolkitError, match="run two cannot go on"):
+        session.plan_resume(place, Options(name="two", device="cpu"))
+
+
+def test_without_a_flag_the_device_is_what_torch_has() -> None:
+    assert resolve_device(None) == ("0" if torch.cuda.is_available() else "cpu")
