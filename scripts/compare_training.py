@@ -4,7 +4,7 @@
     scripts/compare_training.py DATA [--device 0] [--epochs 3] [--routes gemm,triton] [--imgsz 320]
 
 DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. All runs start from the same
-random weights and see the same augmented images in the same order, so any difference comes from the convolutions.
+random weights and see the same augmented images in the same order: what differs comes from the convolutions.
 "own" is PyTorch's own kernels, twice: the second row shows how far two equal runs drift apart on this device.
 """
 
@@ -62,9 +62,7 @@ def main() -> None:
     parser.add_argument("--model", default="yolov8n.yaml")
     options = parser.parse_args()
     reference: list[float] = []
-    print(
-        f"{'route':8} {'steps':>6} {'largest':>9} {'median':>9} {'mAP@0.5':>8}   (relative difference of the loss)"
-    )
+    print(f"{'route':8} {'steps':>6} {'largest':>9} {'median':>9} {'mAP@0.5':>8}   (difference: of the loss)")
     for route in ["own", "own", *options.routes.split(",")]:
         with tempfile.TemporaryDirectory() as folder:
             losses, score = train(route, options, Path(folder) / "run")
