@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patches import COLUMN_BUDGET
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Gradients
 
 CPU_CHUNK = 4 * 2**20
 """Columns made at a time on the CPU, bytes: few enough to stay in the cache until the product reads them."""
@@ -57,7 +57,7 @@ class Gemm:
         x: Tensor,
         weight: Tensor,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> Gradients:
         """Gradients of input (in the problem's memory format), weight and bias."""
         lowering = _Lowering(problem)
         grad = lowering.dense(grad)
