@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from patches import miopen
 from patches.convolution.gemm import Gemm
 from patches.convolution.native import Native, call_backward, call_forward
-from patches.convolution.problem import ConvProblem, Route
+from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.report import FallThrough, ProblemUse, Report
 
 ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
@@ -29,6 +30,7 @@ ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _log = logging.getLogger("patches")
+_open_library: Callable[..., Any] = torch.library.Library
 _cpu_autocast: Callable[[], bool] = (
     torch.is_autocast_cpu_enabled
     if torch.__version__.startswith("1.")
@@ -36,7 +38,6 @@ _cpu_autocast: Callable[[], bool] = (
 )
 
 T = TypeVar("T")
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class _Entry:
@@ -86,15 +87,17 @@ class Session:
         self.route = route
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
-        self._library: torch.library.Library | None = None
+        self._library: Any = None
         self._miopen_before: bool | None = None
 
     def install(self) -> None:
         """Put the overrides into the dispatcher."""
-        self._library = torch.library.Library("aten", "IMPL")
         key = _DISPATCH_KEYS[self.device]
-        self._library.impl("convolution", self._convolution, key)
-        self._library.impl("convolution_backward", self._convolution_backward, key)
+        self._library = _open_library("aten", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Overriding a previously registered kernel")
+            self._library.impl("convolution", self._convolution, key)
+            self._library.impl("convolution_backward", self._convolution_backward, key)
         if self.device == "cuda" and miopen.needed():
             self._miopen_before = miopen.switch_off()
 

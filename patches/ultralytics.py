@@ -28,7 +28,8 @@ def apply() -> None:
     from ultralytics.data.build import InfiniteDataLoader
     from ultralytics.utils import checks
 
-    original_check, original_init = checks.check_amp, InfiniteDataLoader.__init__
+    loader: Any = InfiniteDataLoader
+    original_check, original_init = checks.check_amp, loader.__init__
 
     @functools.wraps(original_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -36,11 +37,11 @@ def apply() -> None:
             kwargs["multiprocessing_context"] = "spawn"
         original_init(self, *args, **kwargs)
 
-    InfiniteDataLoader.__init__ = init
+    loader.__init__ = init
     _replace_everywhere("check_amp", original_check, check_amp)
 
     def undo() -> None:
-        InfiniteDataLoader.__init__ = original_init
+        loader.__init__ = original_init
         _replace_everywhere("check_amp", check_amp, original_check)
 
     _undo.append(undo)
@@ -59,8 +60,8 @@ def check_amp(model: nn.Module) -> bool:
         model: an Ultralytics model; its training mode and its batch norm statistics are left as they are.
 
     Returns:
-        False on a CPU, which trains in fp32, and where an output is not finite or differs by more than
-        :data:`AMP_TOLERANCE`.
+        False on a CPU, which trains in fp32, and where autocast raises, gives an output that is not finite,
+        or differs by more than :data:`AMP_TOLERANCE`.
     """
     device = next(model.parameters()).device
     if device.type != "cuda":
@@ -80,6 +81,8 @@ def agrees_under_autocast(model: nn.Module, device: torch.device) -> bool:
             plain = list(_tensors(model(image)))
             with torch.autocast(device.type):
                 mixed = list(_tensors(model(image)))
+    except RuntimeError:
+        return False
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -15,10 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patches import COLUMN_BUDGET
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Gradients
 
 CPU_CHUNK = 4 * 2**20
 """Columns made at a time on the CPU, bytes: few enough to stay in the cache until the product reads them."""
+
+SUM_PARTS, SUM_LENGTH = 8, 64
+"""A sum over pixels on the CPU is cut into at most this many parts, none shorter than this: MKL adds up to
+some 400 products one after the other, and the rounding errors of a chain grow with its length."""
 
 _REDUCED = (torch.float16, torch.bfloat16)
 _DTYPES = (torch.float32, torch.float64, *_REDUCED)
@@ -57,7 +61,7 @@ class Gemm:
         x: Tensor,
         weight: Tensor,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> Gradients:
         """Gradients of input (in the problem's memory format), weight and bias."""
         lowering = _Lowering(problem)
         grad = lowering.dense(grad)
@@ -74,7 +78,7 @@ class Gemm:
             grad_pixels = chunk.pixels(grad).to(lowering.dtype)
             if grad_matrix is not None:
                 chunk.gather()
-                chunk.add_product(grad_matrix, grad_pixels, chunk.columns.transpose(1, 2))
+                chunk.add_weight_gradient(grad_matrix, grad_pixels)
             if grad_x is not None:
                 target = chunk.pixels(grad_x) if lowering.pointwise else chunk.columns
                 _product(chunk.repeat(matrix.transpose(1, 2)), grad_pixels, target)
@@ -192,6 +196,8 @@ class _Chunk:
         self, lowering: _Lowering, x: Tensor, buffer: Tensor | None, images: slice, rows: slice, cols: slice
     ) -> None:
         self.lowering, self.x = lowering, x
+        self.columns: Tensor
+        self.scratch: Tensor | None = None
         self.images, self.rows, self.cols = images, rows, cols
         p = lowering.problem
         n, r, c = (s.stop - s.start for s in (images, rows, cols))
@@ -207,6 +213,7 @@ class _Chunk:
         else:
             self.windows = used.view(n, p.groups, lowering.group_in, *p.kernel, r, c)
             self.columns = used.view(n * p.groups, lowering.column_height, r * c)
+        self.scratch = self.columns
 
     def pixels(self, image: Tensor) -> Tensor:
         """The chunk's part of an output-sized image as a (B, channels / groups, M) view."""
@@ -256,12 +263,22 @@ class _Chunk:
                 cols, into_cols = _reach(self.cols, p.width, p.stride[1], j * p.dilation[1] - p.padding[1])
                 part[..., into_rows, into_cols] += self.windows[:, :, :, i, j, rows, cols]
 
-    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add ``left @ right``, summed over the images, to ``total`` (groups, ...)."""
-        if len(left) == len(total) and left.dtype == total.dtype:
-            total.baddbmm_(left, right)
-        else:
-            total += torch.bmm(left, right).view(-1, *total.shape).sum(0, dtype=total.dtype)
+    def add_weight_gradient(self, total: Tensor, grad_pixels: Tensor) -> None:
+        """Add the products of output gradient and columns, summed over pixels and images, to ``total``."""
+        if self.lowering.group_out == 1:
+            # One output channel a group: no product to share, and a plain sum is both faster and more exact.
+            sums = torch.mul(self.columns, grad_pixels, out=self.scratch).sum(2, dtype=total.dtype)
+            total += sums.view(-1, *total.shape).sum(0)
+            return
+        pixels = grad_pixels.shape[2]
+        parts = min(SUM_PARTS, -(-pixels // SUM_LENGTH)) if self.lowering.problem.device == "cpu" else 1
+        length = -(-pixels // parts)
+        for start in range(0, pixels, length):
+            left = grad_pixels[:, :, start : start + length]
+            right = self.columns[:, :, start : start + length]
+            product = torch.bmm(left, right.transpose(1, 2))
+            # Not baddbmm: it would make one long chain of the parts.
+            total += product.view(-1, *total.shape).sum(0, dtype=total.dtype)
 
 
 def _reach(outputs: slice, size: int, stride: int, offset: int) -> tuple[slice, slice]:

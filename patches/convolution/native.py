@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Gradients
 
 _KEY = torch._C.DispatchKey.CompositeExplicitAutograd
-_forward: Callable[..., Tensor] = torch.ops.aten.convolution.default._op_dk
-_backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]] = (
-    torch.ops.aten.convolution_backward.default._op_dk
-)
-
+_forward: Callable[..., Any] = torch.ops.aten.convolution.default._op_dk
+_backward: Callable[..., Any] = torch.ops.aten.convolution_backward.default._op_dk
 _NO_OUTPUT_PADDING = [0, 0]
 _switch = threading.RLock()
 """Held while the process-wide switch of the vendor's library differs from what the user set."""
@@ -35,15 +32,17 @@ def call_forward(library: bool | None, *args: Any) -> Tensor:
         args: the operator's arguments.
     """
     if library is None or torch._C._get_cudnn_enabled() == library:
-        return _forward(_KEY, *args)
-    return _switched(library, _forward, args)
+        out: Tensor = _forward(_KEY, *args)
+        return out
+    return cast(Tensor, _switched(library, _forward, args))
 
 
-def call_backward(library: bool | None, *args: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def call_backward(library: bool | None, *args: Any) -> Gradients:
     """``aten::convolution_backward`` by PyTorch's own kernels; arguments as in :func:`call_forward`."""
     if library is None or torch._C._get_cudnn_enabled() == library:
-        return _backward(_KEY, *args)
-    return _switched(library, _backward, args)
+        gradients: Gradients = _backward(_KEY, *args)
+        return gradients
+    return cast(Gradients, _switched(library, _backward, args))
 
 
 def _switched(library: bool, operator: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -95,7 +94,7 @@ class Native:
         x: Tensor,
         weight: Tensor,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> Gradients:
         """See :class:`~patches.convolution.problem.Route`."""
         return call_backward(
             self._switch(problem),

@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Gradients of input, weight and bias; None where nobody asked."""
+
 
 @dataclass(frozen=True)
 class ConvProblem:
@@ -98,6 +101,6 @@ class Route(Protocol):
         x: Tensor,
         weight: Tensor,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> Gradients:
         """Gradients of input, weight and bias; None where ``needs`` says no."""
         ...

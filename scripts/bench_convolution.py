@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Time and peak extra memory of all convolution layers of a model, by every route, in one run.
+
+    python3 scripts/bench_convolution.py --device cpu --batch 1
+    python3 scripts/bench_convolution.py --device cuda --batch 16 --model yolo11n --csv layers.csv
+
+The time is the sum over the layers of the median forward + backward, TF32 off; the memory is that of the
+worst layer. ``unfold`` is unfold + matmul with a product a group, ``library`` is cuDNN or MIOpen, ``native``
+is PyTorch without it (oneDNN on the CPU). Needs torch alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts memory and has nothing to say
+
+import torch  # noqa: E402
+
+from toolkit.benchmark import BASELINE, Measurement, load_layers, measure  # noqa: E402
+
+ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=sorted(ROUTES), default="cpu")
+    parser.add_argument("--model", default="yolov8n", help="name of a file in scripts/layers")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--routes", nargs="+", help="default: all of the device")
+    parser.add_argument("--repeats", type=int, default=7, help="samples of each median")
+    parser.add_argument("--csv", type=Path, help="write one row for each layer and route")
+    options = parser.parse_args()
+
+    layers = ROOT / "scripts" / "layers" / f"{options.model}.json"
+    problems = load_layers(layers, options.batch, options.device, getattr(torch, options.dtype))
+    routes = options.routes or ROUTES[options.device]
+    found = list(measure(problems, routes, options.repeats))
+
+    name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{options.model}, batch {options.batch}, {options.dtype}")
+    print(f"{options.device} ({name}), torch {torch.__version__}")
+    print(f"{'route':<10} {'forward + backward':>19} {'against ' + routes[0]:>16} {'peak extra memory':>19}")
+    totals = {route: sum(m.seconds * m.count for m in found if m.route == route) for route in routes}
+    for route in routes:
+        peak = max(m.extra_bytes for m in found if m.route == route)
+        faster = f"{totals[routes[0]] / totals[route]:.2f} x"
+        print(f"{route:<10} {totals[route] * 1e3:>16.1f} ms {faster:>16} {peak / 2**20:>15.1f} MiB")
+    if options.csv:
+        write(options.csv, options.model, found)
+
+
+def write(path: Path, model: str, found: list[Measurement]) -> None:
+    """One row a layer and route."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["model", "layer", "count", "route", "milliseconds", "extra_mib"])
+        for m in found:
+            rows.writerow(
+                [
+                    model,
+                    str(m.problem),
+                    m.count,
+                    m.route,
+                    f"{m.seconds * 1e3:.4f}",
+                    f"{m.extra_bytes / 2**20:.2f}",
+                ]
+            )
+
+
+if __name__ == "__main__":
+    main()

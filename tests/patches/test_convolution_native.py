@@ -1,0 +1,72 @@
+"""PyTorch's own kernels as routes, and the switch of the vendor's library around them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from convolution_cases import assert_correct, problems
+from hypothesis import given, settings
+from test_convolution_gemm import LAYER
+
+from patches.convolution import native
+from patches.convolution.native import Native
+from patches.convolution.problem import ConvProblem
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problem=problems())
+def test_pytorchs_own_kernels_are_correct(problem: ConvProblem) -> None:
+    assert_correct(Native(library=False), problem)
+
+
+def test_the_library_is_no_route_on_the_cpu() -> None:
+    assert not Native(library=True).supports(LAYER)
+    assert Native(library=True).supports(replace(LAYER, device="cuda"))
+
+
+@pytest.mark.parametrize("library", [False, True])
+def test_the_library_is_switched_for_the_call_alone(library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", not library)
+    seen: list[bool] = []
+    monkeypatch.setattr(native, "_forward", lambda *_: seen.append(torch.backends.cudnn.enabled))
+    monkeypatch.setattr(native, "_backward", lambda *_: seen.append(torch.backends.cudnn.enabled))
+    native.call_forward(library)
+    native.call_backward(library)
+    native.call_forward(None)
+    assert seen == [library, library, not library]
+    assert torch.backends.cudnn.enabled is not library
+
+
+def test_the_switch_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("miopenStatusUnknownError")
+
+    monkeypatch.setattr(native, "_forward", fail)
+    with pytest.raises(RuntimeError, match="miopenStatusUnknownError"):
+        native.call_forward(False)
+    assert torch.backends.cudnn.enabled
+
+
+def test_two_threads_do_not_leave_the_switch_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        inside.set()
+        leave.wait(10)
+
+    monkeypatch.setattr(native, "_forward", slow)
+    first = threading.Thread(target=native.call_forward, args=(False,))
+    first.start()
+    assert inside.wait(10)
+    second = threading.Thread(target=native.call_forward, args=(False,))
+    second.start()
+    leave.set()
+    first.join()
+    second.join()
+    assert torch.backends.cudnn.enabled
