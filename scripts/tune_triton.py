@@ -65,14 +65,13 @@ GATHER = [
 WEIGHT = [
     Tile(m, n, k, w, s)
     for m, n, k, w, s in [
-        (16, 16, 32, 1, 1), (16, 32, 32, 2, 1), (16, 64, 16, 2, 1), (16, 64, 32, 4, 1), (16, 128, 16, 4, 1),
-        (16, 32, 64, 4, 1), (16, 64, 16, 4, 2),
-        (32, 32, 16, 1, 1), (32, 32, 32, 2, 1), (32, 32, 32, 4, 1), (32, 64, 16, 2, 1), (32, 64, 16, 4, 1),
-        (32, 64, 32, 4, 1), (32, 32, 16, 2, 2), (32, 128, 16, 4, 1),
-        (64, 32, 16, 2, 1), (64, 32, 32, 4, 1), (64, 64, 8, 4, 1), (64, 64, 16, 4, 1), (64, 64, 32, 4, 1),
-        (64, 64, 16, 4, 2), (64, 64, 16, 2, 1), (64, 64, 32, 8, 1),
-        (128, 32, 16, 4, 1), (128, 64, 16, 4, 1), (128, 64, 16, 8, 1), (64, 128, 16, 4, 1), (64, 128, 16, 8, 1),
-        (128, 128, 16, 8, 1),
+        (16, 32, 32, 2, 1), (16, 32, 32, 1, 1), (16, 64, 16, 2, 1), (16, 64, 16, 1, 1), (16, 32, 64, 2, 1), (16, 32, 32, 2, 2),
+        (16, 128, 16, 2, 1), (16, 32, 16, 1, 1),
+        (32, 32, 16, 1, 1), (32, 64, 16, 1, 1), (32, 64, 16, 2, 1), (32, 64, 32, 2, 1), (32, 64, 16, 2, 2),
+        (32, 32, 32, 1, 1), (32, 128, 16, 2, 1),
+        (64, 32, 16, 1, 1), (64, 64, 16, 1, 1), (64, 64, 16, 2, 1), (64, 64, 16, 2, 2), (64, 64, 32, 2, 1),
+        (64, 128, 16, 2, 1), (128, 64, 16, 2, 1), (64, 128, 16, 4, 1), (128, 64, 16, 4, 1), (128, 32, 16, 2, 1),
+        (128, 32, 16, 1, 1),
     ]
 ]  # fmt: skip
 
@@ -84,12 +83,12 @@ class Fixed(Tiles):
         super().__init__(units)
         self.tile, self.waves = tile, waves
 
-    def gather(self, filters: int, pixels: int, depth: int, copies: int, flat: bool) -> Tile:
+    def gather(self, filters: int, pixels: int, channels: int, copies: int) -> Tile:
         return self.tile
 
-    def weight(self, filters: int, pairs: int, pixels: int, groups: int, channels: int) -> tuple[Tile, int]:
+    def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
         tiles = -(-filters // self.tile.m) * -(-pairs // self.tile.n) * groups
-        return self.tile, max(1, min(-(-self.waves * self.units // tiles), pixels // (8 * self.tile.k), 1024))
+        return self.tile, max(1, min(self.waves * self.units // tiles, pixels // (8 * self.tile.k), 1024))
 
 
 def problem(layer: tuple[int, ...], batch: int, channels_last: bool) -> ConvProblem:
@@ -115,11 +114,11 @@ def calls(builder: Builder, p: ConvProblem, x, grad, w, kind: str):
     return lambda: call(grad, x, w)[0 if kind == "input" else 1]
 
 
-def variants(layers, batch, channels_last, units, quick):
+def variants(layers, passes, quick):
     """(layer, pass, tile or None for the route's own choice, waves)."""
     for layer in layers:
         ci, co, k, _, size, groups, _ = layer
-        for kind in ("forward", "input", "weight"):
+        for kind in passes:
             if kind == "input" and ci == 3:
                 continue
             yield layer, kind, None, 0
@@ -131,7 +130,7 @@ def variants(layers, batch, channels_last, units, quick):
                     continue
                 if kind == "weight" and tile.n > max(32, 2 * ci * k * k):
                     continue
-                for waves in (4, 8) if kind == "weight" else (0,):
+                for waves in (3, 4, 6, 8) if kind == "weight" else (0,):
                     yield layer, kind, tile, waves
 
 
@@ -195,6 +194,7 @@ def main() -> None:
     parser.add_argument("--layers", default="yolov8n")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--passes", default="forward,input,weight")
     parser.add_argument("--quick", action="store_true", help="only the tiles that the route chooses")
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -202,7 +202,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     layers = list(itertools.chain.from_iterable(LAYERS[name] for name in args.layers.split(",")))
-    jobs = list(variants(layers, args.batch, args.channels_last, units, args.quick))
+    jobs = list(variants(layers, args.passes.split(","), args.quick))
     clock = time.time()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
@@ -242,7 +242,7 @@ def main() -> None:
                     continue
                 times[(tuple(tile) if tile else None, waves)] = graphed(call)
             except Exception as exception:  # noqa: BLE001
-                print("FAILED", layer, kind, tile, repr(exception)[:200])
+                print("FAILED", layer, kind, tile, repr(exception)[:40])
         count = layer[-1]
         best = min(times, key=times.get)
         chosen = times[(None, 0)]

@@ -107,9 +107,12 @@ def _available(device: str) -> bool:
 
 
 def _tiles(device: torch.device) -> Tiles:
-    from .tiles import Tiles
+    from .tiles import NVIDIA, RDNA, Tiles
 
-    return Tiles(4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count)
+    if device.type == "cpu":
+        return Tiles(4)
+    units = torch.cuda.get_device_properties(device).multi_processor_count
+    return Tiles(units, NVIDIA if torch.version.hip is None else RDNA)
 
 
 def lacks_packed_dot() -> bool:
@@ -219,7 +222,9 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
-        tile = self.tiles.gather(filters, p.batch * pixels, channels * kh * kw // phases, p.groups * phases, flat)
+        tile = self.tiles.gather(
+            filters, p.batch * pixels, channels * kh * kw if flat else channels, p.groups * phases
+        )
         pack, w_strides, unit, weight_align = _weight_layout(weight, p.groups, flat, transposed)
         launch = Launch(
             gather_gemm,
@@ -273,7 +278,7 @@ class Builder:
                 device=self.index,
             )
         else:
-            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups, channels)
+            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups)
             share = _share(pixels, splits, tile.k)
             splits = -(-pixels // share)
             pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)
