@@ -1,0 +1,61 @@
+"""What must be true of the process before Triton is imported, and which card really is in the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+
+
+def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
+    """Architectures of the AMD GPUs in this machine, in the kernel driver's order: ``["gfx1010"]``.
+
+    The kernel driver's word, not the runtime's: ``HSA_OVERRIDE_GFX_VERSION`` changes what the runtime reports. The
+    number is major * 10000 + minor * 100 + stepping; in the name the last two are hexadecimal digits (90010: gfx90a).
+    """
+    found = []
+    for path in sorted(nodes.glob("*/properties"), key=lambda p: int(p.parent.name)):
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if name == "gfx_target_version" and int(value):
+                version = int(value)
+                found.append(f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}")
+    return found
+
+
+def prepare(nodes: Path = KFD_NODES, cache: Path | None = None) -> list[str]:
+    """Make Triton safe for the cards in this machine; call it before anything imports Triton.
+
+    On gfx101x the descriptor that Triton builds for buffer instructions does not match the hardware: stores vanish
+    and nothing reports it. ``AMDGCN_USE_BUFFER_OPS=0`` avoids them, and since Triton's cache key ignores the variable,
+    kernels compiled so need a cache directory of their own.
+
+    Args:
+        nodes: the kernel driver's topology.
+        cache: parent of the cache directory; ``~/.cache/ltdv2-toolkit`` when None.
+
+    Returns:
+        The names of the environment variables that were set.
+
+    Raises:
+        RuntimeError: Triton was imported already, by someone who had not set the variables.
+    """
+    if not any(name.startswith("gfx101") for name in amd_architectures(nodes)):
+        return []
+    cache = cache or Path.home() / ".cache" / "ltdv2-toolkit"
+    wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache / "triton-gfx101x")}
+    if os.environ.get("AMDGCN_USE_BUFFER_OPS") == "0" and "TRITON_CACHE_DIR" in os.environ:
+        return []
+    if "triton" in sys.modules:
+        raise RuntimeError(
+            "Triton is already imported with buffer operations on, which write nothing on gfx101x cards; "
+            "enable the patches before importing Triton, or set AMDGCN_USE_BUFFER_OPS=0 and TRITON_CACHE_DIR"
+        )
+    os.environ.update(wanted)
+    return sorted(wanted)

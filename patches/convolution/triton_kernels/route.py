@@ -1,0 +1,413 @@
+"""The route: turns a ``ConvProblem`` and strided tensors into kernel launches, remembered per problem."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..problem import ConvProblem
+from .environment import amd_architectures
+
+if TYPE_CHECKING:
+    from .tiles import Tiles
+
+Strides = tuple[int, ...]
+Forward = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Backward = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | None, Tensor | None]"]
+
+# Groups of at most this many channels read go to the kernels without a matrix product: a tile is at least 16 deep.
+GROUPED_CHANNELS = 8
+# Taps are unrolled by the compiler.
+MOST_TAPS = 121
+# Distinct (problem, strides) pairs remembered; a run with random image sizes must not grow without bound.
+MOST_CALLS = 4096
+
+
+class TritonRoute:
+    """Convolution by fused Triton kernels (see ``gather``, ``weight``, ``grouped``); implements ``Route``.
+
+    Args:
+        precision: products of fp32: "ieee" (the default, and the promise), or "tf32x3" on NVIDIA, three tensor-core
+            products of 10-bit mantissas that together come close to fp32.
+        tiles: the choice of tiles; the measured one for the device when None.
+    """
+
+    name = "triton"
+
+    def __init__(self, precision: str = "ieee", tiles: Tiles | None = None) -> None:
+        self.precision = precision
+        self._tiles = tiles
+        self._devices: dict[int, Builder] = {}
+        self._forward: dict[Any, Forward] = {}
+        self._backward: dict[Any, Backward] = {}
+
+    def supports(self, problem: ConvProblem) -> bool:
+        """Whether the kernels can serve the problem on this machine; False where Triton is missing."""
+        if not _available(problem.device):
+            return False
+        if min(problem.batch, problem.channels_in, problem.channels_out, *problem.output_size) < 1:
+            return False
+        (kh, kw), (sh, sw) = problem.kernel, problem.stride
+        if kh * kw > MOST_TAPS or sh * sw > 64:
+            return False
+        if problem.dtype == torch.bfloat16:
+            return _has_bfloat16(problem.device)
+        return problem.dtype in (torch.float32, torch.float16)
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See ``Route.forward``."""
+        aligned = (x.data_ptr() | weight.data_ptr() | (0 if bias is None else bias.data_ptr())) & 15
+        key = (problem, x.stride(), weight.stride(), aligned, x.device.index)
+        call = self._forward.get(key)
+        if call is None:
+            call = self._device(x).forward(problem, x, weight, bias)
+            _remember(self._forward, key, call)
+        return call(x, weight, bias)
+
+    def backward(
+        self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See ``Route.backward``."""
+        aligned = (grad.data_ptr() | x.data_ptr() | weight.data_ptr()) & 15
+        key = (problem, grad.stride(), x.stride(), weight.stride(), aligned, x.device.index, needs)
+        call = self._backward.get(key)
+        if call is None:
+            call = self._device(x).backward(problem, grad, x, weight, needs)
+            _remember(self._backward, key, call)
+        return call(grad, x, weight)
+
+    def _device(self, x: Tensor) -> Builder:
+        index = x.device.index or 0
+        if index not in self._devices:
+            self._devices[index] = Builder(index, self._tiles or _tiles(x.device), self.precision, lacks_packed_dot())
+        return self._devices[index]
+
+
+def _remember(calls: dict[Any, Any], key: Any, call: Any) -> None:
+    if len(calls) >= MOST_CALLS:
+        calls.clear()
+    calls[key] = call
+
+
+def _available(device: str) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if device == "cpu":
+        return os.environ.get("TRITON_INTERPRET") == "1"
+    if device != "cuda" or not torch.cuda.is_available():
+        return False
+    # Triton's own floor; below it the compiler refuses.
+    return torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 7
+
+
+def _tiles(device: torch.device) -> Tiles:
+    from .tiles import NVIDIA, RDNA, Tiles
+
+    if device.type == "cpu":
+        return Tiles(4)
+    units = torch.cuda.get_device_properties(device).multi_processor_count
+    return Tiles(units, NVIDIA if torch.version.hip is None else RDNA)
+
+
+def lacks_packed_dot() -> bool:
+    """Whether the card has no packed dot product of fp16 (gfx1010, gfx1013): the compiler dies on a dot of fp16."""
+    return any(name in ("gfx1010", "gfx1013") for name in amd_architectures())
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device == "cpu":
+        return True
+    if torch.version.hip is None:
+        return torch.cuda.get_device_capability()[0] >= 8
+    return not any(name.startswith("gfx10") for name in amd_architectures())
+
+
+class Builder:
+    """Builds the calls for one device; every decision about a problem is taken here, once.
+
+    Args:
+        index: of the device, for launches.
+        tiles: the choice of tiles.
+        precision: see ``TritonRoute``.
+        upcast: multiply in fp32 what is stored in fp16.
+    """
+
+    def __init__(self, index: int, tiles: Tiles, precision: str = "ieee", upcast: bool = False) -> None:
+        self.index = index
+        self.tiles = tiles
+        self.precision = precision
+        self.upcast = upcast
+
+    def forward(self, p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
+        shape = (p.batch, p.channels_out, *p.output_size)
+        layout = _layout(p)
+        out = torch.empty(shape, dtype=p.dtype, device=x.device, memory_format=layout)
+        pack, launch = self._gather(p, x, out, weight, bias is not None, transposed=False)
+
+        def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+            launch(x, weight if pack is None else pack(weight), bias, out)
+            return out
+
+        return call
+
+    def backward(
+        self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> Backward:
+        layout = _layout(p)
+        shape = tuple(x.shape)
+        pack, gather = None, None
+        if needs[0]:
+            out = torch.empty(shape, dtype=p.dtype, device=x.device, memory_format=layout)
+            pack, gather = self._gather(p, grad, out, weight, False, transposed=True)
+        weigh = self._weight(p, grad, x, weight, needs[2]) if needs[1] or needs[2] else None
+
+        def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+            grad_x = grad_weight = grad_bias = None
+            if gather is not None:
+                grad_x = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+                gather(grad, weight if pack is None else pack(weight), None, grad_x)
+            if weigh is not None:
+                grad_weight, grad_bias = weigh(grad, x, weight)
+            return grad_x, grad_weight if needs[1] else None, grad_bias
+
+        return call
+
+    def _gather(
+        self, p: ConvProblem, src: Tensor, out: Tensor, weight: Tensor, has_bias: bool, *, transposed: bool
+    ) -> tuple[Callable[[Tensor], Tensor] | None, Any]:
+        """How to lay out the weight (None: as it is), and the launch that reads ``src`` and writes ``out``."""
+        from .gather import gather_gemm
+        from .grouped import grouped_gather
+        from .launch import Launch
+
+        (kh, kw), (sh, sw), (dh, dw) = p.kernel, p.stride, p.dilation
+        channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
+        if transposed:
+            channels, filters = filters, channels
+        wide = _wide(src, out)
+        sizes = (p.batch, channels, filters)
+        planes = (*src.shape[2:], *out.shape[2:])
+        strides = (*src.stride(), *out.stride())
+        shifts = (*p.padding, *p.dilation)
+        phases = sh * sw if transposed else 1
+        pixels = -(-out.shape[2] // sh) * -(-out.shape[3] // sw) if transposed else out.shape[2] * out.shape[3]
+
+        if channels <= GROUPED_CHANNELS and p.groups > 1:
+            ws = weight.stride()
+            block_p, block_c = (16, 64) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
+            tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
+            if transposed:
+                w_strides = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])
+            else:
+                w_strides = (ws[0] * filters, ws[1], ws[0], ws[2], ws[3])
+            launch = Launch(
+                grouped_gather,
+                (tiles, phases, 1),
+                (*sizes, out.shape[1], *planes, *strides, *w_strides, *shifts),
+                {
+                    "KH": kh, "KW": kw, "SH": sh, "SW": sw, "TRANSPOSED": transposed, "HAS_BIAS": has_bias,
+                    "WIDE": wide, "BLOCK_P": block_p, "BLOCK_C": block_c,
+                },
+                device=self.index,
+            )  # fmt: skip
+            return None, launch
+
+        flat = channels < 16 and kh * kw > 1 and phases == 1
+        channels_last = p.channels_last and src.stride(1) == 1
+        pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
+        tile = self.tiles.gather(
+            filters, p.batch * pixels, channels * kh * kw if flat else channels, p.groups * phases
+        )
+        pack, w_strides, unit, weight_align = _weight_layout(weight, p.groups, flat, transposed)
+        launch = Launch(
+            gather_gemm,
+            (-(-filters // tile.m) * -(-p.batch * pixels // tile.n), p.groups, phases),
+            (*sizes, *planes, *strides, *w_strides, *shifts),
+            {
+                "KH": kh, "KW": kw, "SH": sh, "SW": sw,
+                "STEP_H": sh // math.gcd(sh, dh) if transposed else 1,
+                "STEP_W": sw // math.gcd(sw, dw) if transposed else 1,
+                "TRANSPOSED": transposed, "HAS_BIAS": has_bias, "FLAT": flat, "POINTWISE": pointwise,
+                "EVEN_K": not flat and channels % tile.k == 0, "CHANNELS_LAST": channels_last,
+                "ALIGN": _alignment(channels_last, pointwise, p.groups, src, out), "WEIGHT_ALIGN": weight_align,
+                "FILTERS_ALIGN": _vector(weight) if filters % _vector(weight) == 0 else 1,
+                "UNIT": unit, "WIDE": wide,
+                "UPCAST": self.upcast and p.dtype == torch.float16,
+                "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
+                "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
+            },
+            warps=tile.warps, stages=tile.stages, device=self.index,
+        )  # fmt: skip
+        return pack, launch
+
+    def _weight(self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> Any:
+        """The call that gives the gradients of weight and (or None) bias."""
+        from .grouped import grouped_weight_gradient
+        from .launch import Launch
+        from .weight import reduce_partials, weight_gradient
+
+        (kh, kw), (sh, sw) = p.kernel, p.stride
+        channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
+        pairs = channels * kh * kw
+        pixels = p.batch * grad.shape[2] * grad.shape[3]
+        size = p.channels_out * pairs + (p.channels_out if has_bias else 0)
+        planes = (*x.shape[2:], *grad.shape[2:])
+        strides = (*grad.stride(), *x.stride(), *p.padding, *p.dilation)
+        wide = _wide(x, grad)
+        common = {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias}
+
+        if channels <= GROUPED_CHANNELS and p.groups > 1:
+            taps = 1 << (kh * kw - 1).bit_length()
+            block_t, block_p, block_c = (1, 32, 32) if p.channels_last else (min(taps, 16), 128, 1)
+            tiles = -(-p.channels_out // block_c) * -(-kh * kw // block_t)
+            splits = self.tiles.splits(tiles * channels, pixels, 8 * block_p)
+            share = _share(pixels, splits, block_p)
+            splits = -(-pixels // share)
+            launch = Launch(
+                grouped_weight_gradient,
+                (tiles, channels, splits),
+                (p.batch, channels, filters, p.channels_out, *planes, *strides, share, size),
+                {**common, "WIDE": wide, "BLOCK_T": block_t, "BLOCK_P": block_p, "BLOCK_C": block_c},
+                device=self.index,
+            )
+        else:
+            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups)
+            share = _share(pixels, splits, tile.k)
+            splits = -(-pixels // share)
+            pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)
+            channels_last = p.channels_last and x.stride(1) == grad.stride(1) == 1
+            launch = Launch(
+                weight_gradient,
+                (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),
+                (p.batch, channels, filters, *planes, *strides, share, size),
+                {
+                    **common, "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
+                    "CHANNELS_LAST": channels_last,
+                    "GRAD_ALIGN": _alignment(channels_last, _linear(grad), p.groups, grad),
+                    "ALIGN": _alignment(channels_last, pointwise, p.groups, x),
+                    "WIDE": wide, "UPCAST": self.upcast and p.dtype == torch.float16,
+                    "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
+                    "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
+                },
+                warps=tile.warps, stages=tile.stages, device=self.index,
+            )  # fmt: skip
+
+        like = torch.empty_like(weight)
+        block = 32
+        reduce = Launch(
+            reduce_partials,
+            (-(-size // block), 1, 1),
+            (splits, size, p.channels_out * pairs, pairs, channels,
+             like.stride(0), like.stride(1), _tap_stride(like)),
+            {"HAS_BIAS": has_bias, "BLOCK_S": 64 if splits > 32 else 8, "BLOCK": block},
+            device=self.index,
+        )  # fmt: skip
+
+        def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+            partial = torch.empty((splits, size), dtype=torch.float32, device=x.device)
+            launch(grad, x, partial)
+            grad_weight = torch.empty_like(weight)
+            grad_bias = torch.empty(p.channels_out, dtype=weight.dtype, device=x.device) if has_bias else None
+            reduce(partial, grad_weight, grad_bias)
+            return grad_weight, grad_bias
+
+        return call
+
+
+def _layout(p: ConvProblem) -> torch.memory_format:
+    return torch.channels_last if p.channels_last else torch.contiguous_format
+
+
+def _share(pixels: int, splits: int, block: int) -> int:
+    """Pixels of one split: the same for all, a multiple of the block."""
+    return -(-pixels // (splits * block)) * block
+
+
+def _wide(*tensors: Tensor) -> bool:
+    """Whether an offset into one of the tensors can pass 2^31, with room for a tile beyond the end."""
+    return any(
+        sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= 2**31 - 2**22 for t in tensors
+    )
+
+
+def _linear(t: Tensor) -> bool:
+    """Whether the pixels of a plane follow one another at one distance."""
+    return t.stride(2) == t.stride(3) * t.shape[3]
+
+
+def _vector(t: Tensor) -> int:
+    """Elements in 16 bytes."""
+    return 16 // t.element_size()
+
+
+def _divisible(t: Tensor, *counts: int) -> bool:
+    vector = _vector(t)
+    return t.data_ptr() % 16 == 0 and all(n % vector == 0 for n in counts)
+
+
+def _alignment(channels_last: bool, runs: bool, groups: int, *tensors: Tensor) -> int:
+    """Elements of the fastest axis that one access may take at once in all of the tensors: 1, or 16 bytes' worth.
+
+    Channels for channels_last; for NCHW pixels, where ``runs`` says that consecutive ones stay consecutive.
+    """
+    for t in tensors:
+        n, c, y, x = t.stride()
+        if channels_last:
+            if c != 1 or not _divisible(t, n, y, x, t.shape[1] // groups):
+                return 1
+        elif not runs or x != 1 or not _divisible(t, n, c, t.shape[2] * t.shape[3]):
+            return 1
+    return _vector(tensors[0])
+
+
+def _tap_stride(weight: Tensor) -> int:
+    return weight.stride(3) if weight.shape[3] > 1 else weight.stride(2)
+
+
+def _weight_layout(
+    weight: Tensor, groups: int, flat: bool, transposed: bool
+) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, int, int, int], str, int]:
+    """How ``gather_gemm`` reads the weight: (copy to make first, strides, UNIT, WEIGHT_ALIGN).
+
+    Threads that sit side by side should read elements that do: channels written, or (1x1, and ``flat``) channels read.
+    Where the weight as stored offers neither, it is copied once to (groups, taps, channels read, channels written);
+    weights are small.
+    """
+    rows, kw = weight.shape[2:]
+    taps = rows * kw
+    regular = 1 in (rows, kw) or weight.stride(2) == kw * weight.stride(3)
+    m_size, k_size = weight.shape[0] // groups, weight.shape[1]
+    m, k, t = weight.stride(0), weight.stride(1), _tap_stride(weight) if taps > 1 else 0
+    g = m_size * m
+    if transposed:
+        m_size, k_size, m, k = k_size, m_size, k, m
+    vector = _vector(weight)
+    if flat:
+        if transposed and regular:
+            return None, (g, t, k, m), "none", 1
+        if regular and t == 1 and k == taps:
+            return None, (g, t, k, m), "k", 1
+        if not transposed:
+            return _contiguous, (m_size * k_size * taps, 1, taps, k_size * taps), "k", 1
+    elif regular and m == 1:
+        return None, (g, t, k, m), "m", vector if _divisible(weight, g, t, k, m_size) else 1
+    elif taps == 1 and k == 1:
+        return None, (g, t, k, m), "k", vector if _divisible(weight, g, m, k_size) else 1
+
+    def pack(weight: Tensor) -> Tensor:
+        w = weight.unflatten(0, (groups, -1))
+        return (w.permute(0, 3, 4, 1, 2) if transposed else w.permute(0, 3, 4, 2, 1)).contiguous()
+
+    align = vector if m_size % vector == 0 else 1
+    return pack, (taps * k_size * m_size, k_size * m_size, m_size, 1), "m", align
+
+
+def _contiguous(weight: Tensor) -> Tensor:
+    return weight.contiguous()

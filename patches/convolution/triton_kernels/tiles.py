@@ -1,0 +1,105 @@
+"""Which tile serves which problem: a table of measured figures, and the few integers that choose from it.
+
+Times are sums over the layers of YOLOv8n at batch 16, 640 pixels, fp32, on one H200 (``scripts/tune_triton.py``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Sizes of one program's tile (channels written, pixels or pairs, products per step), and how it is compiled."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+class Table(NamedTuple):
+    """Tiles by the channels written: up to 16, up to 32, more; for the two products.
+
+    Attributes:
+        gather: where the channels read are a multiple of the step that these tiles take.
+        shallow: where they are not (16 or 48 channels and a step of 32).
+        small: where even so compute units would be idle.
+        weight: for the weight gradient.
+    """
+
+    gather: tuple[Tile, Tile, Tile]
+    shallow: tuple[Tile, Tile, Tile]
+    small: Tile
+    weight: tuple[Tile, Tile, Tile]
+
+
+# Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a step of 32
+# that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels. Weight gradient: 9.0 ms with
+# the best of 29, 9.4 ms with these. It wants few warps with many sums each: its operands lie along the pixels, so
+# reading them from shared memory conflicts, and what has been read should be used often.
+NVIDIA = Table(
+    gather=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
+    shallow=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    small=Tile(32, 64, 16, 4, 2),
+    weight=(Tile(16, 32, 32, 2, 1), Tile(32, 64, 16, 2, 1), Tile(64, 64, 16, 2, 1)),
+)
+
+# Not measured. Chosen from the compiler's report for gfx1010: the tiles with 32 sums a thread (each word read from
+# LDS is then used often enough for two SIMDs) that need no more than 256 registers in any layout; the table above
+# spills up to 178.
+RDNA = Table(
+    gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    shallow=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    small=Tile(32, 64, 16, 4, 2),
+    weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
+)
+
+
+class Tiles:
+    """The choice for one device.
+
+    Attributes:
+        units: compute units (streaming multiprocessors) of the device.
+        table: the tiles of its family.
+    """
+
+    def __init__(self, units: int, table: Table = NVIDIA) -> None:
+        self.units = units
+        self.table = table
+
+    def gather(self, filters: int, pixels: int, channels: int, copies: int) -> Tile:
+        """The tile for ``gather_gemm``.
+
+        Args:
+            filters, pixels: extent of the product's result; channels: read for each tap, or with the taps for ``FLAT``.
+            copies: independent products, groups times phases.
+        """
+        size = _size(filters)
+        tile = self.table.gather[size]
+        if channels % tile.k:
+            tile = self.table.shallow[size]
+        if size == 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
+            tile = self.table.small
+        return tile
+
+    def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
+        """The tile for ``weight_gradient``, and over how many splits the pixels are spread.
+
+        Args:
+            filters, pairs: extent of one group's result; pixels: products summed into each.
+        """
+        tile = self.table.weight[_size(filters)]
+        programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups
+        return tile, self.splits(programs, pixels, 8 * tile.k)
+
+    def splits(self, programs: int, pixels: int, least: int) -> int:
+        """How many splits share the pixels: enough to fill the device once, none with fewer than ``least`` pixels.
+
+        Rounded down: 531 programs on 528 places took 1.44x the time of 522.
+        """
+        return max(1, min(4 * self.units // programs, pixels // least, 1024))
+
+
+def _size(filters: int) -> int:
+    return 0 if filters <= 16 else 1 if filters <= 32 else 2
