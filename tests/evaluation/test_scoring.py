@@ -16,7 +16,8 @@ from organisers import NOTHING, Entries, assert_same_scores, organisers_scores, 
 
 from submission import Detections, SubmissionError
 from toolkit.evaluation import engines
-from toolkit.evaluation.scoring import MONTHS, balance, month_masks, score
+from toolkit.evaluation.matching import match
+from toolkit.evaluation.scoring import MONTHS, align, balance, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
 
 ENGINES: tuple[engines.Engine, ...] = ("pycocotools", "hotcoco")
@@ -77,6 +78,8 @@ def test_random_problems_score_as_the_organisers_do(tmp_path: Path, problem: tup
     truth, predictions = parsed(*problem, tmp_path)
     for engine in ENGINES:
         assert_same_scores(score(truth, predictions, engine).as_dict(), reference)
+    own = match(align(truth, predictions)).mean_ap()
+    assert own == pytest.approx(reference["global_map_50"], abs=1e-6) or np.isnan(own)
 
 
 def edge_cases() -> dict[str, tuple[Entries, Entries]]:

@@ -13,6 +13,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli import dataset
+from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.predict import predict
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(dataset.app, name="dataset")
 app.command()(train)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(predict)
 app.command()(submit)
 app.command()(doctor)

@@ -42,8 +42,13 @@ YEARS = {name: digits[:4] for name, digits in MONTHS.items()}
 SIZES = (0, 12, 20, 32, 48, 96, np.inf)
 """Edges of the size classes: square root of the box area, pixels of a 384 x 288 frame."""
 
+DPI = 200
+"""Dots an inch of a picture: about twice what the page shows on a plain screen."""
+
 BINS = 8
 """Quantile bins of a weather variable."""
+
+HOUR = "hour of the day"
 
 MIN_BOXES = 30
 """True boxes below which a bin's score is too uncertain to show."""
@@ -99,8 +104,8 @@ def pictures(data: Evaluated) -> list[Picture]:
 
 
 def save(picture: Picture, path: Path) -> None:
-    """Write the picture as PNG, at twice the resolution of a plain screen."""
-    picture.figure.savefig(path, format="png", dpi=200, metadata={"Software": None})
+    """Write the picture as PNG."""
+    picture.figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def months(data: Evaluated) -> Picture:
@@ -123,11 +128,10 @@ def months(data: Evaluated) -> Picture:
             color=INK,
             fontsize=9,
             zorder=6,
-            bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )
     if len(decided) > 1:
         mean, deviation = float(np.mean(decided)), float(np.std(decided, ddof=1))
-        axes.axhspan(mean - deviation, mean + deviation, color=ORANGE, alpha=0.22, lw=0, zorder=4)
+        axes.axhspan(mean - deviation, mean + deviation, color=ORANGE, alpha=0.25, lw=0, zorder=1)
         axes.axhline(mean, color=VERMILION, lw=1.6, zorder=5)
         axes.annotate(
             f"mean {mean:.3f}\n± {deviation:.3f}\nCoV {deviation / mean:.3f}" if mean else "mean 0",
@@ -140,7 +144,8 @@ def months(data: Evaluated) -> Picture:
             fontsize=9,
         )
     axes.set_xticks(x, [f"{name.capitalize()}\n{YEARS[name]}" for name in MONTHS])
-    axes.set_ylim(0, max([*decided, 0.1]) * 1.22)
+    axes.set_ylim(0, max([*decided, 0.1]) * 1.12)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1])
     axes.set_ylabel("mAP@0.5")
     return Picture(
         "months",
@@ -327,7 +332,7 @@ def conditions(data: Evaluated) -> Picture | None:
     context = data.context
     if context is None:
         return None
-    variables = {"hour of the day": context.hours, **context.weather}
+    variables = {HOUR: context.hours, **context.weather}
     panels = {name: _binned(data, values, name) for name, values in variables.items()}
     panels = {name: panel for name, panel in panels.items() if len(panel[0]) > 1}
     if not panels:
@@ -344,6 +349,9 @@ def conditions(data: Evaluated) -> Picture | None:
         area = 18 + 60 * np.array(number) / max(number)
         axes.scatter(centre, value, s=area, color=BLUE, edgecolor="white", lw=0.8, zorder=4)
         axes.set_xlabel(name, fontsize=9)
+        if name == HOUR:
+            axes.set_xlim(0, 24)
+            axes.set_xticks(range(0, 25, 6))
         axes.set_ylim(0, min(max(top * 1.15, 0.1), 1.05))
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -373,7 +381,7 @@ def _binned(
     known = values[np.isfinite(values)]
     if not len(known):
         return [], [], []
-    if name == "hour of the day":
+    if name == HOUR:
         edges = np.arange(0.0, 25.0, 3.0)
     else:
         edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)))
