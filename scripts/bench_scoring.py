@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 
 from submission import Detections, templates
+from toolkit.evaluation.scoring import score
+from toolkit.evaluation.truth import GroundTruth
 
 LIMIT = 1e-6
 
 
-def make_input(folder: Path, seed: int) -> tuple[int, int]:
-    """Write truth.json and predictions.json; returns how many boxes each has."""
+def make_input(folder: Path, seed: int) -> tuple[int, Detections]:
+    """Write truth.json and predictions.json; returns the number of true boxes and the exact predictions."""
     rng = np.random.default_rng(seed)
     ids = templates.template("development")
     counts = rng.poisson(6.5, len(ids))
@@ -40,18 +42,17 @@ def make_input(folder: Path, seed: int) -> tuple[int, int]:
     corner = rng.uniform(0, 1, (n, 2)) * ([384, 288] - size)
     boxes = np.hstack([corner, corner + size])
     labels = rng.choice([1, 2, 3, 4], n, p=[0.62, 0.1, 0.02, 0.26])
-    kept = np.repeat(np.flatnonzero(rng.random(n) < 0.8), 1)
+    kept = np.flatnonzero(rng.random(n) < 0.8)
     extra = rng.integers(0, n, int(1.3 * n))
     source = np.concatenate([kept, extra])
     spread = np.concatenate([np.full(len(kept), 0.06), np.full(len(extra), 0.5)])
     jitter = rng.normal(0, 1, (len(source), 4)) * spread[:, None] * np.hstack([size, size])[source]
     found = np.sort((boxes[source] + jitter).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
-    scores = rng.beta(np.where(spread < 0.1, 4.0, 1.2), np.where(spread < 0.1, 2.0, 6.0)).round(4)
+    scores = rng.beta(np.where(spread < 0.1, 4.0, 1.2), np.where(spread < 0.1, 2.0, 6.0))
     order = np.argsort(owner[source], kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[source], minlength=len(ids)))])
-    Detections(ids, offsets, found[order].round(2), scores[order], labels[source][order]).write(
-        folder / "predictions.json"
-    )
+    exact = Detections(ids, offsets, found[order], scores[order], labels[source][order])
+    exact.rounded().write(folder / "predictions.json")
     ends = np.concatenate([[0], np.cumsum(counts)])
     truth = {
         str(i): {
@@ -61,7 +62,7 @@ def make_input(folder: Path, seed: int) -> tuple[int, int]:
         for k, i in enumerate(ids.tolist())
     }
     (folder / "truth.json").write_text(json.dumps(truth))
-    return n, len(source)
+    return n, exact
 
 
 def organisers_way(folder: Path) -> None:
@@ -95,14 +96,15 @@ def organisers_way(folder: Path) -> None:
     (folder / "reference.json").write_text(json.dumps(scores))
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak memory in GB of a command, from its start to its end."""
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Seconds, seconds of processor time and peak memory in GB of a command, from its start to its end."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
+    seconds, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return seconds, cpu, usage.ru_maxrss * 1024 / 1e9
 
 
 def largest_difference(ours: Path, reference: Path) -> float:
@@ -111,11 +113,19 @@ def largest_difference(ours: Path, reference: Path) -> float:
     return max(float(np.abs(np.subtract(got[key], value)).max()) for key, value in wanted.items())
 
 
+def effect_of_rounding(folder: Path, exact: Detections) -> dict[str, float]:
+    """How far the rounding of a submission moves the scores: what ``submit`` writes, less what was found."""
+    written = json.loads((folder / "hotcoco" / "scores.json").read_text())
+    scores = score(GroundTruth.read(folder / "truth.json"), exact, "hotcoco").as_dict()
+    return {key: written[key] - scores[key] for key in ("global_map_bal", "global_map_50", "global_map")}
+
+
 def main() -> None:
     """Make the input, run the ways, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--report", action="store_true")
     parser.add_argument("--folder", type=Path, help="keep the input and the scores here")
     parser.add_argument("--organisers-way", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -125,26 +135,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        true, found = make_input(folder, options.seed)
-        print(f"46,013 images, {true:,} true boxes, {found:,} predictions, seed {options.seed}")
+        true, exact = make_input(folder, options.seed)
+        print(
+            f"{len(exact):,} images, {true:,} true boxes, {len(exact.scores):,} predictions, seed {options.seed}"
+        )
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
-        rows: dict[str, tuple[float, float]] = {}
+        rows: dict[str, tuple[float, float, float]] = {}
         files = [str(folder / "predictions.json"), "--truth", str(folder / "truth.json")]
         for engine in ("hotcoco", "pycocotools"):
             command = [sys.executable, "-m", "toolkit", "evaluate", *files, "--engine", engine]
             rows[engine] = measure([*command, "--out", str(folder / engine)])
+        if options.report:
+            command = [sys.executable, "-m", "toolkit", "evaluate", *files, "--report"]
+            rows["hotcoco and the report"] = measure([*command, "--out", str(folder / "report")])
         if not options.no_reference:
             rows["torchmetrics"] = measure([sys.executable, __file__, "--organisers-way", str(folder)])
-        print("| files on disk to scores.json | seconds | peak GB | times faster | largest difference |")
-        print("|---|---|---|---|---|")
-        for name, (seconds, memory) in rows.items():
+        print("| files on disk to scores.json | s | CPU s | peak GB | times faster | largest difference |")
+        print("|---|---|---|---|---|---|")
+        for name, (seconds, cpu, memory) in rows.items():
             faster = difference = "-"
-            if "torchmetrics" in rows and name != "torchmetrics":
+            if "torchmetrics" in rows and name in ("hotcoco", "pycocotools"):
                 faster = f"{rows['torchmetrics'][0] / seconds:.0f}"
                 gap = largest_difference(folder / name / "scores.json", folder / "reference.json")
                 difference = f"{gap:.1e}"
                 assert gap <= LIMIT, f"{name} differs from torchmetrics by {gap}"
-            print(f"| {name} | {seconds:.1f} | {memory:.2f} | {faster} | {difference} |")
+            print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {memory:.2f} | {faster} | {difference} |")
+        print(f"\nrounding to 2 and 4 decimals moves {effect_of_rounding(folder, exact)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from organisers import NOTHING, Entries, assert_same_scores, organisers_scores, parsed
+from synthetic import synthetic
 
 from submission import Detections, SubmissionError
 from toolkit.evaluation import engines
@@ -314,3 +315,10 @@ def test_predictions_in_memory_score_like_their_file(tmp_path: Path) -> None:
     truth = GroundTruth(found.image_ids, found.offsets, found.boxes + 0.3, found.labels)
     found.write(tmp_path / "predictions.json")
     assert score(truth, Detections.read(tmp_path / "predictions.json")) == score(truth, found)
+
+
+def test_the_rounding_of_a_submission_moves_the_score_by_less_than_a_ten_thousandth() -> None:
+    truth, found, _ = synthetic(200)
+    exact, rounded = score(truth, found), score(truth, found.rounded())
+    assert abs(exact.balanced - rounded.balanced) < 1e-4
+    assert abs(exact.overall.map_50 - rounded.overall.map_50) < 1e-4

@@ -15,6 +15,7 @@ from toolkit import __version__
 from toolkit.cli import dataset
 from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
+from toolkit.cli.ensemble import ensemble
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.predict import predict
 from toolkit.cli.submit import submit
@@ -32,6 +33,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(predict)
+app.command()(ensemble)
 app.command()(submit)
 app.command()(doctor)
 

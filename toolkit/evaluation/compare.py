@@ -25,8 +25,8 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 SCORE_BINS = 2000
-"""Scores are binned for the bootstrap, at quantiles of the detections that found something. The interval is
-laid around the exact difference, so binning moves its width alone, by about a thousandth of itself."""
+"""Scores are binned for the bootstrap, at quantiles of the detections that found something; what that does to
+the data itself is known and subtracted."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def compare(
     scores = score(truth, a, engine), score(truth, b, engine)
     month = _month_of(truth.image_ids)
     weights = _resample(clip, month, len(clips), resamples, np.random.default_rng(seed))
+    weights = np.vstack([np.ones_like(weights[:1]), weights])
     sampled = [_bootstrap(match(align(truth, d)), clip, month, len(clips), weights) for d in (a, b)]
     exact = [_values(s) for s in scores]
     differences = {
@@ -135,16 +136,16 @@ def _difference(
 ) -> Difference:
     if of_a is None or of_b is None or not (is_number(a) and is_number(b)):
         return Difference(a, b)
-    drawn = (of_b - of_a)[np.isfinite(of_b - of_a)]
+    drawn = of_b - of_a
+    # The first sample is the data itself: what binning alone does to the difference is taken out.
+    drawn = drawn[1:] + (b - a - drawn[0])
+    drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Difference(a, b)
-    # Percentiles of the resampled differences, moved so that their median is the exact difference.
     tail = 50 * (1 - CONFIDENCE)
-    low, middle, high = np.percentile(drawn, [tail, 50, 100 - tail])
-    ties = float(np.mean(drawn == 0))
-    return Difference(
-        a, b, b - a + float(low - middle), b - a + float(high - middle), float(np.mean(drawn > 0)) + ties / 2
-    )
+    low, high = np.percentile(drawn, [tail, 100 - tail]).tolist()
+    wins = float(np.mean(drawn > 0) + np.mean(drawn == 0) / 2)
+    return Difference(a, b, low, high, wins)
 
 
 def _month_of(image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
