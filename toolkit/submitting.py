@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from submission import Detections, templates
+from submission.codabench import COMPETITION, URL, Codabench
 from submission.templates import PHASES, Phase
 from submission.validate import check_ids, check_values
+from toolkit import __version__, console
 from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+
+PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
+"""Packages whose versions a receipt records."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +34,28 @@ class Submission:
 
     Attributes:
         detections: one entry for every expected id, rounded.
+        phase: the phase whose ids are expected; None with a template of one's own.
         against: what the ids were checked against, in words.
         filled: expected ids that had no entry and got empty lists.
         rehearsal: the data is a sample: all ids that it lacks are among ``filled``.
     """
 
     detections: Detections
+    phase: Phase | None
     against: str
     filled: int
     rehearsal: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the detections themselves."""
+        return {
+            "phase": self.phase,
+            "checked_against": self.against,
+            "images": len(self.detections),
+            "boxes": len(self.detections.scores),
+            "filled": self.filled,
+            "rehearsal": self.rehearsal,
+        }
 
 
 def prepare(
@@ -61,7 +88,7 @@ def prepare(
     check_values(detections, source)
     rehearsal = False
     if template is not None:
-        expected, against = templates.read(template), str(template)
+        phase, expected, against = None, templates.read(template), str(template)
     else:
         phase = phase or guess_phase(detections.image_ids, source)
         expected, against = templates.template(phase), f"the {phase} template"
@@ -72,7 +99,7 @@ def prepare(
                 check_ids(detections, held, allow_missing=allow_missing, source=source)
     whole = check_ids(detections, expected, allow_missing=allow_missing or rehearsal, source=source)
     filled = int((~np.isin(expected, detections.image_ids)).sum())
-    return Submission(whole.rounded(), against, filled, rehearsal)
+    return Submission(whole.rounded(), phase, against, filled, rehearsal)
 
 
 def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:
@@ -91,3 +118,86 @@ def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:
         expected="ids of one phase",
         fix="name it to see the offending ids: --phase testing",
     )
+
+
+def write_receipt(
+    archive: Path, checked: Submission, predictions: Path, run: Path | None, codabench: Mapping[str, Any]
+) -> Path:
+    """Write ``<archive>.json`` beside the zip: what was handed in, and what it was made from.
+
+    Args:
+        archive: the zip.
+        checked: what is in it.
+        predictions: the file that it was made from.
+        run: the run that predicted, if known: its weights and validation scores are recorded.
+        codabench: answer of :func:`upload`; empty if it was not uploaded.
+    """
+    receipt: dict[str, Any] = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "archive": {"file": archive.name, "sha256": _sha256(archive)},
+        "predictions": {"file": str(predictions), "sha256": _sha256(predictions)},
+        **checked.as_dict(),
+        "versions": {"ltdv2-toolkit": __version__, "python": platform.python_version(), **_versions()},
+    }
+    if run is not None:
+        weights = sorted((run / "weights").glob("*.pt"))
+        receipt["run"] = run.name
+        receipt["weights"] = {path.name: _sha256(path) for path in weights}
+        scores = run / "evaluation" / "scores.json"
+        if scores.is_file():
+            values = json.loads(scores.read_text(encoding="utf-8"))
+            keys = ("global_map_bal", "global_map_50", "global_map_con", "global_map")
+            receipt["validation"] = {key: values.get(key) for key in keys}
+    if codabench:
+        receipt["codabench"] = dict(codabench)
+    path = archive.with_suffix(".json")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def upload(archive: Path, checked: Submission, phase_id: int | None = None) -> dict[str, Any]:
+    """Send a checked archive to Codabench.
+
+    The token comes from ``CODABENCH_TOKEN``; ``CODABENCH_URL`` names another instance.
+
+    Args:
+        archive: the zip.
+        checked: what is in it.
+        phase_id: Codabench's number of the phase; None finds it by the phase's name.
+
+    Returns:
+        What the receipt records: instance, competition, phase and number of the submission.
+
+    Raises:
+        ToolkitError: there is no token, or the submission is a rehearsal.
+        SubmissionError: Codabench refuses it or does not answer.
+    """
+    token = os.environ.get("CODABENCH_TOKEN")
+    if not token:
+        raise ToolkitError("no token for Codabench", fix="set CODABENCH_TOKEN to your account's API token")
+    if checked.rehearsal:
+        raise ToolkitError(
+            "a rehearsal is not uploaded: it would use up a submission for next to nothing",
+            found=f"{checked.filled:,} ids without predictions",
+            expected="predictions of the whole split",
+        )
+    if phase_id is None and checked.phase is None:
+        raise ToolkitError("cannot tell which phase to submit to", fix="name it: --phase or --phase-id")
+    client = Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
+    number = client.phase_id(str(checked.phase)) if phase_id is None else phase_id
+    made = client.submit(archive.read_bytes(), number, archive.name)
+    return {"url": client.url, "competition": COMPETITION, "phase": number, "submission": made}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.metadata["Name"]: d.version for d in distributions()}
+    return {package: installed[package] for package in PACKAGES if package in installed}

@@ -145,6 +145,28 @@ class Workspace:
             )
         return newest
 
+    def predictions(self, name: str, split: str) -> Path:
+        """A predictions file: ``name`` itself, or the newest of this split in the run of that name or folder.
+
+        Raises:
+            ToolkitError: there is no such file or run, or the run has no predictions of the split.
+        """
+        path = Path(name)
+        if path.is_file():
+            return path
+        run = path if path.is_dir() else self.runs / name
+        kinds = [run / f"predictions-{split}.json"]
+        if split == "val":
+            kinds.append(run / "evaluation" / "predictions.json")
+        newest = _newest(kind for kind in kinds if kind.is_file())
+        if newest is None:
+            raise ToolkitError(
+                f"no predictions in {run}" if run.is_dir() else f"no file or run {name}",
+                expected=f"predictions of the split {split}",
+                fix=f"make some: toolkit predict {run / 'weights' / 'best.pt'} --split {split}",
+            )
+        return newest
+
     def run_of(self, path: Path) -> Path | None:
         """The run folder that a weights or predictions file lies in; None for a file of no run."""
         for folder in path.absolute().parents[:2]:

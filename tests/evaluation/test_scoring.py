@@ -13,10 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from organisers import NOTHING, Entries, assert_same_scores, organisers_scores, parsed
+from synthetic import synthetic
 
 from submission import Detections, SubmissionError
 from toolkit.evaluation import engines
-from toolkit.evaluation.scoring import MONTHS, balance, month_masks, score
+from toolkit.evaluation.matching import match
+from toolkit.evaluation.scoring import MONTHS, align, balance, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
 
 ENGINES: tuple[engines.Engine, ...] = ("pycocotools", "hotcoco")
@@ -77,6 +79,8 @@ def test_random_problems_score_as_the_organisers_do(tmp_path: Path, problem: tup
     truth, predictions = parsed(*problem, tmp_path)
     for engine in ENGINES:
         assert_same_scores(score(truth, predictions, engine).as_dict(), reference)
+    own = match(align(truth, predictions)).mean_ap()
+    assert own == pytest.approx(reference["global_map_50"], abs=1e-6) or np.isnan(own)
 
 
 def edge_cases() -> dict[str, tuple[Entries, Entries]]:
@@ -311,3 +315,10 @@ def test_predictions_in_memory_score_like_their_file(tmp_path: Path) -> None:
     truth = GroundTruth(found.image_ids, found.offsets, found.boxes + 0.3, found.labels)
     found.write(tmp_path / "predictions.json")
     assert score(truth, Detections.read(tmp_path / "predictions.json")) == score(truth, found)
+
+
+def test_the_rounding_of_a_submission_moves_the_score_by_less_than_a_ten_thousandth() -> None:
+    truth, found, _ = synthetic(200)
+    exact, rounded = score(truth, found), score(truth, found.rounded())
+    assert abs(exact.balanced - rounded.balanced) < 1e-4
+    assert abs(exact.overall.map_50 - rounded.overall.map_50) < 1e-4

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from codabench_server import TOKEN, Server, codabench
 from command import Command
 
 from submission import templates
@@ -177,3 +180,62 @@ def test_a_workspace_without_predictions_says_how_to_make_some(workspace: Path, 
     result = toolkit("submit", "--zip")
     assert result.status == 1
     assert "toolkit predict" in result.err
+
+
+def test_a_receipt_says_what_the_zip_was_made_from(sample: Path, toolkit: Command) -> None:
+    run = sample / "runs/first"
+    (run / "weights").mkdir()
+    (run / "weights/best.pt").write_bytes(b"weights")
+    toolkit("evaluate", run / "predictions-val.json")
+    toolkit("submit", "--zip")
+    receipt = json.loads((run / "submission.json").read_text())
+    archive = hashlib.sha256((run / "submission.zip").read_bytes()).hexdigest()
+    assert receipt["archive"] == {"file": "submission.zip", "sha256": archive}
+    assert receipt["weights"] == {"best.pt": hashlib.sha256(b"weights").hexdigest()}
+    assert receipt["validation"]["global_map_50"] == 1.0
+    assert receipt["phase"] == "testing"
+    assert "torch" in receipt["versions"]
+
+
+@pytest.fixture
+def codabench_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with codabench() as running:
+        monkeypatch.setenv("CODABENCH_URL", running.url)
+        monkeypatch.setenv("CODABENCH_TOKEN", TOKEN)
+        yield running
+
+
+def complete(folder: Path) -> Path:
+    everything = {str(i): HIT for i in templates.template("testing").tolist()}
+    return write(folder / "complete.json", everything)
+
+
+def test_upload_sends_the_checked_zip_and_records_the_submission(
+    sample: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    result = toolkit("submit", complete(sample), "--upload", "--out", "entry.zip")
+    assert result.status == 0
+    assert codabench_server.archives == [(sample / "entry.zip").read_bytes()]
+    assert codabench_server.submissions[0]["phase"] == ["72"]
+    receipt = json.loads((sample / "entry.json").read_text())
+    assert receipt["codabench"]["submission"] == 4711
+    assert TOKEN not in result.out + result.err + json.dumps(receipt)
+
+
+@pytest.mark.parametrize("case", ["rehearsal", "invalid", "no token"])
+def test_nothing_is_uploaded_unless_it_is_complete_and_valid(
+    sample: Path,
+    toolkit: Command,
+    codabench_server: Server,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = sample / "runs/first/predictions-test.json"
+    if case == "invalid":
+        path = write(sample / "bad.json", {str(TEST[0]): {**HIT, "labels": [9]}})
+    elif case == "no token":
+        path = complete(sample)
+        monkeypatch.delenv("CODABENCH_TOKEN")
+    result = toolkit("submit", path, "--upload")
+    assert result.status == 1
+    assert codabench_server.requests == []

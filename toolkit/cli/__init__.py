@@ -13,7 +13,9 @@ import typer
 
 from toolkit import __version__
 from toolkit.cli import dataset
+from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
+from toolkit.cli.ensemble import ensemble
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.predict import predict
 from toolkit.cli.submit import submit
@@ -29,7 +31,9 @@ app = typer.Typer(
 app.add_typer(dataset.app, name="dataset")
 app.command()(train)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(predict)
+app.command()(ensemble)
 app.command()(submit)
 app.command()(doctor)
 

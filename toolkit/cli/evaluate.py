@@ -42,6 +42,9 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print scores.json instead of a table.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
     engine: Annotated[EngineName, typer.Option(help="Both give the same numbers.")] = EngineName.auto,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also draw report.html: months, classes, weather, worst frames.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse missing and unknown ids instead of counting them.")
     ] = False,
@@ -52,7 +55,7 @@ def evaluate(
 ) -> None:
     """Score weights or predictions exactly as the challenge does.
 
-    Example: [bold]toolkit evaluate best.pt[/bold]
+    Example: [bold]toolkit evaluate best.pt --report[/bold]
     Example: [bold]toolkit evaluate predictions.json --truth Valid.json --json[/bold]
     """
     from submission import Detections
@@ -65,18 +68,20 @@ def evaluate(
     place = workspace.current()
     path = place.weights(target)
     run = place.run_of(path)
-    folder = out or (run or path.parent) / "evaluation"
     is_predictions = path.suffix == ".json"
+    needs_data = truth is None or not is_predictions or data is not None
+    source = place.data_of(path, data) if needs_data or run is not None else None
+    answers = truth or (source or place.data_dir()) / workspace.ANNOTATIONS[split.value]
+    folder = out or (run or path.parent) / "evaluation"
+
     if is_predictions:
         detections = Detections.read(path)
         check_values(detections, str(path))
-    if truth is None:
-        source = place.data_of(path, data)
-        truth = source / workspace.ANNOTATIONS[split.value]
-    true = GroundTruth.read(truth)
-    if not is_predictions:
+        true = GroundTruth.read(answers)
+    else:
         from toolkit.prediction import PredictionOptions, predict
 
+        true = GroundTruth.read(answers)
         options = PredictionOptions(imgsz=imgsz, batch=batch, device=device, patches=not no_patches)
         detections = predict(path, place.data_of(path, data), split.value, options)
         detections.write(folder / "predictions.json")
@@ -92,3 +97,8 @@ def evaluate(
     else:
         console.out.print(month_table(scores))
     console.note(f"{folder / 'scores.json'} (engine {scores.engine})")
+    if report:
+        from toolkit.evaluation.report import report_on
+
+        title = f"{run.name if run else path.stem}, split {split.value}"
+        console.note(str(report_on(folder, title, scores, true, detections, answers, source, split.value)))

@@ -37,9 +37,17 @@ def submit(
     from_coco: Annotated[
         bool, typer.Option("--from-coco", help="The file is a list of COCO results, [x, y, width, height].")
     ] = False,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Also send it to Codabench, with the token CODABENCH_TOKEN.")
+    ] = False,
+    phase_id: Annotated[
+        int | None, typer.Option(help="Codabench's number of the phase; default: found by its name.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Check predictions as the organisers do, and write the zip that Codabench takes.
+
+    A receipt beside the zip (submission.json) records hashes, versions and validation scores.
 
     Example: [bold]toolkit submit --zip[/bold]
     Example: [bold]toolkit submit predictions.json --phase testing --zip --out entry.zip[/bold]
@@ -67,7 +75,7 @@ def submit(
         data_template=data_template,
         allow_missing=allow_missing or from_coco,
     )
-    target = out or (predictions.parent / "submission.zip" if zip else None)
+    target = out or (predictions.parent / "submission.zip" if zip or upload else None)
     if checked.rehearsal:
         console.warn(
             f"a rehearsal: the data is a sample, {checked.filled:,} of {len(checked.detections):,} ids have "
@@ -75,25 +83,22 @@ def submit(
         )
     elif checked.filled:
         console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
+    sent = {}
     if target is not None:
         archive.write(target, checked.detections)
+        if upload:
+            sent = submitting.upload(target, checked, phase_id)
+        submitting.write_receipt(target, checked, predictions, run, sent)
     if json:
-        console.print_json(
-            {
-                "predictions": str(predictions),
-                "zip": str(target) if target else None,
-                "checked_against": checked.against,
-                "images": len(checked.detections),
-                "boxes": len(checked.detections.scores),
-                "filled": checked.filled,
-                "rehearsal": checked.rehearsal,
-            }
-        )
+        files = {"predictions": str(predictions), "zip": str(target) if target else None}
+        console.print_json({**files, **checked.as_dict(), "codabench": sent or None})
         return
     console.note(
         f"{predictions}: nothing to object to, {len(checked.detections.scores):,} boxes in "
         f"{len(checked.detections):,} images, checked against {checked.against}"
     )
+    if sent:
+        console.note(f"submission {sent['submission']} in phase {sent['phase']} of {sent['url']}")
     if target is None:
         console.note("nothing written; --zip writes the archive")
     else:

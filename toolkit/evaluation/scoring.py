@@ -142,7 +142,7 @@ def score(
         check_ids(predictions, truth.image_ids)
     missing = int((~np.isin(truth.image_ids, predictions.image_ids)).sum())
     ignored = int((~np.isin(predictions.image_ids, truth.image_ids)).sum())
-    problem = _problem(truth, predictions)
+    problem = align(truth, predictions)
     months = month_masks(truth.image_ids)
     present = {name: np.flatnonzero(mask) for name, mask in months.items() if mask.any()}
     subsets = [np.arange(len(truth)), *present.values()]
@@ -172,7 +172,8 @@ def month_masks(image_ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bo
 _NOTHING = Summary(0, ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, None, None)
 
 
-def _problem(truth: GroundTruth, predictions: Detections) -> Problem:
+def align(truth: GroundTruth, predictions: Detections) -> Problem:
+    """Bring predictions to the truth's images, and both into the organisers' rounding."""
     found = predictions.select(truth.image_ids)
     number = np.arange(len(truth))
     return Problem(

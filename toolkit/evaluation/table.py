@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.table import Table
 
 from submission.validate import LABELS
+from toolkit.evaluation.compare import Comparison
 from toolkit.evaluation.scoring import Scores, Summary, is_number
 
 
@@ -21,7 +24,7 @@ def month_table(scores: Scores) -> Table:
         padding=(0, 1, 0, 0),  # eighty columns hold it
     )
     table.add_column("month")
-    for name in ("images", "mAP", "mAP@.5", "mAP@.75", "AR@100", *LABELS.values()):
+    for name in ("images", "mAP", "mAP@.5", "mAP@.75", *LABELS.values()):
         table.add_column(name, justify="right")
     for name, summary in scores.months.items():
         table.add_row(name, *_cells(summary))
@@ -32,10 +35,50 @@ def month_table(scores: Scores) -> Table:
 
 def _cells(summary: Summary) -> list[str]:
     per_class = summary.map_50_per_class or {}
-    values = [summary.map, summary.map_50, summary.map_75, summary.mar_100]
+    values = [summary.map, summary.map_50, summary.map_75]
     values += [per_class.get(label, -1.0) for label in LABELS]
     return [f"{summary.images:,}", *(_show(value) for value in values)]
 
 
 def _show(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if is_number(value) else "-"
+
+
+def difference_table(result: Comparison, a: str, b: str) -> Table:
+    """One row a number: A, B, the difference and its interval; what is certain is marked."""
+    table = Table(
+        title=f"A {a}\nB {b}",
+        caption=f"95% interval of B - A from {result.resamples:,} resamples of {result.clips:,} clips; "
+        "* leaves out no change",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    for name in ("A", "B", "B - A", "low", "high", "B above A"):
+        table.add_column(name, justify="right")
+    for name, d in result.differences.items():
+        wins = f"{d.wins:.0%}" if is_number(d.wins) else "-"
+        mark = " *" if d.certain else ""
+        values = [_show(d.a, 4), _show(d.b, 4), _signed(d.change), _signed(d.low), _signed(d.high), wins]
+        table.add_row(name + mark, *values, style="bold" if name == "global_map_bal" else None)
+        if name in ("global_map_con", "aug_map_50"):
+            table.add_section()
+    return table
+
+
+def class_difference_table(result: Comparison) -> Table:
+    """AP@0.5 of B and its difference from A, class by month."""
+    table = Table(title="AP@.5 of B (B - A)", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("month")
+    for name in LABELS.values():
+        table.add_column(name, justify="right")
+    for month, row in result.classes.items():
+        cells = [f"{_show(row[label].b)} ({_signed(row[label].change, 3)})" for label in LABELS]
+        table.add_row(month, *cells, style="bold" if month == "all" else None)
+    return table
+
+
+def _signed(value: float, digits: int = 4) -> str:
+    return f"{value:+.{digits}f}" if not math.isnan(value) else "-"

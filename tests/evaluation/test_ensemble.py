@@ -1,0 +1,87 @@
+"""Fusing predictions."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from submission import Detections
+from submission.validate import check_values
+from toolkit.errors import ToolkitError
+from toolkit.evaluation import ensemble
+from toolkit.evaluation.ensemble import FusionOptions, fuse
+
+needs_ensemble_boxes = pytest.mark.skipif(
+    not find_spec("ensemble_boxes"), reason="needs ensemble-boxes (the extra [ensemble], part of [dev])"
+)
+
+A, B = 20210100000000001, 20210100000000002
+
+
+def detections(rows: dict[int, list[tuple[float, ...]]]) -> Detections:
+    """Image id -> rows of x1, y1, x2, y2, score, label."""
+    flat = np.array([row for image in rows.values() for row in image], np.float64).reshape(-1, 6)
+    offsets = np.cumsum([0, *(len(image) for image in rows.values())])
+    return Detections(np.array(list(rows)), offsets, flat[:, :4], flat[:, 4], flat[:, 5].astype(np.int64))
+
+
+FIRST = detections({A: [(10, 10, 50, 50, 0.9, 1)], B: [(-5, 0, 20, 20, 0.5, 4)]})
+SECOND = detections({B: [], A: [(14, 10, 54, 50, 0.3, 1), (200, 100, 380, 280, 0.8, 2)]})
+
+
+@needs_ensemble_boxes
+def test_boxes_of_one_object_are_averaged_by_their_scores() -> None:
+    fused = fuse([FIRST, SECOND])
+    check_values(fused)
+    assert fused.image_ids.tolist() == [A, B]
+    assert fused.counts.tolist() == [2, 1]
+    np.testing.assert_allclose(fused.boxes[0], [11, 10, 51, 50], atol=1e-3)
+    assert fused.labels.tolist() == [1, 2, 4]
+
+
+@needs_ensemble_boxes
+def test_a_box_that_one_model_alone_saw_loses_score() -> None:
+    fused = fuse([FIRST, SECOND])
+    np.testing.assert_allclose(fused.scores, [0.6, 0.4, 0.25], atol=1e-6)
+
+
+@needs_ensemble_boxes
+def test_boxes_outside_the_frame_are_not_clipped() -> None:
+    np.testing.assert_allclose(fuse([FIRST, SECOND]).boxes[2], [-5, 0, 20, 20], atol=1e-4)
+
+
+@needs_ensemble_boxes
+@pytest.mark.parametrize("method", ["wbf", "nms", "soft-nms", "nmw"])
+def test_every_method_gives_valid_detections(method: ensemble.Method) -> None:
+    rng = np.random.default_rng(0)
+    sets = []
+    for _ in range(3):
+        corners = rng.uniform(0, 200, (400, 2))
+        boxes = np.hstack([corners, corners + rng.uniform(0, 60, (400, 2))])
+        sets.append(
+            Detections(
+                A + np.arange(4), np.arange(0, 401, 100), boxes, rng.random(400), rng.integers(1, 5, 400)
+            )
+        )
+    fused = fuse(sets, FusionOptions(method, weights=(2, 1, 1), max_det=50))
+    check_values(fused)
+    assert fused.counts.max() <= 50
+    assert len(fused) == 4
+
+
+def test_one_file_is_nothing_to_fuse() -> None:
+    with pytest.raises(ToolkitError, match="at least two"):
+        fuse([FIRST])
+
+
+def test_weights_must_fit() -> None:
+    with pytest.raises(ToolkitError, match="3 weights"):
+        fuse([FIRST, SECOND], FusionOptions(weights=(1, 2, 3)))
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "find_spec", lambda name: None)
+    with pytest.raises(ToolkitError, match=r"ltdv2-toolkit\[ensemble\]"):
+        fuse([FIRST, SECOND])

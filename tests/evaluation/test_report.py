@@ -1,0 +1,205 @@
+"""The report: complete, self-contained, and right about what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from synthetic import synthetic
+
+from toolkit.errors import ToolkitError
+from toolkit.evaluation import figures
+from toolkit.evaluation.context import Context
+from toolkit.evaluation.figures import Evaluated
+from toolkit.evaluation.gallery import gallery
+from toolkit.evaluation.matching import match
+from toolkit.evaluation.report import findings, write_report
+from toolkit.evaluation.scoring import Scores, align, score
+from toolkit.evaluation.truth import GroundTruth
+
+PICTURES = ["months", "classes", "precision_recall", "sizes", "counts", "conditions", "gallery"]
+
+
+def grey(image: int) -> npt.NDArray[np.uint8]:
+    return np.full((288, 384), 40 + image % 100, np.uint8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def coarse() -> Iterator[None]:
+    """Pictures at a third of the resolution: these tests are about what is in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DPI", 70)
+        yield
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    truth, found, context = synthetic()
+    return write_report(folder, "a <run> & more", score(truth, found), truth, found, context, grey)
+
+
+def test_every_picture_is_a_png_beside_the_report_and_inside_it(report: Path) -> None:
+    page = report.read_text()
+    for name in PICTURES:
+        png = (report.parent / f"{name}.png").read_bytes()
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert page.count("<img ") == page.count('src="data:image/png;base64,') == len(PICTURES)
+    assert page.count("<figcaption>") == len(PICTURES)
+
+
+def test_nothing_in_the_report_points_outside_it(report: Path) -> None:
+    page = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]*"', "", report.read_text())
+    assert not re.search(r"https?://|//[a-z]|<script|<link(?! rel=\"icon\" href=\"data:)|url\(|@import", page)
+
+
+def test_names_are_escaped(report: Path) -> None:
+    assert "a &lt;run&gt; &amp; more" in report.read_text()
+
+
+def test_the_numbers_are_those_of_the_scores(report: Path) -> None:
+    truth, found, _ = synthetic()
+    scores = score(truth, found)
+    page = report.read_text()
+    for value in (scores.balanced, scores.overall.map_50, scores.consistency, scores.months["aug"].map_50):
+        assert f"{value:.4f}" in page
+
+
+def test_the_findings_name_the_drift_the_weakest_month_and_the_weakest_class() -> None:
+    truth, found, _ = synthetic()
+    told = " ".join(findings(score(truth, found)))
+    assert "drift between months costs" in told
+    assert "Aug is the weakest month" in told
+    assert "weakest class" in told
+
+
+def test_without_weather_and_frames_there_are_fewer_pictures(tmp_path: Path) -> None:
+    truth, found, _ = synthetic(5)
+    write_report(tmp_path, "x", score(truth, found), truth, found)
+    assert sorted(p.stem for p in tmp_path.glob("*.png")) == sorted(PICTURES[:-2])
+
+
+@pytest.mark.parametrize("case", ["no predictions", "no true boxes", "one image", "nothing in any month"])
+def test_poor_input_still_gives_a_report(case: str, tmp_path: Path) -> None:
+    truth, found, context = synthetic(3)
+    none = found.select(truth.image_ids[:0])
+    if case == "no predictions":
+        found = none
+    elif case == "no true boxes":
+        truth = GroundTruth(truth.image_ids, truth.offsets * 0, truth.boxes[:0], truth.labels[:0])
+    elif case == "one image":
+        truth = GroundTruth(truth.image_ids[:1], truth.offsets[:2], truth.boxes[:3], truth.labels[:3])
+        context = replace(
+            context,
+            names=context.names[:1],
+            clips=context.clips[:1],
+            hours=context.hours[:1],
+            weather={k: v[:1] for k, v in context.weather.items()},
+        )
+    else:
+        truth = replace(truth, image_ids=20200900000000000 + np.arange(len(truth)))
+    scores: Scores = score(truth, found)
+    assert write_report(tmp_path, "x", scores, truth, found, context, grey).exists()
+
+
+def test_the_worst_frames_come_one_a_clip_and_unreadable_ones_are_left_out() -> None:
+    truth, found, context = synthetic()
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=0.4)
+    asked: list[int] = []
+
+    def read(image: int) -> npt.NDArray[np.uint8] | None:
+        asked.append(image)
+        return None if len(asked) == 1 else grey(image)
+
+    picture = gallery(data, read)
+    assert picture is not None
+    clips = context.clips[asked[1:]].tolist()
+    assert len(clips) == len(set(clips)) == 12
+    titles = [axes.get_title(loc="left") for axes in picture.figure.axes]
+    wrong = [sum(map(int, re.findall(r"(\d+) (?:missed|false)", title))) for title in titles]
+    assert wrong == sorted(wrong, reverse=True)
+    assert wrong[-1] > 0
+
+
+IMAGES = [
+    {
+        "id": 20210100000000001,
+        "file_name": "frames/20210101/clip_1_0930/image_0001.jpg",
+        "date_captured": "2021-01-01T09:30:00",
+        "meta": {"Temperature": -1.5, "Station": "north", "Humidity": None},
+    },
+    {"id": 20210100000000002, "file_name": "frames/20210101/clip_2_0000/image_0001.jpg"},
+]
+
+
+def write_images(folder: Path, images: list[Any]) -> Path:
+    (folder / "Valid.json").write_text(json.dumps({"images": images, "annotations": []}))
+    return folder / "Valid.json"
+
+
+def test_clip_hour_and_weather_come_from_the_coco_file(tmp_path: Path) -> None:
+    ids = np.array([20210100000000002, 20210100000000001])
+    context = Context.read(write_images(tmp_path, IMAGES), ids)
+    assert context.clips.tolist() == ["frames/20210101/clip_2_0000", "frames/20210101/clip_1_0930"]
+    np.testing.assert_array_equal(context.hours, [np.nan, 9.5])
+    assert list(context.weather) == ["Temperature"]
+    np.testing.assert_array_equal(context.weather["Temperature"], [np.nan, -1.5])
+
+
+def test_a_context_that_lacks_an_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match="no id 20210100000000009"):
+        Context.read(write_images(tmp_path, IMAGES), np.array([20210100000000009]))
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const images = [...document.images].map(image => image.naturalWidth);
+  const loads = performance.getEntriesByType("resource").map(entry => entry.name);
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  const outside = loads.filter(name => !name.startsWith("data:"));
+  document.body.dataset.probe = JSON.stringify({images, wide, outside});
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt-get install chromium)")
+@pytest.mark.parametrize("width", [1280, 420])
+def test_chromium_shows_everything_and_loads_nothing_else(report: Path, tmp_path: Path, width: int) -> None:
+    page = tmp_path / "probed.html"
+    page.write_text(report.read_text().replace("</body>", PROBE + "</body>"))
+    dom = subprocess.run(
+        [
+            "chromium",
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},2000",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found
+    probe = json.loads(found[1].replace("&quot;", '"'))
+    assert len(probe["images"]) == len(PICTURES)
+    assert min(probe["images"]) > 300
+    assert probe["outside"] == []
+    assert not probe["wide"], "the page must not scroll sideways"

@@ -1,0 +1,119 @@
+"""Sending to Codabench, against a server on loopback that behaves like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from codabench_server import TOKEN, Server, codabench
+
+from submission import SubmissionError
+from submission.codabench import ATTEMPTS, Codabench
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with codabench() as running:
+        yield running
+
+
+def client(
+    server: Server, token: str = TOKEN, told: list[str] | None = None, timeout: float = 5
+) -> Codabench:
+    """A client that does not really wait between attempts."""
+    lines = [] if told is None else told
+    return Codabench(token, server.url, timeout, lambda s: lines.append(f"slept {s:g}"), lines.append)
+
+
+def test_an_archive_arrives_whole_and_is_submitted_to_the_phase(server: Server) -> None:
+    assert client(server).submit(b"zip" * 1000, 72) == 4711
+    assert server.archives == [b"zip" * 1000]
+    assert server.submissions == [{"phase": ["72"], "data": ["the-key"]}]
+    assert client(server).status(4711) == "Finished"
+
+
+def test_the_token_goes_to_codabench_alone(server: Server) -> None:
+    client(server).submit(b"zip", 72)
+    for _, path, token in server.requests:
+        assert (token is None) == path.startswith("/storage/")
+
+
+def test_a_phase_is_found_by_its_name(server: Server) -> None:
+    assert [client(server).phase_id(name) for name in ("development", "testing")] == [71, 72]
+
+
+def test_a_phase_that_is_not_there_is_said_with_those_that_are(server: Server) -> None:
+    with pytest.raises(SubmissionError, match="71 'Development Phase', 72 'Testing Phase'"):
+        client(server).phase_id("final")
+
+
+def test_a_wrong_token_is_refused_at_once_and_never_shown(server: Server) -> None:
+    told: list[str] = []
+    with pytest.raises(SubmissionError, match=r"refuses the token.*CODABENCH_TOKEN") as caught:
+        client(server, "wrong-secret", told).submit(b"zip", 72)
+    assert len(server.requests) == 1
+    assert "wrong-secret" not in str(caught.value) + "".join(told) + repr(client(server, "wrong-secret"))
+
+
+def test_a_used_up_quota_is_said_before_anything_is_sent(server: Server) -> None:
+    server.quota = False
+    with pytest.raises(SubmissionError, match="maximum allowed submissions"):
+        client(server).submit(b"zip", 72)
+    assert server.archives == server.submissions == []
+
+
+@pytest.mark.parametrize("path", ["/api/can_make_submission/", "/api/datasets/", "/storage/"])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_server_in_trouble_is_asked_again_with_growing_pauses(
+    server: Server, path: str, status: int
+) -> None:
+    told: list[str] = []
+    server.trouble[path] = [status] * 3
+    assert client(server, told=told).submit(b"zip", 72) == 4711
+    assert [line for line in told if line.startswith("slept")] == ["slept 1", "slept 2", "slept 4"]
+    assert len(server.submissions) == 1
+
+
+def test_patience_ends(server: Server) -> None:
+    server.trouble["/storage/"] = [503] * 99
+    with pytest.raises(SubmissionError, match=f"after {ATTEMPTS} attempts.*status 503"):
+        client(server).submit(b"zip", 72)
+    assert server.count("/storage/") == ATTEMPTS
+    assert not server.submissions
+
+
+def test_a_server_that_does_not_answer_is_asked_again(server: Server) -> None:
+    server.trouble["/api/datasets/"] = [0]
+    assert client(server, timeout=0.3).submit(b"zip", 72) == 4711
+    assert server.count("/api/datasets/") == 2
+
+
+@pytest.mark.parametrize("trouble", [503, 0])
+def test_a_submission_is_made_at_most_once(server: Server, trouble: int) -> None:
+    server.trouble["/api/submissions/"] = [trouble]
+    with pytest.raises(SubmissionError, match="may have arrived"):
+        client(server, timeout=0.3).submit(b"zip", 72)
+    assert server.count("/api/submissions/") == 1
+
+
+def test_a_refusal_is_passed_on(server: Server) -> None:
+    server.trouble["/api/datasets/"] = [400]
+    with pytest.raises(SubmissionError, match="status 400"):
+        client(server).submit(b"zip", 72)
+
+
+def test_a_redirect_is_not_followed(server: Server) -> None:
+    server.trouble["/api/can_make_submission/"] = [302]
+    with pytest.raises(SubmissionError, match="status 302"):
+        client(server).submit(b"zip", 72)
+    assert server.count("/elsewhere/") == 0
+
+
+def test_a_machine_that_is_not_there_is_said(server: Server) -> None:
+    with pytest.raises(SubmissionError, match="refused"):
+        Codabench(TOKEN, "http://127.0.0.1:9", sleep=lambda _: None).submit(b"zip", 72)
+
+
+def test_a_token_is_not_sent_in_clear() -> None:
+    with pytest.raises(SubmissionError, match="https"):
+        Codabench(TOKEN, "http://www.example.org")

@@ -1,0 +1,54 @@
+"""``toolkit compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.cli.evaluate import EngineName, Split
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run's folder or name, or predictions.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
+    split: Annotated[Split, typer.Option(help="Split that both were predicted on.")] = Split.val,
+    truth: Annotated[Path | None, typer.Option(help="A COCO file; default: the split's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    engine: Annotated[EngineName, typer.Option(help="Both give the same numbers.")] = EngineName.auto,
+    json: Annotated[bool, typer.Option("--json", help="Print numbers instead of tables.")] = False,
+) -> None:
+    """Put two runs or prediction files side by side and tell a gain from noise.
+
+    The interval comes from resampling clips, because frames of one clip are not independent.
+
+    Example: [bold]toolkit compare runs/first runs/second[/bold]
+    Example: [bold]toolkit compare a.json b.json --truth Valid.json[/bold]
+    """
+    import dataclasses
+
+    from submission import Detections
+    from submission.validate import check_values
+    from toolkit import console, workspace
+    from toolkit.evaluation.compare import compare as run
+    from toolkit.evaluation.context import Context
+    from toolkit.evaluation.table import class_difference_table, difference_table
+    from toolkit.evaluation.truth import GroundTruth
+
+    place = workspace.current()
+    paths = [place.predictions(name, split.value) for name in (a, b)]
+    both = [Detections.read(path) for path in paths]
+    for path, detections in zip(paths, both, strict=True):
+        check_values(detections, str(path))
+    answers = truth or place.data_of(paths[0], data) / workspace.ANNOTATIONS[split.value]
+    true = GroundTruth.read(answers)
+    context = Context.read(answers, true.image_ids)
+    result = run(true, both[0], both[1], context, engine.value, resamples, seed)
+    if json:
+        console.print_json(dataclasses.asdict(result))
+        return
+    console.out.print(difference_table(result, a, b))
+    console.out.print(class_difference_table(result))

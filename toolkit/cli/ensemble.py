@@ -1,0 +1,46 @@
+"""``toolkit ensemble``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class MethodName(str, Enum):
+    """Ways of fusing boxes."""
+
+    wbf = "wbf"
+    nms = "nms"
+    soft_nms = "soft-nms"
+    nmw = "nmw"
+
+
+def ensemble(
+    predictions: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="At least two.")],
+    method: Annotated[MethodName, typer.Option(help="wbf averages the boxes of an object.")] = MethodName.wbf,
+    weights: Annotated[str | None, typer.Option(help="Trust in each file: 2,1,1. Default: alike.")] = None,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap of boxes of one object.")] = 0.55,
+    max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
+    out: Annotated[Path, typer.Option(help="Where the fused predictions go.")] = Path("ensemble.json"),
+) -> None:
+    """Fuse several sets of predictions into one.
+
+    Example: [bold]toolkit ensemble runs/a/predictions-test.json runs/b/predictions-test.json[/bold]
+    """
+    from submission import Detections
+    from submission.validate import check_values
+    from toolkit.errors import ToolkitError
+    from toolkit.evaluation.ensemble import FusionOptions, fuse
+
+    try:
+        trust = tuple(float(part) for part in weights.split(",")) if weights else None
+    except ValueError as error:
+        raise ToolkitError(f"--weights {weights} are no numbers", expected="such as 2,1,1") from error
+    sets = [Detections.read(path) for path in predictions]
+    for path, detections in zip(predictions, sets, strict=True):
+        check_values(detections, str(path))
+    fuse(sets, FusionOptions(method.value, trust, iou, max_det)).write(out)
+    typer.echo(out)

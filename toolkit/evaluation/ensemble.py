@@ -1,0 +1,143 @@
+"""Several sets of predictions fused into one, by the ensemble-boxes package."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from submission import Detections
+from submission.detections import to_offsets
+from toolkit import console
+from toolkit.errors import ToolkitError
+
+Method = Literal["wbf", "nms", "soft-nms", "nmw"]
+Columns = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
+"""Boxes, scores and labels of one image."""
+
+CHUNK = 512
+"""Images a process takes at a time."""
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """How boxes are fused.
+
+    Attributes:
+        method: wbf (weighted boxes fusion: clusters are averaged), nms, soft-nms, nmw.
+        weights: trust in each set; None: alike.
+        iou: overlap from which two boxes of a class are the same object.
+        max_det: boxes kept in an image, the best ones.
+    """
+
+    method: Method = "wbf"
+    weights: tuple[float, ...] | None = None
+    iou: float = 0.55
+    max_det: int = 100
+
+
+def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> Detections:
+    """Fuse the predictions of the same images.
+
+    Args:
+        sets: at least two; an image that one of them lacks counts as empty there.
+        options: see :class:`FusionOptions`.
+
+    Returns:
+        Detections of all images that any set has, in ascending order of ids.
+
+    Raises:
+        ToolkitError: fewer than two sets, weights that do not fit, or ensemble-boxes is not installed.
+    """
+    options = options or FusionOptions()
+    if len(sets) < 2:
+        raise ToolkitError("nothing to fuse", found=f"{len(sets)} file", expected="at least two")
+    if options.weights is not None and len(options.weights) != len(sets):
+        raise ToolkitError(
+            "weights do not fit", found=f"{len(options.weights)} weights", expected=f"{len(sets)}, one a file"
+        )
+    if not find_spec("ensemble_boxes"):
+        raise ToolkitError(
+            "ensemble-boxes is not installed", fix="install it (pip install 'ltdv2-toolkit[ensemble]')"
+        )
+    ids = np.unique(np.concatenate([s.image_ids for s in sets]))
+    aligned = [s.select(ids) for s in sets]
+    chunks = [range(first, min(first + CHUNK, len(ids))) for first in range(0, len(ids), CHUNK)]
+    work = ([[_image(s, i) for s in aligned] for i in chunk] for chunk in chunks)
+    fused: list[Columns] = []
+    with console.progress("fusing", len(ids)) as advance:
+        for part in _spread(partial(_fuse_images, options=options), work, len(chunks)):
+            fused += part
+            advance(len(part))
+    boxes, scores, labels = (list(column) for column in zip(*fused, strict=True)) if fused else ([], [], [])
+    return Detections(
+        ids,
+        to_offsets(np.array([len(s) for s in scores], np.int64)),
+        np.concatenate([np.empty((0, 4)), *boxes]),
+        np.concatenate([np.empty(0), *scores]),
+        np.concatenate([np.empty(0, np.int64), *labels]),
+    )
+
+
+def _spread(
+    function: partial[list[Columns]], work: Iterator[list[list[Columns]]], count: int
+) -> Iterator[list[Columns]]:
+    """Map over chunks, in processes when there are several chunks and cores."""
+    processes = min(count, os.cpu_count() or 1)
+    if processes < 2:
+        yield from map(function, work)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, work)
+
+
+def _image(detections: Detections, i: int) -> Columns:
+    rows = slice(detections.offsets[i], detections.offsets[i + 1])
+    return detections.boxes[rows], detections.scores[rows], detections.labels[rows]
+
+
+def _fuse_images(images: list[list[Columns]], options: FusionOptions) -> list[Columns]:
+    return [_fuse_image(image, options) for image in images]
+
+
+def _fuse_image(image: list[Columns], options: FusionOptions) -> Columns:
+    import ensemble_boxes
+
+    everything = np.concatenate([boxes for boxes, _, _ in image])
+    if not len(everything):
+        return np.empty((0, 4)), np.empty(0), np.empty(0, np.int64)
+    # The package wants coordinates in [0, 1] and clips others; overlaps do not change under this map.
+    low = everything[:, :2].min(axis=0)
+    size = np.maximum(everything[:, 2:].max(axis=0) - low, 1e-9)
+    origin, scale = np.tile(low, 2), np.tile(size, 2)
+    boxes = [((b - origin) / scale).clip(0, 1) for b, _, _ in image]
+    scores, labels = [s for _, s, _ in image], [k for _, _, k in image]
+    weights = list(options.weights) if options.weights else None
+    common = {"weights": weights, "iou_thr": options.iou}
+    with warnings.catch_warnings():
+        # It leaves boxes without area out, which can match nothing, and says so for each.
+        warnings.simplefilter("ignore")
+        if options.method == "wbf":
+            found = ensemble_boxes.weighted_boxes_fusion(boxes, scores, labels, **common)
+        elif options.method == "nmw":
+            found = ensemble_boxes.non_maximum_weighted(boxes, scores, labels, **common)
+        elif options.method == "soft-nms":
+            found = ensemble_boxes.soft_nms(boxes, scores, labels, **common)
+        else:
+            found = ensemble_boxes.nms(boxes, scores, labels, **common)
+    corners, score, label = (np.asarray(column) for column in found)
+    best = np.argsort(-score, kind="stable")[: options.max_det]
+    return (
+        corners[best].reshape(-1, 4).astype(np.float64) * scale + origin,
+        score[best].astype(np.float64).clip(0, 1),
+        label[best].astype(np.int64),
+    )

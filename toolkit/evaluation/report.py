@@ -1,0 +1,185 @@
+"""``report.html``: the scores and what lies below them, one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from submission import Detections, SubmissionError
+from submission.validate import LABELS
+from toolkit.errors import ToolkitError
+from toolkit.evaluation.context import Context
+from toolkit.evaluation.figures import Evaluated, Picture, operating_point, pictures, save
+from toolkit.evaluation.gallery import Reader, frames_of, gallery
+from toolkit.evaluation.matching import match
+from toolkit.evaluation.scoring import Scores, align, is_number
+from toolkit.evaluation.truth import GroundTruth
+from toolkit.files import replacing
+from toolkit.workspace import ANNOTATIONS
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import SplitName
+
+WIDE = ("months", "classes", "counts", "conditions", "gallery")
+"""Pictures that take the whole width of the page."""
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    scores: Scores,
+    truth: GroundTruth,
+    predictions: Detections,
+    context: Context | None = None,
+    read: Reader | None = None,
+) -> Path:
+    """Write ``report.html`` and its pictures (``months.png`` and so on) into a folder.
+
+    Args:
+        folder: made if it is missing.
+        title: heading of the report, say the run's name.
+        scores: result of :func:`toolkit.evaluation.scoring.score` on the same truth and predictions.
+        truth, predictions: what was scored.
+        context: clips, hours and weather of the truth's images, if known.
+        read: the truth's frames, if at hand; without them there is no gallery.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ToolkitError: the folder cannot be written.
+    """
+    matches = match(align(truth, predictions))
+    data = Evaluated(scores, matches, truth.image_ids, context, operating_point(matches))
+    drawn = pictures(data)
+    if read is not None and (worst := gallery(data, read)) is not None:
+        drawn.append(worst)
+    folder.mkdir(parents=True, exist_ok=True)
+    embedded = []
+    for picture in drawn:
+        with replacing(folder / f"{picture.name}.png") as temporary:
+            save(picture, temporary)
+        embedded.append(_figure(picture, (folder / f"{picture.name}.png").read_bytes()))
+    template = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=html.escape(title),
+        subtitle=html.escape(
+            f"{scores.overall.images:,} images, {len(truth.labels):,} true boxes, "
+            f"{len(matches.problem.scores):,} detections"
+        ),
+        cards="\n".join(_cards(scores)),
+        findings="\n".join(f"<li>{html.escape(text)}</li>" for text in findings(scores)),
+        figures="\n".join(embedded),
+        table=_table(scores),
+        footer=html.escape(
+            f"ltdv2-toolkit, engine {scores.engine}. {scores.missing:,} images had no predictions, "
+            f"{scores.ignored:,} predicted images were not in the truth."
+        ),
+    )
+    path = folder / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def report_on(
+    folder: Path,
+    title: str,
+    scores: Scores,
+    truth: GroundTruth,
+    predictions: Detections,
+    answers: Path,
+    data: Path | None,
+    split: SplitName,
+) -> Path:
+    """:func:`write_report` with whatever the files give: weather from a COCO truth, frames from the data.
+
+    Args:
+        answers: the file that the truth was read from.
+        data: folder with LTDv2's files, or None.
+        split: the split that the truth is of.
+    """
+    context = None
+    for path in (answers, data / ANNOTATIONS[split] if data else None):
+        if context is None and path is not None:
+            with suppress(ToolkitError, SubmissionError):
+                context = Context.read(path, truth.image_ids)
+    read = frames_of(data, split, truth.image_ids) if data else None
+    return write_report(folder, title, scores, truth, predictions, context, read)
+
+
+def findings(scores: Scores) -> list[str]:
+    """What costs the score, in sentences: the drift between months, the weakest month, the weakest class."""
+    told = []
+    months = {name: s.map_50 for name, s in scores.months.items() if is_number(s.map_50)}
+    if len(months) > 1 and is_number(scores.balanced):
+        lost = scores.overall.map_50 - scores.balanced
+        told.append(
+            f"The drift between months costs {lost:.3f}: with equal months the score would be "
+            f"{scores.overall.map_50:.3f} instead of {scores.balanced:.3f}."
+        )
+        worst, best = min(months, key=months.__getitem__), max(months, key=months.__getitem__)
+        told.append(
+            f"{worst.capitalize()} is the weakest month ({months[worst]:.3f}), "
+            f"{best.capitalize()} the strongest ({months[best]:.3f})."
+        )
+    empty = [name.capitalize() for name, s in scores.months.items() if not is_number(s.map_50)]
+    if empty:
+        told.append(
+            f"No true boxes in {', '.join(empty)}: the challenge's formula then counts -1 for the month, and "
+            "global_map_con and global_map_bal say nothing."
+        )
+    classes = {k: v for k, v in (scores.overall.map_50_per_class or {}).items() if is_number(v)}
+    if len(classes) > 1:
+        label = min(classes, key=classes.__getitem__)
+        rest = float(np.mean([value for k, value in classes.items() if k != label]))
+        told.append(
+            f"{LABELS.get(label, str(label)).capitalize()} is the weakest class "
+            f"(AP@0.5 {classes[label]:.3f}; the others have {rest:.3f} on average). "
+            f"Each class is a {_share(len(classes))} of mAP."
+        )
+    return told
+
+
+def _share(n: int) -> str:
+    return {2: "half", 3: "third", 4: "quarter"}.get(n, f"{n}th")
+
+
+def _cards(scores: Scores) -> Iterable[str]:
+    def card(value: float, text: str, kind: str = "") -> str:
+        number = f"{value:.4f}" if is_number(value) else "–"
+        return f'<div class="card{kind}"><b>{number}</b><span>{html.escape(text)}</span></div>'
+
+    yield card(scores.balanced, "global_map_bal, the number that ranks: (1 − CoV) × mAP@0.5", " main")
+    yield card(scores.overall.map_50, "global_map_50: mAP@0.5")
+    yield card(scores.consistency, "global_map_con: CoV of the months")
+    yield card(scores.overall.map, "global_map: mAP@0.50:0.95")
+
+
+def _figure(picture: Picture, png: bytes) -> str:
+    wide = " class=wide" if picture.name in WIDE else ""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return (
+        f"<figure{wide}>\n<h2>{html.escape(picture.title)}</h2>\n"
+        f'<img alt="{html.escape(picture.title)}" src="{source}">\n'
+        f"<figcaption>{html.escape(picture.caption)}</figcaption>\n</figure>"
+    )
+
+
+def _table(scores: Scores) -> str:
+    heads = ["month", "images", "mAP", "mAP@0.5", "mAP@0.75", "AR@1", "AR@10", "AR@100"]
+    rows = []
+    for name, s in {**scores.months, "all": scores.overall}.items():
+        values = [s.map, s.map_50, s.map_75, s.mar_1, s.mar_10, s.mar_100]
+        cells = [f"{s.images:,}", *(f"{v:.4f}" if is_number(v) else "–" for v in values)]
+        rows.append(f"<tr><td>{name.capitalize()}</td>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
