@@ -306,7 +306,7 @@ class LTDv2Dataset(YOLODataset):
         transforms = super().build_transforms(hyp)
         self.fused = self.augment and not self.rect and fuse(transforms)
         transforms.transforms = [
-            _Brightness(hyp.hsv_v) if isinstance(t, RandomHSV) else t for t in transforms.transforms
+            _Brightness(hyp.hsv_v) if isinstance(step, RandomHSV) else step for step in transforms.transforms
         ]
         return transforms
 
@@ -342,8 +342,7 @@ class _Brightness:
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         if self.gain:
             factor = 1 + self.gain * random.uniform(-1, 1)
-            levels = np.clip(np.arange(256) * factor, 0, 255).astype(np.uint8)
-            labels["img"] = cv2.LUT(labels["img"], levels).reshape(labels["img"].shape)
+            labels["img"] = cv2.convertScaleAbs(labels["img"], alpha=factor).reshape(labels["img"].shape)
         return labels
 
 
