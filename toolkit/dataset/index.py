@@ -2,6 +2,9 @@
 
 ``prepare`` reads the annotation files and the archive's directory and writes it; nothing is extracted or
 copied. ``load`` opens it; a :class:`Split` reads the columns that are asked for and no others.
+
+Beside the Parquet file lie two .npy files a split: what training needs of it, as tables that every process
+maps into memory, so that starting is immediate and workers share one copy (:class:`TrainingTables`).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ SplitName = Literal["train", "val", "test"]
 FILES: dict[SplitName, str] = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
 """LTDv2's annotation file of each split."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the index. Part of the fingerprint: an index of another version is made anew."""
 
 MONTH_DIGITS = 10**11
@@ -76,6 +79,22 @@ class Discrepancy(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingTables:
+    """A split as training reads it: two tables mapped from disk, shared by all processes.
+
+    Attributes:
+        images: (images,) with the fields ``name`` (UTF-8 bytes), ``width``, ``height``, ``box`` (row of the
+            image's first box), ``boxes`` (their number), and ``offset``, ``size``, ``raw_size``, ``method``
+            and ``crc`` of the frame's archive member (offset -1: the frame is missing).
+        boxes: (boxes,) with the fields ``xywh``, four float32: centre, width and height of the box clipped to
+            its frame, as parts of it; and ``label``, 1 to 4. Boxes that clipping leaves empty are not there.
+    """
+
+    images: npt.NDArray[np.void]
+    boxes: npt.NDArray[np.void]
+
+
 REFUSED = ("duplicate image id", "duplicate frame", "unknown image", "unknown category")
 """Kinds that mean a wrong or damaged file: ``prepare`` refuses them unless told to drop them."""
 
@@ -110,6 +129,8 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     Raises:
         ToolkitError: a file is missing, damaged or unsafe, or contradicts itself. The index stays as it was.
     """
+    import polars as pl
+
     data = Path(data)
     sources = {split: data / name for split, name in FILES.items() if (data / name).exists()}
     if not sources:
@@ -147,14 +168,16 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
         )
 
     manifest = _summary(images, fingerprint, archive.name, unlisted, log)
+    for name in manifest.images:
+        _write_training_tables(images.filter(pl.col("split") == name), folder, manifest.index, name)
     with replacing(folder / manifest.index) as temporary:
         _write_parquet(images, temporary)
     log.write(folder / "discrepancies.jsonl")
     with replacing(folder / "manifest.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     # The manifest above is the commit; whatever it does not name is an older index.
-    for old in folder.glob("index-*.parquet"):
-        if old.name != manifest.index:
+    for old in folder.glob("index-*"):
+        if not old.name.startswith(Path(manifest.index).stem):
             old.unlink(missing_ok=True)
     (folder / "refused.jsonl").unlink(missing_ok=True)
     return Prepared(folder, manifest, unchanged=False)
@@ -290,26 +313,36 @@ class Split:
         rows = [msgspec.json.decode(text) for text in texts]
         return pl.DataFrame(rows, infer_schema_length=None) if any(rows) else pl.DataFrame()
 
+    @cached_property
+    def training(self) -> TrainingTables:
+        """The tables that training reads, mapped into memory."""
+        paths = _training_paths(self.index.path.parent, self.index.path.name, self.name)
+        try:
+            images, boxes = (np.load(path, mmap_mode="r") for path in paths)
+        except (OSError, ValueError) as error:
+            raise ToolkitError(
+                f"the index of {self.index.data} is incomplete",
+                found=str(error),
+                fix=f"toolkit dataset prepare {self.index.data}",
+            ) from error
+        return TrainingTables(images, boxes)
+
     def frames(self) -> Frames:
         """The frames of this split, row for row."""
+        images = self.training.images
         if self.index.manifest.frames == "frames":
-            return FolderFrames(self.index.data, self.file_names)
-        return ZipFrames(
-            self.index.data / self.index.manifest.frames,
-            Members(
-                names=self._numpy("member", np.bytes_),
-                offsets=self._numpy("offset", np.int64),
-                sizes=self._numpy("size", np.int64),
-                raw_sizes=self._numpy("raw_size", np.int64),
-                methods=self._numpy("method", np.uint8),
-                crcs=self._numpy("crc", np.int64),
-            ),
-        )
+            return FolderFrames(self.index.data, images["name"])
+        columns = (images[c] for c in ("name", "offset", "size", "raw_size", "method", "crc"))
+        return ZipFrames(self.index.data / self.index.manifest.frames, Members(*columns))
 
     @cached_property
     def present(self) -> npt.NDArray[np.bool_]:
         """(images,) whether the frame exists in the archive or the folder."""
-        return self._numpy("offset", np.int64) >= 0
+        return np.asarray(self.training.images["offset"] >= 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the tables again instead of receiving copies of them.
+        return {"index": self.index, "name": self.name}
 
 
 class _Log:
@@ -336,6 +369,42 @@ def _write_parquet(table: pl.DataFrame, path: Path) -> None:
         table.write_parquet(path, compression="zstd", row_group_size=65_536)
     except pl.exceptions.ComputeError as error:  # how polars reports a full disk
         raise OSError(str(error)) from error
+
+
+def _training_paths(folder: Path, index: str, split: str) -> tuple[Path, Path]:
+    stem = Path(index).stem
+    return folder / f"{stem}-{split}-images.npy", folder / f"{stem}-{split}-boxes.npy"
+
+
+def _write_training_tables(images: pl.DataFrame, folder: Path, index: str, split: str) -> None:
+    """Write :class:`TrainingTables` of one split (``images`` has only its rows)."""
+    import polars as pl
+
+    size = images.select("width", "height").to_numpy().astype(np.float64)
+    counts = images["label"].list.len().to_numpy().astype(np.int64)
+    flat = (
+        images.select("x1", "y1", "x2", "y2", "label").explode("x1", "y1", "x2", "y2", "label").drop_nulls()
+    )
+    corners = flat.select("x1", "y1", "x2", "y2").to_numpy().reshape(-1, 2, 2)
+    corners = (corners / np.repeat(size, counts, axis=0)[:, None]).clip(0, 1)
+    low, high = corners[:, 0], corners[:, 1]
+    keep = (high > low).all(axis=1)
+    boxes = np.empty(int(keep.sum()), [("xywh", "<f4", 4), ("label", "u1")])
+    boxes["xywh"] = np.concatenate([(low + high) / 2, high - low], axis=1)[keep]
+    boxes["label"] = flat["label"].to_numpy()[keep]
+
+    starts = np.concatenate(([0], np.cumsum(keep)))[np.concatenate(([0], np.cumsum(counts)))]
+    names = images["file_name"].cast(pl.Binary).to_numpy().astype(np.bytes_)
+    fields = {"width": "<u2", "height": "<u2", "offset": "<i8", "size": "<i4", "raw_size": "<i4"}
+    fields |= {"method": "u1", "crc": "<u4"}
+    types = [("name", names.dtype), ("box", "<i8"), ("boxes", "<i4"), *fields.items()]
+    table = np.empty(len(images), types)
+    table["name"], table["box"], table["boxes"] = names, starts[:-1], np.diff(starts)
+    for field in fields:
+        table[field] = images[field].to_numpy()
+    for path, content in zip(_training_paths(folder, index, split), (table, boxes), strict=True):
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, content)
 
 
 def _frames_of(data: Path) -> Path:
@@ -478,9 +547,8 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
         },
         schema_overrides={"member": pl.String},
     ).with_columns(("frames/" + pl.col("member").str.replace(r"^(.*/)?frames/", "")).alias("file_name"))
-    where = where.unique("file_name", keep="first", maintain_order=True)
+    where = where.drop("member").unique("file_name", keep="first", maintain_order=True)
     located = images.join(where, on="file_name", how="left").with_columns(
-        pl.col("member").fill_null(pl.col("file_name")),
         pl.col("offset").fill_null(-1),
         *(pl.col(c).fill_null(0) for c in ("size", "raw_size", "method", "crc")),
     )

@@ -30,7 +30,7 @@ from toolkit.files import replacing
 Image = npt.NDArray[np.float32]
 
 WIDTH, HEIGHT = 384, 288
-JPEG_QUALITY = 93
+JPEG_QUALITY = 97
 
 AIR = {
     "202101": -1.0,

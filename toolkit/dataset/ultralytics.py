@@ -24,14 +24,12 @@ from ultralytics.data.dataset import YOLODataset
 
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.frames import FrameError, Frames
+from toolkit.dataset.frames import FrameError
 from toolkit.dataset.index import DatasetIndex, Split
+from toolkit.dataset.mosaic import PADDING, fuse
 from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
-
-BLANK = 114
-"""Grey level that Ultralytics pads with; also shown to a model in place of a frame that does not decode."""
 
 MAX_REPLACEMENTS = 100
 """Frames in a row that may fail before a sample gives up: by then the archive is gone, not one frame bad."""
@@ -152,9 +150,8 @@ class LTDv2Dataset(YOLODataset):
         self.seed, self.skip_log = seed, skip_log
         self.skipped: dict[str, int] = {}
 
-        self.frames: Frames = split.frames()
-        self._sizes: Array = np.stack([split.heights, split.widths], axis=1)
-        self._offsets, self._boxes, self._classes = _training_boxes(split, self._sizes, classes, single_cls)
+        self.split, self.frames = split, split.frames()
+        self.classes = classes
         self._rows: Array = _choose(np.flatnonzero(split.present), fraction)
         if not len(self._rows):
             raise ToolkitError(f"the {split.name} split has no frame", fix="toolkit dataset verify DIR")
@@ -176,24 +173,23 @@ class LTDv2Dataset(YOLODataset):
         return self.ni
 
     def class_counts(self) -> Array:
-        """(4,) int64, boxes of each class in the chosen images, without walking over :attr:`labels`."""
-        counts = np.diff(self._offsets)
-        chosen = np.zeros(len(counts), bool)
+        """(4,) int64, boxes of each class in the chosen images, without a walk over ``labels``."""
+        tables = self.split.training
+        chosen = np.zeros(len(tables.images), bool)
         chosen[self._rows] = True
-        return np.bincount(self._classes[np.repeat(chosen, counts)], minlength=len(self.data["names"]))
+        kinds = tables.boxes["label"][np.repeat(chosen, tables.images["boxes"])] - 1
+        if self.classes is not None:
+            kinds = kinds[np.isin(kinds, self.classes)]
+        return np.bincount(kinds * (not self.single_cls), minlength=len(CATEGORIES))
 
     def update_labels(self, include_class: list[int] | None) -> None:
         """Keep the boxes of these classes only."""
-        if include_class is None:
-            return
-        keep = np.isin(self._classes, include_class)
-        self._offsets = np.concatenate(([0], np.cumsum(keep)))[self._offsets]
-        self._boxes, self._classes = self._boxes[keep], self._classes[keep]
+        self.classes = include_class
 
     def set_rectangle(self) -> None:
         """Order the images by aspect ratio and give each batch the smallest shape that holds it."""
-        height, width = self._sizes[self._rows].T
-        ratio = height / width
+        images = self.split.training.images[self._rows]
+        ratio = images["height"] / images["width"]
         order = np.argsort(ratio, kind="stable")
         self._rows, ratio = self._rows[order], ratio[order]
         self.batch = np.arange(self.ni) // self.batch_size
@@ -225,9 +221,9 @@ class LTDv2Dataset(YOLODataset):
                 self._skip(error)
                 if self.augment:
                     continue
-                height, width = self._sizes[self._rows[i]].tolist()
-                image = self._resize(np.full((height, width), BLANK, np.uint8))
-                original, resized = (height, width), image.shape[:2]
+                original = self._size(i)
+                image = self._resize(np.full(original, PADDING, np.uint8))
+                resized = image.shape[:2]
             label = self._label(i)
             del label["shape"]
             if not self.augment:
@@ -247,22 +243,22 @@ class LTDv2Dataset(YOLODataset):
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Array, tuple[int, int], tuple[int, int]]:
-        """Grey frame of sample ``i``, longer side ``imgsz``: (h, w, 1) uint8, original and new (h, w).
+        """Grey frame of sample ``i``, (h, w, 1) uint8, its size as recorded and as enlarged to ``imgsz``.
+
+        The frame has the latter size, unless the fused mosaic is at work, which wants it as recorded.
 
         Raises:
             FrameError: the frame does not decode or has another size than its annotations say.
         """
         if i in self._recent:
             return self._recent[i]
-        row = int(self._rows[i])
-        grey = self.frames.grey(row)
+        grey = self.frames.grey(int(self._rows[i]))
         original = (int(grey.shape[0]), int(grey.shape[1]))
-        if original != tuple(self._sizes[row]):
-            expected = "{1} x {0} pixels".format(*self._sizes[row])
-            found = "{1} x {0}".format(*original)
-            raise FrameError(self.frames.name(row), "has another size", found, expected)
-        image = self._resize(grey)
-        loaded = image, original, image.shape[:2]
+        if original != self._size(i):
+            found, expected = ("{1} x {0}".format(*size) for size in (original, self._size(i)))
+            raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
+        image = grey[..., None] if self.fused else self._resize(grey)
+        loaded = image, original, self._resized(original)
         if self.max_buffer_length:
             self._recent[i] = loaded
             self.buffer.append(i)
@@ -270,35 +266,47 @@ class LTDv2Dataset(YOLODataset):
                 del self._recent[self.buffer.pop(0)]
         return loaded
 
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (-(-side * self.imgsz // max(size)) for side in size)
+        return height, width
+
     def _resize(self, grey: Array) -> Array:
-        height, width = grey.shape
-        longest = max(height, width)
-        if longest != self.imgsz:
-            size = [-(-side * self.imgsz // longest) for side in (width, height)]
-            grey = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR)
+        height, width = self._resized(grey.shape)
+        if grey.shape != (height, width):
+            grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
         return grey[..., None]
+
+    def _size(self, i: int) -> tuple[int, int]:
+        image = self.split.training.images[self._rows[i]]
+        return int(image["height"]), int(image["width"])
 
     def _name(self, i: int) -> str:
         return self.frames.name(int(self._rows[i]))
 
     def _label(self, i: int) -> dict[str, Any]:
-        row = int(self._rows[i])
-        boxes = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
+        tables = self.split.training
+        image = tables.images[self._rows[i]]
+        start = int(image["box"])
+        boxes = tables.boxes[start : start + int(image["boxes"])]
+        if self.classes is not None:
+            boxes = boxes[np.isin(boxes["label"] - 1, self.classes)]
+        kinds = (boxes["label"] - 1).astype(np.float32)[:, None]
         return {
             "im_file": self._name(i),
-            "shape": tuple(self._sizes[row].tolist()),
-            "cls": self._classes[boxes].astype(np.float32)[:, None],
-            "bboxes": self._boxes[boxes].copy(),
+            "shape": self._size(i),
+            "cls": np.zeros_like(kinds) if self.single_cls else kinds,
+            "bboxes": np.array(boxes["xywh"]),
             "segments": [],
             "normalized": True,
             "bbox_format": "xywh",
         }
 
     def build_transforms(self, hyp: Any) -> Compose:
-        """Ultralytics' pipeline with its colour jitter, which skips grey images, exchanged for a grey one."""
+        """Ultralytics' pipeline, its mosaic and its colour jitter (which skips grey images) made for grey."""
         transforms = super().build_transforms(hyp)
+        self.fused = self.augment and not self.rect and fuse(transforms)
         transforms.transforms = [
-            _Brightness(hyp.hsv_v) if isinstance(t, RandomHSV) else t for t in transforms.transforms
+            _Brightness(hyp.hsv_v) if isinstance(step, RandomHSV) else step for step in transforms.transforms
         ]
         return transforms
 
@@ -316,8 +324,13 @@ class LTDv2Dataset(YOLODataset):
                 os.close(fd)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker starts with an empty buffer.
-        return {**self.__dict__, "buffer": [], "_recent": OrderedDict(), "skipped": {}}
+        # A worker opens the frames itself and starts with an empty buffer.
+        own: dict[str, Any] = {"frames": None, "buffer": [], "_recent": OrderedDict(), "skipped": {}}
+        return {**self.__dict__, **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.frames = self.split.frames()
 
 
 class _Brightness:
@@ -329,8 +342,7 @@ class _Brightness:
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         if self.gain:
             factor = 1 + self.gain * random.uniform(-1, 1)
-            levels = np.clip(np.arange(256) * factor, 0, 255).astype(np.uint8)
-            labels["img"] = cv2.LUT(labels["img"], levels).reshape(labels["img"].shape)
+            labels["img"] = cv2.convertScaleAbs(labels["img"], alpha=factor).reshape(labels["img"].shape)
         return labels
 
 
@@ -349,30 +361,6 @@ class _Lazy(Sequence[Any]):
         if not -self.length <= i < self.length:
             raise IndexError(i)
         return self.make(i % self.length)
-
-
-def _training_boxes(
-    split: Split, sizes: Array, classes: list[int] | None, single_cls: bool
-) -> tuple[Array, Array, Array]:
-    """Offsets, boxes and classes for training: clipped to the frame, empty ones dropped.
-
-    Returns:
-        (images + 1,) int64; (boxes, 4) float32, x and y of the centre, width, height, as parts of the frame;
-        (boxes,) uint8, label - 1.
-    """
-    counts = np.diff(split.box_offsets)
-    limits = np.repeat(sizes[:, ::-1], counts, axis=0).astype(np.float64)
-    corners = split.boxes / np.tile(limits, 2)
-    low, high = corners[:, :2].clip(0, 1), corners[:, 2:].clip(0, 1)
-    kinds = (split.labels - 1).astype(np.uint8)
-    keep = (high > low).all(axis=1)
-    if classes is not None:
-        keep &= np.isin(kinds, classes)
-    if single_cls:
-        kinds[:] = 0
-    offsets = np.concatenate(([0], np.cumsum(keep)))[split.box_offsets]
-    boxes = np.concatenate([(low + high) / 2, high - low], axis=1)[keep].astype(np.float32)
-    return offsets, boxes, kinds[keep]
 
 
 def _choose(rows: Array, fraction: float) -> Array:

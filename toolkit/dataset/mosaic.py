@@ -1,0 +1,161 @@
+"""Mosaic and random scale and shift of grey frames in one step.
+
+Ultralytics enlarges four frames to the training size, pastes them onto a canvas of four times the area, and
+warps a quarter of that canvas into the sample: most pixels are computed three times and thrown away. Here the
+random layout and the random matrix are drawn by Ultralytics' own classes, which also move the boxes, and each
+frame is then sampled once, from the size it was recorded at, straight into its part of the sample.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from ultralytics.data.augment import Compose, CopyPaste, Mosaic, RandomPerspective
+
+Grey = npt.NDArray[np.uint8]
+
+PADDING = 114
+"""Grey level around and between frames, as in Ultralytics."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A frame's place on the canvas.
+
+    Attributes:
+        frame: (height, width) pixels as recorded.
+        size: height and width that the frame has on the canvas.
+        shift: x and y on the canvas of the frame's first pixel, possibly outside of ``area``.
+        area: x1, y1, x2, y2 of the part of the canvas that shows the frame.
+    """
+
+    frame: Grey
+    size: tuple[int, int]
+    shift: tuple[int, int]
+    area: tuple[int, int, int, int]
+
+
+def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple[int, int]) -> Grey:
+    """What a canvas with ``tiles`` looks like under ``matrix``, without making the canvas.
+
+    Args:
+        tiles: frames on the canvas, not overlapping.
+        matrix: (3, 3), canvas to output, pixels; scale and shift alone (no rotation or shear).
+        size: width and height of the output.
+
+    Returns:
+        (height, width) uint8, sampled bilinearly; pixel centres are at whole numbers, as in OpenCV.
+    """
+    image = np.full((size[1], size[0]), PADDING, np.uint8)
+    for tile in tiles:
+        across = _span(tile, matrix, size[0], 0)
+        down = _span(tile, matrix, size[1], 1)
+        if across is not None and down is not None:
+            # A patch that begins where it must, to a part of a pixel, and then an enlargement by an exact
+            # factor: 0.11 ms for 640 x 480 pixels, where warpAffine takes 0.66 ms.
+            patch = cv2.getRectSubPix(tile.frame, (across.length, down.length), (across.centre, down.centre))
+            large = cv2.resize(patch, None, fx=across.factor, fy=down.factor)
+            rows = large[down.margin : down.margin + down.stop - down.start]
+            image[down.start : down.stop, across.start : across.stop] = rows[
+                :, across.margin : across.margin + across.stop - across.start
+            ]
+    return image
+
+
+class _Span(NamedTuple):
+    """One axis of a tile in the output: pixels ``start`` to ``stop``, and the patch of the frame they need."""
+
+    start: int
+    stop: int
+    factor: float
+    margin: int
+    length: int
+    centre: float
+
+
+def _span(tile: Tile, matrix: npt.NDArray[np.floating[Any]], size: int, axis: int) -> _Span | None:
+    """Where the tile lies along an axis (0: x) of the output; None if outside of it.
+
+    Output pixel u shows the canvas at (u - shift) / scale. A frame enlarged by f, as OpenCV does it, shows
+    its pixel x at f (x + 0.5) - 0.5; a patch that begins at pixel o therefore gives output pixel ``start`` if
+    o + 0.5 / f - 0.5 is the place that it shows. The patch begins ``margin`` output pixels earlier, so that
+    the pixels at its edges are interpolated like all others.
+    """
+    scale, shift = float(matrix[axis, axis]), float(matrix[axis, 2])
+    first, last = (scale * (tile.area[axis + side] - 0.5) + shift for side in (0, 2))
+    start, stop = (min(max(math.ceil(edge), 0), size) for edge in (first, last))
+    if stop <= start:
+        return None
+    enlarged = tile.size[1 - axis] / tile.frame.shape[1 - axis]
+    factor = scale * enlarged
+    place = ((start - shift) / scale - tile.shift[axis] + 0.5) / enlarged - 0.5
+    margin = math.ceil(factor)
+    length = math.ceil((stop - start + 2 * margin) / factor) + 1
+    begin = place + 0.5 - (0.5 + margin) / factor
+    return _Span(start, stop, factor, margin, length, begin + (length - 1) / 2)
+
+
+class FusedMosaic:
+    """Ultralytics' mosaic and affine transform of one sample, rendered by :func:`render`.
+
+    Takes labels whose ``img`` is the frame as recorded, (height, width, 1), and whose ``resized_shape`` is
+    what Ultralytics would have enlarged it to.
+    """
+
+    def __init__(self, mosaic: Mosaic, affine: RandomPerspective) -> None:
+        self.mosaic, self.affine = mosaic, affine
+
+    def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
+        if random.uniform(0, 1) <= self.mosaic.p:
+            layout = self.mosaic.get_params(labels)["layout"]
+            tiles = [_tile(part) for part in layout]
+            canvas = (2 * self.mosaic.imgsz, 2 * self.mosaic.imgsz)
+            labels = self.mosaic.apply_instances(labels, {"layout": layout})
+            labels.pop("mix_labels", None)
+        else:
+            height, width = canvas = labels["resized_shape"]
+            tiles = [Tile(labels["img"][..., 0], canvas, (0, 0), (0, 0, width, height))]
+        # The matrix depends on the canvas's shape alone; this stands for its pixels.
+        labels["img"] = np.broadcast_to(np.uint8(PADDING), (*canvas, 1))
+        params = self.affine.get_params(labels)
+        labels["img"] = render(tiles, params["M"], params["size"])[..., None]
+        labels["resized_shape"] = labels["img"].shape[:2]
+        moved: dict[str, Any] = self.affine.apply_instances(labels, params)
+        return moved
+
+
+def _tile(part: dict[str, Any]) -> Tile:
+    return Tile(
+        frame=part["labels_patch"]["img"][..., 0],
+        size=part["img_shape"],
+        shift=(part["padw"], part["padh"]),
+        area=(part["x1a"], part["y1a"], part["x2a"], part["y2a"]),
+    )
+
+
+def fuse(transforms: Compose) -> bool:
+    """Exchange Ultralytics' mosaic and affine transforms for :class:`FusedMosaic`, where they allow it.
+
+    Returns:
+        Whether they did: a mosaic of four, neither rotation, shear nor perspective, no copy-paste.
+    """
+    first = transforms.transforms[0]
+    steps = list(getattr(first, "transforms", []))
+    mosaic = next((step for step in steps if isinstance(step, Mosaic)), None)
+    affine = next((step for step in steps if isinstance(step, RandomPerspective)), None)
+    others = [step for step in steps if step is not mosaic and step is not affine]
+    if mosaic is None or affine is None or mosaic.n != 4:
+        return False
+    if affine.degrees or affine.shear or affine.perspective:
+        return False
+    if any(not isinstance(step, CopyPaste) or step.p for step in others):
+        return False
+    # MixUp and CutMix hold the same Compose and transform their second sample with it.
+    first.transforms = [FusedMosaic(mosaic, affine)]
+    return True
