@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import dataset
+from toolkit.cli import container, dataset
 from toolkit.cli.doctor import doctor
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.predict import predict
@@ -32,6 +32,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(submit)
 app.command()(doctor)
+app.add_typer(container.app, name="container")
 
 
 def _version(value: bool) -> None:
