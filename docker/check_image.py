@@ -19,6 +19,9 @@ PINS = {
     "ultralytics-opencv-headless": "ULTRALYTICS",
 }
 
+TORCH_BEFORE = Path("/opt/torch.pth")
+"""What find_torch.py printed when PyTorch had just been installed."""
+
 
 def problems() -> list[str]:
     """What is wrong with this image, a line each."""
@@ -31,7 +34,7 @@ def problems() -> list[str]:
     python = ".".join(str(part) for part in sys.version_info[:2])
     if python != os.environ["PYTHON"]:
         found.append(f"Python: found {python}, the profile pins {os.environ['PYTHON']}")
-    folder, before = Path("/opt/torch.pth").read_text().splitlines()
+    folder, before = TORCH_BEFORE.read_text().splitlines()
     import torch
 
     if str(Path(torch.__file__).parents[1]) != folder or f"# {fingerprint()}" != before:

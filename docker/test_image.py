@@ -17,9 +17,8 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
 import docker
+import pytest
 
 PROFILE = os.environ.get("LTDV2_PROFILE", "cpu")
 UID, GID = 12345, 23456

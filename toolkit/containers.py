@@ -162,7 +162,7 @@ def _engine_error(text: str) -> ToolkitError:
             f"no permission on {where}",
             fix="sudo usermod -aG docker $USER and log in again",
         )
-    if "version" in text and "API" in text:
+    if "no longer supported" in text:  # docker-py's own lower limit
         return ToolkitError("the container engine is too old", text, fix="update the engine")
     return ToolkitError(
         "no container engine", f"nothing answers on {where}", "a running Docker", "install and start docker"
