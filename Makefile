@@ -45,3 +45,5 @@ unit: setup  ## the test suite; ARGS="-k name" narrows it
 
 clean:  ## remove the environment and the caches, keep data/ and runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+include docker/docker.mk

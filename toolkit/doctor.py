@@ -322,7 +322,7 @@ def _room(
     here = found.surroundings
     batch, workers = int(recommendation.batch.value), int(recommendation.workers.value)
     findings = []
-    card = _best(found)
+    card = best_card(found)
     if card is not None:
         need = step_bytes(batch, imgsz)
         free = card.memory_bytes - card.memory_used_bytes
@@ -383,7 +383,8 @@ def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
     return PREFETCH * workers * batch * 3 * imgsz * imgsz
 
 
-def _best(found: Machine) -> Card | None:
+def best_card(found: Machine) -> Card | None:
+    """The card to train on: one that a profile serves, discrete, with the most memory."""
     known = [card for card in found.cards if card.arch in PROFILES] or list(found.cards)
     return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
 
@@ -391,7 +392,7 @@ def _best(found: Machine) -> Card | None:
 def _recommend(
     found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int
 ) -> Recommendation:
-    card = _best(found)
+    card = best_card(found)
     profile = recommend_profile(card)
     if card is None and not runtime.devices:
         return Recommendation(

@@ -75,7 +75,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     """What is not in ``/sys``.
 
     Attributes:
-        devices: ``/dev/kfd`` and the render nodes that exist.
+        devices: ``/dev/kfd`` and what exists in ``/dev/dri``.
         uid, groups: of this process.
         group_names: names of the groups that own the devices, by number.
         environment: those of :data:`VARIABLES` that are set.
@@ -249,7 +249,7 @@ def _recorded(path: Path) -> Surroundings:
 def _surroundings() -> Surroundings:
     devices = tuple(
         DeviceNode(str(path), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
-        for path in (Path("/dev/kfd"), *sorted(Path("/dev/dri").glob("renderD*")))
+        for path in (Path("/dev/kfd"), *sorted(Path("/dev/dri").glob("*[dD][0-9]*")))
         if path.exists()
         for info in (path.stat(),)
     )

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import dataset
+from toolkit.cli import container, dataset
 from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
 from toolkit.cli.ensemble import ensemble
@@ -36,6 +36,7 @@ app.command()(predict)
 app.command()(ensemble)
 app.command()(submit)
 app.command()(doctor)
+app.add_typer(container.app, name="container")
 
 
 def _version(value: bool) -> None:

@@ -1,0 +1,40 @@
+# make docker-train [PROFILE=cpu] [DATA=data/ltdv2] [ARGS="--preset rx5600xt --name first"]
+# PROFILE: a file of docker/profiles; empty: the one for this machine's card. DATA: LTDv2's files; empty: the
+# workspace's. The work is done by `toolkit container`, from .venv or from a small environment of its own, so
+# that nobody installs PyTorch twice.
+PROFILE ?=
+DATA    ?=
+ARGS    ?=
+
+ENGINE_PYTHON := $(if $(wildcard $(VENV)/.installed),$(BIN)/python,.venv-docker/bin/python)
+CONTAINER     := PYTHONPATH="$(CURDIR)" $(ENGINE_PYTHON) -m toolkit container
+IMAGE_OPTIONS := $(if $(PROFILE),--profile $(PROFILE))
+RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data $(DATA))
+
+.PHONY: docker-build docker-test docker-train docker-evaluate docker-submit docker-shell docker-doctor
+
+.venv-docker/bin/python: docker/constraints.txt
+	$(PYTHON) -m venv .venv-docker
+	.venv-docker/bin/python -m pip install --disable-pip-version-check -q -c $< docker msgspec rich typer
+	touch $@
+
+docker-build: $(ENGINE_PYTHON)  ## build the image: PROFILE=cpu, or the card's own
+	$(CONTAINER) build $(IMAGE_OPTIONS) $(ARGS)
+
+docker-test: setup  ## build the image and prove it by running it
+	PYTHON="$(abspath $(BIN))/python" scripts/container-test $(or $(PROFILE),cpu)
+
+docker-train: docker-build  ## train in the container
+	$(CONTAINER) train $(RUN_OPTIONS) $(ARGS)
+
+docker-evaluate: $(ENGINE_PYTHON)  ## evaluate the newest best.pt in the container
+	$(CONTAINER) evaluate $(RUN_OPTIONS) $(ARGS)
+
+docker-submit: $(ENGINE_PYTHON)  ## predict the test split and zip it, in the container
+	$(CONTAINER) run $(RUN_OPTIONS) -- sh -c 'toolkit predict best.pt --split test && toolkit submit --zip $(ARGS)'
+
+docker-shell: $(ENGINE_PYTHON)  ## a shell in the container
+	$(CONTAINER) shell $(RUN_OPTIONS)
+
+docker-doctor: $(ENGINE_PYTHON)  ## what this machine is, seen from inside the container
+	$(CONTAINER) doctor $(IMAGE_OPTIONS) $(ARGS)

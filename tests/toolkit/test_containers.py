@@ -1,0 +1,284 @@
+"""What a container is given, and what a person reads when there is no engine; no engine needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import docker
+import pytest
+from docker.errors import APIError, DockerException, ImageNotFound
+from typer.testing import CliRunner
+
+from toolkit import containers, machine
+from toolkit.cli import app
+from toolkit.doctor import GIB, PROFILES
+from toolkit.errors import ToolkitError
+
+TREES = Path(__file__).parent.parent / "fixtures/sysfs"
+
+
+def arguments(
+    profile: str, tree: str, *command: str, places: containers.Places, **options: Any
+) -> dict[str, Any]:
+    return containers.create_arguments(
+        containers.load_profile(profile), machine.read(TREES / tree), places, command, "1000:100", **options
+    )
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> containers.Places:
+    return containers.Places(tmp_path / "data", tmp_path / "runs")
+
+
+def test_a_radeon_gets_its_devices_and_the_hosts_numeric_groups(places: containers.Places) -> None:
+    given = arguments("rdna1", "rx5600xt", "toolkit", "train", places=places)
+    assert given["image"] == "ltdv2-toolkit:rdna1"
+    assert given["devices"] == ["/dev/kfd:/dev/kfd:rwm", "/dev/dri:/dev/dri:rwm"]
+    assert given["group_add"] == [44, 992]
+    assert given["security_opt"] == ["seccomp=unconfined"]
+    assert given["user"] == "1000:100"
+
+
+def test_the_cpu_gets_no_device_and_no_privilege(places: containers.Places) -> None:
+    given = arguments("cpu", "no-card", "toolkit", "train", places=places)
+    assert not {"devices", "group_add", "security_opt", "privileged"} & set(given)
+
+
+def test_data_is_read_only_runs_are_not_and_caches_are_kept(places: containers.Places) -> None:
+    given = arguments("rdna2", "rx6700xt", "toolkit", "train", places=places)
+    assert given["volumes"] == {
+        str(places.data): {"bind": "/workspace/data", "mode": "ro"},
+        str(places.runs): {"bind": "/workspace/runs", "mode": "rw"},
+        "ltdv2-cache-rdna2": {"bind": "/cache", "mode": "rw"},
+    }
+    writable = containers.Places(places.data, places.runs, writable=True)
+    given = arguments("rdna2", "rx6700xt", "toolkit", "train", places=writable)
+    assert given["volumes"][str(places.data)]["mode"] == "rw"
+
+
+def test_shared_memory_is_ample_but_within_the_ram(places: containers.Places) -> None:
+    assert arguments("rdna1", "rx5600xt", "true", places=places)["shm_size"] == 8 * GIB
+    small = machine.Machine((), (), "", machine.Surroundings(memory_bytes=4 * GIB))
+    given = containers.create_arguments(containers.load_profile("cpu"), small, places, ["true"], "1:1")
+    assert given["shm_size"] == 2 * GIB
+
+
+def test_only_named_variables_go_in(places: containers.Places) -> None:
+    environment = {"HF_TOKEN": "secret", "PATH": "/bin", "TOOLKIT_CONV_ROUTE": "gemm"}
+    given = arguments("cpu", "no-card", "true", places=places, environment=environment)
+    assert given["environment"] == {"HF_TOKEN": "secret", "TOOLKIT_CONV_ROUTE": "gemm"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "image", "extra"),
+    [
+        ("rx5600xt", "ltdv2-toolkit:rdna1", "device-gfx1010"),
+        ("rx5600xt-override", "ltdv2-toolkit:rdna1", "device-gfx1010"),
+        ("rx6700xt", "ltdv2-toolkit:rdna2-gfx1031", "device-gfx1031"),
+        ("strix-halo", "ltdv2-toolkit:rdna3-gfx1151", "device-gfx1151"),
+        ("two-cards", "ltdv2-toolkit:rdna2-gfx1031", "device-gfx1031"),
+    ],
+)
+def test_the_card_chooses_profile_and_kernels(tree: str, image: str, extra: str) -> None:
+    profile = containers.choose_profile(None, machine.read(TREES / tree))
+    assert (profile.image, profile.pins["TORCH_EXTRA"]) == (image, extra)
+
+
+def test_without_a_card_the_cpu_profile_is_offered() -> None:
+    found = machine.read(TREES / "no-card")
+    with pytest.raises(ToolkitError, match="PROFILE=cpu"):
+        containers.choose_profile(None, found)
+    assert containers.choose_profile("cpu", found).image == "ltdv2-toolkit:cpu"
+    with pytest.raises(ToolkitError, match=r"no profile cuda; expected cpu, rdna1"):
+        containers.choose_profile("cuda", found)
+
+
+def test_profiles_are_complete_and_agree_with_their_locks_and_the_doctor() -> None:
+    for name in containers.profile_names():
+        profile = containers.load_profile(name)
+        pins = profile.pins
+        assert {"BASE", "PYTHON", "LOCK", "TORCH", "TORCHVISION", "TORCH_INDEX"} <= set(pins)
+        lock = (containers.ROOT / f"docker/locks/{pins['LOCK']}.txt").read_text()
+        assert f"\nnumpy=={pins['NUMPY']} " in lock
+        assert f"\nultralytics-opencv-headless=={pins['ULTRALYTICS']} " in lock
+        assert pins["PYTHON"] in pins["BASE"]
+        if name != "rocm52":  # on request only: the doctor never chooses it
+            assert set(profile.cards) == {arch for arch, profile in PROFILES.items() if profile == name}
+
+
+def test_locks_hold_no_package_of_the_torch_family_and_a_hash_for_every_other() -> None:
+    for path in (containers.ROOT / "docker/locks").glob("*.txt"):
+        entries = re.split(r"\n(?=\w)", path.read_text())[1:]
+        assert entries
+        for entry in entries:
+            assert "--hash=sha256:" in entry
+            assert not re.match(r"(torch|torchvision|triton|nvidia-c|cuda-)", entry), entry
+
+
+class FakeClient:
+    """A docker-py client that remembers what it was asked."""
+
+    def __init__(self, *, api: str = "1.41", root: Path = Path("/"), events: Any = ()) -> None:
+        self.asked: dict[str, Any] = {}
+        self.images = SimpleNamespace(get=self.get)
+        self.containers = SimpleNamespace(create=self.create)
+        self.api = SimpleNamespace(build=self.build)
+        self.found, self.root, self.events = api, root, events
+
+    def version(self) -> dict[str, str]:
+        return {"ApiVersion": self.found}
+
+    def info(self) -> dict[str, str]:
+        return {"DockerRootDir": str(self.root)}
+
+    def get(self, name: str) -> Any:
+        raise ImageNotFound("no such image")
+
+    def create(self, **arguments: Any) -> Any:
+        raise APIError("no space left on device")
+
+    def build(self, **arguments: Any) -> Iterator[dict[str, Any]]:
+        self.asked = arguments
+        yield from self.events
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("Error while fetching: PermissionError(13, 'Permission denied')", "usermod -aG docker"),
+        ("Error while fetching: FileNotFoundError(2)", "install and start docker"),
+        ("API versions below 1.24 are no longer supported by this library.", "too old"),
+    ],
+)
+def test_an_engine_that_cannot_be_used_is_one_clear_line(
+    reason: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise DockerException(reason)
+
+    monkeypatch.setattr(docker, "from_env", refuse)
+    with pytest.raises(ToolkitError, match=line), containers.engine():
+        pass
+
+
+def test_an_engine_that_is_too_old_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker, "from_env", lambda **_: FakeClient(api="1.39"))
+    with (
+        pytest.raises(ToolkitError, match=r"too old; found API 1\.39; expected API 1\.40"),
+        containers.engine(),
+    ):
+        pass
+
+
+@pytest.fixture
+def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "fetch_wheels", lambda profile: None)
+
+
+@pytest.mark.usefixtures("no_wheels")
+def test_a_build_hands_over_every_pin_and_says_what_it_is() -> None:
+    client = FakeClient(events=[{"stream": "Step 1/2\n"}, {"aux": {"ID": "sha256:1234"}}])
+    profile = containers.load_profile("cpu")
+    assert containers.build(client, profile, base="local") == "sha256:1234"  # type: ignore[arg-type]
+    given = client.asked["buildargs"]
+    assert given["BASE"] == "local"
+    assert {key: given[key] for key in profile.pins if key != "BASE"} == {
+        key: value for key, value in profile.pins.items() if key != "BASE"
+    }
+    assert given["PROFILE"] == "cpu"
+    assert client.asked["tag"] == "ltdv2-toolkit:cpu"
+    text = (containers.ROOT / "docker/Dockerfile").read_text()
+    assert set(given) <= set(re.findall(r"^ARG (\w+)", text, flags=re.MULTILINE))
+
+
+@pytest.mark.usefixtures("no_wheels")
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("write /layer: no space left on device", "the disk is too full for the image"),
+        ("manifest for python:3 not found", "cannot get the base image"),
+        ("The command returned a non-zero code: 1", "building ltdv2-toolkit:cpu failed"),
+    ],
+)
+def test_a_build_that_fails_is_one_clear_line(error: str, line: str) -> None:
+    client = FakeClient(events=[{"stream": "Step 9/9 : RUN false\n"}, {"error": error}])
+    with pytest.raises(ToolkitError, match=line):
+        containers.build(client, containers.load_profile("cpu"))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_noticed_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
+    client = FakeClient()
+    with pytest.raises(ToolkitError, match=r"too full for the image; found 1\.0 GiB free"):
+        containers.build(client, containers.load_profile("rdna1"))  # type: ignore[arg-type]
+    assert not client.asked
+
+
+def test_a_missing_image_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @contextmanager
+    def fake() -> Iterator[FakeClient]:
+        yield FakeClient()
+
+    monkeypatch.setattr(containers, "engine", fake)
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    result = CliRunner().invoke(app, ["container", "train", "--profile", "cpu", "--epochs", "3"])
+    assert isinstance(result.exception, ToolkitError)
+    assert "make docker-build PROFILE=cpu" in result.exception.line()
+
+
+def test_under_sudo_files_belong_to_who_typed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers.os, "geteuid", lambda: 0)
+    monkeypatch.setenv("SUDO_UID", "1001")
+    monkeypatch.setenv("SUDO_GID", "1002")
+    assert containers.default_user() == "1001:1002"
+    monkeypatch.setattr(containers.os, "geteuid", lambda: 1003)
+    monkeypatch.setattr(containers.os, "getegid", lambda: 1004)
+    assert containers.default_user() == "1003:1004"
+
+
+@pytest.fixture
+def check_image(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(containers.ROOT / "docker"))
+    for name in ("find_torch", "check_image"):
+        sys.modules.pop(name, None)
+    spec = importlib.util.spec_from_file_location("check_image", containers.ROOT / "docker/check_image.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_build_fails_when_torch_was_replaced_or_a_pin_is_off(
+    check_image: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    record = tmp_path / "torch.pth"
+    monkeypatch.setattr(check_image, "TORCH_BEFORE", record)
+    monkeypatch.setenv("PYTHON", ".".join(str(part) for part in sys.version_info[:2]))
+    monkeypatch.setenv("TORCH", str(torch.__version__).partition("+")[0])
+    for variable in ("TORCHVISION", "TRITON", "NUMPY", "ULTRALYTICS"):
+        monkeypatch.setenv(variable, "")
+    folder = Path(torch.__file__).parents[1]
+    record.write_text(f"{folder}\n# {check_image.fingerprint()}\n")
+    assert check_image.problems() == []
+
+    record.write_text(f"{folder}\n# torch 1.13.1 0000\n")
+    assert "PyTorch was replaced" in check_image.problems()[0]
+    record.write_text(f"/elsewhere\n# {check_image.fingerprint()}\n")
+    assert "PyTorch was replaced" in check_image.problems()[0]
+
+    record.write_text(f"{folder}\n# {check_image.fingerprint()}\n")
+    monkeypatch.setenv("NUMPY", "1.0.0")
+    monkeypatch.setenv("PYTHON", "2.7")
+    assert [line.partition(":")[0] for line in check_image.problems()] == ["numpy", "Python"]

@@ -1,0 +1,473 @@
+"""Images and containers of this project: which profile, which devices, built and run through docker-py.
+
+A profile is ``docker/profiles/<name>.env``, every pin of one image. :func:`create_arguments` decides what a
+container gets; :func:`run` starts it, passes its output through byte by byte (progress bars survive),
+forwards signals, and returns its exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import __version__, console
+from toolkit.doctor import GIB, best_card, recommend_profile
+from toolkit.errors import ToolkitError
+from toolkit.machine import Machine
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout that images are built from."""
+
+OLDEST_API = (1, 40)
+"""API of Docker 19.03, the first engine that is known to take every option that is used here."""
+
+BUILD_BYTES = {"cpu": 4 * GIB}
+ROCM_BUILD_BYTES = 30 * GIB
+"""Disk that building an image needs. The ROCm figure is an estimate: packed wheels and two copies."""
+
+SHARED_MEMORY = 8 * GIB
+"""Most that a container gets of ``/dev/shm``; never more than half of the RAM. Docker's own default, 64 MiB,
+does not hold two batches."""
+
+STOP_SECONDS = 30
+"""What ``docker stop`` waits before it kills: training saves a checkpoint in that time."""
+
+PASSED_ON = ("TOOLKIT_CONV_ROUTE", "HF_TOKEN", "HIP_VISIBLE_DEVICES", "TERM")
+"""Environment variables that a container gets from its caller."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The pins of one image.
+
+    Attributes:
+        name: of its file, without ``.env``.
+        cards: architectures that it serves; none for the CPU.
+        pins: what the Dockerfile takes as build arguments.
+    """
+
+    name: str
+    cards: tuple[str, ...]
+    pins: Mapping[str, str]
+
+    def for_card(self, arch: str) -> Profile:
+        """This profile with the kernels of ``arch`` instead of those of its usual card."""
+        extra = self.pins.get("TORCH_EXTRA", "")
+        if not extra or arch not in self.cards:
+            return self
+        return Profile(self.name, self.cards, {**self.pins, "TORCH_EXTRA": f"device-{arch}"})
+
+    @property
+    def image(self) -> str:
+        """Tag of the image; with another card's kernels than the usual ones, their architecture too."""
+        usual = load_profile(self.name).pins.get("TORCH_EXTRA", "")
+        extra = self.pins.get("TORCH_EXTRA", "")
+        suffix = "" if extra == usual else "-" + extra.removeprefix("device-")
+        return f"ltdv2-toolkit:{self.name}{suffix}"
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles in ``docker/profiles``."""
+    return sorted(path.stem for path in (ROOT / "docker/profiles").glob("*.env"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile.
+
+    Raises:
+        ToolkitError: there is none of that name, or a line of it is not KEY=VALUE.
+    """
+    path = ROOT / "docker/profiles" / f"{name}.env"
+    if name not in profile_names():
+        where = ", ".join(profile_names()) or f"a checkout of the project, not {ROOT}"
+        raise ToolkitError(f"no profile {name}", expected=where)
+    pins = {}
+    for line in path.read_text().splitlines():
+        if line and not line.startswith("#"):
+            key, separator, value = line.partition("=")
+            if not separator:
+                raise ToolkitError(f"cannot read {path}", repr(line), "KEY=VALUE")
+            pins[key] = value
+    return Profile(name, tuple(pins.pop("CARDS", "").split()), pins)
+
+
+def choose_profile(name: str | None, found: Machine) -> Profile:
+    """The named profile, or the one for this machine's card, with that card's kernels.
+
+    Raises:
+        ToolkitError: no name was given and there is no AMD GPU, or no profile for it.
+    """
+    card = best_card(found)
+    if name is None:
+        choice = recommend_profile(card)
+        if choice.value == "cpu":
+            raise ToolkitError(
+                "no profile fits this machine",
+                choice.reason,
+                fix="say PROFILE=cpu (--profile cpu) to go without",
+            )
+        name = choice.value
+    profile = load_profile(name)
+    return profile.for_card(card.arch) if card else profile
+
+
+@contextmanager
+def engine() -> Iterator[DockerClient]:
+    """A connection to the container engine.
+
+    Raises:
+        ToolkitError: no engine answers, this user may not speak to it, or it is too old.
+    """
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=60)
+        found = client.version()["ApiVersion"]
+    except DockerException as error:
+        raise _engine_error(str(error)) from error
+    except OSError as error:  # requests' connection errors are OSErrors
+        raise _engine_error(str(error)) from error
+    try:
+        if tuple(int(part) for part in found.split(".")) < OLDEST_API:
+            raise ToolkitError(
+                "the container engine is too old",
+                f"API {found}",
+                f"API {'.'.join(map(str, OLDEST_API))} or later (Docker 19.03)",
+                "update the engine",
+            )
+        yield client
+    finally:
+        client.close()
+
+
+def _engine_error(text: str) -> ToolkitError:
+    where = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
+    if "Permission denied" in text or "PermissionError" in text:
+        return ToolkitError(
+            "this user may not use the container engine",
+            f"no permission on {where}",
+            fix="sudo usermod -aG docker $USER and log in again",
+        )
+    if "no longer supported" in text:  # docker-py's own lower limit
+        return ToolkitError("the container engine is too old", text, fix="update the engine")
+    return ToolkitError(
+        "no container engine", f"nothing answers on {where}", "a running Docker", "install and start docker"
+    )
+
+
+def fetch_wheels(profile: Profile) -> Path | None:
+    """Download the wheels of the profile's lock beside the Dockerfile, unless they are there already.
+
+    They travel with the build context: a change of the lock downloads only what changed, and the build itself
+    needs no network for them.
+
+    Returns:
+        The folder, or None when pip is missing or fails; the build then downloads for itself.
+    """
+    lock = ROOT / "docker/locks" / f"{profile.pins['LOCK']}.txt"
+    folder = ROOT / "docker/wheels" / profile.pins["LOCK"]
+    stamp = folder.with_name(f".{folder.name}.lock")
+    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
+        return folder
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(5, 35)]
+    platforms += ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", "any"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    command += ["--only-binary=:all:", f"--python-version={profile.pins['PYTHON']}"]
+    command += [f"--platform={platform}" for platform in platforms]
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        command += [f"--find-links={old}"]
+    console.note(f"fetching the wheels of {lock.name}")
+    done = subprocess.run([*command, f"--requirement={lock}", f"--dest={folder}"], check=False)
+    shutil.rmtree(old, ignore_errors=True)
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        console.warn("pip could not fetch the wheels; the build will try by itself")
+        return None
+    stamp.write_bytes(lock.read_bytes())
+    return folder
+
+
+def build(client: DockerClient, profile: Profile, base: str | None = None) -> str:
+    """Build the image of a profile.
+
+    Args:
+        base: image to build on instead of the profile's; one that already holds PyTorch keeps it.
+
+    Returns:
+        The image's id.
+
+    Raises:
+        ToolkitError: the disk is too full, or a step of the build failed.
+    """
+    from docker.errors import APIError
+
+    _check_disk(client, profile)
+    fetch_wheels(profile)
+    arguments = {**profile.pins, "PROFILE": profile.name, "VERSION": __version__, "COMMIT": _commit()}
+    if base is not None:
+        arguments["BASE"] = base
+    image, last = "", ""
+    try:
+        for event in client.api.build(
+            path=str(ROOT),
+            dockerfile="docker/Dockerfile",
+            tag=profile.image,
+            buildargs=arguments,
+            network_mode="host",
+            rm=True,
+            forcerm=True,
+            decode=True,
+        ):
+            if "error" in event:
+                raise _build_error(profile, str(event["error"]), last)
+            if text := str(event.get("stream", "")).rstrip():
+                console.note(text)
+                last = text
+            image = event.get("aux", {}).get("ID", image)
+    except APIError as error:
+        raise _build_error(profile, str(error.explanation or error), last) from error
+    return image
+
+
+def _build_error(profile: Profile, error: str, last: str) -> ToolkitError:
+    if "no space left on device" in error:
+        return ToolkitError(
+            "the disk is too full for the image", error, fix="docker system prune, or make room"
+        )
+    if "manifest" in error or "pull access" in error or "not found" in error:
+        base = profile.pins["BASE"]
+        return ToolkitError(
+            f"cannot get the base image {base}", error, fix="pull it, or name one with --base"
+        )
+    return ToolkitError(f"building {profile.image} failed", f"{error} (after: {last.splitlines()[-1:]})")
+
+
+def _check_disk(client: DockerClient, profile: Profile) -> None:
+    need = BUILD_BYTES.get(profile.name, ROCM_BUILD_BYTES)
+    folder = Path(client.info().get("DockerRootDir", "/var/lib/docker"))
+    with suppress(OSError):  # an engine on another machine, or a folder that only root may see
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise ToolkitError(
+                "the disk is too full for the image",
+                f"{free / GIB:.1f} GiB free in {folder}",
+                f"{need / GIB:.0f} GiB",
+                "docker system prune, or make room",
+            )
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of the host that a container sees.
+
+    Attributes:
+        data: LTDv2's files, or None.
+        runs: where runs are written.
+        writable: whether the container may write to ``data``.
+    """
+
+    data: Path | None
+    runs: Path
+    writable: bool = False
+
+
+def create_arguments(
+    profile: Profile,
+    found: Machine,
+    places: Places,
+    command: Sequence[str],
+    user: str,
+    *,
+    tty: bool = False,
+    stdin: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """What docker-py's ``containers.create`` is called with.
+
+    Args:
+        command: runs in the container; ``["toolkit", "train"]``.
+        user: "uid:gid", numbers.
+        tty: whether to give it a terminal.
+        stdin: whether to connect standard input.
+        environment: of the caller; :data:`PASSED_ON` of it go in.
+    """
+    here = found.surroundings
+    volumes = {
+        str(places.runs.absolute()): {"bind": "/workspace/runs", "mode": "rw"},
+        f"ltdv2-cache-{profile.name}": {"bind": "/cache", "mode": "rw"},
+    }
+    if places.data is not None:
+        mode = "rw" if places.writable else "ro"
+        volumes[str(places.data.absolute())] = {"bind": "/workspace/data", "mode": mode}
+    arguments: dict[str, Any] = {
+        "image": profile.image,
+        "command": list(command),
+        "user": user,
+        "tty": tty,
+        "stdin_open": stdin,
+        "volumes": volumes,
+        "environment": {name: environment[name] for name in PASSED_ON if name in environment},
+        "shm_size": min(SHARED_MEMORY, here.memory_bytes // 2) or SHARED_MEMORY,
+        "labels": {"io.ltdv2-toolkit.command": " ".join(command)},
+    }
+    if profile.cards:
+        arguments |= {
+            "devices": ["/dev/kfd:/dev/kfd:rwm", "/dev/dri:/dev/dri:rwm"],
+            "group_add": sorted({node.gid for node in here.devices} - {0}),
+            "security_opt": ["seccomp=unconfined"],
+        }
+    return arguments
+
+
+def default_user() -> str:
+    """Whose files a container writes: this user's, or under sudo those of the user who typed it."""
+    uid = os.environ.get("SUDO_UID") if os.geteuid() == 0 else None
+    gid = os.environ.get("SUDO_GID") if os.geteuid() == 0 else None
+    return f"{uid or os.geteuid()}:{gid or os.getegid()}"
+
+
+def run(client: DockerClient, arguments: Mapping[str, Any]) -> int:
+    """Run a container to its end; its output is ours, our signals are its own.
+
+    Ctrl-C and SIGTERM are forwarded as they are, so that training inside saves its checkpoint and decides how
+    to end. The container is removed afterwards.
+
+    Args:
+        arguments: of :func:`create_arguments`.
+
+    Returns:
+        The exit status of the command inside.
+
+    Raises:
+        ToolkitError: the image does not exist, or the engine refused the container.
+    """
+    from docker.errors import APIError, ImageNotFound
+
+    try:
+        image = client.images.get(arguments["image"])
+        environment = {**arguments["environment"], "TOOLKIT_IMAGE": image.id or ""}
+        container = client.containers.create(**{**arguments, "environment": environment})
+    except ImageNotFound as error:
+        name = arguments["image"]
+        profile = name.partition(":")[2]
+        fix = f"make docker-build PROFILE={profile} (toolkit container build --profile {profile})"
+        raise ToolkitError(f"no image {name}", fix=fix) from error
+    except APIError as error:
+        raise ToolkitError("the engine refused the container", str(error.explanation or error)) from error
+    try:
+        return _follow(client, container, tty=bool(arguments["tty"]), stdin=bool(arguments["stdin_open"]))
+    except APIError as error:
+        raise ToolkitError("the container did not start", str(error.explanation or error)) from error
+    finally:
+        with suppress(APIError):
+            container.remove(force=True)
+
+
+def _follow(client: DockerClient, container: Container, *, tty: bool, stdin: bool) -> int:
+    name = container.id or ""
+    output: Iterator[Any]
+    with ExitStack() as stack:
+        if stdin:
+            both = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            socket = client.api.attach_socket(name, params=both)
+            socket = getattr(socket, "_sock", socket)
+            threading.Thread(target=_type, args=(socket,), daemon=True).start()
+            output = iter(lambda: socket.recv(4096), b"")
+            stack.enter_context(_raw_terminal())
+        elif tty:
+            output = client.api.attach(name, stream=True, logs=True)
+        else:
+            output = client.api.attach(name, stream=True, logs=True, demux=True)
+        pump = threading.Thread(target=_copy, args=(output,), daemon=True)
+        stack.enter_context(_forwarding(container, tty=tty))
+        container.start()
+        pump.start()
+        if tty:
+            _resize(container)
+        status = container.wait()["StatusCode"]
+        pump.join(timeout=10)
+    return int(status)
+
+
+def _copy(stream: Iterator[Any]) -> None:
+    for chunk in stream:
+        out, err = chunk if isinstance(chunk, tuple) else (chunk, None)
+        for data, target in ((out, sys.stdout.buffer), (err, sys.stderr.buffer)):
+            if data:
+                target.write(data)
+                target.flush()
+
+
+def _type(socket: Any) -> None:
+    while data := os.read(sys.stdin.fileno(), 4096):
+        socket.sendall(data)
+
+
+@contextmanager
+def _raw_terminal() -> Iterator[None]:
+    """Every key goes to the container's terminal, Ctrl-C included, which makes signals of them."""
+    import termios
+    import tty
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    try:
+        tty.setraw(keyboard)
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _forwarding(container: Container, *, tty: bool) -> Iterator[None]:
+    """Hand SIGINT, SIGTERM and changes of the window's size on to the container."""
+    from docker.errors import APIError
+
+    def forward(number: int, _frame: object) -> None:
+        with suppress(APIError):  # it has ended in the meantime
+            container.kill(signal=signal.Signals(number).name)
+
+    handlers: dict[int, Any] = {signal.SIGINT: forward, signal.SIGTERM: forward}
+    if tty:
+        handlers[signal.SIGWINCH] = lambda _number, _frame: _resize(container)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resize(container: Container) -> None:
+    from docker.errors import APIError
+
+    size = shutil.get_terminal_size()
+    with suppress(APIError):
+        container.resize(height=size.lines, width=size.columns)
