@@ -53,10 +53,8 @@ def make(folder: Path) -> None:
         rows = np.sort(listed[start : start + len(ids)])
         start += len(ids)
         _write_coco(folder / split, ids, [names[i] for i in rows], rng, boxes=split != "TestNoLabels.json")
-    print(
-        f"{folder}: "
-        + ", ".join(f"{p.name} {p.stat().st_size / 1e6:,.0f} MB" for p in sorted(folder.iterdir()))
-    )
+    for path in sorted(folder.iterdir()):
+        print(f"{path.name}: {path.stat().st_size / 1e6:,.0f} MB")
 
 
 def _small_jpeg(rng: np.random.Generator) -> bytes:
@@ -239,11 +237,12 @@ def kit(folder: Path) -> Iterator[str]:
     ours, _ = measured(toolkit("dataset", "prepare", data), stderr=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         theirs, _ = measured(child("kit-child", data, scratch))
-    yield f"20,000 frames: unzip, copy and text labels {theirs:.1f} s, prepare {ours:.2f} s: {theirs / ours:.1f} x"
+    both = f"unzip, copy and text labels {theirs:.1f} s, prepare {ours:.2f} s"
+    yield f"20,000 frames, all on the disk at the end: {both}: {theirs / ours:.1f} x"
 
 
 def kit_child(data: Path, scratch: Path) -> None:
-    """Unzip all, copy each split's frames under flat names, one text file of labels a frame."""
+    """Unzip all, copy each split's frames under flat names, one text file of labels a frame; then sync."""
     with zipfile.ZipFile(data / "frames.zip") as archive:
         archive.extractall(scratch)
     for name in ("Train.json", "Valid.json", "TestNoLabels.json"):
@@ -261,6 +260,7 @@ def kit_child(data: Path, scratch: Path) -> None:
             flat = image["file_name"].replace("/", "_")
             shutil.copyfile(scratch / image["file_name"], images / flat)
             (labels / flat).with_suffix(".txt").write_text("\n".join(boxes.get(image["id"], [])))
+    os.sync()
 
 
 def frames(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -152,6 +153,8 @@ def test_frames_missing_from_the_archive_and_frames_nobody_lists_are_counted(cop
     result = prepare(copy)
     assert result.manifest.discrepancies == {"frame missing": 1}
     assert result.manifest.unlisted_frames == 1
+    listed = gzip.decompress((copy / "prepared" / "unlisted-frames.txt.gz").read_bytes()).decode()
+    assert listed == "frames/20200101/clip_0_0000/image_0000.jpg\n"
     assert [d["frame"] for d in discrepancies(copy)] == [lost]
     absent = [s for s in ("train", "val", "test") if not load(copy).split(s).present.all()]
     assert len(absent) == 1

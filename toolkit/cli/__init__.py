@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from toolkit import __version__
-from toolkit.cli import container, dataset
+from toolkit.cli import bench, container, dataset
 from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
 from toolkit.cli.ensemble import ensemble
@@ -37,6 +37,7 @@ app.command()(ensemble)
 app.command()(submit)
 app.command()(doctor)
 app.add_typer(container.app, name="container")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(value: bool) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="LTDv2's files: sample, prepare, verify, export.", no_args_is_help=True)
+app = typer.Typer(
+    help="LTDv2's files: fetch, sample, prepare, verify, look at, export.", no_args_is_help=True
+)
 
 Folder = Annotated[Path, typer.Argument(help="Folder with the annotation files and the frames.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -39,6 +41,25 @@ def sample(
         )
     else:
         console.note(f"{folder} already holds this sample: nothing to do")
+
+
+@app.command()
+def download(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the four files go.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="An existing copy: link its files instead of fetching.")
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Of the dataset on the hub; default: the pinned one.")] = "",
+) -> None:
+    """Fetch LTDv2 (48 GB); run it again to continue. HF_TOKEN and HF_ENDPOINT (a mirror) are honoured.
+
+    Example: [bold]toolkit dataset download data/LTDv2[/bold]
+    """
+    from toolkit import console
+    from toolkit.dataset import download as hub
+
+    hub.download(folder, revision=revision or hub.REVISION, source=source)
+    console.note(f"{folder} is complete; next: toolkit dataset prepare {folder}")
 
 
 @app.command()

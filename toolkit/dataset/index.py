@@ -9,6 +9,7 @@ maps into memory, so that starting is immediate and workers share one copy (:cla
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ class Manifest(msgspec.Struct, frozen=True):
         frames: "frames.zip" or "frames", what the frames are read from.
         images, boxes, by_month, by_class: counts by split; months as YYYYMM, classes by name.
         clips: number of clips by split.
-        unlisted_frames: frames that no annotation file mentions; normal in LTDv2.
+        unlisted_frames: frames that no annotation file mentions, normal in LTDv2; ``unlisted-frames.txt.gz``
+            beside the manifest names them.
         discrepancies: count of each kind; the list itself is ``discrepancies.jsonl``.
     """
 
@@ -167,12 +169,15 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
             fix="download the files again, or drop these entries: toolkit dataset prepare --drop-bad",
         )
 
-    manifest = _summary(images, fingerprint, archive.name, unlisted, log)
+    manifest = _summary(images, fingerprint, archive.name, len(unlisted), log)
     for name in manifest.images:
         _write_training_tables(images.filter(pl.col("split") == name), folder, manifest.index, name)
     with replacing(folder / manifest.index) as temporary:
         _write_parquet(images, temporary)
     log.write(folder / "discrepancies.jsonl")
+    with replacing(folder / "unlisted-frames.txt.gz") as temporary:
+        text = "".join(f"{name}\n" for name in unlisted)
+        temporary.write_bytes(gzip.compress(text.encode(), 1, mtime=0))
     with replacing(folder / "manifest.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     # The manifest above is the commit; whatever it does not name is an older index.
@@ -519,8 +524,8 @@ def _once(images: pl.DataFrame, column: str, kind: str, file: str, log: _Log) ->
     return images.filter(first) if len(twice) else images
 
 
-def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.DataFrame, int]:
-    """All splits in the order of the frames' bytes, with where those are; the number of unlisted frames."""
+def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.DataFrame, pl.Series]:
+    """All splits in the order of the frames' bytes, with where those are; the names of unlisted frames."""
     import polars as pl
 
     images = pl.concat(tables)
@@ -563,7 +568,7 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
         )
     for split, name, number in missing.select("split", "file_name", "image_id").iter_rows():
         log.add([Discrepancy("frame missing", FILES[split], frame=name, image_id=str(number))])
-    unlisted = len(where) - (len(located) - len(missing))
+    unlisted = where.join(images, on="file_name", how="anti")["file_name"]
     return located.sort("offset", maintain_order=True), unlisted
 
 

@@ -69,7 +69,7 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
 
 
 class _Span(NamedTuple):
-    """One axis of a tile in the output: pixels ``start`` to ``stop``, and the patch of the frame they need."""
+    """An axis of a tile in the output: pixels ``start`` to ``stop``, and the patch of the frame they need."""
 
     start: int
     stop: int

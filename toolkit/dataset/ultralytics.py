@@ -62,6 +62,7 @@ def build_dataset(
     stride: int = 32,
     *,
     rect: bool | None = None,
+    rows: Array | None = None,
     seed: int | None = None,
     skip_log: Path | None = None,
 ) -> LTDv2Dataset:
@@ -76,6 +77,7 @@ def build_dataset(
         data: the dictionary of :func:`data_dictionary`.
         stride: of the model, pixels.
         rect: rectangular batches; by default ``args.rect``, and always when not training.
+        rows: images of the split to use, all by default; see ``toolkit.dataset.subset``.
         seed: see :class:`LTDv2Dataset`.
         skip_log: file that a line of JSON is appended to for each frame that could not be used.
     """
@@ -94,6 +96,7 @@ def build_dataset(
         classes=args.classes,
         fraction=args.fraction if train else 1.0,
         prefix=f"{mode}: ",
+        rows=rows,
         seed=seed,
         skip_log=skip_log,
     )
@@ -116,6 +119,7 @@ class LTDv2Dataset(YOLODataset):
         imgsz: length of the longer side, pixels.
         augment, rect, batch_size, stride, pad, single_cls, classes, prefix: as in Ultralytics.
         fraction: use this part of the images, spread evenly over the split (a number above 1 is a count).
+        rows: (n,) images of the split to use; all by default.
         seed: if given, a sample depends on the seed and its index alone, not on which worker made it or what
             that worker made before. Indices then count on over the epochs: ``epoch * len(dataset) + i``.
         skip_log: file for frames that could not be used.
@@ -137,6 +141,7 @@ class LTDv2Dataset(YOLODataset):
         classes: list[int] | None = None,
         fraction: float = 1.0,
         prefix: str = "",
+        rows: Array | None = None,
         seed: int | None = None,
         skip_log: Path | None = None,
     ) -> None:
@@ -152,7 +157,8 @@ class LTDv2Dataset(YOLODataset):
 
         self.split, self.frames = split, split.frames()
         self.classes = classes
-        self._rows: Array = _choose(np.flatnonzero(split.present), fraction)
+        rows = np.arange(len(split)) if rows is None else np.sort(rows)
+        self._rows: Array = _choose(rows[split.present[rows]], fraction)
         if not len(self._rows):
             raise ToolkitError(f"the {split.name} split has no frame", fix="toolkit dataset verify DIR")
         self.ni = len(self._rows)

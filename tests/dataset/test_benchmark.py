@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+from ultralytics.cfg import get_cfg
+
+from toolkit.cli import app
+from toolkit.dataset import benchmark
+from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.loader import build_loader
+from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+
+
+def test_bench_data_shows_every_stage_and_loader(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "SAMPLES", 32)
+    monkeypatch.setattr(benchmark, "BATCHES", 3)
+    words = ["bench", "data", str(index.data), "--imgsz", "96", "--batch", "8", "--workers", "0", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert set(result["stages"]) == {"read", "decode", "augment", "collate", "to device"}
+    assert all(rate > 0 for rate in result["stages"].values())
+    assert result["workers"]["0"] > 0
+    assert 0 < result["frames_per_sample"] <= 1
+
+
+def test_the_loader_serves_epoch_after_epoch_from_workers_that_cannot_see_a_gpu(index: DatasetIndex) -> None:
+    dataset = build_dataset(
+        index, "train", get_cfg(overrides={"imgsz": 96}), "train", 8, data_dictionary(index, 3), seed=1
+    )
+    loader = build_loader(dataset, 8, 2, shuffle=True)
+    try:
+        for _ in range(2):
+            names = [name for batch in loader for name in batch["im_file"]]
+            assert len(names) == len(dataset)
+        environments = [Path(f"/proc/{w.pid}/environ").read_text() for w in loader.iterator._workers]
+        assert all("CUDA_VISIBLE_DEVICES=-1" in text for text in environments)
+        assert all(torch.equal(batch["img"][:, 0], batch["img"][:, 1]) for batch in loader)
+    finally:
+        loader.close()

@@ -1,0 +1,288 @@
+"""Downloads from a server on loopback that misbehaves in a chosen way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from toolkit.dataset import download as module
+from toolkit.dataset.download import FILES, REPOSITORY, REVISION, download
+from toolkit.errors import ToolkitError
+
+CONTENT = {
+    name: np.random.default_rng(i).bytes(300_000 + 7 * i) if name == "frames.zip" else b'{"x": %d}' % i
+    for i, name in enumerate(FILES)
+}
+
+
+@dataclass
+class Hub:
+    """A hub with the four files. ``fault`` sees each request for a file and may answer it itself."""
+
+    fault: Callable[[Handler, str, int], bool] = lambda *_: False
+    requests: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    listing_failures: int = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def do_GET(self) -> None:
+        hub = self.hub
+        hub.requests.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        if self.path.startswith(f"/api/datasets/{REPOSITORY}/tree/{REVISION}/data"):
+            if hub.listing_failures:
+                hub.listing_failures -= 1
+                self.send_error(503)
+                return
+            self.send(200, json.dumps([entry(name) for name in FILES]).encode())
+        elif self.path.startswith(f"/datasets/{REPOSITORY}/resolve/{REVISION}/data/"):
+            self.send_response(302)
+            port = self.server.server_address[1]
+            self.send_header("Location", f"http://localhost:{port}/storage/{self.path.rpartition('/')[2]}")
+            self.end_headers()
+        else:
+            name = self.path.rpartition("/")[2]
+            start = int((self.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
+            if not hub.fault(self, name, start):
+                self.send_part(name, start)
+
+    def send_part(self, name: str, start: int) -> None:
+        data = CONTENT[name]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start:])
+
+    def send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def entry(name: str) -> dict[str, Any]:
+    data = CONTENT[name]
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    large = {"lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+    return {"type": "file", "path": f"data/{name}", "size": len(data), "oid": blob} | (
+        large if name == "frames.zip" else {}
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    state = Hub()
+    handler = type("Bound", (Handler,), {"hub": state})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setattr(module, "CHUNK", 4_096)
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    monkeypatch.setattr(module, "SPARE_BYTES", 0)
+    state.pauses = []  # type: ignore[attr-defined]
+    monkeypatch.setattr(module.time, "sleep", state.pauses.append)  # type: ignore[attr-defined]
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def complete(folder: Path) -> bool:
+    return all((folder / name).read_bytes() == CONTENT[name] for name in FILES)
+
+
+def test_all_files_arrive_and_a_second_run_fetches_none(hub: Hub, tmp_path: Path) -> None:
+    download(tmp_path)
+    assert complete(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    hub.requests.clear()
+    download(tmp_path)
+    assert len(hub.requests) == 1
+
+
+def test_the_token_goes_to_the_hub_and_not_to_the_storage(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    download(tmp_path)
+    for path, _, authorization in hub.requests:
+        assert authorization == (None if "/storage/" in path else "Bearer secret")
+
+
+def drop(handler: Handler, name: str, start: int) -> bool:
+    """Promise everything, send 50,000 bytes, close."""
+    data = CONTENT[name]
+    if start + 50_000 >= len(data):
+        return False
+    handler.send_response(206 if start else 200)
+    if start:
+        handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+    handler.send_header("Content-Length", str(len(data) - start))
+    handler.end_headers()
+    handler.wfile.write(data[start : start + 50_000])
+    handler.close_connection = True
+    return True
+
+
+def test_dropped_connections_are_continued_where_they_broke(hub: Hub, tmp_path: Path) -> None:
+    hub.fault = drop
+    download(tmp_path)
+    assert complete(tmp_path)
+    starts = [r for path, r, _ in hub.requests if path == "/storage/frames.zip"]
+    assert starts == [None, *(f"bytes={n}-" for n in range(50_000, 300_001, 50_000))]
+
+
+def test_an_interrupted_run_is_continued_by_the_next(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fault = drop
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            download(tmp_path)
+    assert not (tmp_path / "frames.zip").exists()
+    hub.requests.clear()
+    download(tmp_path)
+    assert complete(tmp_path)
+    assert hub.requests[-1][1] is not None
+    assert ("/storage/frames.zip", "bytes=50000-", None) in hub.requests
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again_when_it_says(hub: Hub, tmp_path: Path, status: int) -> None:
+    left = [3]
+
+    def busy(handler: Handler, name: str, start: int) -> bool:
+        if name != "frames.zip" or not left[0]:
+            return False
+        left[0] -= 1
+        handler.send(status, b"", Retry_After="77")
+        return True
+
+    hub.fault, hub.listing_failures = busy, 2
+    download(tmp_path)
+    assert complete(tmp_path)
+    assert [p for p in hub.pauses if p >= 77] == [77.0] * 3  # type: ignore[attr-defined]
+
+
+def ignore_range(handler: Handler, name: str, start: int) -> bool:
+    """Answer a range request with the whole file, after breaking the first connection."""
+    if not start:
+        return drop(handler, name, start)
+    handler.send_part(name, 0)
+    return True
+
+
+def slow(handler: Handler, name: str, start: int) -> bool:
+    """Send a part and then nothing, without closing."""
+    if start:
+        return False
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(CONTENT[name])))
+    handler.end_headers()
+    handler.wfile.write(CONTENT[name][: len(CONTENT[name]) // 2])
+    handler.wfile.flush()
+    threading.Event().wait(1.0)
+    handler.close_connection = True
+    return True
+
+
+@pytest.mark.parametrize("fault", [ignore_range, slow])
+def test_a_server_that_ignores_ranges_or_falls_silent_is_survived(
+    hub: Hub, tmp_path: Path, fault: Callable[[Handler, str, int], bool]
+) -> None:
+    hub.fault = fault
+    download(tmp_path)
+    assert complete(tmp_path)
+
+
+def too_long(handler: Handler, name: str, start: int) -> bool:
+    handler.send(200, CONTENT[name] + b"more")
+    return True
+
+
+def too_short(handler: Handler, name: str, start: int) -> bool:
+    """Claim that a shorter file is the whole."""
+    if start:
+        handler.send(416, b"")
+    else:
+        handler.send(200, CONTENT[name][:-5])
+    return True
+
+
+def other_bytes(handler: Handler, name: str, start: int) -> bool:
+    handler.send(200, bytes(len(CONTENT[name])))
+    return True
+
+
+@pytest.mark.parametrize("fault", [too_long, too_short, other_bytes])
+def test_a_server_that_sends_something_else_is_given_up_on(
+    hub: Hub, tmp_path: Path, fault: Callable[[Handler, str, int], bool]
+) -> None:
+    hub.fault = fault
+    with pytest.raises(ToolkitError, match=r"Train\.json cannot be fetched"):
+        download(tmp_path)
+    assert not [name for name in FILES if (tmp_path / name).exists()]
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "HF_TOKEN"), (403, "terms"), (404, "revision")])
+def test_no_access_is_said_at_once(hub: Hub, tmp_path: Path, status: int, hint: str) -> None:
+    def refuse(handler: Handler, name: str, start: int) -> bool:
+        handler.send_error(status)
+        return True
+
+    hub.fault = refuse
+    with pytest.raises(ToolkitError, match=hint):
+        download(tmp_path)
+    assert not hub.pauses  # type: ignore[attr-defined]
+
+
+def test_too_little_space_is_said_before_anything_is_fetched(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(ToolkitError, match="too little space"):
+        download(tmp_path)
+    assert len(hub.requests) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_dataset_is_not_overwritten(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "frames.zip").write_bytes(b"mine")
+    with pytest.raises(ToolkitError, match="another file than the hub lists"):
+        download(tmp_path)
+    assert (tmp_path / "frames.zip").read_bytes() == b"mine"
+
+
+def test_an_existing_copy_is_linked_and_the_network_left_alone(
+    hub: Hub, sample: Path, tmp_path: Path
+) -> None:
+    download(tmp_path / "new", source=sample)
+    assert (tmp_path / "new" / "frames.zip").samefile(sample / "frames.zip")
+    assert not hub.requests
+    with pytest.raises(ToolkitError, match="no copy of LTDv2"):
+        download(tmp_path / "other", source=tmp_path)

@@ -1,0 +1,315 @@
+"""Fetch LTDv2's four files: resumed after any interruption, checked against the hub's sizes and hashes.
+
+The hub serves each file at an address of its own and lists sizes and hashes, so plain HTTP with range
+requests is all it takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import random
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from toolkit import console
+from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+
+REPOSITORY = "vapaau/LTDv2"
+REVISION = "4431e6229f60e934843f2780b4829ec6939f3b9b"
+FILES = ("Train.json", "Valid.json", "TestNoLabels.json", "frames.zip")
+
+ENDPOINT = "https://huggingface.co"
+"""Address of the hub; the environment's HF_ENDPOINT names a mirror."""
+
+CHUNK = 1 << 20
+TIMEOUT = 60.0
+"""Seconds without a byte after which a connection is taken for dead."""
+
+ATTEMPTS = 8
+"""Requests in a row that may bring nothing; each that brings bytes starts the count again."""
+
+TRIES = 2
+"""Times that a whole file is fetched before its hash is believed to be wrong at the source."""
+
+LONGEST_PAUSE = 120.0
+SPARE_BYTES = 1 << 30
+"""Space left on the disk beyond the files, for the index."""
+
+
+class _Lfs(msgspec.Struct):
+    oid: str
+
+
+class _Entry(msgspec.Struct):
+    path: str
+    size: int
+    oid: str = ""
+    lfs: _Lfs | None = None
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """A file whose hash was compared (a value of ``download.json``): not hashed again while it stays so."""
+
+    size: int
+    modified: int
+    digest: str
+
+
+class _Retry(Exception):
+    """A request failed in a way that may pass. ``pause``: seconds that the server asks to wait."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+def download(folder: Path, *, revision: str = REVISION, source: Path | None = None) -> None:
+    """Fetch the four files into ``folder``. Files that are there and sound stay; partial ones are continued.
+
+    Args:
+        folder: where they go.
+        revision: of the dataset on the hub; the default is the one that this package was written for.
+        source: an existing copy: its files are linked instead of fetched.
+
+    Raises:
+        ToolkitError: no access, no space, or the server keeps sending something else than it lists.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if source is not None:
+            _link(Path(source), folder)
+            return
+        entries = _listing(revision)
+        _check_space(folder, entries)
+        for name in FILES:
+            _fetch(folder, name, entries[name], revision)
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot write to {folder}",
+            found=error.strerror or str(error),
+            fix="free some space; the next run continues where this one stopped",
+        ) from error
+
+
+def _link(source: Path, folder: Path) -> None:
+    missing = [name for name in FILES if not (source / name).is_file()]
+    if missing:
+        raise ToolkitError(f"{source} is no copy of LTDv2", found="no " + ", ".join(missing))
+    for name in FILES:
+        if not (folder / name).exists():
+            try:
+                os.link(source / name, folder / name)
+            except OSError:
+                (folder / name).symlink_to((source / name).resolve())
+
+
+def _address(path: str) -> str:
+    return f"{os.environ.get('HF_ENDPOINT', ENDPOINT).rstrip('/')}/{path}"
+
+
+@contextmanager
+def _open(address: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
+    """Open an address. Raises _Retry for what may pass, ToolkitError for what will not."""
+    request = urllib.request.Request(address, headers={"User-Agent": "ltdv2-toolkit"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    if token := os.environ.get("HF_TOKEN"):
+        # Not for the storage server that the hub redirects to.
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            yield cast(http.client.HTTPResponse, response)
+    except urllib.error.HTTPError as error:
+        if error.code in (408, 416, 429) or error.code >= 500:
+            pause = error.headers.get("Retry-After", "")
+            raise _Retry(
+                f"HTTP {error.code} {error.reason}", float(pause) if pause.isdigit() else 0.0
+            ) from error
+        fixes = {
+            401: "set HF_TOKEN to an access token",
+            403: "accept the dataset's terms on its page and set HF_TOKEN",
+            404: "check the revision",
+        }
+        raise ToolkitError(
+            f"{address} cannot be fetched",
+            found=f"HTTP {error.code} {error.reason}",
+            fix=fixes.get(error.code, ""),
+        ) from error
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise _Retry(str(getattr(error, "reason", error)) or type(error).__name__) from error
+
+
+def _listing(revision: str) -> dict[str, _Entry]:
+    """Sizes and hashes of the files at a revision."""
+    address = _address(f"api/datasets/{REPOSITORY}/tree/{revision}/data")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _open(address) as response:
+                entries = msgspec.json.decode(response.read(), type=list[_Entry])
+            break
+        except (_Retry, msgspec.DecodeError, http.client.HTTPException, OSError) as error:
+            _pause(attempt, "the list of files", error)
+    found = {entry.path.rpartition("/")[2]: entry for entry in entries}
+    missing = [name for name in FILES if name not in found]
+    if missing:
+        raise ToolkitError(f"{address} does not list " + ", ".join(missing), fix="check the revision")
+    return found
+
+
+def _check_space(folder: Path, entries: dict[str, _Entry]) -> None:
+    wanted = SPARE_BYTES
+    for name in FILES:
+        have = [
+            p.stat().st_size for p in (folder / name, _partial(folder, name, entries[name])) if p.exists()
+        ]
+        wanted += max(entries[name].size - max(have, default=0), 0)
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise ToolkitError(
+            f"{folder} has too little space",
+            found=f"{free / 1e9:.1f} GB free",
+            expected=f"{wanted / 1e9:.1f} GB",
+            fix="choose a folder on another disk",
+        )
+
+
+def _digest_of(entry: _Entry) -> str:
+    return entry.lfs.oid if entry.lfs else entry.oid
+
+
+def _partial(folder: Path, name: str, entry: _Entry) -> Path:
+    return folder / f".{name}.{_digest_of(entry)[:12]}.part"
+
+
+def _fetch(folder: Path, name: str, entry: _Entry, revision: str) -> None:
+    final, partial = folder / name, _partial(folder, name, entry)
+    if final.exists():
+        if _sound(folder, name, final, entry):
+            console.note(f"{name} is there and sound")
+            return
+        raise ToolkitError(
+            f"{final} is another file than the hub lists",
+            found=f"{final.stat().st_size:,} bytes",
+            expected=f"{entry.size:,} bytes, hash {_digest_of(entry)[:16]}...",
+            fix="move it away and run this again",
+        )
+    address = _address(f"datasets/{REPOSITORY}/resolve/{revision}/{entry.path}")
+    for _ in range(TRIES):
+        _transfer(address, partial, name, entry.size)
+        if _hash(partial, entry) == _digest_of(entry):
+            break
+        partial.unlink()
+    else:
+        raise ToolkitError(
+            f"{name} cannot be fetched",
+            found=f"{TRIES} times other bytes than the hub's hash is of",
+            fix="try another network or mirror (HF_ENDPOINT)",
+        )
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(final)
+    _record(folder, name, final, entry)
+
+
+def _transfer(address: str, partial: Path, name: str, size: int) -> None:
+    """Fetch until ``partial`` has ``size`` bytes, through any number of broken connections."""
+    partial.touch()
+    failures, shown = 0, 0
+    with console.progress(f"fetching {name}", size >> 20, "MB") as advance:
+        while True:
+            error: Exception = _Retry("the connection ended early")
+            try:
+                for done in _continue(address, partial, size):
+                    advance(max((done >> 20) - shown, 0))
+                    shown, failures = max(shown, done >> 20), 0
+            except (_Retry, http.client.HTTPException, ConnectionError, TimeoutError) as caught:
+                error = caught
+            if partial.stat().st_size == size:
+                return
+            failures += 1
+            _pause(failures, name, error)
+
+
+def _continue(address: str, partial: Path, size: int) -> Iterator[int]:
+    """Append to ``partial`` what is missing of ``size`` bytes; yields the bytes that are there."""
+    start = partial.stat().st_size
+    if start >= size:
+        return
+    with _open(address, start) as response, partial.open("rb+") as file:
+        if start and response.status != 206:
+            start = 0  # the server ignored the range and sends all
+        if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise _Retry("the server sends another range than it was asked for")
+        file.truncate(start)
+        file.seek(start)
+        done = start
+        while chunk := response.read1(CHUNK):
+            if done + len(chunk) > size:
+                file.truncate(0)
+                raise _Retry(f"the server sends more than the {size:,} bytes it lists")
+            file.write(chunk)
+            done += len(chunk)
+            yield done
+
+
+def _pause(failures: int, what: str, error: Exception) -> None:
+    """Wait before another request, longer each time; give up after :data:`ATTEMPTS`."""
+    if failures >= ATTEMPTS:
+        raise ToolkitError(
+            f"{what} cannot be fetched",
+            found=f"{ATTEMPTS} failures in a row, the last: {error}",
+            fix="run the command again later: it continues where it stopped",
+        ) from error
+    seconds = max(min(2.0**failures * random.uniform(0.5, 1.0), LONGEST_PAUSE), getattr(error, "pause", 0.0))
+    console.note(f"{what}: {error}; trying again in {seconds:.0f} s")
+    time.sleep(seconds)
+
+
+def _hash(path: Path, entry: _Entry) -> str:
+    """SHA-256 of a large file; of a small one git's blob hash, which is what the hub lists for it."""
+    digest: Any = hashlib.sha256() if entry.lfs else hashlib.sha1(f"blob {entry.size}\0".encode())
+    with (
+        path.open("rb") as file,
+        console.progress(f"checking {path.name}", entry.size >> 20, "MB") as advance,
+    ):
+        while chunk := file.read(8 * CHUNK):
+            digest.update(chunk)
+            advance(len(chunk) >> 20)
+    return str(digest.hexdigest())
+
+
+def _receipt(folder: Path) -> dict[str, Verified]:
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((folder / "download.json").read_bytes(), type=dict[str, Verified])
+    return {}
+
+
+def _sound(folder: Path, name: str, path: Path, entry: _Entry) -> bool:
+    stat = path.stat()
+    if stat.st_size != entry.size:
+        return False
+    if _receipt(folder).get(name) == Verified(stat.st_size, stat.st_mtime_ns, _digest_of(entry)):
+        return True
+    if _hash(path, entry) != _digest_of(entry):
+        return False
+    _record(folder, name, path, entry)
+    return True
+
+
+def _record(folder: Path, name: str, path: Path, entry: _Entry) -> None:
+    stat = path.stat()
+    verified = _receipt(folder) | {name: Verified(stat.st_size, stat.st_mtime_ns, _digest_of(entry))}
+    with replacing(folder / "download.json") as temporary:
+        temporary.write_bytes(msgspec.json.encode(verified))

@@ -1,0 +1,90 @@
+"""Parts of a split for experiments: some months, and a part of the clips of each.
+
+Frames of one clip are nearly alike, so a part of the frames would keep nearly all there is to learn and show
+nothing about less data; a part of the clips is a smaller dataset of the same kind.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.dataset.index import Split
+from toolkit.errors import ToolkitError
+
+MONTHS = {
+    "jan": 202101,
+    "feb": 202102,
+    "mar": 202103,
+    "apr": 202104,
+    "may": 202005,
+    "jun": 202006,
+    "jul": 202007,
+    "aug": 202008,
+    "sep": 202009,
+}
+"""LTDv2's months. The first eight are those that the challenge scores."""
+
+
+def parse_months(text: str) -> list[int]:
+    """Months from a list such as ``feb`` or ``jan,mar,202007``, as YYYYMM.
+
+    Raises:
+        ToolkitError: a name that is no month of LTDv2.
+    """
+    found = []
+    for word in text.lower().replace(" ", "").split(","):
+        month = MONTHS.get(word[:3], int(word) if word.isdigit() else 0)
+        if month not in MONTHS.values():
+            raise ToolkitError(f"no month named {word!r}", expected=", ".join(MONTHS))
+        found.append(month)
+    return found
+
+
+def parse_part(text: str) -> float:
+    """A part from ``10%`` or ``0.1``. Raises ToolkitError unless it lies in (0, 1]."""
+    try:
+        part = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        part = 0.0
+    if not 0 < part <= 1:
+        raise ToolkitError(f"{text!r} is no part of a dataset", expected="such as 10% or 0.1")
+    return part
+
+
+def select(
+    split: Split, *, months: list[int] | None = None, part: float = 1.0, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """Rows of a split: the given months, and of each month whole clips with about this part of its frames.
+
+    Args:
+        split: the split.
+        months: as YYYYMM; all by default.
+        part: of the frames of each month, in (0, 1].
+        seed: of the choice of clips.
+
+    Returns:
+        (n,) int64, ascending. At least one clip of every month that the split has.
+
+    Raises:
+        ToolkitError: the split has no image of these months.
+    """
+    chosen = np.isin(split.months, months) if months else np.ones(len(split), bool)
+    if not chosen.any():
+        raise ToolkitError(
+            f"the {split.name} split has no image of the months {months}",
+            expected=", ".join(map(str, np.unique(split.months))),
+        )
+    if part < 1:
+        rng = np.random.default_rng(seed)
+        keep = np.zeros(len(split), bool)
+        for month in np.unique(split.months[chosen]):
+            rows = np.flatnonzero(chosen & (split.months == month))
+            clips, of, sizes = np.unique(split.clips[rows], return_inverse=True, return_counts=True)
+            order = rng.permutation(len(clips))
+            before = np.cumsum(sizes[order]) - sizes[order]
+            # A clip is taken when half of it or more still fits.
+            taken = order[(before + sizes[order] / 2 <= part * len(rows)) | (before == 0)]
+            keep[rows[np.isin(of, taken)]] = True
+        chosen = keep
+    return np.flatnonzero(chosen)
