@@ -137,7 +137,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         true, exact = make_input(folder, options.seed)
         print(
-            f"{len(exact):,} images, {true:,} true boxes, {len(exact.scores):,} predictions, seed {options.seed}"
+            f"{len(exact):,} images, {true:,} true boxes, {len(exact.scores):,} predictions, "
+            f"seed {options.seed}"
         )
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
         rows: dict[str, tuple[float, float, float]] = {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -26,11 +27,12 @@ class _Coco(msgspec.Struct):
     images: list[_Image]
 
 
+@cache
 def template(phase: Phase) -> npt.NDArray[np.int64]:
     """Ids of a phase in the organisers' order: development has 46,013 (split val), testing 49,430.
 
     Returns:
-        (images,) int64, each id once.
+        (images,) int64, each id once; read-only, because it is kept for the next call.
 
     Raises:
         SubmissionError: there is no such phase.
@@ -38,7 +40,9 @@ def template(phase: Phase) -> npt.NDArray[np.int64]:
     if phase not in PHASES:
         raise SubmissionError(f"there is no phase {phase!r}", expected=" or ".join(PHASES))
     data = gzip.decompress((files(__name__) / f"submission_template_{phase}.json.gz").read_bytes())
-    return parse_ids(msgspec.json.decode(data, type=dict[str, Any]), phase)
+    ids = parse_ids(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), phase)
+    ids.flags.writeable = False
+    return ids
 
 
 def read(path: Path) -> npt.NDArray[np.int64]:

@@ -173,14 +173,17 @@ addEventListener("load", () => {
 """
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt-get install chromium)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
 @pytest.mark.parametrize("width", [1280, 420])
 def test_chromium_shows_everything_and_loads_nothing_else(report: Path, tmp_path: Path, width: int) -> None:
     page = tmp_path / "probed.html"
     page.write_text(report.read_text().replace("</body>", PROBE + "</body>"))
     dom = subprocess.run(
         [
-            "chromium",
+            str(CHROMIUM),
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",

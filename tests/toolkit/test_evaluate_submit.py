@@ -33,7 +33,8 @@ def sample(workspace: Path) -> Path:
     annotations = [
         {"id": n, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 30]} for n, i in enumerate(VAL)
     ]
-    write(data / "Valid.json", {"images": [{"id": i} for i in VAL], "annotations": annotations})
+    images = [{"id": i, "file_name": f"frames/20200502/clip_{n % 3}/{i}.jpg"} for n, i in enumerate(VAL)]
+    write(data / "Valid.json", {"images": images, "annotations": annotations})
     write(data / "TestNoLabels.json", {"images": [{"id": i} for i in TEST]})
     record = {"model": "yolov8n.yaml", "preset": "smoke", "channels": 1, "patches": True, "command": []}
     write(run / "run.json", {**record, "data": str(data), "version": "0"})
@@ -87,6 +88,49 @@ def test_a_bad_value_is_refused_in_one_line(sample: Path, toolkit: Command) -> N
     result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json")
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert f"id {VAL[0]}, detection 0: label 7" in result.err
+
+
+def test_a_report_is_drawn_on_request(sample: Path, toolkit: Command) -> None:
+    toolkit("evaluate", "runs/first/predictions-val.json")
+    assert not list(sample.rglob("report.html"))
+    result = toolkit("evaluate", "runs/first/predictions-val.json", "--report")
+    assert result.status == 0
+    assert "no gallery: " in result.err
+    page = (sample / "runs/first/evaluation/report.html").read_text()
+    assert "<title>first, split val</title>" in page
+
+
+@pytest.fixture
+def worse(sample: Path) -> Path:
+    """Predictions of the sample of which every second is nowhere near."""
+    moved = {**HIT, "boxes": [[200, 200, 220, 230]]}
+    return write(sample / "b.json", {str(i): moved if n % 2 else HIT for n, i in enumerate(VAL)})
+
+
+def test_compare_puts_a_run_and_a_file_side_by_side(sample: Path, toolkit: Command, worse: Path) -> None:
+    result = toolkit("compare", "first", worse)
+    assert result.status == 0
+    assert "global_map_50" in result.out
+    assert "resamples of 3 clips" in result.out
+
+
+def test_compare_as_json_has_the_exact_scores_of_both(sample: Path, toolkit: Command, worse: Path) -> None:
+    numbers = json.loads(toolkit("compare", "runs/first", worse, "--json").out)
+    difference = numbers["differences"]["global_map_50"]
+    assert difference["a"] == 1.0
+    assert difference["low"] <= difference["b"] - difference["a"] <= difference["high"] <= 0
+
+
+def test_compare_needs_to_know_the_clips(sample: Path, toolkit: Command, worse: Path) -> None:
+    truth = {str(i): {"boxes": [[10, 10, 30, 40]], "labels": [1]} for i in VAL}
+    result = toolkit("compare", "first", worse, "--truth", write(sample / "truth.json", truth))
+    assert (result.status, "which clip a frame is of" in result.err) == (1, True)
+
+
+def test_compare_names_a_run_without_predictions(sample: Path, toolkit: Command) -> None:
+    result = toolkit("compare", "first", "second")
+    assert result.status == 1
+    assert "no file or run second" in result.err
 
 
 def read_zip(path: Path) -> dict[str, Any]:

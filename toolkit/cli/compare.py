@@ -28,8 +28,6 @@ def compare(
     Example: [bold]toolkit compare runs/first runs/second[/bold]
     Example: [bold]toolkit compare a.json b.json --truth Valid.json[/bold]
     """
-    import dataclasses
-
     from submission import Detections
     from submission.validate import check_values
     from toolkit import console, workspace
@@ -48,7 +46,7 @@ def compare(
     context = Context.read(answers, true.image_ids)
     result = run(true, both[0], both[1], context, engine.value, resamples, seed)
     if json:
-        console.print_json(dataclasses.asdict(result))
+        console.print_json(result.as_dict())
         return
     console.out.print(difference_table(result, a, b))
     console.out.print(class_difference_table(result))

@@ -7,7 +7,8 @@ therefore draws whole clips, within each month (the months are the challenge's, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,23 @@ class Comparison:
     classes: Mapping[str, Mapping[int, Difference]]
     clips: int
     resamples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: null where a number is not decided."""
+
+        def plain(difference: Difference) -> dict[str, float | None]:
+            values = {**asdict(difference), "change": difference.change}
+            return {key: value if is_number(value) else None for key, value in values.items()}
+
+        return {
+            "differences": {name: plain(d) for name, d in self.differences.items()},
+            "classes": {
+                month: {LABELS[label]: plain(d) for label, d in row.items()}
+                for month, row in self.classes.items()
+            },
+            "clips": self.clips,
+            "resamples": self.resamples,
+        }
 
 
 def compare(
