@@ -11,7 +11,7 @@ CONTAINER     := PYTHONPATH="$(CURDIR)" $(ENGINE_PYTHON) -m toolkit container
 IMAGE_OPTIONS := $(if $(PROFILE),--profile $(PROFILE))
 RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data $(DATA))
 
-.PHONY: docker-build docker-test docker-train docker-evaluate docker-submit docker-shell docker-doctor
+.PHONY: docker-build docker-test docker-train docker-evaluate docker-submit docker-shell docker-doctor test-rocm52
 
 .venv-docker/bin/python: docker/constraints.txt
 	$(PYTHON) -m venv .venv-docker
@@ -32,6 +32,9 @@ docker-evaluate: $(ENGINE_PYTHON)  ## evaluate the newest best.pt in the contain
 
 docker-submit: $(ENGINE_PYTHON)  ## predict the test split and zip it, in the container
 	$(CONTAINER) run $(RUN_OPTIONS) -- sh -c 'toolkit predict best.pt --split test && toolkit submit --zip $(ARGS)'
+
+test-rocm52:  ## the versions of the profile rocm52, without ROCm
+	scripts/test-rocm52
 
 docker-shell: $(ENGINE_PYTHON)  ## a shell in the container
 	$(CONTAINER) shell $(RUN_OPTIONS)
