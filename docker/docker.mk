@@ -5,6 +5,8 @@
 PROFILE ?=
 DATA    ?=
 ARGS    ?=
+# A Python 3.10 for test-rocm52; empty: the one on the path, or of pyenv.
+PYTHON310 ?=
 
 ENGINE_PYTHON := $(if $(wildcard $(VENV)/.installed),$(BIN)/python,.venv-docker/bin/python)
 CONTAINER     := PYTHONPATH="$(CURDIR)" $(ENGINE_PYTHON) -m toolkit container
@@ -15,7 +17,7 @@ RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data $(DATA))
 
 .venv-docker/bin/python: docker/constraints.txt
 	$(PYTHON) -m venv .venv-docker
-	.venv-docker/bin/python -m pip install --disable-pip-version-check -q -c $< docker msgspec rich typer
+	.venv-docker/bin/python -m pip install --disable-pip-version-check -q -c $< docker msgspec numpy rich typer
 	touch $@
 
 docker-build: $(ENGINE_PYTHON)  ## build the image: PROFILE=cpu, or the card's own
@@ -34,7 +36,7 @@ docker-submit: $(ENGINE_PYTHON)  ## predict the test split and zip it, in the co
 	$(CONTAINER) run $(RUN_OPTIONS) -- sh -c 'toolkit predict best.pt --split test && toolkit submit --zip $(ARGS)'
 
 test-rocm52:  ## the versions of the profile rocm52, without ROCm
-	scripts/test-rocm52
+	PYTHON310="$(PYTHON310)" scripts/test-rocm52
 
 docker-shell: $(ENGINE_PYTHON)  ## a shell in the container
 	$(CONTAINER) shell $(RUN_OPTIONS)

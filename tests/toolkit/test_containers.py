@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -244,6 +246,24 @@ def test_under_sudo_files_belong_to_who_typed_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(containers.os, "geteuid", lambda: 1003)
     monkeypatch.setattr(containers.os, "getegid", lambda: 1004)
     assert containers.default_user() == "1003:1004"
+
+
+def test_a_small_environment_is_enough_to_drive_an_engine(tmp_path: Path) -> None:
+    given = (containers.ROOT / "docker/docker.mk").read_text()
+    assert "docker msgspec numpy rich typer\n" in given  # what .venv-docker holds
+    program = (
+        "import sys\n"
+        "for name in 'torch torchvision ultralytics polars cv2 yaml pycocotools psutil'.split():\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = ['toolkit', 'container', 'run', '--profile', 'none', 'true']\n"
+        "from toolkit.cli import main\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(containers.ROOT), "TOOLKIT_WORKSPACE": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stderr == "error: no profile none; expected cpu, rdna1, rdna2, rdna3, rdna4, rocm52\n"
 
 
 @pytest.fixture
