@@ -1,9 +1,10 @@
 # make docker-train [PROFILE=cpu] [DATA=data/ltdv2] [ARGS="--preset rx5600xt --name first"]
 # PROFILE: a file of docker/profiles; empty: the one for this machine's card. DATA: LTDv2's files; empty: the
-# workspace's. The work is done by `toolkit container`, from .venv or from a small environment of its own, so
-# that nobody installs PyTorch twice.
+# workspace's. BASE: an image to build on instead of the profile's own. The work is done by `toolkit container`,
+# from .venv or from a small environment of its own, so that nobody installs PyTorch twice.
 PROFILE ?=
 DATA    ?=
+BASE    ?=
 ARGS    ?=
 # A Python 3.10 for test-rocm52; empty: the one on the path, or of pyenv.
 PYTHON310 ?=
@@ -21,7 +22,7 @@ RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data $(DATA))
 	touch $@
 
 docker-build: $(ENGINE_PYTHON)  ## build the image: PROFILE=cpu, or the card's own
-	$(CONTAINER) build $(IMAGE_OPTIONS) $(ARGS)
+	$(CONTAINER) build $(IMAGE_OPTIONS) $(if $(BASE),--base $(BASE))
 
 docker-test: setup  ## build the image and prove it by running it
 	PYTHON="$(abspath $(BIN))/python" scripts/container-test $(or $(PROFILE),cpu)

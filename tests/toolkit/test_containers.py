@@ -16,12 +16,18 @@ from typing import Any
 import docker
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from toolkit import containers, machine
 from toolkit.cli import app
 from toolkit.doctor import GIB, PROFILES
 from toolkit.errors import ToolkitError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
 
@@ -122,6 +128,23 @@ def test_locks_hold_no_package_of_the_torch_family_and_a_hash_for_every_other() 
         for entry in entries:
             assert "--hash=sha256:" in entry
             assert not re.match(r"(torch|torchvision|triton|nvidia-c|cuda-)", entry), entry
+
+
+def test_locks_hold_whatever_the_project_requires() -> None:
+    project = tomllib.loads((containers.ROOT / "pyproject.toml").read_text())["project"]
+    required = [
+        Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["fast"])
+    ]
+    for name in containers.profile_names():
+        pins = containers.load_profile(name).pins
+        lines = (containers.ROOT / f"docker/locks/{pins['LOCK']}.txt").read_text().splitlines()
+        locked = dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
+        for one in required:
+            python = {"python_version": pins["PYTHON"], "python_full_version": f"{pins['PYTHON']}.0"}
+            if one.name not in ("torch", "torchvision") and (
+                one.marker is None or one.marker.evaluate(python)
+            ):
+                assert one.specifier.contains(locked[one.name]), f"{one} in {name}: run scripts/lock"
 
 
 class FakeClient:
