@@ -164,10 +164,11 @@ def test_the_convolution_tests_pass_inside(workspace: Path) -> None:
     assert call(command("run", workspace, *inside), workspace).returncode == 0
 
 
-def test_the_demo_leaves_a_submission_that_the_caller_owns(workspace: Path) -> None:
+def test_the_demo_on_read_only_data_leaves_a_submission_that_the_caller_owns(workspace: Path) -> None:
+    sample = ["toolkit", "dataset", "sample", "data", "--train=160", "--val=48", "--test=54"]
+    assert call(command("run", workspace, "--writable-data", *sample), workspace).returncode == 0
     demo = ["/opt/ltdv2/scripts/demo", "data", "runs/demo"]
-    result = call(command("run", workspace, "--writable-data", *demo), workspace)
-    assert result.returncode == 0
+    assert call(command("run", workspace, *demo), workspace).returncode == 0
     archive = workspace / "runs/demo/submission.zip"
     assert (archive.stat().st_uid, archive.stat().st_gid) == (UID, GID)
     with zipfile.ZipFile(archive) as opened:

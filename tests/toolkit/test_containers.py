@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,18 @@ from typing import Any
 import docker
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from toolkit import containers, machine
 from toolkit.cli import app
 from toolkit.doctor import GIB, PROFILES
 from toolkit.errors import ToolkitError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
 
@@ -120,6 +128,23 @@ def test_locks_hold_no_package_of_the_torch_family_and_a_hash_for_every_other() 
         for entry in entries:
             assert "--hash=sha256:" in entry
             assert not re.match(r"(torch|torchvision|triton|nvidia-c|cuda-)", entry), entry
+
+
+def test_locks_hold_whatever_the_project_requires() -> None:
+    project = tomllib.loads((containers.ROOT / "pyproject.toml").read_text())["project"]
+    required = [
+        Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["fast"])
+    ]
+    for name in containers.profile_names():
+        pins = containers.load_profile(name).pins
+        lines = (containers.ROOT / f"docker/locks/{pins['LOCK']}.txt").read_text().splitlines()
+        locked = dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
+        for one in required:
+            python = {"python_version": pins["PYTHON"], "python_full_version": f"{pins['PYTHON']}.0"}
+            if one.name not in ("torch", "torchvision") and (
+                one.marker is None or one.marker.evaluate(python)
+            ):
+                assert one.specifier.contains(locked[one.name]), f"{one} in {name}: run scripts/lock"
 
 
 class FakeClient:
@@ -244,6 +269,24 @@ def test_under_sudo_files_belong_to_who_typed_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(containers.os, "geteuid", lambda: 1003)
     monkeypatch.setattr(containers.os, "getegid", lambda: 1004)
     assert containers.default_user() == "1003:1004"
+
+
+def test_a_small_environment_is_enough_to_drive_an_engine(tmp_path: Path) -> None:
+    given = (containers.ROOT / "docker/docker.mk").read_text()
+    assert "docker msgspec numpy rich typer\n" in given  # what .venv-docker holds
+    program = (
+        "import sys\n"
+        "for name in 'torch torchvision ultralytics polars cv2 yaml pycocotools psutil'.split():\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = ['toolkit', 'container', 'run', '--profile', 'none', 'true']\n"
+        "from toolkit.cli import main\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(containers.ROOT), "TOOLKIT_WORKSPACE": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stderr == "error: no profile none; expected cpu, rdna1, rdna2, rdna3, rdna4, rocm52\n"
 
 
 @pytest.fixture
