@@ -68,7 +68,7 @@ def _output_to_stderr() -> Iterator[None]:
     from ultralytics.utils import LOGGER, tqdm
 
     for handler in LOGGER.handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stderr)
     if not sys.stderr.isatty():
         tqdm.is_noninteractive_console = lambda: (

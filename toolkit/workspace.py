@@ -36,7 +36,10 @@ PHASES = {"development": "val", "testing": "test"}
 
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``toolkit.toml`` may set; a flag on the command line wins."""
+    """What ``toolkit.toml`` may set; a flag on the command line wins.
+
+    ``[health.<rule>]`` and ``[saving]`` are those of :mod:`toolkit.training`.
+    """
 
     data: str | None = None
     model: str | None = None
@@ -46,6 +49,8 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     imgsz: int | None = None
     device: str | None = None
     workers: int | None = None
+    health: dict[str, dict[str, float | str]] = {}
+    saving: dict[str, float] = {}
 
 
 class RunRecord(msgspec.Struct, frozen=True):

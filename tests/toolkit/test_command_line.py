@@ -58,7 +58,7 @@ def test_the_version(toolkit: Command) -> None:
         (("submit", "--zip"), "no predictions to submit"),
         (("train",), "cannot tell where the data is"),
         (("train", "--data", "nowhere"), "no folder nowhere"),
-        (("train", "--resume"), "no last.pt"),
+        (("train", "--resume"), "no run to continue"),
         (("dataset", "prepare", "nowhere"), "nowhere"),
     ],
 )

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
 from toolkit.device import resolve_device
 from toolkit.errors import ToolkitError
 from toolkit.training import session
+from toolkit.training.rundir import RunFiles, Summary, write_json
 from toolkit.training.session import Options
-from toolkit.workspace import RunRecord, Workspace
+from toolkit.workspace import Workspace
 
 
 @pytest.fixture
@@ -75,25 +75,40 @@ def test_what_is_not_there_is_named(place: Workspace, options: Options, message:
     assert not place.runs.exists()
 
 
-def test_resume_takes_the_newest_run_and_its_record(place: Workspace) -> None:
-    record = RunRecord(
-        data=str(place.root / "data"),
-        model="yolo11n.yaml",
-        preset="smoke",
-        channels=1,
-        patches=True,
-        command=[],
-        version="0",
+def begun(place: Workspace, name: str, **options: object) -> session.TrainingPlan:
+    """A run that was started."""
+    plan = session.plan(place, Options(name=name, device="cpu", preset="smoke", **options))  # type: ignore[arg-type]
+    plan.run.mkdir(parents=True)
+    session.record(plan)
+    return plan
+
+
+def test_resume_takes_the_newest_run_as_it_was_planned(place: Workspace) -> None:
+    begun(place, "zero")
+    one = begun(place, "one", epochs=7, seed=3)
+    resumed = session.plan_resume(place, Options())
+    assert resumed == one
+    assert session.plan_resume(place, Options(name="zero")).run == place.runs / "zero"
+
+
+def test_resume_may_change_what_does_not_change_the_run(place: Workspace) -> None:
+    begun(place, "one", epochs=7)
+    (place.root / "data" / "toolkit.toml").write_text(
+        "epochs = 90\n[health.hang]\nlimit = 30\n[saving]\nseconds = 60"
     )
-    last = place.runs / "one" / "weights" / "last.pt"
-    last.parent.mkdir(parents=True)
-    last.write_text("")
-    (place.runs / "one" / "run.json").write_bytes(msgspec.json.encode(record))
-    plan = session.plan_resume(place, Options(device="cpu"))
-    assert plan.resume == last
-    assert (plan.run, plan.preset, plan.channels) == (place.runs / "one", "smoke", 1)
+    resumed = session.plan_resume(place, Options(workers=3, patches=False))
+    assert (resumed.arguments["workers"], resumed.arguments["epochs"], resumed.patches) == (3, 7, False)
+    assert (resumed.rules.hang.limit, resumed.saving.seconds) == (30, 60)
+
+
+def test_resume_names_a_run_that_is_not_there_and_one_that_has_finished(place: Workspace) -> None:
+    with pytest.raises(ToolkitError, match="no run to continue"):
+        session.plan_resume(place, Options())
     with pytest.raises(ToolkitError, match="run two cannot go on"):
-        session.plan_resume(place, Options(name="two", device="cpu"))
+        session.plan_resume(place, Options(name="two"))
+    write_json(RunFiles(begun(place, "one").run).summary, Summary(state="finished"))
+    with pytest.raises(ToolkitError, match="run one has finished"):
+        session.plan_resume(place, Options())
 
 
 def test_without_a_flag_the_device_is_what_torch_has() -> None:

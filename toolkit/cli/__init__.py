@@ -17,6 +17,7 @@ from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
 from toolkit.cli.ensemble import ensemble
 from toolkit.cli.evaluate import evaluate
+from toolkit.cli.monitor import monitor, runs
 from toolkit.cli.predict import predict
 from toolkit.cli.submit import submit
 from toolkit.cli.train import train
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 app.add_typer(dataset.app, name="dataset")
 app.command()(train)
+app.command()(monitor)
+app.command()(runs)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(predict)

@@ -26,8 +26,13 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or --name.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be used and expected; train nothing.")
+    ] = False,
 ) -> None:
-    """Train a detector on the prepared data.
+    """Train a detector on the prepared data; watched, saved every few minutes, restarted when it fails.
+
+    SIGTERM and Ctrl-C save and stop (status 75 and 130); --resume goes on at the next batch.
 
     Example: [bold]toolkit train --data data/ltdv2 --preset rx5600xt --name first[/bold]
     """
@@ -50,6 +55,13 @@ def train(
     )
     place = workspace.current()
     plan = session.plan_resume(place, options) if resume else session.plan(place, options)
+    if dry_run:
+        from toolkit.dataset import index
+        from toolkit.training import expectation
+
+        for line in expectation.dry_run(plan, index.load(plan.data), place.runs).lines():
+            typer.echo(line)
+        return
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
     best = session.train(plan)
     typer.echo(best)

@@ -1,21 +1,21 @@
-"""One training run: what it will use, decided before anything starts, and the run itself."""
+"""One training run: what it will use, decided before anything starts, and the training itself."""
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import yaml
 
-import patches
 from toolkit import __version__, console, workspace
 from toolkit.errors import ToolkitError
-from toolkit.files import replacing
+from toolkit.training import health
+from toolkit.training.rundir import Orders, RunFiles, Saving, decode_path, state_of, write_json
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "thermal"
@@ -61,14 +61,15 @@ class TrainingPlan:
 
     Attributes:
         data: folder with LTDv2's files.
-        run: folder of the run, made by :func:`train`.
+        run: folder of the run, made by :func:`record`.
         preset: name of the recipe that the rest started from.
         model: architecture or checkpoint.
         channels: of the images, 1 or 3.
         device: what :func:`toolkit.device.resolve_device` returned.
         patches: whether convolutions go through the patches.
         arguments: Ultralytics' training arguments.
-        resume: checkpoint to continue from.
+        saving: when checkpoints inside an epoch are written.
+        rules: red flags and what they do.
     """
 
     data: Path
@@ -79,7 +80,13 @@ class TrainingPlan:
     device: str
     patches: bool
     arguments: Mapping[str, Argument] = field(default_factory=dict)
-    resume: Path | None = None
+    saving: Saving = field(default_factory=Saving)
+    rules: health.Rules = field(default_factory=health.Rules)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share each batch: one a GPU."""
+        return len(self.device.split(","))
 
 
 def presets() -> list[str]:
@@ -131,59 +138,61 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         device=resolve_device(options.device or defaults.device),
         patches=options.patches,
         arguments=arguments,
+        saving=msgspec.convert(defaults.saving, Saving),
+        rules=health.load(defaults.health),
     )
 
 
 def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
-    """Decide how to continue the newest run, or the one that ``options.name`` names, from its last.pt.
+    """Decide how to continue the newest run, or the one that ``options.name`` names.
+
+    What the run was started with stays; device, workers, batch and patches may change, and the data may have
+    moved. Health rules and checkpoint intervals are read from toolkit.toml again.
 
     Raises:
-        ToolkitError: there is no such run, or it has no last.pt.
+        ToolkitError: there is no such run, or it has finished.
     """
     from toolkit.device import resolve_device
 
-    if options.name is not None:
-        last = place.runs / options.name / "weights" / "last.pt"
-        if not last.is_file():
-            raise ToolkitError(
-                f"run {options.name} cannot go on", found="no weights/last.pt", expected=str(last)
-            )
-    else:
-        last = place.weights("last.pt")
-    run = last.parent.parent
-    record = place.record(run)
-    changeable = {
-        key: value for key in ("batch", "imgsz", "workers") if (value := getattr(options, key)) is not None
-    }
-    return TrainingPlan(
-        data=place.data_of(last, options.data).absolute(),
-        run=run,
-        preset=record.preset,
-        model=record.model,
-        channels=record.channels,
-        device=resolve_device(options.device),
-        patches=options.patches,
-        arguments=changeable,
-        resume=last,
+    files = RunFiles(place.runs / options.name if options.name else _newest_run(place))
+    before = read_plan(files)
+    if state_of(files) == "finished":
+        raise ToolkitError(f"run {files.run.name} has finished", found=str(files.best), fix="start a new run")
+    changed = {key: value for key in ("batch", "workers") if (value := getattr(options, key)) is not None}
+    data = place.data_of(files.best, options.data).absolute()
+    defaults = place.defaults(data)
+    return replace(
+        before,
+        data=data,
+        run=files.run,
+        device=resolve_device(options.device) if options.device else before.device,
+        patches=before.patches and options.patches,
+        arguments={**before.arguments, **changed},
+        saving=msgspec.convert(defaults.saving, Saving),
+        rules=health.load(defaults.health),
     )
 
 
-def train(plan: TrainingPlan) -> Path:
-    """Run the training to its end.
-
-    Returns:
-        The best weights.
+def read_plan(files: RunFiles) -> TrainingPlan:
+    """The plan that a run was started with.
 
     Raises:
-        ToolkitError: the data is not prepared, or the run could not produce weights.
+        ToolkitError: there is none, or it cannot be read.
     """
-    from toolkit.dataset import index
-    from toolkit.device import running
+    try:
+        content = files.plan.read_bytes()
+        return msgspec.json.decode(content, type=TrainingPlan, dec_hook=decode_path)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ToolkitError(
+            f"run {files.run.name} cannot go on", found=str(error), expected=f"a plan in {files.plan}"
+        ) from error
 
-    frames = index.load(plan.data)
-    plan.run.mkdir(parents=True, exist_ok=True)
-    if plan.resume is None:
-        record = workspace.RunRecord(
+
+def record(plan: TrainingPlan) -> None:
+    """Make the folder of the run, with what it is started with in it."""
+    files = RunFiles(plan.run)
+    if not (plan.run / "run.json").exists():
+        started_with = workspace.RunRecord(
             data=str(plan.data),
             model=plan.model,
             preset=plan.preset,
@@ -192,20 +201,52 @@ def train(plan: TrainingPlan) -> Path:
             command=sys.argv[1:],
             version=__version__,
         )
-        with replacing(plan.run / "run.json") as path:
-            path.write_text(json.dumps(msgspec.to_builtins(record), indent=2) + "\n")
+        write_json(plan.run / "run.json", started_with)
+    write_json(files.plan, plan)
+
+
+def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> None:
+    """Train in this process, from the newest checkpoint if there is one, to the end.
+
+    Raises:
+        Stopped, RollBackNeeded: see :mod:`toolkit.training.durable`.
+        ToolkitError: the data is not prepared, or the run could not produce weights.
+    """
+    import patches
+    from toolkit.dataset import index
+    from toolkit.device import running
+
+    frames = index.load(plan.data)
     with running(plan.device, patched=plan.patches):
         from toolkit.training.trainer import LTDv2Trainer
 
-        trainer = LTDv2Trainer(plan, frames)
-        trainer.train()
+        trainer = LTDv2Trainer(plan, frames, orders, stop_wanted)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
         if plan.patches:
             shares = [f"{route} {calls:,}" for route, calls in patches.report().by_route().items()]
             console.note("convolution calls by route: " + ", ".join(shares))
-    best: Path = trainer.best
-    if not best.is_file():
-        raise ToolkitError("training ended without weights", expected=str(best))
-    return best
+    if not trainer.best.is_file():
+        raise ToolkitError("training ended without weights", expected=str(trainer.best))
+    shutil.rmtree(trainer.files.checkpoints, ignore_errors=True)
+
+
+def train(plan: TrainingPlan) -> Path:
+    """Run the training to its end in a process of its own, restarted when it fails.
+
+    Returns:
+        The best weights.
+
+    Raises:
+        ToolkitError: the data is not prepared, the run was stopped, or it could not be kept alive.
+    """
+    from toolkit.dataset import index
+    from toolkit.training.supervisor import supervise
+
+    index.load(plan.data)
+    return supervise(plan)
 
 
 def _check_model(model: str) -> str:
@@ -229,6 +270,15 @@ def _check_model(model: str) -> str:
     raise ToolkitError(
         f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
     )
+
+
+def _newest_run(place: workspace.Workspace) -> Path:
+    plans = sorted(place.runs.glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not plans:
+        raise ToolkitError(
+            "no run to continue", found=f"nothing begun in {place.runs}", fix="start one: toolkit train"
+        )
+    return plans[-1].parent
 
 
 def _new_run(place: workspace.Workspace, name: str | None) -> Path:

@@ -1,0 +1,44 @@
+"""Stands in for the trainer where only the supervisor is tested: ``fake_trainer.py RUN``.
+
+Each line of ``script.jsonl`` in the run is one life: the heartbeat to show, for how long, and how to end. The
+orders that each life was given are appended to ``lives.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from toolkit.training import heartbeat
+from toolkit.training.rundir import RunFiles
+
+run = Path(sys.argv[1])
+files = RunFiles(run)
+lives = run / "lives.jsonl"
+number = len(lives.read_text().splitlines()) if lives.exists() else 0
+with lives.open("a") as file:
+    file.write(json.dumps(json.loads(files.orders.read_text())) + "\n")
+scenes = (run / "script.jsonl").read_text().splitlines()
+scene = json.loads(scenes[min(number, len(scenes) - 1)])
+
+if "place" in scene:
+    heartbeat.Place(files).set(*scene["place"])
+signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+end = time.monotonic() + scene.get("seconds", 0.0)
+count = 0
+while True:
+    count += 1
+    values = {"pid": os.getpid(), "count": count, "phase": "training", **scene.get("beat", {})}
+    heartbeat.write(files, msgspec.convert(values, heartbeat.Beat))
+    if time.monotonic() >= end:
+        break
+    time.sleep(0.05)
+if scene["exit"] < 0:
+    os.kill(os.getpid(), -scene["exit"])
+sys.exit(scene["exit"])

@@ -1,0 +1,237 @@
+"""Red flags: each rule on a history that a fake clock makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.errors import ToolkitError
+from toolkit.training import health
+from toolkit.training.health import Action, History, Rule, Rules
+from toolkit.training.heartbeat import Beat
+from toolkit.training.sensors import Sensors, reader
+
+GIB = 2**30
+
+
+def beat(count: int, **values: Any) -> Beat:
+    usual = {
+        "phase": "training",
+        "epochs": 10,
+        "batches": 100,
+        "loss": {"box": 1.0, "cls": 1.0},
+        "median_loss": 2.0,
+        "images_per_second": 40.0,
+        "step_seconds": (0.4, 0.5, 0.6),
+        "memory": 2 * GIB,
+    }
+    return Beat(pid=1, count=count, **{**usual, **values})
+
+
+def history(
+    seconds: int,
+    make: Callable[[int], Beat | None] = beat,
+    sensors: Sensors | None = None,
+    free: int = 100 * GIB,
+    then: History | None = None,
+) -> History:
+    """Looks once a second, with a heartbeat that moves each time unless ``make`` says otherwise."""
+    made = then or History()
+    start = int(made.now) + 1 if then else 0
+    for second in range(start, start + seconds):
+        made.add(float(second), make(second), sensors, free)
+    return made
+
+
+def flags(seen: History) -> dict[str, Action]:
+    return {verdict.rule: verdict.action for verdict in health.check(seen, Rules())}
+
+
+def test_a_healthy_run_raises_no_flag() -> None:
+    fine = Sensors(busy=97.0, temperature=71.0, memory_used=4 * GIB, memory_total=6 * GIB)
+    assert flags(history(1200, sensors=fine)) == {}
+
+
+@pytest.mark.parametrize(("seconds", "hung"), [(119, False), (122, True)])
+def test_no_batch_for_two_minutes_is_a_hang(seconds: int, hung: bool) -> None:
+    seen = history(seconds, lambda _: beat(7), then=history(30))
+    assert flags(seen) == ({"hang": Action.RESTART} if hung else {})
+
+
+def test_a_run_with_slow_batches_has_longer() -> None:
+    slow = history(300, lambda _: beat(7, step_seconds=(20.0, 30.0, 40.0)), then=history(30))
+    assert flags(slow) == {}
+    hung = history(603, lambda _: beat(7, step_seconds=(20.0, 30.0, 40.0)), then=history(30))
+    assert flags(hung) == {"hang": Action.RESTART}
+
+
+def test_validation_and_the_first_batch_have_limits_of_their_own() -> None:
+    assert flags(history(250, lambda _: beat(7, phase="validating"))) == {}
+    assert flags(history(302, lambda _: beat(7, phase="validating"))) == {"hang_validating": Action.RESTART}
+    assert flags(history(800, lambda _: None)) == {}
+    assert flags(history(902, lambda _: None)) == {"hang_starting": Action.RESTART}
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 3600.0, 1e9])
+def test_a_clock_that_jumps_is_no_hang(jump: float) -> None:
+    """Set forward or back, or a machine that slept: nobody watched in that time."""
+    seen = history(30)
+    stuck = beat(29)
+    for second in range(60):
+        seen.add(30.0 + second + (jump if second > 20 else 0.0), stuck, None, 100 * GIB)
+        assert flags(seen) == {}
+    for second in range(60, 140):
+        seen.add(30.0 + second + jump, stuck, None, 100 * GIB)
+    assert flags(seen) == {"hang": Action.RESTART}
+
+
+@given(st.lists(st.floats(-1e9, 1e9, allow_nan=False), min_size=2, max_size=50))
+def test_watched_time_never_runs_backwards_or_leaps(clock: list[float]) -> None:
+    seen = History()
+    before = 0.0
+    for reading in clock:
+        seen.add(reading, None, None, 0)
+        assert -1e-6 <= seen.now - before <= History.MAX_GAP + 1e-6
+        before = seen.now
+
+
+def test_ten_updates_in_a_row_that_are_not_finite_roll_back() -> None:
+    assert flags(history(30, lambda n: beat(n, skipped_in_a_row=9))) == {}
+    rolled = history(30, lambda n: beat(n, skipped_in_a_row=10, loss={"box": None, "cls": 1.0}))
+    assert flags(rolled) == {"not_finite": Action.ROLL_BACK}
+
+
+def test_a_loss_far_above_its_median_rolls_back_if_it_stays_there() -> None:
+    def at(second: int) -> Beat:
+        return beat(second, loss={"box": 30.0 if second >= 100 else 1.0, "cls": 1.0})
+
+    assert flags(history(110, at)) == {}
+    assert flags(history(122, at)) == {"loss_jump": Action.ROLL_BACK}
+
+
+def test_heat_is_noted_after_a_minute_and_stops_the_run_at_once_when_it_is_too_much() -> None:
+    warm = Sensors(busy=99.0, temperature=84.0)
+    assert flags(history(50, sensors=warm)) == {}
+    assert flags(history(65, sensors=warm)) == {"hot": Action.NOTE}
+    glowing = Sensors(busy=99.0, temperature=96.0)
+    assert flags(history(3, sensors=glowing)) == {"too_hot": Action.GIVE_UP}
+
+
+def test_an_idle_gpu_is_noted_in_training_only() -> None:
+    idle = Sensors(busy=0.0)
+    assert flags(history(65, sensors=idle)) == {"gpu_idle": Action.NOTE}
+    assert flags(history(65, lambda n: beat(n, phase="validating"), sensors=idle)) == {}
+
+
+def test_five_of_six_gigabytes_are_the_budget() -> None:
+    assert flags(history(3, sensors=Sensors(memory_used=5 * GIB, memory_total=6 * GIB))) == {}
+    over = Sensors(memory_used=5 * GIB + 1, memory_total=6 * GIB)
+    assert flags(history(3, sensors=over)) == {"gpu_memory": Action.NOTE}
+
+
+def test_memory_that_grows_for_hours_is_given_back_by_a_restart() -> None:
+    def leaking(second: int) -> Beat:
+        return beat(second, memory=2 * GIB + second * GIB // 3600)
+
+    assert flags(history(3 * 3600, leaking)) == {}
+    assert flags(history(4 * 3600 + 120, leaking)) == {"memory_growth": Action.RESTART}
+
+
+def test_half_the_usual_speed_is_noted() -> None:
+    def at(second: int) -> Beat:
+        return beat(second, images_per_second=19.0 if second > 600 else 40.0)
+
+    assert flags(history(640, at)) == {}
+    assert flags(history(665, at)) == {"slow": Action.NOTE}
+
+
+def test_waiting_for_the_loader_half_of_the_time_is_noted() -> None:
+    assert flags(history(65, lambda n: beat(n, loader_wait=0.6))) == {"starving": Action.NOTE}
+
+
+def test_a_disk_that_is_nearly_full_is_noted() -> None:
+    assert flags(history(3, free=GIB)) == {"disk": Action.NOTE}
+
+
+def test_more_than_one_bad_frame_in_a_hundred_ends_the_run_and_says_why() -> None:
+    assert flags(history(3, lambda n: beat(n, frames=5000, bad_frames=50))) == {}
+    assert flags(history(3, lambda n: beat(n, frames=20, bad_frames=10))) == {}
+    seen = history(3, lambda n: beat(n, frames=5000, bad_frames=51))
+    (verdict,) = health.check(seen, Rules())
+    assert verdict.action is Action.GIVE_UP
+    assert "51 of 5,000 frames" in verdict.detail
+    assert "toolkit dataset verify --deep" in verdict.detail
+
+
+def test_the_most_drastic_verdict_comes_first() -> None:
+    glowing = Sensors(busy=0.0, temperature=99.0)
+    seen = history(130, lambda _: beat(1), sensors=glowing)
+    assert health.check(seen, Rules())[0].action is Action.GIVE_UP
+
+
+def test_a_week_of_history_stays_small() -> None:
+    seen = History()
+    for second in range(0, 7 * 24 * 3600, 8):
+        seen.add(float(second), beat(second), None, 0)
+    assert len(seen.observations) < 12_000
+    gaps = [b.at - a.at for a, b in zip(seen.observations, seen.observations[1:], strict=False)]
+    assert max(gaps) < 130
+
+
+def test_thresholds_come_from_the_configuration() -> None:
+    rules = health.load({"hang": {"limit": 30}, "hot": {"action": "give up"}})
+    assert rules.hang == Rule(30.0, Action.RESTART)
+    assert rules.hot == Rule(80.0, Action.GIVE_UP, 60.0)
+    assert rules.too_hot == Rules().too_hot
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"hangs": {"limit": 30}}, "no health rule hangs"),
+        ({"hang": {"limits": 30}}, "limits"),
+        ({"hang": {"action": "explode"}}, "explode"),
+        ({"hang": 30}, "no health rule hang"),
+    ],
+)
+def test_a_rule_that_is_not_known_is_refused(table: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ToolkitError, match=complaint):
+        health.load(table)
+
+
+def test_time_left_comes_with_its_spread() -> None:
+    low, middle, high = beat(1, epoch=8, batch=40, validation_seconds=10.0).seconds_left() or (0, 0, 0)
+    assert (low, middle, high) == pytest.approx((160 * 0.4 + 20, 160 * 0.5 + 20, 160 * 0.6 + 20))
+    assert beat(1, step_seconds=(0.0, 0.0, 0.0)).seconds_left() is None
+
+
+def test_the_sensors_of_an_amd_card_are_read_from_sysfs(tmp_path: Path) -> None:
+    node = tmp_path / "class/kfd/kfd/topology/nodes/1"
+    card = tmp_path / "class/drm/renderD128/device"
+    for folder in (node, card / "hwmon/hwmon3"):
+        folder.mkdir(parents=True)
+    (node / "properties").write_text(
+        "simd_count 72\nsimd_per_cu 2\ngfx_target_version 100100\ndrm_render_minor 128\n"
+    )
+    (tmp_path / "recorded.json").write_text("{}")
+    for name, value in {
+        "mem_info_vram_total": 6 * GIB,
+        "mem_info_vram_used": GIB,
+        "gpu_busy_percent": 93,
+        "hwmon/hwmon3/temp1_input": 71000,
+    }.items():
+        (card / name).write_text(f"{value}\n")
+    assert reader("0", tmp_path)() == Sensors(93, 71.0, GIB, 6 * GIB)
+    assert reader("cpu", tmp_path)() is None
+
+
+def test_a_loss_that_is_not_finite_has_no_total() -> None:
+    assert beat(1, loss={"box": 1.0, "cls": None}).total_loss is None
+    assert beat(1).total_loss == 2.0
+    assert not math.isnan(beat(1).total_loss or math.nan)

@@ -1,0 +1,160 @@
+"""``toolkit monitor``, ``toolkit runs`` and ``toolkit train --dry-run`` say what the files of a run say."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.cli import main
+from toolkit.training import events, heartbeat, session, watching
+from toolkit.training.heartbeat import Beat
+from toolkit.training.rundir import RunFiles, Summary, write_json
+from toolkit.training.session import Options
+from toolkit.training.watching import duration
+from toolkit.workspace import Workspace
+
+CSV = """epoch,time,metrics/mAP50(B),metrics/mAP50-95(B)
+1,10,0.30,0.10
+2,20,0.50,0.25
+3,30,0.45,0.24
+"""
+
+
+@pytest.fixture
+def files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFiles:
+    """A run in its fourth epoch."""
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "120")
+    options = Options(data=data, name="first", device="cpu", preset="smoke", epochs=10)
+    plan = session.plan(Workspace(tmp_path), options)
+    plan.run.mkdir(parents=True)
+    session.record(plan)
+    made = RunFiles(plan.run)
+    beat = Beat(
+        pid=1,
+        count=99,
+        phase="training",
+        epoch=3,
+        epochs=10,
+        batch=120,
+        batches=200,
+        loss={"box_loss": 1.25, "cls_loss": None},
+        images_per_second=41.5,
+        loader_wait=0.07,
+        step_seconds=(0.1, 0.2, 0.4),
+        best=0.25,
+        saved=650,
+    )
+    heartbeat.write(made, beat)
+    (made.run / "results.csv").write_text(CSV)
+    events.record(made.events, "hang", "restarted", "no sign of life for 121 s", epoch=2, batch=17)
+    write_json(made.summary, Summary(state="running", images_per_second=41.5))
+    return made
+
+
+def toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["toolkit", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    assert not ended.value.code, captured.err
+    return captured.out
+
+
+def test_the_state_of_a_run_follows_its_lock_and_its_summary(files: RunFiles) -> None:
+    watch = watching.Watch(files)
+    assert watch.look().state == "interrupted"
+    with files.locked():
+        assert watch.look().state == "running"
+    write_json(files.summary, Summary(state="failed", reason="too_hot: GPU at 97 C"))
+    assert (watch.look().state, watch.look().reason) == ("failed", "too_hot: GPU at 97 C")
+
+
+@pytest.mark.parametrize("words", [("monitor", "first"), ("monitor",)])
+def test_piped_it_prints_a_line_and_ends_with_the_run(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str]
+) -> None:
+    (line,) = toolkit(monkeypatch, capsys, *words).splitlines()
+    assert line == (
+        "first: interrupted, epoch 4/10, batch 120/200, 41.5 images/s, box 1.250, cls -, mAP@0.5 0.5000, "
+        "loader wait 7%, 1 events"
+    )
+
+
+def test_json_has_time_left_with_its_spread(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = json.loads(toolkit(monkeypatch, capsys, "monitor", "--json"))
+    left = 10 * 200 - 3 * 200 - 120
+    assert shown["seconds_left"] == pytest.approx([left * 0.1, left * 0.2, left * 0.4])
+    assert (shown["map50"], shown["map50_95"]) == (0.5, 0.25)
+    assert shown["counts"] == {"hang": 1}
+    assert shown["recent"][0]["epoch"] == 2
+
+
+def test_a_terminal_sees_everything_at_a_glance(files: RunFiles) -> None:
+    from rich.console import Console
+
+    from toolkit.cli.monitor import _view
+
+    console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
+    watch = watching.Watch(files)
+    with files.locked():
+        console.print(_view(watch.look(), watch.title))
+    text = console.export_text()
+    for word in ("running, training", "4 of 10", "120 of 200", "41.5 images/s", "after batch 650"):
+        assert word in text
+    assert "hang at epoch 3, batch 17: no sign of life for 121 s; restarted" in text
+
+
+def test_runs_are_listed_with_state_score_and_size(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files.run / "evaluation").mkdir()
+    (files.run / "evaluation" / "scores.json").write_text('{"global_map_bal": 0.448}')
+    table = toolkit(monkeypatch, capsys, "runs")
+    for word in ("first", "interrupted", "smoke", "3/10", "0.5000", "0.4480"):
+        assert word in table
+    (shown,) = json.loads(toolkit(monkeypatch, capsys, "runs", "--json"))
+    assert shown["bytes"] == sum(p.stat().st_size for p in files.run.rglob("*"))
+
+
+def test_a_run_that_is_not_there_is_named_with_those_that_are(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["toolkit", "monitor", "second"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no run second; found first" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_all_and_makes_nothing(
+    files: RunFiles, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(files.run.parent.rglob("*"))
+    words = ("train", "--dry-run", "--data", str(data), "--device", "cpu")
+    shown = toolkit(monkeypatch, capsys, *words, "--preset", "thermal")
+    for word in ("yolo11m.yaml, 1 channel", "44 train", "cos_lr             True", "3 an epoch, 150 in all"):
+        assert word in shown
+    assert "time         unknown" in shown
+    like_first = toolkit(monkeypatch, capsys, *words, "--preset", "smoke", "--epochs", "10")
+    assert "time         11 s: run first made 41.5 images/s on this device" in like_first
+    assert sorted(files.run.parent.rglob("*")) == before
+
+
+def test_durations_are_said_as_people_say_them() -> None:
+    said = [duration(seconds) for seconds in (0.4, 89, 600, 12_000, 200_000)]
+    assert said == ["0 s", "89 s", "10 min", "3 h 20 min", "2 d 8 h"]
+
+
+def test_an_event_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    events.record(path, "hang", "restarted")
+    with path.open("a") as file:
+        file.write('{"time": "2026-11-2')
+    assert [event.kind for event in events.read(path)] == ["hang"]

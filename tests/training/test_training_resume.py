@@ -1,0 +1,169 @@
+"""A run that is cut off and resumed is the run that was not: same samples, same losses, same weights."""
+
+from __future__ import annotations
+
+import csv
+import resource
+from pathlib import Path
+from types import MethodType
+
+import pytest
+import torch
+from tiny_run import Step, Trace, plan, train
+from ultralytics.models.yolo.detect import DetectionTrainer
+
+from toolkit.training import checkpoints, events
+from toolkit.training.rundir import RunFiles, Saving
+from toolkit.training.trainer import LTDv2Trainer
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """The run that nothing disturbs."""
+    return train(plan(data, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def weights(run: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint of Ultralytics."""
+    loaded = torch.load(run / "weights" / name, weights_only=False)
+    state: dict[str, torch.Tensor] = (loaded["ema"] or loaded["model"]).state_dict()
+    return state
+
+
+def rows(run: Path) -> list[list[str]]:
+    """results.csv without the column of times."""
+    with (run / "results.csv").open() as file:
+        return [[row[0], *row[2:]] for row in csv.reader(file)]
+
+
+def assert_same(first: list[Step], second: list[Step]) -> None:
+    assert [step.images for step in first] == [step.images for step in second]
+    assert [step.rate for step in first] == pytest.approx([step.rate for step in second], rel=1e-9)
+    for a, b in zip(first, second, strict=True):
+        assert a.losses == pytest.approx(b.losses, abs=1e-6), (a.epoch, a.batch)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6, 10, 13])
+def test_cut_at_any_batch_it_goes_on_exactly(whole: Trace, data: Path, tmp_path: Path, cut: int) -> None:
+    """In warm-up, with gradients waiting for their update, at the end of an epoch, with mosaic closed."""
+    planned = plan(data, tmp_path / "run")
+    first = train(planned, stop_after=cut)
+    assert first.stopped
+    second = train(planned)
+    assert_same(first.steps + second.steps, whole.steps)
+    assert whole.trainer is not None
+    for name, value in weights(whole.trainer.plan.run).items():
+        assert torch.equal(value, weights(planned.run)[name]), name
+    assert rows(planned.run) == rows(whole.trainer.plan.run)
+
+
+def test_gradients_that_wait_for_their_update_are_kept(data: Path, tmp_path: Path) -> None:
+    planned = plan(data, tmp_path / "run")
+    train(planned, stop_after=10)
+    checkpoint, _ = checkpoints.newest(RunFiles(planned.run).checkpoints)
+    assert checkpoint is not None
+    state = checkpoint.load()
+    assert state["since_update"] == 1
+    assert len(state["gradients"]) > 50
+
+
+def test_workers_make_the_samples_that_the_trainer_itself_makes(
+    whole: Trace, data: Path, tmp_path: Path
+) -> None:
+    with_worker = train(plan(data, tmp_path / "run", workers=1, epochs=1, close_mosaic=0))
+    # The warm-up of a run of one epoch is another one: the first batch comes before any update.
+    assert [step.images for step in with_worker.steps] == [step.images for step in whole.steps[:6]]
+    assert with_worker.steps[0].losses == pytest.approx(whole.steps[0].losses, abs=1e-6)
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
+    whole: Trace, data: Path, tmp_path: Path
+) -> None:
+    planned = plan(data, tmp_path / "run", saving=Saving(batches=2))
+    files = RunFiles(planned.run)
+    first = train(planned, stop_after=7)
+    damaged = checkpoints.listed(files.checkpoints)[0]
+    assert damaged.batches == 7
+    damaged.path.write_bytes(damaged.path.read_bytes()[:-100])
+    second = train(planned)
+    assert [event.kind for event in events.read(files.events)] == ["checkpoint damaged"]
+    assert_same(first.steps[:6] + second.steps, whole.steps)
+
+
+def test_a_run_cut_before_its_first_checkpoint_starts_over(whole: Trace, data: Path, tmp_path: Path) -> None:
+    planned = plan(data, tmp_path / "run")
+
+    class Cut(Exception):
+        pass
+
+    def cut(trainer: LTDv2Trainer) -> None:
+        def raise_after_first_epoch(_: object) -> None:
+            raise Cut
+
+        trainer.add_callback("on_fit_epoch_end", raise_after_first_epoch)
+
+    with pytest.raises(Cut):
+        train(planned, prepare=cut)
+    assert (planned.run / "weights" / "last.pt").is_file()
+    assert_same(train(planned).steps, whole.steps)
+    assert len(rows(planned.run)) == 4
+
+
+def test_a_worse_epoch_after_a_resume_does_not_replace_best_pt(data: Path, tmp_path: Path) -> None:
+    planned = plan(data, tmp_path / "run")
+    best = planned.run / "weights" / "best.pt"
+    train(planned, stop_after=8)
+    content = torch.load(best, weights_only=False)
+    content["best_fitness"] = 0.9  # as if a later epoch had been better before the run was cut off
+    torch.save(content, best)
+    before = best.read_bytes()
+    train(planned, stop_after=6)
+    assert best.read_bytes() == before
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_run(whole: Trace, data: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: from the third to the ninth batch nothing fits."""
+    planned = plan(data, tmp_path / "run", saving=Saving(batches=1))
+    files = RunFiles(planned.run)
+    kept: list[int] = []
+
+    def fill(trainer: LTDv2Trainer) -> None:
+        def on_batch(_: object) -> None:
+            done = trainer.batches_done + 1
+            soft = 10_000 if 3 <= done < 9 else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+            if done == 8:
+                kept.extend(c.batches for c in checkpoints.listed(files.checkpoints) if c.intact())
+
+        trainer.callbacks["on_train_batch_end"].insert(0, on_batch)
+
+    try:
+        trace = train(planned, prepare=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert_same(trace.steps, whole.steps)
+    assert kept == [2, 1]
+    counts = events.count(events.read(files.events))
+    assert counts["weights not written"] == 1
+    assert counts["checkpoint not written"] >= 6
+    assert not list(planned.run.rglob("*.tmp"))
+    assert weights(planned.run).keys() == weights(planned.run, "best.pt").keys()
+
+
+def test_ultralytics_own_loop_sees_the_same_warm_up_and_updates(data: Path, tmp_path: Path) -> None:
+    """Nothing of this trainer but its loader is left: losses and rates agree batch by batch."""
+    planned = plan(data, tmp_path / "run")
+    ours = train(planned)
+
+    def undo(trainer: LTDv2Trainer) -> None:
+        for event, handlers in trainer.callbacks.items():
+            if event != "on_train_epoch_start":  # tells the sampler the epoch
+                trainer.callbacks[event] = [h for h in handlers if "DurableTrainer" not in h.__qualname__]
+        trainer.preprocess_batch = MethodType(DetectionTrainer.preprocess_batch, trainer)
+        trainer.optimizer_step = MethodType(DetectionTrainer.optimizer_step, trainer)
+        trainer._images = []
+
+    theirs = train(plan(data, tmp_path / "theirs"), prepare=undo)
+    for a, b in zip(ours.steps, theirs.steps, strict=True):
+        assert a.losses == pytest.approx(b.losses, abs=1e-6), (a.epoch, a.batch)
+        assert a.rate == pytest.approx(b.rate, rel=1e-9)

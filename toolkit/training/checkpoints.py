@@ -1,0 +1,119 @@
+"""Checkpoints inside an epoch: written whole or not at all, each with its own checksum, a few kept.
+
+The name carries the place and the checksum, ``batch-000012345-<16 hex digits of SHA-256>.pt``: renaming the
+finished file publishes both at once, and a reader can tell a damaged file without any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit import console
+from toolkit.files import replacing
+
+KEEP = 3
+"""The newest checkpoint and the two before it."""
+
+_NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file.
+
+    Attributes:
+        path: the file.
+        batches: batches done in the whole run when it was written.
+        checksum: the first 16 hex digits of its SHA-256.
+    """
+
+    path: Path
+    batches: int
+    checksum: str
+
+    def intact(self) -> bool:
+        """Whether the content is what was written."""
+        try:
+            return _checksum(self.path.read_bytes()) == self.checksum
+        except OSError:
+            return False
+
+    def load(self) -> dict[str, Any]:
+        """The state that :func:`write` was given, tensors on the CPU."""
+        import torch
+
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        return state
+
+
+def listed(folder: Path) -> list[Checkpoint]:
+    """Checkpoints in ``folder``, newest first, not yet checked."""
+    names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("batch-*.pt"))
+    found = [Checkpoint(path, int(match[1]), match[2]) for path, match in names if match]
+    return sorted(found, key=lambda c: (c.batches, c.path.stat().st_mtime_ns), reverse=True)
+
+
+def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    """The newest intact checkpoint and the damaged ones that were passed over.
+
+    Args:
+        folder: of the checkpoints.
+        before: only those with fewer batches done than this.
+    """
+    damaged: list[Checkpoint] = []
+    for checkpoint in listed(folder):
+        if before is not None and checkpoint.batches >= before:
+            continue
+        if checkpoint.intact():
+            return checkpoint, damaged
+        damaged.append(checkpoint)
+    return None, damaged
+
+
+def write(folder: Path, batches: int, state: Mapping[str, Any]) -> Checkpoint:
+    """Write ``state`` (tensors, numbers, text, lists and dictionaries of them) and drop the oldest files.
+
+    Older checkpoints are removed only after the new one is on the disk.
+
+    Raises:
+        ToolkitError: the disk is full or the folder cannot be written; older checkpoints are as they were.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getbuffer()
+    checksum = _checksum(content)
+    path = folder / f"batch-{batches:09d}-{checksum}.pt"
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    for old in listed(folder)[KEEP:]:
+        with suppress(OSError):
+            old.path.unlink()
+    return Checkpoint(path, batches, checksum)
+
+
+def discard_after(folder: Path, batches: int) -> None:
+    """Remove checkpoints with more batches done than ``batches``: the run has gone back before them."""
+    for checkpoint in listed(folder):
+        if checkpoint.batches > batches:
+            checkpoint.path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left behind."""
+    for path in folder.glob(".batch-*.tmp"):
+        with suppress(OSError):
+            path.unlink()
+            console.note(f"removed {path.name}, which a killed writer left behind")
+
+
+def _checksum(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,352 @@
+"""Red flags: named rules with thresholds over what the supervisor has seen of a run.
+
+Each rule is a pure function of a :class:`History` and its own :class:`Rule`. Thresholds and actions are
+configuration: ``[health.<rule>]`` in toolkit.toml.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from toolkit.errors import ToolkitError
+from toolkit.training.heartbeat import Beat, Phase
+from toolkit.training.sensors import Sensors
+
+GIB = 2**30
+
+
+class Action(Enum):
+    """What a rule does when it applies."""
+
+    NOTE = "note"
+    RESTART = "restart"  # stop and resume from the newest checkpoint
+    ROLL_BACK = "roll back"  # resume from a checkpoint before the trouble, with a lower learning rate
+    GIVE_UP = "give up"  # save, stop, report
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A threshold.
+
+    Attributes:
+        limit: the threshold, in the unit that :class:`Rules` names.
+        action: what to do beyond it.
+        seconds: how long it must hold.
+    """
+
+    limit: float
+    action: Action
+    seconds: float = 0.0
+
+
+class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All rules with their default thresholds.
+
+    Attributes:
+        hang: seconds without a batch in training, or 20 times the median batch if that is longer.
+        hang_starting: the same before the first batch (imports, first-step compilation).
+        hang_validating: the same in validation.
+        not_finite: updates in a row with a loss or gradient that is NaN or infinite.
+        loss_jump: loss as a multiple of its running median.
+        gpu_idle: percent of time that the GPU is busy.
+        hot, too_hot: temperature of the GPU in degrees Celsius.
+        gpu_memory: part of the card's memory in use: 5 GB on a card of 6 GB.
+        memory_growth: GiB that the trainer has grown by since its first minutes.
+        slow: images a second as a part of the run's own median.
+        starving: part of the time spent waiting for the loader.
+        disk: GiB free where the run is written.
+        bad_frames: part of the frames that did not decode and were replaced.
+    """
+
+    hang: Rule = Rule(120.0, Action.RESTART)
+    hang_starting: Rule = Rule(900.0, Action.RESTART)
+    hang_validating: Rule = Rule(300.0, Action.RESTART)
+    not_finite: Rule = Rule(10.0, Action.ROLL_BACK)
+    loss_jump: Rule = Rule(10.0, Action.ROLL_BACK, seconds=20.0)
+    gpu_idle: Rule = Rule(0.0, Action.NOTE, seconds=60.0)
+    hot: Rule = Rule(80.0, Action.NOTE, seconds=60.0)
+    too_hot: Rule = Rule(95.0, Action.GIVE_UP)
+    gpu_memory: Rule = Rule(5 / 6, Action.NOTE)
+    memory_growth: Rule = Rule(4.0, Action.RESTART, seconds=60.0)
+    slow: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
+    starving: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
+    disk: Rule = Rule(2.0, Action.NOTE)
+    bad_frames: Rule = Rule(0.01, Action.GIVE_UP)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the supervisor saw at one moment.
+
+    Attributes:
+        at: seconds of watched time, see :class:`History`.
+        beat: the newest heartbeat of the trainer that runs now; None before its first.
+        sensors: of the GPU that trains; None without one.
+        disk_free: bytes.
+    """
+
+    at: float
+    beat: Beat | None
+    sensors: Sensors | None
+    disk_free: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A rule that applies, what it wants done, and the numbers."""
+
+    rule: str
+    action: Action
+    detail: str
+
+
+class History:
+    """Observations of one trainer process, with a clock that only counts time that was watched.
+
+    A gap longer than :attr:`MAX_GAP` between two looks (the machine slept, the container was paused, a
+    clock was set) counts as that much and no more: nobody watched, so nobody can say that nothing moved.
+    """
+
+    MAX_GAP = 10.0
+    FULL = 600.0
+    """Seconds for which every observation is kept; before that, one a minute."""
+
+    def __init__(self) -> None:
+        self._old: list[Observation] = []
+        self._recent: deque[Observation] = deque()
+        self.last_progress = 0.0
+        self._now = 0.0
+        self._clock: float | None = None
+
+    @property
+    def now(self) -> float:
+        """Seconds of watched time since the trainer was started."""
+        return self._now
+
+    @property
+    def observations(self) -> list[Observation]:
+        """All that are kept, oldest first."""
+        return [*self._old, *self._recent]
+
+    @property
+    def newest(self) -> Observation | None:
+        """The last look."""
+        return self._recent[-1] if self._recent else None
+
+    @property
+    def beat(self) -> Beat | None:
+        """The newest heartbeat."""
+        return self._recent[-1].beat if self._recent else None
+
+    def add(self, clock: float, beat: Beat | None, sensors: Sensors | None, disk_free: int) -> None:
+        """Record a look at ``clock`` (seconds of any clock)."""
+        if self._clock is not None:
+            self._now += min(max(clock - self._clock, 0.0), self.MAX_GAP)
+        self._clock = clock
+        before = self.beat
+        if beat is not None and (before is None or beat.count != before.count):
+            self.last_progress = self._now
+        self._recent.append(Observation(self._now, beat, sensors, disk_free))
+        while self._recent[0].at < self._now - self.FULL:
+            aged = self._recent.popleft()
+            if not self._old or aged.at - self._old[-1].at >= 60.0:
+                self._old.append(aged)
+
+    def recent(self, seconds: float) -> list[Observation]:
+        """Observations of the last ``seconds``; none while there are not that many seconds yet."""
+        start = self._now - seconds
+        if start < 0:
+            return []
+        kept = self._recent if seconds <= self.FULL else self.observations
+        return [observation for observation in kept if observation.at >= start]
+
+
+def check(history: History, rules: Rules) -> list[Verdict]:
+    """Every rule that applies now, the most drastic first."""
+    verdicts = []
+    for name, rule_function in _RULES.items():
+        rule: Rule = getattr(rules, name)
+        detail = rule_function(history, rule)
+        if detail is not None:
+            verdicts.append(Verdict(name, rule.action, detail))
+    severity = list(Action)
+    return sorted(verdicts, key=lambda verdict: -severity.index(verdict.action))
+
+
+def load(table: Mapping[str, Any]) -> Rules:
+    """Rules from ``[health]`` of a toolkit.toml: a rule that is named keeps the defaults it does not mention.
+
+    Raises:
+        ToolkitError: a name, an action or a type is not known.
+    """
+    merged = msgspec.to_builtins(Rules())
+    for name, values in table.items():
+        if name not in merged or not isinstance(values, Mapping):
+            raise ToolkitError(f"no health rule {name}", expected=", ".join(merged))
+        merged[name] |= values
+    try:
+        return msgspec.convert(merged, Rules)
+    except msgspec.ValidationError as error:
+        raise ToolkitError("a health rule cannot be used", found=str(error)) from error
+
+
+def _without_progress(history: History, phases: tuple[Phase | None, ...], limit: float) -> str | None:
+    phase = history.beat.phase if history.beat else None
+    silent = history.now - history.last_progress
+    if phase in phases and silent > limit:
+        return f"no sign of life for {silent:.0f} s, limit {limit:.0f} s"
+    return None
+
+
+def _hang(history: History, rule: Rule) -> str | None:
+    beat = history.beat
+    usual = beat.step_seconds[1] if beat else 0.0
+    return _without_progress(history, ("training",), max(rule.limit, 20 * usual))
+
+
+def _hang_starting(history: History, rule: Rule) -> str | None:
+    return _without_progress(history, (None, "starting"), rule.limit)
+
+
+def _hang_validating(history: History, rule: Rule) -> str | None:
+    return _without_progress(history, ("validating", "finished"), rule.limit)
+
+
+def _not_finite(history: History, rule: Rule) -> str | None:
+    beat = history.beat
+    if beat is None or beat.skipped_in_a_row < rule.limit:
+        return None
+    return f"{beat.skipped_in_a_row} updates in a row had a loss or gradient that is not finite"
+
+
+def _loss_jump(history: History, rule: Rule) -> str | None:
+    recent = history.recent(rule.seconds)
+    factors = []
+    for observation in recent:
+        beat = observation.beat
+        if beat is None or beat.phase != "training" or beat.total_loss is None or not beat.median_loss:
+            return None
+        factors.append(beat.total_loss / beat.median_loss)
+    if not factors or min(factors) <= rule.limit:
+        return None
+    return f"loss {min(factors):.1f} times its running median, limit {rule.limit:g}"
+
+
+def _sustained(
+    history: History,
+    rule: Rule,
+    value: Callable[[Observation], float | None],
+    beyond: Callable[[float, float], bool],
+) -> float | None:
+    """The newest value if every observation of the rule's time is beyond its limit."""
+    values = [value(observation) for observation in history.recent(rule.seconds)]
+    if not values or not all(v is not None and beyond(v, rule.limit) for v in values):
+        return None
+    return values[-1]
+
+
+def _above(value: float, limit: float) -> bool:
+    return value > limit
+
+
+def _training(observation: Observation) -> Beat | None:
+    beat = observation.beat
+    return beat if beat is not None and beat.phase == "training" and beat.step_seconds[1] else None
+
+
+def _gpu_idle(history: History, rule: Rule) -> str | None:
+    busy = _sustained(
+        history,
+        rule,
+        lambda o: o.sensors.busy if o.sensors and _training(o) else None,
+        lambda value, limit: value <= limit,
+    )
+    return None if busy is None else f"GPU {busy:.0f} % busy for {rule.seconds:.0f} s"
+
+
+def _temperature(history: History, rule: Rule) -> str | None:
+    degrees = _sustained(history, rule, lambda o: o.sensors.temperature if o.sensors else None, _above)
+    return None if degrees is None else f"GPU at {degrees:.0f} C, limit {rule.limit:.0f} C"
+
+
+def _gpu_memory(history: History, rule: Rule) -> str | None:
+    sensors = history.newest.sensors if history.newest else None
+    if sensors is None or not sensors.memory_total or sensors.memory_used is None:
+        return None
+    used, budget = sensors.memory_used / GIB, rule.limit * sensors.memory_total / GIB
+    return f"{used:.1f} GiB of GPU memory in use, budget {budget:.1f} GiB" if used > budget else None
+
+
+def _memory_growth(history: History, rule: Rule) -> str | None:
+    def size(observation: Observation) -> float | None:
+        beat = _training(observation)
+        return None if beat is None else (beat.memory + beat.gpu_memory) / GIB
+
+    first = next((s for s in map(size, history.observations) if s is not None), None)
+    if first is None:
+        return None
+
+    def growth(observation: Observation) -> float | None:
+        now = size(observation)
+        return None if now is None else now - first
+
+    grown = _sustained(history, rule, growth, _above)
+    return None if grown is None else f"memory has grown by {grown:.1f} GiB, limit {rule.limit:g} GiB"
+
+
+def _slow(history: History, rule: Rule) -> str | None:
+    def speed(observation: Observation) -> float | None:
+        beat = _training(observation)
+        return None if beat is None else beat.images_per_second
+
+    rates = [rate for rate in map(speed, history.observations) if rate is not None]
+    if len(rates) < 10:
+        return None
+    median = statistics.median(rates)
+    rate = _sustained(history, rule, speed, lambda value, limit: value < limit * median)
+    return None if rate is None else f"{rate:.1f} images/s, median of the run {median:.1f}"
+
+
+def _starving(history: History, rule: Rule) -> str | None:
+    wait = _sustained(history, rule, lambda o: b.loader_wait if (b := _training(o)) else None, _above)
+    return None if wait is None else f"{wait:.0%} of the time is spent waiting for the loader"
+
+
+def _disk(history: History, rule: Rule) -> str | None:
+    free = history.newest.disk_free / GIB if history.newest else float("inf")
+    return f"{free:.1f} GiB free, limit {rule.limit:g} GiB" if free < rule.limit else None
+
+
+def _bad_frames(history: History, rule: Rule) -> str | None:
+    beat = history.beat
+    # A handful of bad frames at the very start is no percentage yet.
+    if beat is None or beat.bad_frames <= max(rule.limit * beat.frames, 10):
+        return None
+    return (
+        f"{beat.bad_frames:,} of {beat.frames:,} frames did not decode and were replaced, "
+        f"limit {rule.limit:.0%}: check the data with `toolkit dataset verify --deep`"
+    )
+
+
+_RULES: dict[str, Callable[[History, Rule], str | None]] = {
+    "hang": _hang,
+    "hang_starting": _hang_starting,
+    "hang_validating": _hang_validating,
+    "not_finite": _not_finite,
+    "loss_jump": _loss_jump,
+    "gpu_idle": _gpu_idle,
+    "hot": _temperature,
+    "too_hot": _temperature,
+    "gpu_memory": _gpu_memory,
+    "memory_growth": _memory_growth,
+    "slow": _slow,
+    "starving": _starving,
+    "disk": _disk,
+    "bad_frames": _bad_frames,
+}

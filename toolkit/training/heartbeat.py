@@ -1,0 +1,126 @@
+"""The trainer's sign of life: where it is and how it is doing, in a small file that others read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+
+from toolkit.training.rundir import RunFiles
+
+INTERVAL = 2.0
+"""Seconds between two writes of the heartbeat while a phase lasts."""
+
+Phase = Literal["starting", "training", "validating", "finished"]
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """One heartbeat.
+
+    Attributes:
+        pid: of the trainer.
+        count: beats so far; what moves is alive, whatever the clocks say.
+        phase: what the trainer is doing.
+        epoch, epochs: counted from 0; how many there are.
+        batch, batches: batches done in this epoch; how many it has.
+        loss: components of the last loss, by name; NaN and infinity are null.
+        median_loss: running median of the sum.
+        learning_rate: of the first parameter group.
+        images_per_second: over the last batches.
+        loader_wait: fraction of the time spent waiting for the loader, over the last batches.
+        step_seconds: quartiles of the time of a batch (25 %, 50 %, 75 %), over the last batches.
+        validation_seconds: how long the last validation took; 0 before the first.
+        gpu_memory: bytes reserved on the device; 0 on a CPU.
+        memory: bytes resident in the trainer.
+        skipped_updates: updates left out because of a loss or gradient that was not finite.
+        skipped_in_a_row: how many of them since the last good update.
+        frames, bad_frames: frames read in this run, and those replaced because they did not decode.
+        best: best fitness (Ultralytics' mix of mAP) so far; null before the first validation.
+        saved: batches done when the newest checkpoint was written, over all epochs; -1 before the first.
+    """
+
+    pid: int
+    count: int
+    phase: Phase
+    epoch: int = 0
+    epochs: int = 0
+    batch: int = 0
+    batches: int = 0
+    loss: dict[str, float | None] = {}
+    median_loss: float | None = None
+    learning_rate: float = 0.0
+    images_per_second: float = 0.0
+    loader_wait: float = 0.0
+    step_seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    validation_seconds: float = 0.0
+    gpu_memory: int = 0
+    memory: int = 0
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    frames: int = 0
+    bad_frames: int = 0
+    best: float | None = None
+    saved: int = -1
+
+    @property
+    def total_loss(self) -> float | None:
+        """Sum of the components, or None when one is not finite."""
+        values = list(self.loss.values())
+        if not values or any(value is None for value in values):
+            return None
+        return sum(value for value in values if value is not None)
+
+    def seconds_left(self) -> tuple[float, float, float] | None:
+        """Time to the end of training, from the quartiles of the time of a batch: low, middle, high."""
+        if not self.step_seconds[1]:
+            return None
+        batches = max(self.epochs * self.batches - self.epoch * self.batches - self.batch, 0)
+        validations = (self.epochs - self.epoch) * self.validation_seconds
+        low, middle, high = (batches * seconds + validations for seconds in self.step_seconds)
+        return low, middle, high
+
+
+def write(files: RunFiles, beat: Beat) -> None:
+    """Replace the heartbeat, without a flush to the disk: it is old news after a power cut.
+
+    A full disk loses the beat, never the run.
+    """
+    temporary = files.run / ".heartbeat.tmp"
+    with suppress(OSError):
+        temporary.write_bytes(msgspec.json.encode(beat))
+        temporary.replace(files.heartbeat)
+
+
+def read(files: RunFiles) -> Beat | None:
+    """The newest heartbeat; None where there is none yet."""
+    try:
+        return msgspec.json.decode(files.heartbeat.read_bytes(), type=Beat)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+class Place:
+    """The exact batch that the trainer is working on: one short write a batch, in place.
+
+    It outlives a kill -9 (the page cache keeps it), so that two faults can be told to have happened
+    in the same batch.
+    """
+
+    def __init__(self, files: RunFiles) -> None:
+        self._handle = os.open(files.place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def set(self, epoch: int, batch: int) -> None:
+        """The trainer begins this batch."""
+        with suppress(OSError):
+            os.pwrite(self._handle, f"{epoch:8d} {batch:12d}\n".encode(), 0)
+
+    @staticmethod
+    def read(files: RunFiles) -> tuple[int, int] | None:
+        """Epoch and batch; None before the first."""
+        try:
+            epoch, batch = files.place.read_text().split()
+            return int(epoch), int(batch)
+        except (OSError, ValueError):
+            return None

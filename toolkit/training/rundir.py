@@ -1,0 +1,223 @@
+"""What a run keeps in its folder, and the lock that makes the folder one process's own."""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+
+
+class Exit(enum.IntEnum):
+    """Status that a training process ends with, and ``toolkit train`` with it."""
+
+    FINISHED = 0
+    FAILED = 1  # nothing that trying again would mend
+    FAULT = 70  # sysexits' EX_SOFTWARE: an exception in training; the supervisor tries again
+    ROLL_BACK = 73  # the weights are not finite; the supervisor goes back to an older checkpoint
+    STOPPED = 75  # sysexits' EX_TEMPFAIL: saved and stopped on request; `toolkit train --resume` goes on
+
+
+class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the supervisor tells a trainer that it starts.
+
+    Attributes:
+        supervisor: its process id; the trainer saves and stops when that process is gone.
+        before: resume from the newest checkpoint with fewer batches done than this; None: from the newest.
+        lr_scale: part of the planned learning rate to use.
+        skip: (epoch, batch) pairs to leave out.
+    """
+
+    supervisor: int
+    before: int | None = None
+    lr_scale: float = 1.0
+    skip: tuple[tuple[int, int], ...] = ()
+
+
+class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When checkpoints inside an epoch are written: whichever comes first.
+
+    Attributes:
+        seconds: since the last one.
+        batches: since the last one; 0 for no such limit.
+    """
+
+    seconds: float = 300.0
+    batches: int = 0
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Names inside ``runs/<name>``.
+
+    Attributes:
+        run: the folder.
+    """
+
+    run: Path
+
+    @property
+    def plan(self) -> Path:
+        """Everything the run uses (``plan.json``)."""
+        return self.run / "plan.json"
+
+    @property
+    def orders(self) -> Path:
+        """What the supervisor tells the trainer that it starts (``orders.json``)."""
+        return self.run / "orders.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """The newest :class:`toolkit.training.heartbeat.Beat`."""
+        return self.run / "heartbeat.json"
+
+    @property
+    def place(self) -> Path:
+        """Epoch and batch that the trainer is working on, written before each batch."""
+        return self.run / "place"
+
+    @property
+    def events(self) -> Path:
+        """One line for each thing that went wrong and what was done."""
+        return self.run / "events.jsonl"
+
+    @property
+    def skipped_frames(self) -> Path:
+        """One line for each frame that did not decode, each time it was met."""
+        return self.run / "skipped_frames.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """How the run ended, or that it is under way (``summary.json``)."""
+        return self.run / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints inside an epoch; gone once the run has finished."""
+        return self.run / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Ultralytics' best.pt."""
+        return self.run / "weights" / "best.pt"
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the run for this process and for those that inherit the yielded file descriptor.
+
+        The kernel drops the lock when the last of them ends, however it ends.
+
+        Raises:
+            ToolkitError: somebody else is training this run.
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(handle, 32, 0).decode().strip()
+                raise ToolkitError(
+                    f"run {self.run.name} is being trained already",
+                    found=f"process {holder}" if holder else "",
+                    fix=f"watch it with `toolkit monitor {self.run.name}`, or give this one another --name",
+                ) from error
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            yield handle
+        finally:
+            os.close(handle)
+
+    def is_locked(self) -> bool:
+        """Whether some process is training this run."""
+        try:
+            handle = os.open(self.run / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+
+RunState = Literal["running", "interrupted", "stopped", "finished", "failed"]
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """How a run went (``summary.json``), rewritten when it starts and when it ends.
+
+    Attributes:
+        state: as of the last writing; "running" of a run that nobody holds means interrupted.
+        reason: why it ended, unless it finished.
+        epochs, epochs_planned: done and wanted.
+        best: best fitness, Ultralytics' mix of mAP.
+        images_per_second: over the last batches.
+        gpu_memory: bytes reserved on the device.
+        seconds: since `toolkit train` was started, the last time.
+        restarts: of the trainer, in this call of `toolkit train`.
+        skipped_updates, bad_frames: over the whole run.
+        skipped_batches: batches left out because they failed again and again.
+        events: number of events of each kind, over the whole run.
+    """
+
+    state: RunState
+    reason: str = ""
+    epochs: int = 0
+    epochs_planned: int = 0
+    best: float | None = None
+    images_per_second: float = 0.0
+    gpu_memory: int = 0
+    seconds: float = 0.0
+    restarts: int = 0
+    skipped_updates: int = 0
+    bad_frames: int = 0
+    skipped_batches: int = 0
+    events: dict[str, int] = {}
+
+
+def read_summary(files: RunFiles) -> Summary | None:
+    """The summary; None where there is none."""
+    try:
+        return msgspec.json.decode(files.summary.read_bytes(), type=Summary)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def state_of(files: RunFiles) -> RunState:
+    """What the run is doing now."""
+    if files.is_locked():
+        return "running"
+    summary = read_summary(files)
+    return summary.state if summary is not None and summary.state != "running" else "interrupted"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` (structs, dataclasses, paths) as JSON."""
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode), indent=2)
+    with replacing(path) as temporary:
+        temporary.write_bytes(text + b"\n")
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value)} in JSON")
+
+
+def decode_path(kind: type, value: Any) -> Any:
+    """msgspec's hook for paths, which JSON keeps as text."""
+    if issubclass(kind, Path):
+        return kind(value)
+    raise NotImplementedError(f"{kind} from JSON")

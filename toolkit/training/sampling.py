@@ -1,0 +1,163 @@
+"""The order of the samples as a function of (seed, epoch), and a loader that can enter an epoch anywhere.
+
+With a dataset whose samples depend on (seed, epoch, image) alone, nothing remembers what ran before. So
+a run goes on, with any number of loader workers and of ranks, with exactly the samples that the run that was
+cut off would have drawn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+WORKER_RETRIES = 3
+"""Times that loader workers may die over one batch before the batch is left to the supervisor."""
+
+
+def derived_seed(*key: int) -> int:
+    """A 32-bit seed that depends on all of ``key`` (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators of this process (CPU and devices)."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - Ultralytics' transforms draw from the global generator
+    torch.manual_seed(seed)
+
+
+class EpochSampler(Sampler[int]):
+    """What is left of one epoch, batch after batch; of each batch the part of one rank.
+
+    Yields ``epoch * images + image``, which tells a seeded dataset the epoch as well
+    (:class:`toolkit.dataset.ultralytics.LTDv2Dataset`).
+
+    Args:
+        images: number of images.
+        batch: images in a batch, over all ranks; a multiple of ``ranks``.
+        seed: of the run.
+        rank, ranks: this process among those that share each batch.
+    """
+
+    def __init__(self, images: int, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch = 0
+        self.start = 0
+        self.skipped: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        """Samples of this rank in a whole epoch."""
+        whole, rest = divmod(self.images, self.batch)
+        return (whole * self.batch + max(rest, self.ranks if rest else 0)) // self.ranks
+
+    def enter(self, epoch: int, start: int = 0, skipped: frozenset[int] = frozenset()) -> None:
+        """Continue with ``epoch`` at sample ``start``, without the batches numbered ``skipped``."""
+        self.epoch, self.start, self.skipped = epoch, start, skipped
+
+    def set_epoch(self, epoch: int) -> None:
+        """What Ultralytics calls with several ranks; :meth:`enter` has been called before it."""
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """(number in the epoch, first sample) of the batches that are left."""
+        for first in range(self.start, self.images, self.batch):
+            number = first // self.batch
+            if number not in self.skipped:
+                yield number, first
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
+        for _, first in self.places():
+            positions = np.arange(first, min(first + self.batch, self.images))
+            # The last batch may hold fewer images than there are ranks: every rank still needs one.
+            shared = np.resize(positions, max(len(positions), self.ranks))
+            for position in shared[self.rank :: self.ranks].tolist():
+                yield self.epoch * self.images + int(order[position])
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Loads what is left of an epoch and knows how far the epoch has come.
+
+    A worker that dies costs nothing: the workers are started again at the batch that was due.
+
+    Attributes:
+        batch_number: of the batch last yielded, in its epoch.
+        samples_done: samples of the epoch, over all ranks, up to the end of that batch.
+
+    Args:
+        dataset: an Ultralytics dataset.
+        order: which samples.
+        workers: loader processes, spawned and kept over epochs.
+        pin_memory: for copies to a GPU.
+        on_worker_death: told about each death.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: EpochSampler,
+        *,
+        workers: int,
+        pin_memory: bool,
+        on_worker_death: Callable[[str], None],
+    ) -> None:
+        for_workers: dict[str, Any] = {
+            "persistent_workers": True,
+            "multiprocessing_context": "spawn",
+        }
+        super().__init__(
+            dataset,
+            batch_size=order.batch // order.ranks,
+            sampler=order,
+            num_workers=workers,
+            collate_fn=dataset.collate_fn,
+            pin_memory=pin_memory,
+            **(for_workers if workers else {}),
+        )
+        self.order = order
+        self.on_worker_death = on_worker_death
+        self.batch_number = -1
+        self.samples_done = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return -(-self.order.images // self.order.batch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: no worker is started before the first batch is asked for.
+        order = self.order
+        deaths: Counter[int] = Counter()
+        places = deque(order.places())
+        batches = super().__iter__()
+        while places:
+            number, first = places[0]
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                deaths[number] += 1
+                if "DataLoader worker" not in str(error) or deaths[number] >= WORKER_RETRIES:
+                    raise
+                self.on_worker_death(str(error))
+                self.reset()
+                batches = super().__iter__()
+                continue
+            places.popleft()
+            self.batch_number = number
+            self.samples_done = order.start = min(first + order.batch, order.images)
+            yield batch
+
+    def reset(self) -> None:
+        """Stop the workers; the next batch starts new ones, which see the dataset as it is then."""
+        self.close()
+        self._iterator = None
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._iterator is not None and self.num_workers:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined]

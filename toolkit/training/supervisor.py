@@ -1,0 +1,334 @@
+"""The parent that keeps a run alive: starts the trainer, watches it, ends it when it hangs, starts it again.
+
+It runs nothing on a GPU, so that what brings a trainer down does not bring it down as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+
+from toolkit import console
+from toolkit.errors import ToolkitError
+from toolkit.training import checkpoints, events, health, heartbeat, sensors, session
+from toolkit.training.health import Action
+from toolkit.training.rundir import Exit, Orders, RunFiles, RunState, Summary, write_json
+
+HOUR = 3600.0
+LOWER = 0.5
+"""Factor on the learning rate at each roll-back."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient the supervisor is.
+
+    Attributes:
+        restarts: of the trainer within an hour before it gives up.
+        roll_backs: within an hour before it gives up.
+        poll: seconds between two looks at the trainer.
+        look: seconds between two checks of the health rules.
+        stop_grace: seconds that the trainer has to save when it is asked to stop.
+        hang_grace: the same for one that hangs.
+    """
+
+    restarts: int = 10
+    roll_backs: int = 3
+    poll: float = 0.2
+    look: float = 1.0
+    stop_grace: float = 60.0
+    hang_grace: float = 5.0
+
+
+@dataclass(frozen=True)
+class _End:
+    """How one trainer process ended: its exit status, and why the supervisor ended it, if it did."""
+
+    code: int
+    verdict: health.Verdict | None = None
+
+
+def trainer_command(plan: session.TrainingPlan) -> list[str]:
+    """The command of the process, or of the group of ranks, that trains ``plan``."""
+    worker = ["-m", "toolkit.training.worker", str(plan.run)]
+    ranks = plan.ranks
+    if ranks == 1:
+        return [sys.executable, *worker]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, f"--nproc-per-node={ranks}", *worker]
+
+
+def supervise(
+    plan: session.TrainingPlan, policy: Policy = Policy(), command: Sequence[str] | None = None
+) -> Path:
+    """Train ``plan`` to its end and print how it went.
+
+    Args:
+        plan: what the run uses.
+        policy: how patient to be.
+        command: the trainer's command line; by default :func:`trainer_command`.
+
+    Returns:
+        The best weights.
+
+    Raises:
+        ToolkitError: the run is being trained already, was stopped (exit code 75 after SIGTERM, 130 after
+            Ctrl-C), or could not be kept alive.
+    """
+    files = RunFiles(plan.run)
+    with files.locked() as lock:
+        session.record(plan)
+        keeper = _Supervisor(plan, files, policy, list(command or trainer_command(plan)), lock)
+        with keeper.signals():
+            return keeper.run()
+
+
+@dataclass
+class _Supervisor:
+    plan: session.TrainingPlan
+    files: RunFiles
+    policy: Policy
+    command: list[str]
+    lock: int
+    stopped_by: int = 0
+    restarts: list[float] = field(default_factory=list)
+    roll_backs: list[float] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
+    last_fault: tuple[int, int] | None = None
+    faults_there: int = 0
+
+    def __post_init__(self) -> None:
+        self.start = time.monotonic()
+        self.read_sensors = sensors.reader(self.plan.device)
+        self.orders = self._initial_orders()
+
+    def _initial_orders(self) -> Orders:
+        """What an earlier supervisor of this run had learned: the learning rate and the batches to skip."""
+        with suppress(OSError, msgspec.DecodeError):
+            earlier = msgspec.json.decode(self.files.orders.read_bytes(), type=Orders)
+            return msgspec.structs.replace(earlier, supervisor=os.getpid(), before=None)
+        return Orders(supervisor=os.getpid())
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C stop the run: it is saved first. A second Ctrl-C does not wait for that."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.stopped_by and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stopped_by = number
+
+        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def run(self) -> Path:
+        """Start the trainer until it finishes, is stopped, or cannot be helped."""
+        while True:
+            self._summarise("running")
+            write_json(self.files.orders, self.orders)
+            end = self._attempt()
+            if end.code == Exit.FINISHED and end.verdict is None:
+                summary = self._summarise("finished")
+                console.note(_describe(self.files, summary))
+                return self.files.best
+            if self.stopped_by or (end.code == Exit.STOPPED and end.verdict is None):
+                self._stop()
+            if end.code == Exit.FAILED and end.verdict is None:
+                self._fail("the trainer reported an error that trying again would not mend")
+            self._decide(end)
+
+    def _attempt(self) -> _End:
+        """Run one trainer process to its end, and end it if a rule says so."""
+        with suppress(FileNotFoundError):
+            self.files.heartbeat.unlink()
+        history = health.History()
+        self.active.clear()
+        child = subprocess.Popen(self.command, start_new_session=True, pass_fds=[self.lock])
+        try:
+            next_look = 0.0
+            while (code := child.poll()) is None:
+                if self.stopped_by:
+                    return _End(self._end(child, self.policy.stop_grace))
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + self.policy.look
+                    verdict = self._look(history)
+                    if verdict is not None:
+                        graces = {Action.RESTART: self.policy.hang_grace, Action.ROLL_BACK: 0.0}
+                        grace = graces.get(verdict.action, self.policy.stop_grace)
+                        return _End(self._end(child, grace), verdict)
+                time.sleep(self.policy.poll)
+            return _End(code)
+        finally:
+            self._end(child, 0.0)
+
+    def _look(self, history: health.History) -> health.Verdict | None:
+        """Observe the trainer; note what is to be noted; return what needs more than that."""
+        free = shutil.disk_usage(self.files.run).free
+        history.add(time.monotonic(), heartbeat.read(self.files), self.read_sensors(), free)
+        verdicts = health.check(history, self.plan.rules)
+        for verdict in verdicts:
+            if verdict.action is Action.NOTE and verdict.rule not in self.active:
+                self._record(verdict.rule, "noted", verdict.detail)
+        self.active = {verdict.rule for verdict in verdicts}
+        return next((verdict for verdict in verdicts if verdict.action is not Action.NOTE), None)
+
+    def _end(self, child: subprocess.Popen[bytes], grace: float) -> int:
+        """Ask the trainer to end, wait for ``grace`` seconds, then kill it and everything it started."""
+        family = []
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(child.pid).children(recursive=True)
+        if grace and child.poll() is None:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(grace)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # what the trainer left behind in its group
+        for process in family:  # and what made a group of its own
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return child.wait()
+
+    def _decide(self, end: _End) -> None:
+        """After a trainer that did not finish: how to start the next one, or to give up."""
+        verdict = end.verdict
+        if verdict is not None and verdict.action is Action.GIVE_UP:
+            self._record(verdict.rule, "given up", verdict.detail)
+            self._fail(f"{verdict.rule}: {verdict.detail}")
+        if end.code == Exit.ROLL_BACK or (verdict is not None and verdict.action is Action.ROLL_BACK):
+            self._roll_back(verdict)
+        else:
+            self._restart(end)
+        console.note("starting the trainer again")
+
+    def _restart(self, end: _End) -> None:
+        place = heartbeat.Place.read(self.files)
+        kind = end.verdict.rule if end.verdict else "trainer died"
+        detail = end.verdict.detail if end.verdict else _describe_code(end.code)
+        self.faults_there = self.faults_there + 1 if place == self.last_fault else 1
+        self.last_fault = place
+        if not _allowed(self.restarts, self.policy.restarts):
+            self._record(kind, "given up", detail)
+            self._fail(f"{kind} ({detail}), and {self.policy.restarts} restarts within the hour did not help")
+        skip = place is not None and place not in self.orders.skip and self.faults_there >= 2
+        if self.faults_there >= 3 and not skip:
+            self._record(kind, "given up", detail)
+            self._fail(f"{kind} ({detail}) {self.faults_there} times at the same place")
+        self.orders = msgspec.structs.replace(
+            self.orders, before=None, skip=(*self.orders.skip, place) if skip and place else self.orders.skip
+        )
+        self._record(kind, "restarted without this batch" if skip else "restarted", detail)
+
+    def _roll_back(self, verdict: health.Verdict | None) -> None:
+        kind, detail = (verdict.rule, verdict.detail) if verdict else ("weights not finite", "")
+        if not _allowed(self.roll_backs, self.policy.roll_backs):
+            self._record(kind, "given up", detail)
+            self._fail(
+                f"{kind} ({detail}), and {len(self.roll_backs)} roll-backs within the hour did not help"
+            )
+        # The first roll-back uses the newest checkpoint, each further one the checkpoint before.
+        before = None
+        if len(self.roll_backs) > 1:
+            used, _ = checkpoints.newest(self.files.checkpoints)
+            before = used.batches if used else None
+        target, _ = checkpoints.newest(self.files.checkpoints, before)
+        if before is not None and target is None:
+            before, target = None, used
+        scale = self.orders.lr_scale * LOWER
+        self.orders = msgspec.structs.replace(self.orders, before=before, lr_scale=scale)
+        where = f"batch {target.batches}" if target else "the start"
+        self._record(kind, f"rolled back to {where}, learning rate x {scale:g}", detail)
+
+    def _stop(self) -> None:
+        self._summarise("stopped", "stopped on request")
+        code = 130 if self.stopped_by == signal.SIGINT else int(Exit.STOPPED)
+        saved = checkpoints.newest(self.files.checkpoints)[0]
+        raise ToolkitError(
+            f"run {self.files.run.name} was stopped",
+            found=f"saved after {saved.batches:,} batches" if saved else "nothing to save yet",
+            fix=f"continue it: toolkit train --resume --name {self.files.run.name}",
+            exit_code=code,
+        )
+
+    def _fail(self, reason: str) -> None:
+        summary = self._summarise("failed", reason)
+        console.note(_describe(self.files, summary))
+        raise ToolkitError(
+            f"run {self.files.run.name} was given up",
+            found=reason,
+            fix=f"what happened is in {self.files.events}; then toolkit train --resume "
+            f"--name {self.files.run.name}",
+        )
+
+    def _record(self, kind: str, action: str, detail: str) -> None:
+        epoch, batch = heartbeat.Place.read(self.files) or (-1, -1)
+        event = events.record(self.files.events, kind, action, detail, epoch=epoch, batch=batch)
+        console.warn(event.line())
+
+    def _summarise(self, state: RunState, reason: str = "") -> Summary:
+        beat = heartbeat.read(self.files)
+        known = beat or heartbeat.Beat(pid=0, count=0, phase="starting")
+        summary = Summary(
+            state=state,
+            reason=reason,
+            epochs=known.epoch,
+            epochs_planned=known.epochs,
+            best=known.best,
+            images_per_second=known.images_per_second,
+            gpu_memory=known.gpu_memory,
+            seconds=time.monotonic() - self.start,
+            restarts=len(self.restarts),
+            skipped_updates=known.skipped_updates,
+            bad_frames=known.bad_frames,
+            skipped_batches=len(self.orders.skip),
+            events=events.count(events.read(self.files.events)),
+        )
+        with suppress(ToolkitError):  # a full disk
+            write_json(self.files.summary, summary)
+        return summary
+
+
+def _allowed(times: list[float], limit: int, clock: Callable[[], float] = time.monotonic) -> bool:
+    """Record an attempt now, unless there have been ``limit`` within the last hour."""
+    now = clock()
+    times[:] = [moment for moment in times if now - moment < HOUR]
+    if len(times) >= limit:
+        return False
+    times.append(now)
+    return True
+
+
+def _describe_code(code: int) -> str:
+    if code < 0:
+        with suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    return f"exit status {code}"
+
+
+def _describe(files: RunFiles, summary: Summary) -> str:
+    """The summary for a person."""
+    happened = ", ".join(f"{n} x {kind}" for kind, n in summary.events.items()) or "nothing"
+    best = "none yet" if summary.best is None else f"{summary.best:.4f}"
+    lines = [
+        f"run {files.run.name}: {summary.state}{f' ({summary.reason})' if summary.reason else ''}",
+        f"  epochs {summary.epochs} of {summary.epochs_planned}, best fitness {best}",
+        f"  restarts {summary.restarts}, updates skipped {summary.skipped_updates}, "
+        f"batches skipped {summary.skipped_batches}, frames replaced {summary.bad_frames}",
+        f"  what happened: {happened}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""What a run is doing, gathered from its files, for ``toolkit monitor`` and ``toolkit runs``."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from toolkit.errors import ToolkitError
+from toolkit.training import events, heartbeat, sensors, session
+from toolkit.training.rundir import RunFiles, RunState, read_summary, state_of
+
+EVENTS_SHOWN = 6
+GIB = 2**30
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A run at one moment.
+
+    Attributes:
+        name: of the run.
+        state: what it is doing.
+        reason: why it ended, unless it finished.
+        beat: newest heartbeat; null before the first.
+        silent_seconds: age of the heartbeat by the wall clock.
+        seconds_left: to the end of training: low, middle, high; null while unknown.
+        map50, map50_95: of the best epoch so far on the validation split, by Ultralytics' validator.
+        gpu_busy, temperature, vram_used, vram_total: percent, degrees Celsius, bytes; null without a sensor.
+        restarts, counts: interventions in all, and the number of events of each kind.
+        recent: the last events, oldest first.
+    """
+
+    name: str
+    state: RunState
+    reason: str = ""
+    beat: heartbeat.Beat | None = None
+    silent_seconds: float | None = None
+    seconds_left: tuple[float, float, float] | None = None
+    map50: float | None = None
+    map50_95: float | None = None
+    gpu_busy: float | None = None
+    temperature: float | None = None
+    vram_used: int | None = None
+    vram_total: int | None = None
+    counts: dict[str, int] = {}
+    recent: tuple[events.Event, ...] = ()
+
+    def line(self) -> str:
+        """The snapshot in one line of text."""
+        beat = self.beat
+        if beat is None:
+            return f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}"
+        parts = [f"{self.name}: {beat.phase if self.state == 'running' else self.state}"]
+        parts.append(f"epoch {min(beat.epoch + 1, beat.epochs)}/{beat.epochs}")
+        parts.append(f"batch {beat.batch:,}/{beat.batches:,}")
+        parts.append(f"{beat.images_per_second:.1f} images/s")
+        parts += [f"{name.removesuffix('_loss')} {number(value, '.3f')}" for name, value in beat.loss.items()]
+        parts.append(f"mAP@0.5 {number(self.map50, '.4f')}")
+        if self.gpu_busy is not None:
+            parts.append(f"GPU {self.gpu_busy:.0f} %")
+        if self.temperature is not None:
+            parts.append(f"{self.temperature:.0f} C")
+        if self.vram_used is not None and self.vram_total:
+            parts.append(f"{self.vram_used / GIB:.1f}/{self.vram_total / GIB:.1f} GiB")
+        parts.append(f"loader wait {beat.loader_wait:.0%}")
+        if self.seconds_left is not None and self.state == "running":
+            low, middle, high = (duration(seconds) for seconds in self.seconds_left)
+            parts.append(f"{middle} left ({low} to {high})")
+        if self.counts:
+            parts.append(f"{sum(self.counts.values())} events")
+        return ", ".join(parts)
+
+
+class RunLine(msgspec.Struct, frozen=True):
+    """A row of ``toolkit runs``.
+
+    Attributes:
+        name, state, preset, model: of the run.
+        epochs, epochs_planned: done and wanted.
+        map50: best on the validation split, by Ultralytics' validator.
+        global_map_bal: the challenge's score, where `toolkit evaluate` has run.
+        bytes: size of the folder.
+        begun: when it was begun, ISO 8601.
+    """
+
+    name: str
+    state: RunState
+    preset: str
+    model: str
+    epochs: int
+    epochs_planned: int
+    map50: float | None
+    global_map_bal: float | None
+    bytes: int
+    begun: str
+
+
+def find(runs: Path, name: str | None) -> RunFiles:
+    """The run called ``name``; without a name the one that is being trained, else the newest.
+
+    Raises:
+        ToolkitError: there is no such run.
+    """
+    if name is not None:
+        folder = Path(name) if (Path(name) / "plan.json").is_file() else runs / name
+        if not (folder / "plan.json").is_file():
+            known = ", ".join(files.run.name for files in all_runs(runs)) or f"none in {runs}"
+            raise ToolkitError(f"no run {name}", found=known, fix="`toolkit runs` lists them")
+        return RunFiles(folder)
+    found = list(all_runs(runs))
+    if not found:
+        raise ToolkitError("no run to watch", found=f"none in {runs}", fix="start one: toolkit train")
+    return next((files for files in found if files.is_locked()), found[0])
+
+
+def all_runs(runs: Path) -> Iterator[RunFiles]:
+    """Runs in the folder ``runs``, the one that was begun or resumed last first."""
+    plans = sorted(runs.glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in plans:
+        yield RunFiles(path.parent)
+
+
+class Watch:
+    """Looks at one run again and again."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self.files = files
+        plan = session.read_plan(files)
+        self.title = f"{Path(plan.model).stem}, preset {plan.preset}, device {plan.device}"
+        self._sensors = sensors.reader(plan.device)
+
+    def look(self) -> Snapshot:
+        """The run as it is now."""
+        files, summary = self.files, read_summary(self.files)
+        state = state_of(files)
+        beat = heartbeat.read(files)
+        silent = None
+        with suppress(OSError):
+            silent = max(time.time() - files.heartbeat.stat().st_mtime, 0.0)
+        reading = self._sensors() or sensors.Sensors()
+        past = events.read(files.events)
+        map50, map50_95 = _best_map(files)
+        return Snapshot(
+            name=files.run.name,
+            state=state,
+            reason=summary.reason if summary and state not in ("running", "finished") else "",
+            beat=beat,
+            silent_seconds=silent,
+            seconds_left=beat.seconds_left() if beat else None,
+            map50=map50,
+            map50_95=map50_95,
+            gpu_busy=reading.busy,
+            temperature=reading.temperature,
+            vram_used=reading.memory_used,
+            vram_total=reading.memory_total,
+            counts=events.count(past),
+            recent=tuple(past[-EVENTS_SHOWN:]),
+        )
+
+
+def describe(files: RunFiles) -> RunLine:
+    """The row of a run in ``toolkit runs``."""
+    plan = session.read_plan(files)
+    beat = heartbeat.read(files)
+    summary = read_summary(files)
+    score = None
+    with suppress(OSError, msgspec.DecodeError, KeyError):
+        scores = msgspec.json.decode((files.run / "evaluation" / "scores.json").read_bytes())
+        score = float(scores["global_map_bal"])
+    return RunLine(
+        name=files.run.name,
+        state=state_of(files),
+        preset=plan.preset,
+        model=Path(plan.model).stem,
+        epochs=beat.epoch if beat else summary.epochs if summary else 0,
+        epochs_planned=int(plan.arguments["epochs"]),
+        map50=_best_map(files)[0],
+        global_map_bal=score,
+        bytes=_size(files.run),
+        begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime((files.run / "run.json").stat().st_mtime)),
+    )
+
+
+def _best_map(files: RunFiles) -> tuple[float | None, float | None]:
+    """mAP@0.5 and mAP@0.5:0.95 of the epoch with the best of the latter, from Ultralytics' results.csv."""
+    best: tuple[float, float] | None = None
+    with suppress(OSError), (files.run / "results.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            with suppress(KeyError, TypeError, ValueError):
+                values = float(row["metrics/mAP50-95(B)"]), float(row["metrics/mAP50(B)"])
+                best = max(best or values, values)
+    return (best[1], best[0]) if best else (None, None)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # a checkpoint that was just replaced
+            total += path.lstat().st_size
+    return total
+
+
+def number(value: float | None, form: str) -> str:
+    """``value`` formatted, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"

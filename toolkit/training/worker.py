@@ -1,0 +1,82 @@
+"""The process that trains: ``python -m toolkit.training.worker RUN``, started by the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+
+from toolkit import console
+from toolkit.errors import ToolkitError
+from toolkit.training import events, session
+from toolkit.training.rundir import Exit, Orders, RunFiles
+
+ORPHAN_GRACE = 30.0
+"""Seconds that a trainer without a supervisor has to save and end before it ends itself."""
+
+
+class StopRequest:
+    """Becomes true on SIGTERM, on Ctrl-C, and when the supervisor is gone.
+
+    A trainer that is stuck when its supervisor goes ends itself after :data:`ORPHAN_GRACE`: the run is free.
+    """
+
+    def __init__(self, supervisor: int) -> None:
+        self._wanted = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._watch, args=(supervisor,), daemon=True).start()
+
+    def __call__(self) -> bool:
+        return self._wanted.is_set()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._wanted.set()
+
+    def _watch(self, supervisor: int) -> None:
+        try:
+            process = psutil.Process(supervisor)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        except psutil.NoSuchProcess:
+            pass
+        self._wanted.set()
+        time.sleep(ORPHAN_GRACE)
+        os._exit(Exit.FAULT)
+
+
+def main(run: Path) -> int:
+    """Train a run as its plan and its orders say; the return value is an :class:`Exit`."""
+    files = RunFiles(run)
+    try:
+        plan = session.read_plan(files)
+        orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
+        stop = StopRequest(orders.supervisor)
+        from toolkit.training.durable import RollBackNeeded, Stopped
+
+        try:
+            session.run(plan, orders, stop)
+        except Stopped:
+            return Exit.STOPPED
+        except RollBackNeeded:
+            events.record(files.events, "weights not finite", "no checkpoint written")
+            return Exit.ROLL_BACK
+    except ToolkitError as error:
+        console.fail(error)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return Exit.FAULT
+    return Exit.FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
