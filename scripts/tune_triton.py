@@ -222,7 +222,9 @@ def main() -> None:
         def vendor():
             if kind == "forward":
                 return torch.ops.aten.convolution(x, w, None, *conv)
-            return torch.ops.aten.convolution_backward(grad, x, w, [0], *conv, mask)[0 if kind == "input" else 1]
+            return torch.ops.aten.convolution_backward(grad, x, w, [0], *conv, mask)[
+                0 if kind == "input" else 1
+            ]
 
         want = vendor()
         torch.backends.cudnn.benchmark = True

@@ -39,9 +39,10 @@ def test_the_loss_falls(demo: Demo) -> None:
 
 def test_training_beats_no_training(demo: Demo, tmp_path: Path) -> None:
     import torch
-    from toolkit.dataset.annotations import CATEGORIES
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG_DICT
+
+    from toolkit.dataset.annotations import CATEGORIES
 
     model = DetectionModel("yolov8n.yaml", ch=1, nc=4, verbose=False)
     model.names = {label - 1: name for label, name in CATEGORIES.items()}

@@ -120,7 +120,11 @@ def grouped_gather(
                         x_in = x + off_x // SW
                         inside = live & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
                         at = tl.max_contiguous(image * src_n + y_in * src_y + x_in * src_x, BLOCK_P)
-                        s = tl.load(src + (at[:, None] + base[None, :]), mask=inside[:, None] & c_live[None, :], other=0.0)
+                        s = tl.load(
+                            src + (at[:, None] + base[None, :]),
+                            mask=inside[:, None] & c_live[None, :],
+                            other=0.0,
+                        )
                         w = tl.load(weight + w_base + kh * weight_y + kw * weight_x, mask=c_live, other=0.0)
                         acc += s.to(tl.float32) * w.to(tl.float32)[None, :]
                 else:
@@ -128,7 +132,9 @@ def grouped_gather(
                     x_in = x * SW + (kw * dil_w - pad_w)
                     inside = live & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
                     at = tl.max_contiguous(image * src_n + y_in * src_y + x_in * src_x, BLOCK_P)
-                    s = tl.load(src + (at[:, None] + base[None, :]), mask=inside[:, None] & c_live[None, :], other=0.0)
+                    s = tl.load(
+                        src + (at[:, None] + base[None, :]), mask=inside[:, None] & c_live[None, :], other=0.0
+                    )
                     w = tl.load(weight + w_base + kh * weight_y + kw * weight_x, mask=c_live, other=0.0)
                     acc += s.to(tl.float32) * w.to(tl.float32)[None, :]
     if HAS_BIAS:
@@ -139,7 +145,11 @@ def grouped_gather(
         at = image * out_n + y * out_y + x * out_x
     at = tl.max_contiguous(at, BLOCK_P)
     c_at = c.to(tl.int64) * out_c if WIDE else c * out_c
-    tl.store(out + (at[:, None] + c_at[None, :]), acc.to(out.dtype.element_ty), mask=live[:, None] & c_live[None, :])
+    tl.store(
+        out + (at[:, None] + c_at[None, :]),
+        acc.to(out.dtype.element_ty),
+        mask=live[:, None] & c_live[None, :],
+    )
 
 
 @triton.jit
@@ -223,7 +233,9 @@ def grouped_weight_gradient(
         at = tl.max_contiguous(image * src_n + y * SH * src_y + x * SW * src_x, BLOCK_P)
         at = at[None, :] + t_src[:, None]
         s = tl.load(
-            src + (at[:, :, None] + c_src[None, None, :]), mask=inside[:, :, None] & c_live[None, None, :], other=0.0
+            src + (at[:, :, None] + c_src[None, None, :]),
+            mask=inside[:, :, None] & c_live[None, None, :],
+            other=0.0,
         )
         acc += s.to(tl.float32) * g[None, :, :]
         if HAS_BIAS:

@@ -85,7 +85,9 @@ class TritonRoute:
     def _device(self, x: Tensor) -> Builder:
         index = x.device.index or 0
         if index not in self._devices:
-            self._devices[index] = Builder(index, self._tiles or _tiles(x.device), self.precision, lacks_packed_dot())
+            self._devices[index] = Builder(
+                index, self._tiles or _tiles(x.device), self.precision, lacks_packed_dot()
+            )
         return self._devices[index]
 
 
@@ -168,7 +170,9 @@ class Builder:
             pack, gather = self._gather(p, grad, out, weight, False, transposed=True)
         weigh = self._weight(p, grad, x, weight, needs[2]) if needs[1] or needs[2] else None
 
-        def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        def call(
+            grad: Tensor, x: Tensor, weight: Tensor
+        ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
             grad_x = grad_weight = grad_bias = None
             if gather is not None:
                 grad_x = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
@@ -197,11 +201,15 @@ class Builder:
         strides = (*src.stride(), *out.stride())
         shifts = (*p.padding, *p.dilation)
         phases = sh * sw if transposed else 1
-        pixels = -(-out.shape[2] // sh) * -(-out.shape[3] // sw) if transposed else out.shape[2] * out.shape[3]
+        pixels = (
+            -(-out.shape[2] // sh) * -(-out.shape[3] // sw) if transposed else out.shape[2] * out.shape[3]
+        )
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
             ws = weight.stride()
-            block_p, block_c = (16, 64) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
+            block_p, block_c = (
+                (16, 64) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
+            )
             tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
             if transposed:
                 w_strides = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])

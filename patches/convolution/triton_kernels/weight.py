@@ -130,11 +130,15 @@ def weight_gradient(
         if CHANNELS_LAST:
             grad_at = tl.multiple_of(grad_at, GRAD_ALIGN)
             src_at = tl.multiple_of(src_at, ALIGN)
-            g = tl.load(grad + (grad_at[:, None] + m_at[None, :]), mask=live[:, None] & m_live[None, :], other=0.0)
+            g = tl.load(
+                grad + (grad_at[:, None] + m_at[None, :]), mask=live[:, None] & m_live[None, :], other=0.0
+            )
         else:
             grad_at = tl.max_contiguous(tl.multiple_of(grad_at, GRAD_ALIGN), BLOCK_K)
             src_at = tl.max_contiguous(tl.multiple_of(src_at, ALIGN), BLOCK_K)
-            g = tl.load(grad + (grad_at[None, :] + m_at[:, None]), mask=live[None, :] & m_live[:, None], other=0.0)
+            g = tl.load(
+                grad + (grad_at[None, :] + m_at[:, None]), mask=live[None, :] & m_live[:, None], other=0.0
+            )
 
         if POINTWISE:
             inside = live
