@@ -168,11 +168,15 @@ class _Lowering:
             return
         limit = min(budget, CPU_CHUNK) if p.device == "cpu" else budget
         pixels = max(1, limit // self.pixel_bytes)
-        images = max(1, min(p.batch, pixels // (height * width)))
+        (ph, pw) = p.padding
+        padded = (p.height + 2 * ph) * (p.width + 2 * pw) * p.channels_in * x.element_size() * bool(ph or pw)
+        whole = budget // (
+            height * width * self.pixel_bytes + padded
+        )  # the padded copy is part of the budget
+        images = max(1, min(p.batch, pixels // (height * width), whole))
         rows = max(1, min(height, pixels // width))
         columns = min(width, pixels)
         buffer = x.new_empty(images * rows * columns * self.column_height * p.groups, dtype=self.dtype)
-        (ph, pw) = p.padding
         for image in range(0, p.batch, images):
             part = x[image : image + images]
             if ph or pw:
