@@ -12,8 +12,9 @@ KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
     """Architectures of the AMD GPUs in this machine, in the kernel driver's order: ``["gfx1010"]``.
 
-    The kernel driver's word, not the runtime's: ``HSA_OVERRIDE_GFX_VERSION`` changes what the runtime reports. The
-    number is major * 10000 + minor * 100 + stepping; in the name the last two are hexadecimal digits (90010: gfx90a).
+    The kernel driver's word, not the runtime's: ``HSA_OVERRIDE_GFX_VERSION`` changes what the runtime
+    reports. The number is major * 10000 + minor * 100 + stepping; in the name the last two are hexadecimal
+    digits (90010: gfx90a).
     """
     found = []
     for path in sorted(nodes.glob("*/properties"), key=lambda p: int(p.parent.name)):
@@ -32,9 +33,10 @@ def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
 def prepare(nodes: Path = KFD_NODES, cache: Path | None = None) -> list[str]:
     """Make Triton safe for the cards in this machine; call it before anything imports Triton.
 
-    On gfx101x the descriptor that Triton builds for buffer instructions does not match the hardware: stores vanish
-    and nothing reports it. ``AMDGCN_USE_BUFFER_OPS=0`` avoids them, and since Triton's cache key ignores the variable,
-    kernels compiled so need a cache directory of their own.
+    On gfx101x the descriptor that Triton builds for buffer instructions does not match the hardware: stores
+        vanish
+    and nothing reports it. ``AMDGCN_USE_BUFFER_OPS=0`` avoids them, and since Triton's cache key ignores the
+    variable, kernels compiled so need a cache directory of their own.
 
     Args:
         nodes: the kernel driver's topology.

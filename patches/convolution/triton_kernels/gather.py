@@ -1,10 +1,14 @@
 """Implicit GEMM without a column buffer: the forward pass and the input gradient are one kernel.
 
-Both compute ``out[m, pixel] = sum over taps and k of weight[tap, k, m] * src[k, pixel shifted by tap]``: m runs over
-the channels written, k over the channels read. Forward reads the input at ``pixel * stride + tap * dilation -
-padding``. The input gradient reads the output's gradient; for a stride s it splits the pixels written into s * s
-phases (one program id axis), and within a phase only every s-th tap contributes and its shift is a constant, so a
-phase is a stride-1 gather over its own taps and no product with a structural zero is formed.
+Both compute ``out[m, pixel] = sum over taps and k of weight[tap, k, m] * src[k, pixel shifted by tap]``: m
+runs over the channels written, k over the channels read. Forward reads the input at ``pixel * stride + tap *
+dilation - padding``. The input gradient reads the output's gradient; for a stride s it splits the pixels
+written into s * s phases (one program id axis), and within a phase only every s-th tap contributes and its
+shift is a constant, so a phase is a stride-1 gather over its own taps and no product with a structural zero
+is formed.
+
+Integers are never specialized: a variant for sizes divisible by 16 and another for 1 would compile a kernel
+again for a neighbouring shape. What alignment gives is passed as a constant instead (``ALIGN``).
 """
 
 from __future__ import annotations
@@ -15,14 +19,22 @@ import triton.language as tl
 
 @triton.jit
 def first_tap(phase, padding, dilation, K: tl.constexpr, S: tl.constexpr):
-    """The smallest tap k with (phase + padding - k * dilation) divisible by the stride; K where there is none."""
+    """The smallest tap k with (phase + padding - k * dilation) divisible by the stride; K where there is
+    none.
+    """
     first = K
     for back in tl.static_range(K):
         first = tl.where((phase + padding - (K - 1 - back) * dilation) % S == 0, K - 1 - back, first)
     return first
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "channels", "filters", "src_h", "src_w", "out_h", "out_w", "src_n", "src_c",
+        "src_y", "src_x", "out_n", "out_c", "out_y", "out_x", "weight_g", "weight_t", "weight_k",
+        "weight_m", "pad_h", "pad_w", "dil_h", "dil_w",
+    ]
+)  # fmt: skip
 def gather_gemm(
     src,
     weight,
@@ -78,15 +90,17 @@ def gather_gemm(
 
     Args:
         channels, filters: channels read and written, each within one group.
-        src_*, out_*: sizes and strides (elements) of the tensor read and written; weight_g, _t, _k, _m: strides of the
-            weight over groups, taps, channels read and channels written.
+        src_*, out_*: sizes and strides (elements) of the tensor read and written; weight_g, _t, _k, _m:
+            strides of the weight over groups, taps, channels read and channels written.
         STEP_H, STEP_W: distance between the taps of one phase, stride / gcd(stride, dilation).
-        FLAT: k runs over channels and taps together, for few channels; without it, over channels within a tap.
+        FLAT: k runs over channels and taps together, for few channels; without it, over channels within a
+            tap.
         POINTWISE: 1x1, stride 1, no padding, rows without gaps: pixels need no coordinates.
         EVEN_K: the channels read are a multiple of BLOCK_K.
-        ALIGN, WEIGHT_ALIGN: elements that one access may take at once, where addresses are known to be aligned;
-            FILTERS_ALIGN: the same for the mask over the channels written.
-        UNIT: which of the weight's strides is 1: "m", "k" (with FLAT: channels and taps are one run) or "none".
+        ALIGN, WEIGHT_ALIGN: elements that one access may take at once, where addresses are known to be
+            aligned; FILTERS_ALIGN: the same for the mask over the channels written.
+        UNIT: which of the weight's strides is 1: "m", "k" (with FLAT: channels and taps are one run) or
+            "none".
         WIDE: offsets need 64 bits.
         UPCAST: multiply in fp32 what is stored in fp16, for architectures without the packed dot product.
     """
@@ -223,8 +237,8 @@ def gather_gemm(
                 mask = inside[:, None] if EVEN_K else inside[:, None] & k_live[None, :]
                 s = tl.load(src + (at[:, None] + k_src[None, :]), mask=mask, other=0.0)
             else:
-                # The claim of contiguity holds within a row of pixels; across rows it only chooses which thread loads
-                # which pixel, since the width of one load is bounded by ALIGN.
+                # The claim of contiguity holds within a row of pixels; across rows it only chooses which
+                # thread loads which pixel, since the width of one load is bounded by ALIGN.
                 at = tl.max_contiguous(tl.multiple_of(at, ALIGN), BLOCK_N)
                 mask = inside[None, :] if EVEN_K else inside[None, :] & k_live[:, None]
                 s = tl.load(src + (at[None, :] + k_src[:, None]), mask=mask, other=0.0)

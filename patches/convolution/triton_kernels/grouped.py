@@ -1,9 +1,10 @@
-"""Depthwise convolutions and groups of few channels: no product of tiles, every output is a short sum of its own.
+"""Depthwise convolutions and groups of few channels: no product of tiles, every output is a short sum of its
+own.
 
-A group of a few channels fills a corner of a matrix tile and leaves the rest to zeros; here a thread keeps one output
-(or, for the weight gradient, one tap) in a register and walks the group's channels and taps. Tiles are (pixels,
-channels): one channel and many pixels for NCHW, few pixels and many channels for channels_last, so that neighbouring
-threads read neighbouring elements in both.
+A group of a few channels fills a corner of a matrix tile and leaves the rest to zeros; here a thread keeps
+one output (or, for the weight gradient, one tap) in a register and walks the group's channels and taps. Tiles
+are (pixels, channels): one channel and many pixels for NCHW, few pixels and many channels for channels_last,
+so that neighbouring threads read neighbouring elements in both.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .gather import first_tap
 
-
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "channels", "filters", "out_channels", "src_h", "src_w", "out_h", "out_w", "src_n",
+        "src_c", "src_y", "src_x", "out_n", "out_c", "out_y", "out_x", "weight_g", "weight_k",
+        "weight_m", "weight_y", "weight_x", "pad_h", "pad_w", "dil_h", "dil_w",
+    ]
+)  # fmt: skip
 def grouped_gather(
     src,
     weight,
@@ -58,8 +63,10 @@ def grouped_gather(
     """Forward, or with TRANSPOSED the input gradient, of BLOCK_P pixels x BLOCK_C channels.
 
     Args:
-        channels, filters: channels read and written, each within one group; out_channels: written in all groups.
-        weight_g, _k, _m, _y, _x: strides of the weight over groups, channels read, channels written, rows, columns.
+        channels, filters: channels read and written, each within one group; out_channels: written in all
+            groups.
+        weight_g, _k, _m, _y, _x: strides of the weight over groups, channels read, channels written, rows,
+            columns.
     """
     if WIDE:
         tile = tl.program_id(0).to(tl.int64)
@@ -67,7 +74,8 @@ def grouped_gather(
         tile = tl.program_id(0)
     c_tiles = tl.cdiv(out_channels, BLOCK_C)
     if BLOCK_C == 1:
-        # NCHW: pixels of one plane after the other, so that neighbouring programs share nothing but read in order.
+        # NCHW: pixels of one plane after the other, so that neighbouring programs share nothing but read in
+        # order.
         if TRANSPOSED:
             plane = tl.cdiv(tl.cdiv(out_h, SH) * tl.cdiv(out_w, SW), BLOCK_P)
         else:
@@ -152,7 +160,13 @@ def grouped_gather(
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "channels", "filters", "out_channels", "src_h", "src_w", "grad_h", "grad_w",
+        "grad_n", "grad_c", "grad_y", "grad_x", "src_n", "src_c", "src_y", "src_x", "pad_h",
+        "pad_w", "dil_h", "dil_w", "pixels_per_split", "split_size",
+    ]
+)  # fmt: skip
 def grouped_weight_gradient(
     grad,
     src,
@@ -189,9 +203,11 @@ def grouped_weight_gradient(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Partial sums of BLOCK_T taps x BLOCK_C filters against one channel of the group, over one share of the pixels.
+    """Partial sums of BLOCK_T taps x BLOCK_C filters against one channel of the group, over one share of the
+    pixels.
 
-    Program ids: (tiles of filters x tiles of taps, channel within the group, split). ``partial`` has the rows that
+    Program ids: (tiles of filters x tiles of taps, channel within the group, split). ``partial`` has the rows
+        that
     ``weight_gradient`` writes.
     """
     c_tiles = tl.cdiv(out_channels, BLOCK_C)

@@ -15,13 +15,15 @@ from ..problem import ConvProblem
 from .environment import amd_architectures
 
 if TYPE_CHECKING:
+    from .launch import Launch
     from .tiles import Tiles
 
 Strides = tuple[int, ...]
 Forward = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | None, Tensor | None]"]
 
-# Groups of at most this many channels read go to the kernels without a matrix product: a tile is at least 16 deep.
+# Groups of at most this many channels read go to the kernels without a matrix product: a tile is at least 16
+# deep.
 GROUPED_CHANNELS = 8
 # Taps are unrolled by the compiler.
 MOST_TAPS = 121
@@ -33,8 +35,8 @@ class TritonRoute:
     """Convolution by fused Triton kernels (see ``gather``, ``weight``, ``grouped``); implements ``Route``.
 
     Args:
-        precision: products of fp32: "ieee" (the default, and the promise), or "tf32x3" on NVIDIA, three tensor-core
-            products of 10-bit mantissas that together come close to fp32.
+        precision: products of fp32: "ieee" (the default, and the promise), or "tf32x3" on NVIDIA, three
+            tensor-core products of 10-bit mantissas that together come close to fp32.
         tiles: the choice of tiles; the measured one for the device when None.
     """
 
@@ -118,7 +120,9 @@ def _tiles(device: torch.device) -> Tiles:
 
 
 def lacks_packed_dot() -> bool:
-    """Whether the card has no packed dot product of fp16 (gfx1010, gfx1013): the compiler dies on a dot of fp16."""
+    """Whether the card has no packed dot product of fp16 (gfx1010, gfx1013): the compiler dies on a dot of
+    fp16.
+    """
     return any(name in ("gfx1010", "gfx1013") for name in amd_architectures())
 
 
@@ -149,7 +153,7 @@ class Builder:
     def forward(self, p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
         shape = (p.batch, p.channels_out, *p.output_size)
         layout = _layout(p)
-        out = torch.empty(shape, dtype=p.dtype, device=x.device, memory_format=layout)
+        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=layout)
         pack, launch = self._gather(p, x, out, weight, bias is not None, transposed=False)
 
         def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -166,7 +170,7 @@ class Builder:
         shape = tuple(x.shape)
         pack, gather = None, None
         if needs[0]:
-            out = torch.empty(shape, dtype=p.dtype, device=x.device, memory_format=layout)
+            out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=layout)
             pack, gather = self._gather(p, grad, out, weight, False, transposed=True)
         weigh = self._weight(p, grad, x, weight, needs[2]) if needs[1] or needs[2] else None
 
@@ -183,13 +187,40 @@ class Builder:
 
         return call
 
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        scalars: tuple[int, ...],
+        constants: dict[str, Any],
+        warps: int = 4,
+        stages: int = 1,
+    ) -> Launch:
+        """Every launch is made here."""
+        from .launch import Launch
+
+        return Launch(kernel, grid, scalars, constants, warps=warps, stages=stages, device=self.index)
+
+    def _upcasts(self, p: ConvProblem) -> bool:
+        return self.upcast and p.dtype == torch.float16
+
+    def _narrow(self, p: ConvProblem, alignment: int) -> int:
+        """Where fp16 becomes fp32 on the way, 16 bytes at once would need too many registers."""
+        return min(alignment, 4) if self._upcasts(p) else alignment
+
     def _gather(
-        self, p: ConvProblem, src: Tensor, out: Tensor, weight: Tensor, has_bias: bool, *, transposed: bool
+        self,
+        p: ConvProblem,
+        src: Tensor,
+        out: Tensor,
+        weight: Tensor,
+        has_bias: bool,
+        *,
+        transposed: bool,
     ) -> tuple[Callable[[Tensor], Tensor] | None, Any]:
         """How to lay out the weight (None: as it is), and the launch that reads ``src`` and writes ``out``."""
         from .gather import gather_gemm
         from .grouped import grouped_gather
-        from .launch import Launch
 
         (kh, kw), (sh, sw), (dh, dw) = p.kernel, p.stride, p.dilation
         channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
@@ -208,33 +239,30 @@ class Builder:
         if channels <= GROUPED_CHANNELS and p.groups > 1:
             ws = weight.stride()
             block_p, block_c = (
-                (16, 64) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
+                (16, 32) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
             )
             tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
             if transposed:
-                w_strides = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])
+                grouped = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])
             else:
-                w_strides = (ws[0] * filters, ws[1], ws[0], ws[2], ws[3])
-            launch = Launch(
+                grouped = (ws[0] * filters, ws[1], ws[0], ws[2], ws[3])
+            launch = self.launch(
                 grouped_gather,
                 (tiles, phases, 1),
-                (*sizes, out.shape[1], *planes, *strides, *w_strides, *shifts),
+                (*sizes, out.shape[1], *planes, *strides, *grouped, *shifts),
                 {
                     "KH": kh, "KW": kw, "SH": sh, "SW": sw, "TRANSPOSED": transposed, "HAS_BIAS": has_bias,
                     "WIDE": wide, "BLOCK_P": block_p, "BLOCK_C": block_c,
                 },
-                device=self.index,
             )  # fmt: skip
             return None, launch
 
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
-        tile = self.tiles.gather(
-            filters, p.batch * pixels, channels * kh * kw if flat else channels, p.groups * phases
-        )
+        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat)
         pack, w_strides, unit, weight_align = _weight_layout(weight, p.groups, flat, transposed)
-        launch = Launch(
+        launch = self.launch(
             gather_gemm,
             (-(-filters // tile.m) * -(-p.batch * pixels // tile.n), p.groups, phases),
             (*sizes, *planes, *strides, *w_strides, *shifts),
@@ -244,21 +272,20 @@ class Builder:
                 "STEP_W": sw // math.gcd(sw, dw) if transposed else 1,
                 "TRANSPOSED": transposed, "HAS_BIAS": has_bias, "FLAT": flat, "POINTWISE": pointwise,
                 "EVEN_K": not flat and channels % tile.k == 0, "CHANNELS_LAST": channels_last,
-                "ALIGN": _alignment(channels_last, pointwise, p.groups, src, out), "WEIGHT_ALIGN": weight_align,
+                "ALIGN": self._narrow(p, _alignment(channels_last, pointwise, p.groups, src, out)),
+                "WEIGHT_ALIGN": self._narrow(p, weight_align),
                 "FILTERS_ALIGN": _vector(weight) if filters % _vector(weight) == 0 else 1,
-                "UNIT": unit, "WIDE": wide,
-                "UPCAST": self.upcast and p.dtype == torch.float16,
+                "UNIT": unit, "WIDE": wide, "UPCAST": self._upcasts(p),
                 "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
                 "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
             },
-            warps=tile.warps, stages=tile.stages, device=self.index,
+            warps=tile.warps, stages=tile.stages,
         )  # fmt: skip
         return pack, launch
 
     def _weight(self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> Any:
         """The call that gives the gradients of weight and (or None) bias."""
         from .grouped import grouped_weight_gradient
-        from .launch import Launch
         from .weight import reduce_partials, weight_gradient
 
         (kh, kw), (sh, sw) = p.kernel, p.stride
@@ -278,12 +305,12 @@ class Builder:
             splits = self.tiles.splits(tiles * channels, pixels, 8 * block_p)
             share = _share(pixels, splits, block_p)
             splits = -(-pixels // share)
-            launch = Launch(
+            launch = self.launch(
                 grouped_weight_gradient,
                 (tiles, channels, splits),
                 (p.batch, channels, filters, p.channels_out, *planes, *strides, share, size),
                 {**common, "WIDE": wide, "BLOCK_T": block_t, "BLOCK_P": block_p, "BLOCK_C": block_c},
-                device=self.index,
+                warps=8,
             )
         else:
             tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups)
@@ -291,31 +318,29 @@ class Builder:
             splits = -(-pixels // share)
             pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)
             channels_last = p.channels_last and x.stride(1) == grad.stride(1) == 1
-            launch = Launch(
+            launch = self.launch(
                 weight_gradient,
                 (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),
                 (p.batch, channels, filters, *planes, *strides, share, size),
                 {
                     **common, "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
                     "CHANNELS_LAST": channels_last,
-                    "GRAD_ALIGN": _alignment(channels_last, _linear(grad), p.groups, grad),
-                    "ALIGN": _alignment(channels_last, pointwise, p.groups, x),
-                    "WIDE": wide, "UPCAST": self.upcast and p.dtype == torch.float16,
+                    "GRAD_ALIGN": self._narrow(p, _alignment(channels_last, _linear(grad), p.groups, grad)),
+                    "ALIGN": self._narrow(p, _alignment(channels_last, pointwise, p.groups, x)),
+                    "WIDE": wide, "UPCAST": self._upcasts(p),
                     "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
                     "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
                 },
-                warps=tile.warps, stages=tile.stages, device=self.index,
+                warps=tile.warps, stages=tile.stages,
             )  # fmt: skip
 
-        like = torch.empty_like(weight)
+        like = torch.empty_like(weight, device="meta")
         block = 32
-        reduce = Launch(
+        reduce = self.launch(
             reduce_partials,
             (-(-size // block), 1, 1),
-            (splits, size, p.channels_out * pairs, pairs, channels,
-             like.stride(0), like.stride(1), _tap_stride(like)),
+            (splits, size, p.channels_out * pairs, pairs, channels, kw, *like.stride()),
             {"HAS_BIAS": has_bias, "BLOCK_S": 64 if splits > 32 else 8, "BLOCK": block},
-            device=self.index,
         )  # fmt: skip
 
         def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -361,7 +386,8 @@ def _divisible(t: Tensor, *counts: int) -> bool:
 
 
 def _alignment(channels_last: bool, runs: bool, groups: int, *tensors: Tensor) -> int:
-    """Elements of the fastest axis that one access may take at once in all of the tensors: 1, or 16 bytes' worth.
+    """Elements of the fastest axis that one access may take at once in all of the tensors: 1, or 16 bytes'
+    worth.
 
     Channels for channels_last; for NCHW pixels, where ``runs`` says that consecutive ones stay consecutive.
     """
@@ -384,9 +410,10 @@ def _weight_layout(
 ) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, int, int, int], str, int]:
     """How ``gather_gemm`` reads the weight: (copy to make first, strides, UNIT, WEIGHT_ALIGN).
 
-    Threads that sit side by side should read elements that do: channels written, or (1x1, and ``flat``) channels read.
-    Where the weight as stored offers neither, it is copied once to (groups, taps, channels read, channels written);
-    weights are small.
+    Threads that sit side by side should read elements that do: channels written, or (1x1, and ``flat``)
+        channels read.
+    Where the weight as stored offers neither, it is copied once to (groups, taps, channels read, channels
+    written); weights are small.
     """
     rows, kw = weight.shape[2:]
     taps = rows * kw
@@ -410,8 +437,9 @@ def _weight_layout(
         return None, (g, t, k, m), "k", vector if _divisible(weight, g, m, k_size) else 1
 
     def pack(weight: Tensor) -> Tensor:
-        w = weight.unflatten(0, (groups, -1))
-        return (w.permute(0, 3, 4, 1, 2) if transposed else w.permute(0, 3, 4, 2, 1)).contiguous()
+        w = weight.reshape(groups, -1, *weight.shape[1:])
+        order = (0, 3, 4, 1, 2) if transposed else (0, 3, 4, 2, 1)
+        return w.permute(order).contiguous()
 
     align = vector if m_size % vector == 0 else 1
     return pack, (taps * k_size * m_size, k_size * m_size, m_size, 1), "m", align

@@ -1,6 +1,7 @@
 """Which tile serves which problem: a table of measured figures, and the few integers that choose from it.
 
-Times are sums over the layers of YOLOv8n at batch 16, 640 pixels, fp32, on one H200 (``scripts/tune_triton.py``).
+Times are sums over the layers of YOLOv8n at batch 16, 640 pixels, fp32, on one H200
+(``scripts/tune_triton.py``).
 """
 
 from __future__ import annotations
@@ -9,50 +10,81 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Sizes of one program's tile (channels written, pixels or pairs, products per step), and how it is compiled."""
+    """Sizes of one program's tile (channels written, pixels or pairs, products per step), and how it is
+    compiled.
+
+    Attributes:
+        resident: programs that a compute unit should hold at once; used where the work is split to fill the
+            device.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    resident: int = 4
 
 
 class Table(NamedTuple):
-    """Tiles by the channels written: up to 16, up to 32, more; for the two products.
+    """Tiles by the channels written: up to 16, up to 32, up to 64, more; for the two products.
 
     Attributes:
         gather: where the channels read are a multiple of the step that these tiles take.
         shallow: where they are not (16 or 48 channels and a step of 32).
+        flat: where channels and taps are summed as one axis, for few channels.
         small: where even so compute units would be idle.
         weight: for the weight gradient.
+        narrow: for the weight gradient of few channels and taps (3 x 3 on 3 channels).
     """
 
-    gather: tuple[Tile, Tile, Tile]
-    shallow: tuple[Tile, Tile, Tile]
+    gather: tuple[Tile, Tile, Tile, Tile]
+    shallow: tuple[Tile, Tile, Tile, Tile]
+    flat: tuple[Tile, Tile, Tile, Tile]
     small: Tile
-    weight: tuple[Tile, Tile, Tile]
+    weight: tuple[Tile, Tile, Tile, Tile]
+    narrow: Tile
 
 
-# Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a step of 32
-# that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels. Weight gradient: 9.0 ms with
-# the best of 29, 9.4 ms with these. It wants few warps with many sums each: its operands lie along the pixels, so
-# reading them from shared memory conflicts, and what has been read should be used often.
+# Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
+# step of 32 that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels. Weight
+# gradient: 7.5 ms with the best of 26, 7.7 ms with these, 15.4 ms with four warps on 64 x 64. It wants few
+# warps with many sums each: its operands lie along the pixels, so reading them from shared memory conflicts,
+# and what is read should be used often.
 NVIDIA = Table(
-    gather=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
-    shallow=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    gather=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
+    shallow=(
+        Tile(16, 128, 16, 2, 2),
+        Tile(32, 128, 16, 4, 2),
+        Tile(64, 64, 16, 4, 2),
+        Tile(64, 64, 16, 4, 2),
+    ),
+    flat=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
     small=Tile(32, 64, 16, 4, 2),
-    weight=(Tile(16, 32, 32, 2, 1), Tile(32, 64, 16, 2, 1), Tile(64, 64, 16, 2, 1)),
+    weight=(
+        Tile(16, 64, 16, 1, 1, 8),
+        Tile(32, 64, 16, 1, 1, 8),
+        Tile(64, 64, 32, 2, 1),
+        Tile(128, 64, 16, 2, 1),
+    ),
+    narrow=Tile(16, 32, 32, 2, 1, 6),
 )
 
-# Not measured. Chosen from the compiler's report for gfx1010: the tiles with 32 sums a thread (each word read from
-# LDS is then used often enough for two SIMDs) that need no more than 256 registers in any layout; the table above
-# spills up to 178.
+# Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
+# from LDS is then used often enough for two SIMDs) that need no more than 256 registers in any layout; of the
+# table above some spill up to 178.
 RDNA = Table(
-    gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
-    shallow=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    shallow=(
+        Tile(16, 128, 16, 4, 2),
+        Tile(32, 128, 16, 4, 2),
+        Tile(64, 64, 16, 4, 2),
+        Tile(64, 64, 16, 4, 2),
+    ),
+    flat=(Tile(16, 64, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
     small=Tile(32, 64, 16, 4, 2),
-    weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
+    weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
+    narrow=Tile(16, 32, 16, 2, 1),
 )
 
 
@@ -68,18 +100,21 @@ class Tiles:
         self.units = units
         self.table = table
 
-    def gather(self, filters: int, pixels: int, channels: int, copies: int) -> Tile:
+    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool) -> Tile:
         """The tile for ``gather_gemm``.
 
         Args:
-            filters, pixels: extent of the product's result; channels: read for each tap, or with the taps for ``FLAT``.
+            filters, pixels: extent of the product's result; channels: read for each tap.
             copies: independent products, groups times phases.
+            flat: whether channels and taps are summed as one axis.
         """
         size = _size(filters)
+        if flat:
+            return self.table.flat[size]
         tile = self.table.gather[size]
         if channels % tile.k:
             tile = self.table.shallow[size]
-        if size == 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
+        if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
         return tile
 
@@ -89,17 +124,18 @@ class Tiles:
         Args:
             filters, pairs: extent of one group's result; pixels: products summed into each.
         """
-        tile = self.table.weight[_size(filters)]
+        tile = self.table.narrow if filters <= 16 and pairs <= 32 else self.table.weight[_size(filters)]
         programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups
-        return tile, self.splits(programs, pixels, 8 * tile.k)
+        return tile, self.splits(programs, pixels, 8 * tile.k, tile.resident)
 
-    def splits(self, programs: int, pixels: int, least: int) -> int:
-        """How many splits share the pixels: enough to fill the device once, none with fewer than ``least`` pixels.
+    def splits(self, programs: int, pixels: int, least: int, resident: int = 4) -> int:
+        """How many splits share the pixels: enough to fill the device once, none with fewer than ``least``
+        pixels.
 
         Rounded down: 531 programs on 528 places took 1.44x the time of 522.
         """
-        return max(1, min(4 * self.units // programs, pixels // least, 1024))
+        return max(1, min(resident * self.units // programs, pixels // least, 1024))
 
 
 def _size(filters: int) -> int:
-    return 0 if filters <= 16 else 1 if filters <= 32 else 2
+    return 0 if filters <= 16 else 1 if filters <= 32 else 2 if filters <= 64 else 3

@@ -1,4 +1,6 @@
-"""The weight gradient (and the bias gradient with it): a product over all pixels, reduced in two fixed-order steps."""
+"""The weight gradient (and the bias gradient with it): a product over all pixels, reduced in two fixed-order
+steps.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,13 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "channels", "filters", "src_h", "src_w", "grad_h", "grad_w", "grad_n", "grad_c",
+        "grad_y", "grad_x", "src_n", "src_c", "src_y", "src_x", "pad_h", "pad_w", "dil_h", "dil_w",
+        "pixels_per_split", "split_size",
+    ]
+)  # fmt: skip
 def weight_gradient(
     grad,
     src,
@@ -51,7 +59,8 @@ def weight_gradient(
 ):
     """Partial sums over one share of the pixels: BLOCK_M filters x BLOCK_N (tap, channel) pairs of one group.
 
-    ``partial`` is (splits, groups * filters * taps * channels [+ groups * filters for the bias]), fp32: a row a split.
+    ``partial`` is (splits, groups * filters * taps * channels [+ groups * filters for the bias]), fp32: a row
+    a split.
 
     Args:
         channels, filters: within one group.
@@ -186,7 +195,12 @@ def weight_gradient(
         tl.store(row + at, sums, mask=m_live & (tile_n == 0))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "splits", "split_size", "weight_size", "pairs", "channels", "kernel_w", "weight_m",
+        "weight_c", "weight_y", "weight_x",
+    ]
+)  # fmt: skip
 def reduce_partials(
     partial,
     weight_grad,
@@ -196,9 +210,11 @@ def reduce_partials(
     weight_size,
     pairs,
     channels,
+    kernel_w,
     weight_m,
     weight_c,
-    weight_t,
+    weight_y,
+    weight_x,
     HAS_BIAS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -207,8 +223,9 @@ def reduce_partials(
 
     Args:
         weight_size: elements of the weight, the first part of a row; the bias is the rest.
-        pairs, channels: taps * channels, and channels, of one filter; weight_m, _c, _t: strides of ``weight_grad``
-            over filters, channels and taps.
+        pairs, channels: taps * channels, and channels, of one filter; kernel_w: width of the kernel.
+        weight_m, _c, _y, _x: strides of ``weight_grad`` over filters, channels, rows and columns of the
+            kernel.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = at < split_size
@@ -219,7 +236,13 @@ def reduce_partials(
         acc += tl.load(partial + offsets, mask=(split < splits)[:, None] & live[None, :], other=0.0)
     sums = tl.sum(acc, axis=0)
     pair = at % pairs
-    to = at // pairs * weight_m + pair % channels * weight_c + pair // channels * weight_t
+    tap = pair // channels
+    to = (
+        at // pairs * weight_m
+        + pair % channels * weight_c
+        + tap // kernel_w * weight_y
+        + tap % kernel_w * weight_x
+    )
     tl.store(weight_grad + to, sums.to(weight_grad.dtype.element_ty), mask=at < weight_size)
     if HAS_BIAS:
         to = bias_grad + (at - weight_size)

@@ -1,0 +1,148 @@
+"""The Triton route without a graphics card: its arithmetic by interpretation, its decisions on tensors
+without data.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels import amd_architectures, prepare, route, tiles
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, with this checkout first on its path."""
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], env=settings, cwd=ROOT, capture_output=True, text=True, timeout=560
+    )
+
+
+@pytest.mark.slow
+def test_the_kernels_agree_with_float64_under_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    file = str(HERE / "interpreted_triton.py")
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", file, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_without_triton_nothing_is_supported_and_nothing_breaks() -> None:
+    script = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+sys.modules["triton"] = None
+import torch
+from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels import TritonRoute
+p = ConvProblem(1, 1, 8, 8, 1, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cuda", False)
+print(TritonRoute().supports(p))
+"""
+    assert run("-c", script).stdout == "False\n"
+
+
+def test_importing_the_route_imports_no_triton() -> None:
+    script = "import sys, patches.convolution.triton_kernels; print('triton' in sys.modules)"
+    assert run("-c", script).stdout == "False\n"
+
+
+def kernel_driver(folder: Path, *versions: int) -> Path:
+    """A topology as the kernel driver writes it; node 0 is the processor."""
+    for node, version in enumerate((0, *versions)):
+        (folder / str(node)).mkdir(parents=True)
+        (folder / str(node) / "properties").write_text(
+            f"simd_count 72\ngfx_target_version {version}\nvendor_id 4098\n"
+        )
+    return folder
+
+
+def test_the_kernel_driver_names_the_architectures(tmp_path: Path) -> None:
+    nodes = kernel_driver(tmp_path, 100100, 100300, 90010, 110501, 120001)
+    assert amd_architectures(nodes) == ["gfx1010", "gfx1030", "gfx90a", "gfx1151", "gfx1201"]
+    assert amd_architectures(tmp_path / "absent") == []
+
+
+PREPARE = """
+import os, sys
+from pathlib import Path
+from patches.convolution.triton_kernels import prepare
+{before}
+print(prepare(Path(sys.argv[1]), Path(sys.argv[2])), os.environ.get("AMDGCN_USE_BUFFER_OPS"),
+os.environ.get("TRITON_CACHE_DIR"))
+"""
+
+
+def test_a_gfx101x_card_gets_no_buffer_operations_and_a_cache_of_its_own(tmp_path: Path) -> None:
+    nodes = kernel_driver(tmp_path / "nodes", 100100)
+    done = run("-c", PREPARE.format(before=""), str(nodes), str(tmp_path / "cache"))
+    cache = tmp_path / "cache" / "triton-gfx101x"
+    assert done.stdout == f"['AMDGCN_USE_BUFFER_OPS', 'TRITON_CACHE_DIR'] 0 {cache}\n"
+
+
+def test_other_cards_keep_their_settings(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    assert prepare(kernel_driver(tmp_path, 100300, 110000)) == []
+    assert dict(os.environ) == before
+
+
+def test_triton_imported_too_early_on_gfx101x_is_an_error(tmp_path: Path) -> None:
+    nodes = kernel_driver(tmp_path / "nodes", 100100)
+    early = PREPARE.format(before="sys.modules['triton'] = sys")
+    done = run("-c", early, str(nodes), str(tmp_path), AMDGCN_USE_BUFFER_OPS="1")
+    assert "Triton is already imported with buffer operations on" in done.stderr
+
+
+def variants(
+    batch: int, c_in: int, size: tuple[int, int], c_out: int, table: tiles.Table
+) -> set[tuple[object, ...]]:
+    """What Triton tells kernels apart by, for a 3 x 3 convolution."""
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    p = ConvProblem(
+        batch, c_in, *size, c_out, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cuda", False
+    )
+    made = []
+
+    class Recorder(route.Builder):
+        def launch(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            made.append(super().launch(*args, **kwargs))
+            return made[-1]
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    builder = Recorder(0, tiles.Tiles(18, table))
+    x, weight = empty(batch, c_in, *size), empty(c_out, c_in, 3, 3)
+    builder.forward(p, x, weight, None)
+    builder.backward(p, empty(batch, c_out, *p.output_size), x, weight, (True, True, False))
+    return {(one.kernel.__name__, *one.constants.values(), *one.options.values()) for one in made}
+
+
+@pytest.mark.parametrize("table", [tiles.NVIDIA, tiles.RDNA], ids=["NVIDIA", "RDNA"])
+def test_neighbouring_shapes_share_their_kernels(table: tiles.Table) -> None:
+    first = variants(8, 64, (80, 80), 64, table)
+    for batch, c_in, size, c_out in [(5, 64, (80, 80), 64), (8, 64, (64, 52), 64), (3, 192, (100, 36), 64)]:
+        assert variants(batch, c_in, size, c_out, table) == first
+
+
+def test_tensors_past_the_32_bit_range_get_64_bit_offsets() -> None:
+    assert not route._wide(torch.empty(64, 64, 640, 640, device="meta"))
+    assert route._wide(torch.empty(90, 64, 640, 640, device="meta"))
+    assert route._wide(torch.empty(1, device="meta").expand(1), torch.empty(90, 64, 640, 640, device="meta"))
+
+
+def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "MOST_CALLS", 10)
+    calls: dict[object, object] = {}
+    for number in range(100):
+        route._remember(calls, number, None)
+    assert len(calls) <= 10
