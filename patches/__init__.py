@@ -33,12 +33,13 @@ def enable(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET)
 
     Args:
         device: "cuda" (ROCm builds say "cuda" too) or "cpu".
-        route: "auto", or the name of the one to use for all problems that it supports: "native" (PyTorch's
-            own kernels), "library" (with cuDNN or MIOpen) or "gemm".
+        route: "auto" (PyTorch's own kernels on the CPU; on a GPU the fastest correct route for each problem,
+            tested and measured on the card, once), or the name of the one to use for all problems that it
+            supports: "native" (PyTorch's own kernels), "library" (with cuDNN or MIOpen), "gemm" or "triton".
         column_budget: limit of the column buffer of the route "gemm", bytes.
 
     Raises:
-        ValueError: an unknown device or route, or a budget that is not positive.
+        ValueError: an unknown device, an unknown or missing route, or a budget that is not positive.
     """
     from patches import dispatch
 

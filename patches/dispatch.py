@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from patches import miopen
-from patches.convolution.gemm import Gemm
-from patches.convolution.native import Native, call_backward, call_forward
+from patches.convolution.native import call_backward, call_forward
+from patches.convolution.plan import Planner
 from patches.convolution.problem import ConvProblem, Gradients, Route
+from patches.convolution.routes import NAMES, make
 from patches.report import FallThrough, ProblemUse, Report
 
 ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
@@ -73,18 +74,19 @@ class Session:
         if column_budget <= 0:
             raise ValueError(f"column budget {column_budget}: expected a positive number of bytes")
         self.device = device
-        self.native: Route = Native(library=False)
-        self.routes: dict[str, Route] = {
-            each.name: each for each in (self.native, Native(library=True), Gemm(column_budget))
-        }
         self.notes: list[str] = []
         forced = os.environ.get(ROUTE_VARIABLE)
         if forced and forced != route:
             self.note(f"{ROUTE_VARIABLE}={forced} overrules route {route!r}")
             route = forced
-        if route != "auto" and route not in self.routes:
-            raise ValueError(f"route {route!r}: expected one of auto, {', '.join(self.routes)}")
+        if route not in ("auto", *NAMES):
+            raise ValueError(f"route {route!r}: expected one of auto, {', '.join(NAMES)}")
         self.route = route
+        self.routes: dict[str, Route] = {}
+        for name in NAMES:
+            self._add_route(name, column_budget)
+        self.native = self.routes["native"]
+        self._planner: Planner | None = None
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
         self._library: Any = None
@@ -266,18 +268,37 @@ class Session:
         self._entries[key] = entry
         return entry
 
+    def _add_route(self, name: str, column_budget: int) -> None:
+        try:
+            self.routes[name] = make(name, column_budget)
+        except ImportError as error:
+            if self.route == name:
+                raise ValueError(f"route {name!r} is not available: {error}") from error
+        except RuntimeError as error:
+            self.note(f"route {name} is not available: {error}")
+
+    @property
+    def planner(self) -> Planner:
+        """The plan of this device; made on first use, because that initialises the device."""
+        if self._planner is None:
+            self._planner = Planner(self.device, self.routes, self.note)
+        return self._planner
+
     def _choose(self, problem: ConvProblem) -> Route:
+        if self.route == "auto":
+            return self.native if self.device == "cpu" else self.planner.choose(problem)
         wanted = self.routes.get(self.route, self.native)
-        return wanted if wanted.supports(problem) else self.native
+        if not wanted.supports(problem):
+            return self.native
+        return wanted if self.device == "cpu" or self.planner.trusted(self.route) else self.native
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""
         if route is self.native or isinstance(error, torch.cuda.OutOfMemoryError):
             raise error
         result = again()
-        if self.routes.get(route.name) is route:
+        if self.routes.pop(route.name, None) is not None:
             self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
-            self.routes[route.name] = self.native
             struck = [key for key, entry in self._entries.items() if entry.route is route]
             self._retired += [self._entries.pop(key) for key in struck]
         return result

@@ -55,7 +55,7 @@ class ConvProblem:
         )
 
     def __str__(self) -> str:
-        """One line for a table: ``4x3x640x640 -> 16, 3x3 stride 2 pad 1, float32``."""
+        """All but the device, as one line: ``4x3x640x640 -> 16, 3x3 stride 2 pad 1, float32``."""
         shape = f"{self.batch}x{self.channels_in}x{self.height}x{self.width} -> {self.channels_out}"
         parts = [f"{shape}, {_pair(self.kernel, always_both=True)} stride {_pair(self.stride)}"]
         if self.padding != (0, 0):
@@ -64,6 +64,8 @@ class ConvProblem:
             parts.append(f"dilation {_pair(self.dilation)}")
         if self.groups != 1:
             parts.append(f"groups {self.groups}")
+        if self.bias:
+            parts.append("bias")
         layout = " channels_last" if self.channels_last else ""
         return f"{' '.join(parts)}, {str(self.dtype).removeprefix('torch.')}{layout}"
 

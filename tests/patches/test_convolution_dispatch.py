@@ -432,5 +432,5 @@ def test_the_report_reads_as_a_table() -> None:
         F.conv1d(torch.randn(1, 2, 5), torch.randn(2, 2, 3))
     text = str(patches.report())
     assert text.splitlines()[0] == "convolution patches: off, cpu, route gemm, 3 calls"
-    assert "1x4x6x8 -> 4, 3x3 stride 2 pad 1 groups 2, float32" in text
+    assert "1x4x6x8 -> 4, 3x3 stride 2 pad 1 groups 2 bias, float32" in text
     assert "not ours: 1-d convolution: 1 calls" in text

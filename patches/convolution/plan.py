@@ -1,0 +1,402 @@
+"""Which route serves which problem: measured on this card, remembered in a file, never measured again.
+
+The plan is a JSON file for each combination of card, driver, torch and triton, in the user's cache folder. It
+holds the verdicts of the self-tests and, for each problem, the seconds of every route and the fastest one.
+Processes share it: a writer takes a lock, merges with what others wrote, and replaces the file in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patches.convolution import selftest
+from patches.convolution.problem import ConvProblem, Gradients, Route
+from patches.convolution.selftest import SelfTestResult
+from patches.convolution.triton_kernels import amd_architectures
+
+PATH_VARIABLE = "TOOLKIT_CONV_PLAN"
+FORMAT = 1
+"""Version of the file; a file of another version is ignored."""
+
+NEIGHBOUR = 2.0
+"""A problem that differs only in batch and image size takes the choice of a measured one whose number of
+pixels is within this factor: the last batch of an epoch is not worth a measurement."""
+
+TUNING_SECONDS = 180.0
+"""Longest time that one process measures; later problems take the nearest choice, or PyTorch's kernels."""
+
+AGREEMENT = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1, torch.float64: 1e-9}
+"""Largest relative difference from PyTorch's own kernels; beyond it, one of the two is wrong."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a measurement depends on, beside the problem.
+
+    Attributes:
+        architecture: name and true architecture, whatever an override says ("gfx1010").
+        driver: version of the kernel driver, or of the kernel that brings it.
+        torch, triton: versions; triton is empty when it is not installed.
+    """
+
+    architecture: str
+    driver: str
+    torch: str
+    triton: str
+
+    @classmethod
+    def here(cls, device: str) -> Card:
+        """The card that PyTorch uses now; initialises CUDA for a CUDA device."""
+        if device == "cpu":
+            architecture = platform.processor() or platform.machine()
+        else:
+            name = torch.cuda.get_device_name()
+            kinds = amd_architectures() if torch.version.hip else []
+            kind = "-".join(sorted(set(kinds))) or "sm_{}{}".format(*torch.cuda.get_device_capability())
+            architecture = f"{name} {kind}"
+        return cls(architecture, _driver(), torch.__version__, _version_of("triton"))
+
+    def path(self) -> Path:
+        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file."""
+        if os.environ.get(PATH_VARIABLE):
+            return Path(os.environ[PATH_VARIABLE])
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+        return cache / "ltdv2-toolkit" / "convolution" / f"{digest}.json"
+
+
+def _driver() -> str:
+    for module in ("nvidia", "amdgpu"):
+        with contextlib.suppress(OSError):
+            return f"{module} {Path('/sys/module', module, 'version').read_text().strip()}"
+    return f"kernel {platform.release()}"
+
+
+def _version_of(package: str) -> str:
+    for name in (package, f"pytorch-{package}", f"pytorch-{package}-rocm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest route of a problem, and the seconds of forward + backward by every route measured."""
+
+    route: str
+    seconds: dict[str, float]
+
+
+class PlanFile:
+    """The remembered choices and verdicts of one card.
+
+    Args:
+        path: the file; it need not exist.
+        card: what the file must have been written for.
+        note: told about a file that is ignored, and about one that cannot be written.
+    """
+
+    def __init__(self, path: Path, card: Card, note: Callable[[str], None]) -> None:
+        self.path, self.card, self._note = path, card, note
+        self.choices: dict[str, Choice] = {}
+        self.verdicts: dict[str, SelfTestResult] = {}
+        self._read_at: tuple[int, int] | None = None
+        self._read()
+
+    def refresh(self) -> None:
+        """Take in what other processes have written since."""
+        if self._stamp() != self._read_at:
+            self._read()
+
+    def remember(self, choices: Mapping[str, Choice], verdicts: Mapping[str, SelfTestResult]) -> None:
+        """Add to the plan and to its file; a file that cannot be written is a note, not an error."""
+        self.choices.update(choices)
+        self.verdicts.update(verdicts)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.with_suffix(".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._read()
+                self.choices.update(choices)
+                self.verdicts.update(verdicts)
+                self._replace()
+                self._read_at = self._stamp()
+        except OSError as error:
+            self._note(f"cannot write the convolution plan {self.path}: {error.strerror or error}")
+
+    def _replace(self) -> None:
+        content = {
+            "format": FORMAT,
+            "card": asdict(self.card),
+            "self_tests": {name: asdict(verdict) for name, verdict in self.verdicts.items()},
+            "problems": {name: asdict(choice) for name, choice in self.choices.items()},
+        }
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(self.path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
+    def _read(self) -> None:
+        self._read_at = self._stamp()
+        try:
+            content = json.loads(self.path.read_text())
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}")
+            card = Card(**content["card"])
+            choices = {name: _choice(value) for name, value in content["problems"].items()}
+            verdicts = {name: _verdict(value) for name, value in content["self_tests"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._note(f"the convolution plan {self.path} is damaged ({error}) and is ignored")
+            return
+        if card != self.card:
+            self._note(f"the convolution plan {self.path} is of another card ({card}) and is ignored")
+            return
+        self.choices = {**self.choices, **choices}
+        self.verdicts = {**self.verdicts, **verdicts}
+
+
+def _choice(value: Any) -> Choice:
+    seconds = {str(name): float(number) for name, number in value["seconds"].items()}
+    return Choice(str(value["route"]), seconds)
+
+
+def _verdict(value: Any) -> SelfTestResult:
+    return SelfTestResult(
+        str(value["route"]), bool(value["passed"]), str(value["reason"]), float(value["seconds"])
+    )
+
+
+Tensors = tuple[Tensor, Tensor, "Tensor | None", Tensor]
+"""Input, weight, bias and output gradient."""
+
+Results = tuple[Tensor, Gradients]
+"""Output, and the gradients."""
+
+
+class Planner:
+    """Chooses routes on one device, testing and measuring what the plan does not know.
+
+    Args:
+        device: "cuda" or "cpu".
+        routes: by name; "native" is among them and needs no test, because there is nothing behind it. A route
+            taken out of the mapping is not chosen again.
+        note: told what a person should know.
+        card: what the plan is keyed by; the device's own when None.
+        examine: the self-test.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        routes: Mapping[str, Route],
+        note: Callable[[str], None],
+        card: Card | None = None,
+        examine: Callable[[str, str], SelfTestResult] = selftest.run,
+    ) -> None:
+        self.device, self.routes, self._note, self._examine = device, routes, note, examine
+        card = card or Card.here(device)
+        self.file = PlanFile(card.path(), card, note)
+        self._families: dict[ConvProblem, dict[float, str]] = {}
+        self._spent = 0.0
+
+    def choose(self, problem: ConvProblem) -> Route:
+        """The route for a problem: remembered, a neighbour's, or measured now."""
+        known = self._known(problem)
+        if known is None and self._spent < TUNING_SECONDS and not _capturing(self.device):
+            known = self.tune(problem).route
+        if known is None:
+            known = self._nearest(problem, math.inf)
+        return self.routes.get(known or "native", self.routes["native"])
+
+    def trusted(self, name: str) -> bool:
+        """Whether a route passed its self-test on this card; tests it if nobody has."""
+        if name == "native":
+            return True
+        verdict = self.file.verdicts.get(name)
+        if verdict is None:
+            self.file.refresh()
+            verdict = self.file.verdicts.get(name)
+        if verdict is None:
+            self._note(f"testing the convolution route {name} on this card, once")
+            device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
+            verdict = self._examine(name, device)
+            self.file.remember({}, {name: verdict})
+            if not verdict.passed:
+                self._note(f"the convolution route {name} failed its self-test: {verdict.reason}")
+        return verdict.passed
+
+    def tune(self, problem: ConvProblem) -> Choice:
+        """Measure every trusted route on a problem and remember the fastest, unless that has been done."""
+        self.file.refresh()
+        choice = self.file.choices.get(str(problem))
+        if choice is None or choice.route not in self.routes:
+            names = [name for name, route in self.routes.items() if route.supports(problem)]
+            names = [name for name in names if self.trusted(name)]
+            start = time.monotonic()
+            choice = self._measure(problem, names)
+            self._spent += time.monotonic() - start
+            self.file.remember({str(problem): choice}, {})
+        self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
+        return choice
+
+    def _known(self, problem: ConvProblem) -> str | None:
+        choice = self.file.choices.get(str(problem))
+        if choice is not None and choice.route in self.routes and self.trusted(choice.route):
+            self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
+            return choice.route
+        return self._nearest(problem, NEIGHBOUR)
+
+    def _nearest(self, problem: ConvProblem, factor: float) -> str | None:
+        """The choice for the measured problem that differs least, and only in its number of pixels."""
+        pixels = _pixels(problem)
+        distances = [
+            (max(pixels, other) / min(pixels, other), name)
+            for other, name in self._families.get(_family(problem), {}).items()
+            if name in self.routes and self.routes[name].supports(problem)
+        ]
+        distance, name = min(distances, default=(math.inf, None))
+        return name if distance <= factor else None
+
+    def _measure(self, problem: ConvProblem, names: list[str]) -> Choice:
+        seconds: dict[str, float] = {}
+        try:
+            with torch.inference_mode():
+                tensors = _tensors(problem)
+                expected = _results(self.routes["native"], problem, tensors)
+                for name in names:
+                    measured = self._measure_route(name, problem, tensors, expected)
+                    if measured is not None:
+                        seconds[name] = measured
+                    _double(tensors, expected)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        return Choice(min(seconds, key=seconds.__getitem__, default="native"), seconds)
+
+    def _measure_route(
+        self, name: str, problem: ConvProblem, tensors: Tensors, expected: Results
+    ) -> float | None:
+        """Seconds of one route; None when it needs more memory than there is, or is wrong."""
+        try:
+            if name != "native":
+                _check(problem, _results(self.routes[name], problem, tensors), expected)
+            return _seconds(self.routes[name], problem, tensors, self.device)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        except Exception as error:
+            self._note(f"route {name} is not used for {problem}: {type(error).__name__}: {error}")
+        return None
+
+
+def _capturing(device: str) -> bool:
+    """Whether a CUDA graph is being recorded: nothing can be measured then."""
+    return device == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _family(problem: ConvProblem) -> ConvProblem:
+    return replace(problem, batch=1, height=1, width=1)
+
+
+def _pixels(problem: ConvProblem) -> float:
+    return problem.batch * problem.height * problem.width
+
+
+def _tensors(problem: ConvProblem) -> Tensors:
+    """Random numbers; the process's random state is left alone."""
+    generator = torch.Generator(problem.device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=problem.device, dtype=problem.dtype)
+
+    memory_format = torch.channels_last if problem.channels_last else torch.contiguous_format
+    x = normal(problem.batch, problem.channels_in, problem.height, problem.width)
+    weight = normal(problem.channels_out, problem.channels_in // problem.groups, *problem.kernel)
+    bias = normal(problem.channels_out) if problem.bias else None
+    grad = normal(problem.batch, problem.channels_out, *problem.output_size)
+    return x.to(memory_format=memory_format), weight, bias, grad.to(memory_format=memory_format)
+
+
+def _results(route: Route, problem: ConvProblem, tensors: Tensors) -> Results:
+    x, weight, bias, grad = tensors
+    needs = (True, True, problem.bias)
+    return route.forward(problem, x, weight, bias), route.backward(problem, grad, x, weight, needs)
+
+
+def _double(tensors: Tensors, expected: Results) -> None:
+    """Change the question: memory that holds an earlier route's answer must not pass for the next one's."""
+    x, _, bias, grad = tensors
+    out, (grad_x, grad_weight, grad_bias) = expected
+    for tensor, factor in (
+        (x, 2),
+        (bias, 2),
+        (grad, 2),
+        (out, 2),
+        (grad_x, 2),
+        (grad_weight, 4),
+        (grad_bias, 2),
+    ):
+        if tensor is not None:
+            tensor.mul_(factor)
+
+
+def _check(problem: ConvProblem, found: tuple[Tensor, Gradients], expected: tuple[Tensor, Gradients]) -> None:
+    """Raise ValueError where a route and PyTorch's own kernels disagree."""
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    values, truths = (found[0], *found[1]), (expected[0], *expected[1])
+    for name, value, truth in zip(names, values, truths, strict=True):
+        if truth is None:
+            continue
+        if value is None or value.shape != truth.shape:
+            raise ValueError(f"the {name} has the wrong form")
+        difference = float((value.float() - truth.float()).norm() / truth.float().norm().clamp_min(1e-30))
+        if not difference <= AGREEMENT[problem.dtype]:
+            raise ValueError(f"the {name} differs from PyTorch's by {difference:.1e}")
+
+
+def _seconds(route: Route, problem: ConvProblem, tensors: Tensors, device: str) -> float:
+    """Median seconds of forward + backward; about 50 ms of measuring, more where one call takes longer."""
+
+    def clock(loops: int) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(loops):
+            _results(route, problem, tensors)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / loops
+
+    once = clock(1)
+    loops = max(1, min(100, round(0.015 / max(once, 1e-6))))
+    return statistics.median(clock(loops) for _ in range(3))

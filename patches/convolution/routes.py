@@ -1,0 +1,44 @@
+"""Every route by its name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from patches import COLUMN_BUDGET
+from patches.convolution.gemm import Gemm
+from patches.convolution.native import Native
+from patches.convolution.problem import Route
+
+NAMES = ("native", "library", "gemm", "triton")
+"""PyTorch's own kernels, the same with cuDNN or MIOpen, columns and a product, fused kernels."""
+
+
+def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
+    """A route by its name, or any other as "module:attribute", which is called without arguments.
+
+    Args:
+        name: one of :data:`NAMES`, or an import path.
+        column_budget: limit of the column buffer of the route "gemm", bytes.
+
+    Raises:
+        ValueError: no such route.
+        ImportError: the route needs a package that is not there.
+        RuntimeError: Triton was imported before it was made safe for this card.
+    """
+    if name in ("native", "library"):
+        return Native(library=name == "library")
+    if name == "gemm":
+        return Gemm(column_budget)
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise ImportError("triton is not installed")
+        from patches.convolution import triton_kernels
+
+        triton_kernels.prepare()
+        return triton_kernels.TritonRoute()
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"route {name!r}: expected one of {', '.join(NAMES)}")
+    route: Route = getattr(importlib.import_module(module), attribute)()
+    return route

@@ -1,0 +1,258 @@
+"""Trust no kernel before it has shown on this device that it computes what it should.
+
+A kernel can hang, kill its process, or write nothing and report success. Therefore a route is tried in a
+child process under a time limit, on a handful of problems; every buffer that it allocates is filled with NaN
+first, and output and gradients are compared with float64 on the CPU. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from patches.convolution.problem import ConvProblem, Route
+
+TIMEOUT = 180.0
+"""Default time limit, seconds: importing torch, compiling all kernels on a slow processor, and room."""
+
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
+"""Largest relative error (Frobenius norm): far above rounding, far below any mistake."""
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """What became of one self-test.
+
+    Attributes:
+        route: its name.
+        passed: whether the route may be used.
+        reason: why not; empty when it passed.
+        seconds: how long the test took.
+    """
+
+    route: str
+    passed: bool
+    reason: str
+    seconds: float
+
+
+def run(route: str, device: str, timeout: float = TIMEOUT) -> SelfTestResult:
+    """Try a route on a device in a child process; never raises for what the route does.
+
+    Args:
+        route: a name that :func:`patches.convolution.routes.make` knows, or "module:attribute".
+        device: "cpu", "cuda" or "cuda:1".
+        timeout: seconds after which the child is killed.
+    """
+    start = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", __name__, route, device]
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _kill(child)
+        output.seek(0)
+        lines = output.read().splitlines()
+    return SelfTestResult(route, *_verdict(code, lines, timeout), seconds=time.monotonic() - start)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child and what it started; one that hangs inside the driver cannot be waited for."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(5)
+
+
+def _verdict(code: int | None, lines: list[str], timeout: float) -> tuple[bool, str]:
+    answers = [line for line in lines if line.startswith("{")]
+    steps = [line.removeprefix("try: ") for line in lines if line.startswith("try: ")]
+    where = f" at {steps[-1]}" if steps else " before the first problem"
+    if code is None:
+        return False, f"no answer within {timeout:.0f} s{where}"
+    if code < 0:
+        return False, f"killed by {signal.Signals(-code).name}{where}"
+    if code == 0 and answers:
+        answer = json.loads(answers[-1])
+        return bool(answer["passed"]), str(answer["reason"])
+    return False, f"ended with status {code}{where}: {lines[-1] if lines else 'no output'}"
+
+
+def main() -> None:
+    """The child: print what is being tried, then the answer as one line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("route")
+    parser.add_argument("device")
+    options = parser.parse_args()
+    reason = _examine(options.route, options.device)
+    sys.stdout.write(json.dumps({"passed": not reason, "reason": reason}) + "\n")
+
+
+def _examine(name: str, device: str) -> str:
+    """Why the route is not to be trusted; empty when it is."""
+    from patches.convolution.routes import make
+
+    try:
+        route = make(name)
+    except (ImportError, RuntimeError) as error:
+        return f"not available: {error}"
+    problems = [problem for problem in _problems(device) if route.supports(problem)]
+    if not problems:
+        return "serves none of the problems of the self-test"
+    for problem in problems:
+        reason = _compare(route, problem, device)
+        if reason:
+            return reason
+    return ""
+
+
+def _problems(device: str) -> list[ConvProblem]:
+    """One problem for each kind of kernel that a route may have, with sizes that fill no tile evenly."""
+    import torch
+
+    from patches.convolution.problem import ConvProblem
+
+    def problem(
+        channels: tuple[int, int], kernel: int, stride: int = 1, groups: int = 1, **other: Any
+    ) -> ConvProblem:
+        values: dict[str, Any] = {
+            "batch": 2,
+            "height": 21,
+            "width": 19,
+            "padding": (kernel // 2, kernel // 2),
+            "dilation": (1, 1),
+            "bias": False,
+            "dtype": torch.float32,
+            "channels_last": False,
+        }
+        return ConvProblem(
+            channels_in=channels[0],
+            channels_out=channels[1],
+            kernel=(kernel, kernel),
+            stride=(stride, stride),
+            groups=groups,
+            device=device.partition(":")[0],
+            **{**values, **other},
+        )
+
+    return [
+        problem((32, 24), 3),
+        problem((3, 16), 3, stride=2),
+        problem((40, 72), 1, bias=True),
+        problem((24, 24), 3, groups=24),
+        problem((32, 48), 3, stride=2, groups=2, channels_last=True),
+        problem((16, 16), 5, dilation=(2, 2), bias=True),
+        problem((64, 64), 1, channels_last=True),
+        problem((32, 32), 3, dtype=torch.float16),
+    ]
+
+
+def _compare(route: Route, problem: ConvProblem, device: str) -> str:
+    """Run forward and backward of one problem against float64 on the CPU; what is wrong, or nothing."""
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator().manual_seed(0)
+    group_in = problem.channels_in // problem.groups
+    shapes = [
+        (problem.batch, problem.channels_in, problem.height, problem.width),
+        (problem.channels_out, group_in, *problem.kernel),
+        (problem.channels_out,),
+        (problem.batch, problem.channels_out, *problem.output_size),
+    ]
+    x, weight, bias, grad = (torch.randn(shape, generator=generator).to(problem.dtype) for shape in shapes)
+    leaves = [each.double().requires_grad_() for each in (x, weight, bias)]
+    settings = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    out = F.conv2d(leaves[0], leaves[1], leaves[2] if problem.bias else None, *settings)
+    truths = [out.detach(), *torch.autograd.grad(out, leaves[: 2 + problem.bias], grad.double())]
+
+    memory_format = torch.channels_last if problem.channels_last else torch.contiguous_format
+    x = x.to(device).contiguous(memory_format=memory_format)
+    weight, bias, grad = weight.to(device), bias.to(device), grad.to(device)
+    values: list[Tensor | None] = []
+    with torch.inference_mode(), _Poison():
+        _say(f"forward of {problem}")
+        values.append(route.forward(problem, x, weight, bias if problem.bias else None))
+        _synchronise(device)
+        _say(f"backward of {problem}")
+        values.extend(route.backward(problem, grad, x, weight, (True, True, problem.bias)))
+        _synchronise(device)
+    names = ("output", "input gradient", "weight gradient", "bias gradient")
+    for name, value, truth in zip(names, values, truths):  # noqa: B905 - no bias gradient without a bias
+        if value is None or value.shape != truth.shape or value.dtype != problem.dtype:
+            return f"{name} of {problem} has the wrong form"
+        error = float((value.cpu().double() - truth).norm() / truth.norm())
+        if not error <= TOLERANCE[str(problem.dtype).removeprefix("torch.")]:
+            return f"{name} of {problem} is wrong: relative error {error:.1e}"
+    return ""
+
+
+def _say(step: str) -> None:
+    sys.stdout.write(f"try: {step}\n")
+    sys.stdout.flush()
+
+
+def _synchronise(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+class _Poison:
+    """Inside, tensors that Python code allocates without a value hold NaN."""
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._places: list[tuple[Any, str, Callable[..., Tensor]]] = [
+            (place, name, getattr(place, name))
+            for place, name in [
+                (torch, "empty"),
+                (torch, "empty_like"),
+                (torch, "empty_strided"),
+                (torch.Tensor, "new_empty"),
+            ]
+        ]
+        for place, name, original in self._places:
+            setattr(place, name, self._poisoned(original))
+
+    def __exit__(self, *_: object) -> None:
+        for place, name, original in self._places:
+            setattr(place, name, original)
+
+    @staticmethod
+    def _poisoned(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
+            made = original(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
+
+        return allocate
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Routes that misbehave in every way that a self-test must survive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from patches.convolution.gemm import Gemm
+from patches.convolution.problem import ConvProblem, Gradients
+
+
+class Hanging(Gemm):
+    """A kernel that never ends."""
+
+    name = "hanging"
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        time.sleep(600)
+        return super().forward(problem, x, weight, bias)
+
+
+class Dying(Gemm):
+    """A kernel that takes its process along, in the backward pass."""
+
+    name = "dying"
+
+    def backward(self, *args: object) -> Gradients:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError
+
+
+class Leaving(Gemm):
+    """A compiler that ends the process with a message, as LLVM does."""
+
+    name = "leaving"
+
+    def forward(self, *args: object) -> Tensor:
+        sys.stderr.write("LLVM ERROR: Cannot select FDOT2\n")
+        sys.stderr.flush()
+        os._exit(3)
+
+
+class Silent(Gemm):
+    """A kernel that reports success and writes nothing."""
+
+    name = "silent"
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.empty((problem.batch, problem.channels_out, *problem.output_size), dtype=x.dtype)
+
+
+class Wrong(Gemm):
+    """A kernel whose weight gradient is a little off."""
+
+    name = "wrong"
+
+    def backward(self, *args: object) -> Gradients:
+        grad_x, grad_weight, grad_bias = super().backward(*args)
+        return grad_x, None if grad_weight is None else grad_weight * 1.001, grad_bias
+
+
+class Raising(Gemm):
+    """A kernel that does not compile."""
+
+    name = "raising"
+
+    def forward(self, *args: object) -> Tensor:
+        raise NotImplementedError("no kernel image for this card")
+
+
+class Misshapen(Gemm):
+    """A kernel that forgets the last row."""
+
+    name = "misshapen"
+
+    def forward(self, *args: object) -> Tensor:
+        return super().forward(*args)[:, :, :-1]

@@ -1,0 +1,265 @@
+"""The plan: the fastest correct route, measured once, remembered, shared, never in the way of training."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_routes import Raising, Silent, Wrong
+from test_convolution_gemm import LAYER
+
+from patches import dispatch
+from patches.convolution import plan
+from patches.convolution.gemm import Gemm
+from patches.convolution.native import Native
+from patches.convolution.plan import Card, Choice, PlanFile, Planner
+from patches.convolution.problem import Route
+from patches.convolution.selftest import SelfTestResult
+
+CARD = Card("Radeon RX 5600 XT gfx1010", "amdgpu 6.1", "2.11.0", "3.5.0")
+
+
+class Timed(Native):
+    """PyTorch's own kernels under another name, with a speed that no busy machine can change."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(library=False)
+        self.name = name
+
+
+SECONDS = {"fast": 1e-3, "native": 2e-3, "slow": 3e-3}
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the routes measured, in order."""
+    names: list[str] = []
+
+    def seconds(route: Route, *_: object) -> float:
+        names.append(route.name)
+        return SECONDS.get(route.name, 1e-6)
+
+    monkeypatch.setattr(plan, "_seconds", seconds)
+    return names
+
+
+class Examiner:
+    """A self-test that fails the routes it is told to and counts what it is asked."""
+
+    def __init__(self, *failing: str) -> None:
+        self.failing, self.asked = failing, list[str]()
+
+    def __call__(self, route: str, device: str) -> SelfTestResult:
+        self.asked.append(route)
+        return SelfTestResult(route, route not in self.failing, "hangs" if route in self.failing else "", 1.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cache" / "plan.json"
+    monkeypatch.setenv("TOOLKIT_CONV_PLAN", str(path))
+    return path
+
+
+def planner(
+    *routes: Route, card: Card = CARD, examine: Examiner | None = None, notes: list[str] | None = None
+) -> Planner:
+    named = {route.name: route for route in (Native(library=False), *routes)}
+    return Planner("cpu", named, (notes if notes is not None else []).append, card, examine or Examiner())
+
+
+def test_the_fastest_route_is_chosen_and_every_time_is_kept(path: Path) -> None:
+    chooser = planner(Timed("slow"), Timed("fast"))
+    assert chooser.choose(LAYER).name == "fast"
+    assert chooser.file.choices[str(LAYER)] == Choice("fast", SECONDS)
+
+
+@pytest.mark.usefixtures("path")
+def test_a_real_measurement_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    tensors = plan._tensors(LAYER)
+    with torch.inference_mode():
+        assert 0 < plan._seconds(Gemm(), LAYER, tensors, "cpu") < 10
+
+
+def test_a_second_process_measures_and_tests_nothing(path: Path, measured: list[str]) -> None:
+    planner(Timed("slow"), Timed("fast")).choose(LAYER)
+    measured.clear()
+    examiner = Examiner()
+    assert planner(Timed("slow"), Timed("fast"), examine=examiner).choose(LAYER).name == "fast"
+    assert examiner.asked == measured == []
+
+
+@pytest.mark.parametrize("bad", [Wrong(), Silent(), Raising()], ids=lambda route: route.name)
+@pytest.mark.usefixtures("path")
+def test_a_route_that_is_wrong_on_this_problem_is_not_chosen_and_reported(bad: Route) -> None:
+    notes: list[str] = []
+    assert planner(bad, notes=notes).choose(replace(LAYER, channels_out=23)).name == "native"
+    assert notes[-1].startswith(f"route {bad.name} is not used for 4x8x20x24 -> 23")
+
+
+def test_a_route_that_failed_its_self_test_is_never_run(path: Path) -> None:
+    notes: list[str] = []
+    examiner = Examiner("raising")
+    chooser = planner(Raising(), examine=examiner, notes=notes)
+    assert chooser.choose(LAYER).name == "native"
+    assert "the convolution route raising failed its self-test: hangs" in notes
+    assert not any("is not used for" in note for note in notes)
+    assert json.loads(path.read_text())["self_tests"]["raising"]["passed"] is False
+
+
+@pytest.mark.usefixtures("path")
+def test_the_last_batch_of_an_epoch_takes_its_neighbours_choice(measured: list[str]) -> None:
+    chooser = planner(Timed("fast"))
+    assert chooser.choose(LAYER).name == "fast"
+    measured.clear()
+    assert chooser.choose(replace(LAYER, batch=3)).name == "fast"
+    assert chooser.choose(replace(LAYER, height=16)).name == "fast"
+    assert measured == []
+
+
+@pytest.mark.usefixtures("path")
+def test_a_problem_of_another_kind_or_size_is_measured_itself() -> None:
+    chooser = planner(Timed("fast"))
+    for problem in (LAYER, replace(LAYER, batch=1), replace(LAYER, stride=(2, 2))):
+        chooser.choose(problem)
+    assert len(chooser.file.choices) == 3
+
+
+@pytest.mark.usefixtures("path")
+def test_measuring_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = planner(Timed("fast"))
+    chooser.choose(LAYER)
+    monkeypatch.setattr(plan, "TUNING_SECONDS", 0.0)
+    assert chooser.choose(replace(LAYER, batch=64)).name == "fast"
+    assert chooser.choose(replace(LAYER, stride=(2, 2))).name == "native"
+
+
+@pytest.mark.usefixtures("path")
+def test_a_route_struck_off_during_training_is_not_chosen_again() -> None:
+    routes = {route.name: route for route in (Native(library=False), Timed("fast"))}
+    chooser = Planner("cpu", routes, [].append, CARD, Examiner())
+    assert chooser.choose(LAYER).name == "fast"
+    del routes["fast"]
+    assert chooser.choose(LAYER).name == "native"
+    assert chooser.choose(replace(LAYER, batch=3)).name == "native"
+
+
+@pytest.mark.usefixtures("path")
+def test_running_out_of_memory_leaves_pytorchs_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(plan, "_tensors", exhausted)
+    assert planner(Timed("fast")).choose(LAYER).name == "native"
+
+
+@pytest.mark.usefixtures("path")
+def test_measuring_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    planner(Gemm()).choose(LAYER)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": 99}',
+        '{"format": 1, "card": {}, "problems": 3}',
+        "\x00\xff",
+    ],
+)
+def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(path: Path, content: str) -> None:
+    path.parent.mkdir()
+    path.write_text(content)
+    notes: list[str] = []
+    chooser = planner(Timed("fast"), notes=notes)
+    assert "is damaged" in notes[0]
+    assert str(path) in notes[0]
+    chooser.choose(LAYER)
+    assert json.loads(path.read_text())["problems"][str(LAYER)]["route"] == "fast"
+
+
+def test_the_plan_of_another_card_is_ignored(path: Path) -> None:
+    planner(Timed("fast")).choose(LAYER)
+    notes: list[str] = []
+    other = planner(Timed("fast"), card=replace(CARD, driver="amdgpu 6.2"), notes=notes)
+    assert other.file.choices == {}
+    assert "is of another card" in notes[0]
+
+
+def test_every_card_driver_and_version_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOOLKIT_CONV_PLAN", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    cards = [CARD, *(replace(CARD, **{name: "x"}) for name in ("architecture", "driver", "torch", "triton"))]
+    assert len({card.path() for card in cards}) == 5
+    assert CARD.path().is_relative_to("/cache/ltdv2-toolkit")
+
+
+def test_this_machine_has_a_card() -> None:
+    card = Card.here("cpu")
+    assert card.torch == torch.__version__
+    assert card.architecture
+    assert card.driver
+
+
+def write_many(path: Path, number: int) -> None:
+    file = PlanFile(path, CARD, lambda note: None)
+    for index in range(20):
+        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0})}, {})
+
+
+def test_processes_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=write_many, args=(path, number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    notes: list[str] = []
+    assert len(PlanFile(path, CARD, notes.append).choices) == 80
+    assert notes == []
+    assert sorted(each.name for each in path.parent.iterdir()) == ["plan.json", "plan.lock"]
+
+
+def test_what_another_process_measured_meanwhile_is_used(path: Path, measured: list[str]) -> None:
+    early = planner(Timed("fast"))
+    planner(Timed("fast")).choose(LAYER)
+    measured.clear()
+    assert early.choose(LAYER).name == "fast"
+    assert measured == []
+
+
+def test_a_folder_that_cannot_be_written_costs_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TOOLKIT_CONV_PLAN", str(tmp_path / "file" / "plan.json"))
+    notes: list[str] = []
+    assert planner(Timed("fast"), notes=notes).choose(LAYER).name == "fast"
+    assert any("cannot write the convolution plan" in note for note in notes)
+
+
+@pytest.mark.usefixtures("path")
+def test_auto_on_a_gpu_asks_the_plan() -> None:
+    session = dispatch.Session("cuda", "auto", 2**28)
+    session._planner = planner(Timed("fast"))
+    assert session._choose(LAYER).name == "fast"
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(("failing", "served"), [((), "gemm"), (("gemm",), "native")])
+def test_a_forced_route_on_a_gpu_must_pass_its_self_test_too(failing: tuple[str, ...], served: str) -> None:
+    session = dispatch.Session("cuda", "gemm", 2**28)
+    session._planner = planner(Gemm(), examine=Examiner(*failing))
+    assert session._choose(LAYER).name == served
