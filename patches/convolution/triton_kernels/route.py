@@ -218,7 +218,7 @@ class Builder:
         *,
         transposed: bool,
     ) -> tuple[Callable[[Tensor], Tensor] | None, Any]:
-        """How to lay out the weight (None: as it is), and the launch that reads ``src`` and writes ``out``."""
+        """How to lay out the weight (None: as it is), and the launch that reads ``src`` into ``out``."""
         from .gather import gather_gemm
         from .grouped import grouped_gather
 
