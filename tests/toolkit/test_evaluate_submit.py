@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,13 @@ def test_a_sample_image_without_predictions_is_refused_all_the_same(sample: Path
     assert result.status == 1
     assert f"missing id {TEST[5]}" in result.err
     assert not list(sample.rglob("*.zip"))
+
+
+def test_without_its_data_a_sample_is_no_excuse_for_missing_ids(sample: Path, toolkit: Command) -> None:
+    shutil.rmtree(sample / "data")
+    result = toolkit("submit", "--zip")
+    assert result.status == 1
+    assert "--allow-missing" in result.err
 
 
 def test_predictions_of_no_run_must_be_complete(workspace: Path, toolkit: Command) -> None:
