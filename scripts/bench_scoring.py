@@ -161,7 +161,7 @@ def main() -> None:
                 difference = f"{gap:.1e}"
                 assert gap <= LIMIT, f"{name} differs from torchmetrics by {gap}"
             print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {memory:.2f} | {faster} | {difference} |")
-        print(f"\nrounding to 2 and 4 decimals moves {effect_of_rounding(folder, exact)}")
+        print(f"\nrounding to 3 and 4 decimals moves {effect_of_rounding(folder, exact)}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,14 @@ def test_the_worst_frames_come_one_a_clip_and_unreadable_ones_are_left_out() -> 
     assert wrong[-1] > 0
 
 
+def test_an_archive_without_frames_is_not_searched_to_its_end() -> None:
+    truth, found, context = synthetic()
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=0.4)
+    asked: list[int] = []
+    assert gallery(data, asked.append) is None
+    assert len(asked) == 12
+
+
 IMAGES = [
     {
         "id": 20210100000000001,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,7 +157,7 @@ def test_a_samples_zip_has_all_ids_and_says_that_it_is_a_rehearsal(sample: Path,
     assert "rehearsal" in result.err
     assert len(entries) == outcome["images"] == 49_430
     assert outcome["filled"] == 49_430 - len(TEST)
-    assert entries[str(TEST[0])] == {"boxes": [[10.12, 10, 30, 40]], "scores": [0.9877], "labels": [1]}
+    assert entries[str(TEST[0])] == {"boxes": [[10.123, 10, 30, 40]], "scores": [0.9877], "labels": [1]}
 
 
 def test_a_sample_image_without_predictions_is_refused_all_the_same(sample: Path, toolkit: Command) -> None:
@@ -165,6 +166,13 @@ def test_a_sample_image_without_predictions_is_refused_all_the_same(sample: Path
     assert result.status == 1
     assert f"missing id {TEST[5]}" in result.err
     assert not list(sample.rglob("*.zip"))
+
+
+def test_without_its_data_a_sample_is_no_excuse_for_missing_ids(sample: Path, toolkit: Command) -> None:
+    shutil.rmtree(sample / "data")
+    result = toolkit("submit", "--zip")
+    assert result.status == 1
+    assert "--allow-missing" in result.err
 
 
 def test_predictions_of_no_run_must_be_complete(workspace: Path, toolkit: Command) -> None:

@@ -52,9 +52,12 @@ def submit(
     Example: [bold]toolkit submit --zip[/bold]
     Example: [bold]toolkit submit predictions.json --phase testing --zip --out entry.zip[/bold]
     """
+    from contextlib import suppress
+
     from submission import Detections, archive
     from submission.templates import Phase
     from toolkit import console, submitting, workspace
+    from toolkit.errors import ToolkitError
 
     place = workspace.current()
     if predictions is None:
@@ -66,7 +69,8 @@ def submit(
     data_template = None
     if run is not None and template is None:
         chosen = chosen or submitting.guess_phase(detections.image_ids, str(predictions))
-        data_template = place.data_of(predictions) / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
+        with suppress(ToolkitError):  # without its data the predictions must be complete
+            data_template = place.data_of(predictions) / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
     checked = submitting.prepare(
         detections,
         source=str(predictions),

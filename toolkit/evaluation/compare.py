@@ -6,6 +6,7 @@ therefore draws whole clips, within each month (the months are the challenge's, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,7 +80,10 @@ class Comparison:
 
         def plain(difference: Difference) -> dict[str, float | None]:
             values = {**asdict(difference), "change": difference.change}
-            return {key: value if is_number(value) else None for key, value in values.items()}
+            undecided = {key for key in ("a", "b") if not is_number(values[key])}
+            return {
+                key: None if key in undecided or math.isnan(value) else value for key, value in values.items()
+            }
 
         return {
             "differences": {name: plain(d) for name, d in self.differences.items()},

@@ -49,11 +49,17 @@ def gallery(data: Evaluated, read: Reader) -> Picture | None:
     false = np.bincount(p.image[sure & (m.found < 0)], minlength=p.images)
     frames: list[tuple[int, Grey]] = []
     clips: set[str] = set()
+    unreadable = 0
     for image in np.argsort(-(missed + false), kind="stable").tolist():
         clip = data.context.clips[image] if data.context else str(image)
-        if len(frames) == FRAMES or not missed[image] + false[image]:
+        if len(frames) == FRAMES or unreadable == FRAMES or not missed[image] + false[image]:
             break
-        if clip not in clips and (pixels := read(image)) is not None:
+        if clip in clips:
+            continue
+        pixels = read(image)
+        if pixels is None:
+            unreadable += 1
+        else:
             frames.append((image, pixels))
             clips.add(clip)
     if not frames:
