@@ -23,6 +23,7 @@ from toolkit import __version__, console
 from toolkit.doctor import GIB, best_card, recommend_profile
 from toolkit.errors import ToolkitError
 from toolkit.machine import Machine
+from toolkit.reproduction import commit
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -220,7 +221,7 @@ def build(client: DockerClient, profile: Profile, base: str | None = None) -> st
 
     _check_disk(client, profile)
     fetch_wheels(profile)
-    arguments = {**profile.pins, "PROFILE": profile.name, "VERSION": __version__, "COMMIT": _commit()}
+    arguments = {**profile.pins, "PROFILE": profile.name, "VERSION": __version__, "COMMIT": commit()}
     if base is not None:
         arguments["BASE"] = base
     image, last = "", ""
@@ -271,16 +272,6 @@ def _check_disk(client: DockerClient, profile: Profile) -> None:
                 f"{need / GIB:.0f} GiB",
                 "docker system prune, or make room",
             )
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 @dataclass(frozen=True)

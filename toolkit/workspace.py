@@ -6,6 +6,7 @@ A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names anot
     data/ or data/<name>/              Train.json Valid.json TestNoLabels.json frames.zip [toolkit.toml]
     runs/<name>/run.json               what the run was started with
     runs/<name>/weights/best.pt        and last.pt
+    runs/<name>/weights/environment.json   what it was made with, for toolkit reproduce
     runs/<name>/predictions-val.json   and predictions-test.json
     runs/<name>/evaluation/            scores.json and the report
     runs/<name>/submission.zip

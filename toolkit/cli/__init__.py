@@ -19,6 +19,7 @@ from toolkit.cli.ensemble import ensemble
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.monitor import monitor, runs
 from toolkit.cli.predict import predict
+from toolkit.cli.reproduce import reproduce
 from toolkit.cli.submit import submit
 from toolkit.cli.train import train
 
@@ -33,6 +34,7 @@ app.add_typer(dataset.app, name="dataset")
 app.command()(train)
 app.command()(monitor)
 app.command()(runs)
+app.command()(reproduce)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(predict)

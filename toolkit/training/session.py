@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from toolkit import __version__, console, workspace
+from toolkit import __version__, console, reproduction, workspace
 from toolkit.errors import ToolkitError
 from toolkit.training import health
 from toolkit.training.rundir import Orders, RunFiles, Saving, decode_path, state_of, write_json
@@ -173,6 +173,20 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     )
 
 
+def plan_again(place: workspace.Workspace, run: Path, options: Options) -> TrainingPlan:
+    """The plan of ``run`` for a new run; only its name and where the data is may differ.
+
+    Raises:
+        ToolkitError: the run has no plan, or the name is taken.
+    """
+    files = RunFiles(run)
+    return replace(
+        read_plan(files),
+        data=place.data_of(files.best, options.data).absolute(),
+        run=_new_run(place, options.name),
+    )
+
+
 def read_plan(files: RunFiles) -> TrainingPlan:
     """The plan that a run was started with.
 
@@ -202,6 +216,7 @@ def record(plan: TrainingPlan) -> None:
             version=__version__,
         )
         write_json(plan.run / "run.json", started_with)
+        reproduction.write(reproduction.here(plan), files.best.parent)
     write_json(files.plan, plan)
 
 

@@ -1,0 +1,123 @@
+"""A run says what it was made with; the same again gives the same weights, or says what differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from toolkit import reproduction
+from toolkit.errors import ToolkitError
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--model",
+    str(Path(__file__).with_name("tiny.yaml")),
+    "--epochs",
+    "1",
+    "--batch",
+    "8",
+    "--imgsz",
+    "64",
+]
+
+
+def toolkit(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TOOLKIT_WORKSPACE": str(workspace),
+        "TOOLKIT_CONV_ROUTE": "gemm",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def weights(workspace: Path, run: str) -> list[torch.Tensor]:
+    loaded = torch.load(workspace / "runs" / run / "weights/best.pt", map_location="cpu", weights_only=False)
+    return list(loaded["model"].state_dict().values())
+
+
+@pytest.mark.slow
+def test_the_same_run_twice_gives_the_same_weights_and_a_change_is_named(data: Path, tmp_path: Path) -> None:
+    first = toolkit(
+        tmp_path,
+        "train",
+        "--data",
+        str(data),
+        "--preset",
+        "smoke",
+        "--device",
+        "cpu",
+        "--name",
+        "first",
+        *TINY,
+    )
+    assert first.returncode == 0, first.stderr[-2000:]
+    again = toolkit(tmp_path, "reproduce", "first", "--name", "again")
+    assert again.returncode == 0, again.stdout + again.stderr[-2000:]
+    pairs = list(zip(weights(tmp_path, "first"), weights(tmp_path, "again"), strict=True))
+    assert pairs
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+    file = tmp_path / "runs/first/weights/environment.json"
+    written = json.loads(file.read_text())
+    written["versions"]["torch"] = "1.13.1+rocm5.2"
+    file.write_text(json.dumps(written))
+    other = toolkit(tmp_path, "reproduce", "first", "--name", "other")
+    assert other.returncode == 1
+    assert other.stdout == f"torch: then 1.13.1+rocm5.2, now {torch.__version__.partition('+')[0]}\n"
+    assert not (tmp_path / "runs/other").exists()
+
+
+def some_environment() -> reproduction.Environment:
+    return reproduction.Environment(
+        image="sha256:1",
+        profile="rdna1",
+        commit="abc",
+        versions={"python": "3.12.1", "torch": "2.11.0"},
+        cards=("gfx1010",),
+        driver="6.12",
+        data="d1",
+        model="",
+        seed=0,
+        command=("train",),
+    )
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    reproduction.write(some_environment(), tmp_path / "weights")
+    assert reproduction.read(tmp_path / "weights") == some_environment()
+
+
+def test_every_difference_is_a_line_but_what_was_typed() -> None:
+    then = some_environment()
+    now = msgspec.structs.replace(
+        then, image="", cards=("gfx1031",), versions={"python": "3.12.1"}, command=("reproduce", "first")
+    )
+    assert reproduction.differences(then, then) == []
+    assert reproduction.differences(then, now) == [
+        "image: then sha256:1, now none",
+        "cards: then gfx1010, now gfx1031",
+        "torch: then 2.11.0, now none",
+    ]
+
+
+def test_a_missing_or_damaged_record_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=r"cannot read .*environment\.json"):
+        reproduction.read(tmp_path)
+    (tmp_path / "environment.json").write_text('{"image": 1}')
+    with pytest.raises(ToolkitError, match=r"cannot read .*environment\.json"):
+        reproduction.read(tmp_path)

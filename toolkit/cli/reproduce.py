@@ -1,0 +1,36 @@
+"""``toolkit reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reproduce(
+    run: Annotated[str, typer.Argument(help="Name of a run, or its folder.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run; default: the next train-N.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Start although something differs.")] = False,
+) -> None:
+    """Train again what a run was trained with, or say what differs (status 1).
+
+    On the CPU, and with nothing different, the weights come out the same bit for bit.
+
+    Example: [bold]toolkit reproduce first[/bold]
+    """
+    from toolkit import console, reproduction, workspace
+    from toolkit.training import session
+
+    place = workspace.current()
+    folder = Path(run) if Path(run).is_dir() else place.runs / run
+    plan = session.plan_again(place, folder, session.Options(data=data, name=name))
+    then = reproduction.read(folder / "weights")
+    differences = reproduction.differences(then, reproduction.here(plan))
+    for line in differences:
+        typer.echo(line)
+    if differences and not anyway:
+        console.note("not started: --anyway starts it all the same")
+        raise typer.Exit(1)
+    typer.echo(session.train(plan))
