@@ -289,6 +289,23 @@ def test_a_small_environment_is_enough_to_drive_an_engine(tmp_path: Path) -> Non
     assert result.stderr == "error: no profile none; expected cpu, rdna1, rdna2, rdna3, rdna4, rocm52\n"
 
 
+def test_the_caller_overrules_the_profile_and_the_profile_the_defaults(tmp_path: Path) -> None:
+    given = tmp_path / "environment"
+    given.write_text("AMDGCN_USE_BUFFER_OPS=0\nTRITON_CACHE_DIR=/cache/own\nTRITON_CACHE_DIR=/cache/triton\n")
+    script = (
+        (containers.ROOT / "docker/entrypoint").read_text().replace("/opt/toolkit/environment", str(given))
+    )
+    show = "echo $AMDGCN_USE_BUFFER_OPS $TRITON_CACHE_DIR $USER"
+    result = subprocess.run(
+        ["sh", "-c", script, "entrypoint", "sh", "-c", show],
+        env={"PATH": os.environ["PATH"], "AMDGCN_USE_BUFFER_OPS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "1 /cache/own toolkit\n"
+
+
 @pytest.fixture
 def check_image(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(containers.ROOT / "docker"))
