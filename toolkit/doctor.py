@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
 
@@ -34,8 +35,11 @@ PROFILES = {
 NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 """Architectures on which Triton's buffer operations write nothing and report success."""
 
-VENDOR_ROUTES = frozenset({"vendor", "native"})
-"""Routes that are PyTorch's own kernels, with the vendor library and without."""
+ROUTES = ("library", "native", "gemm", "triton")
+"""Ways to compute a convolution that are tried on a GPU, as ``patches.convolution.routes`` names them."""
+
+VENDOR_ROUTES = frozenset({"library", "native"})
+"""Those of them that are PyTorch's own kernels, with the vendor library and without."""
 
 MODEL_BYTES, IMAGE_BYTES = GIB // 4, GIB // 5
 """GPU memory of a YOLOv8n training step at 640 px in fp32, vendor library off: a constant and a part for each
@@ -138,7 +142,22 @@ def examine(
         recorded = found.surroundings.runtime
         runtime = msgspec.convert(recorded, Runtime) if recorded is not None else Runtime()
         return diagnose(found, runtime, (), free, imgsz)
-    return diagnose(found, ask(timeout), (), free, imgsz)
+    # Importing torch takes most of the time, in every child: the first two run side by side.
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask, timeout)
+        on_cpu = pool.submit(_try, "gemm", "cpu", timeout)
+        runtime = asked.result()
+        if not runtime.devices:
+            return diagnose(found, runtime, [on_cpu.result()], free, imgsz)
+    routes = [route for route in ROUTES if route != "triton" or runtime.triton]
+    return diagnose(found, runtime, [_try(route, "cuda", timeout) for route in routes], free, imgsz)
+
+
+def _try(route: str, device: str, timeout: float) -> SelfTest:
+    from patches.convolution import selftest
+
+    result = selftest.run(route, device, timeout)
+    return SelfTest(result.route, device, result.passed, result.reason, result.seconds)
 
 
 def diagnose(
@@ -431,7 +450,7 @@ def _route(card: Card | None, runtime: Runtime, self_tests: Sequence[SelfTest]) 
         reason = "measured on the card in the first steps; not tested here: run doctor in the container"
         return Choice("auto", reason)
     if not passed:
-        return Choice("native", "every other route failed its self-test here")
+        return Choice("native", "every route failed its self-test here: expect trouble with this one too")
     if len(passed) == 1:
         return Choice(passed[0], "the only route that passed its self-test here")
     reason = f"passed their self-tests: {', '.join(passed)}; the fastest for each layer is measured"

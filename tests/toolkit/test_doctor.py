@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from toolkit import machine
+from patches.convolution import routes, selftest
+from toolkit import doctor, machine
 from toolkit.cli import app
-from toolkit.doctor import GIB, Report, SelfTest, Verdict, diagnose, step_bytes
+from toolkit.doctor import GIB, ROUTES, Report, SelfTest, Verdict, diagnose, step_bytes
 from toolkit.errors import ToolkitError
-from toolkit.runtime import Runtime, ask
+from toolkit.runtime import Runtime, RuntimeDevice, ask
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
 PLENTY = 200 * GIB
@@ -36,6 +37,7 @@ def said(report: Report, subject: str) -> str:
     )
 
 
+GPU = RuntimeDevice("a GPU", "sm_90", 80 * GIB)
 PASSED = SelfTest("triton", "cuda", True, "", 1.0), SelfTest("gemm", "cuda", True, "", 1.0)
 
 
@@ -90,6 +92,38 @@ def test_a_route_that_fails_its_self_test_is_struck_off() -> None:
     assert report.recommendation.route.value == "gemm"
     nothing = diagnosed("rx5600xt", hung)
     assert nothing.recommendation.route.value == "native"
+
+
+def test_the_routes_that_are_tried_are_those_that_exist() -> None:
+    assert set(ROUTES) == set(routes.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("devices", "triton", "tried"),
+    [
+        ((), "3.8.0", [("gemm", "cpu")]),
+        ((GPU,), "3.8.0", [(route, "cuda") for route in ROUTES]),
+        ((GPU,), "", [(route, "cuda") for route in ROUTES if route != "triton"]),
+    ],
+)
+def test_every_route_is_tried_on_the_gpu_and_one_on_the_cpu_without(
+    devices: tuple[RuntimeDevice, ...],
+    triton: str,
+    tried: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(route: str, device: str, timeout: float) -> selftest.SelfTestResult:
+        return selftest.SelfTestResult(route, route != "library", "silent zeros", timeout)
+
+    monkeypatch.setattr(selftest, "run", run)
+    runtime = Runtime(torch="2.14.1", torchvision="0.29.1", triton=triton, cuda="13.0", devices=devices)
+    monkeypatch.setattr(doctor, "ask", lambda timeout: runtime)
+    report = doctor.examine(timeout=7.0)
+    assert [(test.route, test.device) for test in report.self_tests] == tried
+    if devices:
+        assert verdicts(report)["route library"] == Verdict.LIMITS
+        assert report.recommendation.route.value == "auto"
+        assert "struck off: library" in report.recommendation.route.reason
 
 
 def test_a_full_disk_and_little_shared_memory_are_limits() -> None:
