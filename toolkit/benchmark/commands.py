@@ -59,8 +59,9 @@ def tune(model: str, batch: int, image_size: int, device: str | None) -> None:
                 choice = session.planner.tune(problem)
                 times = [choice.seconds.get(name, math.nan) * 1e3 for name in (choice.route, "native")]
                 table.add_row(str(problem), choice.route, *(f"{time:.3f}" for time in times))
-        console.out.print(table)
-        console.note(f"remembered in {session.planner.file.path}")
+            path = session.planner.file.path
+    console.out.print(table)
+    console.note(f"remembered in {path}")
 
 
 def convolutions(
@@ -75,9 +76,9 @@ def convolutions(
         )
         routes = [route for route in routes if route == BASELINE or _serves(route, kind)]
         six = _measured("six layers", six_layers(4, kind), routes)
-        console.out.print(_layer_table(six, "six layers, batch 4, milliseconds"))
         found = _measured(model, _layers(model, batch, image_size, kind), routes)
-        console.out.print(_total_table(found, f"all convolutions of {model}, batch {batch}, {image_size} px"))
+    console.out.print(_layer_table(six, "six layers, batch 4, milliseconds"))
+    console.out.print(_total_table(found, f"all convolutions of {model}, batch {batch}, {image_size} px"))
     if csv_path:
         rows = [("six layers", m) for m in six] + [(model, m) for m in found]
         _write_csv(
@@ -100,8 +101,8 @@ def stress(iterations: int, batch: int, device: str | None, route: str, csv_path
     """
     with _on(device) as kind, patches.enabled(kind, route):
         steps = _run(stress_step(batch, kind), iterations, kind, "stress")
-        console.out.print(_steps_table(steps, f"six layers, batch {batch}, {iterations} steps, {kind}"))
-        console.note(str(patches.report()))
+    console.out.print(_steps_table(steps, f"six layers, batch {batch}, {iterations} steps, {kind}"))
+    console.note(str(patches.report()))
     if csv_path:
         _write_clock(csv_path, steps)
     if steps.bad:
@@ -140,8 +141,8 @@ def train(
                 f"{most / 2**20:,.0f}",
                 f"{_duration(count * low)} to {_duration(count * high)}",
             )
-        console.out.print(table)
-        console.note(f"calls: {shares}; loading, validation and pauses come on top")
+    console.out.print(table)
+    console.note(f"calls: {shares}; loading, validation and pauses come on top")
     if csv_path:
         _write_clock(csv_path, steps)
 
