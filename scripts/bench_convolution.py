@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler counts memory and has nothing to say
 
 import torch  # noqa: E402
 
-from toolkit.benchmark import BASELINE, Measurement, load_layers, measure  # noqa: E402
+from toolkit.benchmark.measure import BASELINE, Measurement, load_layers, measure  # noqa: E402
 
 ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library")}
 

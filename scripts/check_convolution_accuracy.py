@@ -25,7 +25,7 @@ from torch import Tensor
 
 import patches
 from patches.convolution.problem import ConvProblem
-from toolkit.benchmark import conv2d
+from toolkit.benchmark.measure import conv2d
 
 NAMES = ("output", "input gradient", "weight gradient", "bias gradient")
 ALLOWED = 2.0

@@ -10,43 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import nn
-from ultralytics import YOLO
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-LAYERS = Path(__file__).parent / "layers"
+from ultralytics import YOLO  # noqa: E402
 
+from toolkit.benchmark.measure import layers_of  # noqa: E402
 
-def layers(model: nn.Module, image_size: int) -> list[dict[str, object]]:
-    """One entry for each call of a Conv2d in a forward pass, in order; lengths in pixels."""
-    found: list[dict[str, object]] = []
-
-    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        _, channels, height, width = inputs[0].shape
-        found.append(
-            {
-                "channels_in": channels,
-                "height": height,
-                "width": width,
-                "channels_out": module.out_channels,
-                "kernel": module.kernel_size,
-                "stride": module.stride,
-                "padding": module.padding,
-                "dilation": module.dilation,
-                "groups": module.groups,
-                "bias": module.bias is not None,
-            }
-        )
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(record)
-    with torch.no_grad():
-        model.train()(torch.zeros(1, 3, image_size, image_size))
-    return found
+RUNTIME = ("batch", "dtype", "device", "channels_last")
+"""What a benchmark decides, not the model."""
 
 
 def main() -> None:
@@ -56,15 +32,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="name of an Ultralytics configuration")
     parser.add_argument("--imgsz", type=int, default=640, help="side of the square input, pixels")
     options = parser.parse_args()
-    LAYERS.mkdir(exist_ok=True)
     for name in options.models:
-        found = layers(YOLO(f"{name}.yaml").model, options.imgsz)
-        lines = ",\n".join("    " + json.dumps(layer) for layer in found)
-        path = LAYERS / f"{name}.json"
+        layers = [asdict(layer) for layer in layers_of(YOLO(f"{name}.yaml").model, 1, options.imgsz, "cpu")]
+        entries = [{key: layer[key] for key in layer if key not in RUNTIME} for layer in layers]
+        lines = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+        path = ROOT / "scripts" / "layers" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(
             f'{{\n  "model": "{name}",\n  "image_size": {options.imgsz},\n  "layers": [\n{lines}\n  ]\n}}\n'
         )
-        print(f"{path}: {len(found)} layers")
+        print(f"{path.relative_to(ROOT)}: {len(entries)} layers")
 
 
 if __name__ == "__main__":

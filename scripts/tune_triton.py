@@ -122,7 +122,7 @@ class Job(NamedTuple):
 
 def problems(model: str, batch: int, channels_last: bool) -> Counter[ConvProblem]:
     """The convolutions of a model, with how often each occurs."""
-    from toolkit.benchmark import load_layers
+    from toolkit.benchmark.measure import load_layers
 
     found = load_layers(ROOT / "scripts" / "layers" / f"{model}.json", batch, "cuda", torch.float32)
     return Counter(replace(each, channels_last=channels_last, bias=False) for each in found)

@@ -67,15 +67,22 @@ def _output_to_stderr() -> Iterator[None]:
     """Ultralytics prints its log and its bars on standard output, which belongs to results."""
     from ultralytics.utils import LOGGER, tqdm
 
-    for handler in LOGGER.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.stderr)
+    redirected = [
+        (handler, handler.setStream(sys.stderr))
+        for handler in LOGGER.handlers
+        if type(handler) is logging.StreamHandler
+    ]
     if not sys.stderr.isatty():
         tqdm.is_noninteractive_console = lambda: (
             True
         )  # whole lines, one a minute, instead of carriage returns
-    with redirect_stdout(sys.stderr):
-        yield
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for handler, before in redirected:
+            if before is not None:
+                handler.setStream(before)
 
 
 def _provide_fonts() -> None:

@@ -170,9 +170,8 @@ class _Lowering:
         pixels = max(1, limit // self.pixel_bytes)
         (ph, pw) = p.padding
         padded = (p.height + 2 * ph) * (p.width + 2 * pw) * p.channels_in * x.element_size() * bool(ph or pw)
-        whole = budget // (
-            height * width * self.pixel_bytes + padded
-        )  # the padded copy is part of the budget
+        # The padded copy of an image counts as well, though one image is always taken whole.
+        whole = budget // (height * width * self.pixel_bytes + padded)
         images = max(1, min(p.batch, pixels // (height * width), whole))
         rows = max(1, min(height, pixels // width))
         columns = min(width, pixels)

@@ -1,4 +1,4 @@
-"""``toolkit bench ...``: measurements on this machine."""
+"""``toolkit bench ...``: loading, convolutions and training steps, measured on this machine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,89 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure this machine: loading, convolutions, endurance, training steps.", no_args_is_help=True
+)
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, or a GPU number; default: the first GPU, else the CPU.")
+]
+Model = Annotated[str, typer.Option(help="An Ultralytics configuration (yolov8n) or a checkpoint.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images a step.")]
+ImageSize = Annotated[int, typer.Option(min=32, help="Side of the square images, pixels.")]
+Route = Annotated[str, typer.Option(help="auto, native, library, gemm or triton.")]
+Csv = Annotated[Path | None, typer.Option(help="Write the numbers here as well.")]
 
 
 @app.callback()
 def _root() -> None:
     pass
+
+
+@app.command()
+def conv(
+    model: Model = "yolov8n",
+    tune: Annotated[
+        str | None, typer.Option(help="Measure this model's layers for the plan, and stop.")
+    ] = None,
+    batch: Batch = 4,
+    imgsz: ImageSize = 640,
+    device: Device = None,
+    csv: Csv = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the totals into this PNG.")] = None,
+) -> None:
+    """Time convolutions by every route: unfold + matmul, gemm, triton, cuDNN or MIOpen on and off.
+
+    First the six layers of the published table at batch 4, then all layers of a model.
+
+    Example: [bold]toolkit bench conv --model yolo11n --batch 16 --csv layers.csv[/bold]
+    Example: [bold]toolkit bench conv --tune yolov8n --batch 16 --imgsz 640[/bold]
+    """
+    from toolkit.benchmark import commands
+
+    if tune:
+        commands.tune(tune, batch, imgsz, device)
+    else:
+        commands.convolutions(model, batch, imgsz, device, csv, plot)
+
+
+@app.command()
+def stress(
+    iterations: Annotated[int, typer.Option(min=1, help="Steps to run.")] = 1000,
+    batch: Batch = 4,
+    device: Device = None,
+    route: Route = "auto",
+    csv: Csv = None,
+) -> None:
+    """Run the six layers forward and backward many times: no NaN, no growing memory, the time of every step.
+
+    Example: [bold]toolkit bench stress --iterations 10000 --csv clock.csv[/bold]
+    """
+    from toolkit.benchmark import commands
+
+    commands.stress(iterations, batch, device, route, csv)
+
+
+@app.command()
+def train(
+    model: Model = "yolov8n",
+    batch: Batch = 8,
+    imgsz: ImageSize = 640,
+    iterations: Annotated[int, typer.Option(min=10, help="Steps to time, after ten to warm up.")] = 100,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the schedule that is estimated.")] = 50,
+    device: Device = None,
+    route: Route = "auto",
+    csv: Csv = None,
+) -> None:
+    """Time real training steps (loss, backward, SGD) and say how long the whole schedule would take.
+
+    Images are random and in memory: loading, validation and pauses for cooling come on top.
+
+    Example: [bold]toolkit bench train --model yolov8n --batch 8 --epochs 50[/bold]
+    """
+    from toolkit.benchmark import commands
+
+    commands.train(model, batch, imgsz, iterations, epochs, device, route, csv)
 
 
 @app.command()

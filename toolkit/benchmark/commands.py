@@ -1,0 +1,305 @@
+"""What ``toolkit bench`` does: measure, show tables, write CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+import patches
+from patches import dispatch
+from patches.convolution.problem import ConvProblem
+from toolkit import console
+from toolkit.benchmark.measure import (
+    BASELINE,
+    Measurement,
+    Steps,
+    TrainingStep,
+    layers_of,
+    measure,
+    run_steps,
+    six_layers,
+    stress_step,
+)
+from toolkit.device import resolve_device, running, torch_device
+from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+
+TRAINING_IMAGES = 329_299
+"""Images of LTDv2's training split."""
+
+GROWTH_LIMIT = 32 * 2**20
+"""Bytes by which memory may differ between early and late steps of a stress test."""
+
+WARM_UP = 10
+"""Steps before the clock starts: self-tests, measurements and compilation happen in them."""
+
+
+def tune(model: str, batch: int, image_size: int, device: str | None) -> None:
+    """Measure every layer of a model for the plan and show the choices."""
+    with _on(device) as kind:
+        if kind == "cpu":
+            raise ToolkitError(
+                "nothing to tune", found="a CPU, where PyTorch's own kernels serve all", expected="a GPU"
+            )
+        problems = list(dict.fromkeys(_layers(model, batch, image_size, kind)))
+        table = Table("layer", "route", "ms", "library off, ms", title=f"{model}, batch {batch}")
+        with patches.enabled(kind):
+            session = dispatch.current()
+            assert session is not None
+            for problem in console.track(problems, "tuning", unit="layers"):
+                choice = session.planner.tune(problem)
+                times = [choice.seconds.get(name, math.nan) * 1e3 for name in (choice.route, "native")]
+                table.add_row(str(problem), choice.route, *(f"{time:.3f}" for time in times))
+            path = session.planner.file.path
+    console.out.print(table)
+    console.note(f"remembered in {path}")
+
+
+def convolutions(
+    model: str, batch: int, image_size: int, device: str | None, csv_path: Path | None, plot: Path | None
+) -> None:
+    """Time the six published layers at batch 4 and all layers of a model, by every route."""
+    with _on(device) as kind:
+        routes = (
+            [BASELINE, "gemm", "native"]
+            if kind == "cpu"
+            else [BASELINE, "gemm", "native", "library", "triton"]
+        )
+        routes = [route for route in routes if route == BASELINE or _serves(route, kind)]
+        six = _measured("six layers", six_layers(4, kind), routes)
+        found = _measured(model, _layers(model, batch, image_size, kind), routes)
+    console.out.print(_layer_table(six, "six layers, batch 4, milliseconds"))
+    console.out.print(_total_table(found, f"all convolutions of {model}, batch {batch}, {image_size} px"))
+    if csv_path:
+        rows = [("six layers", m) for m in six] + [(model, m) for m in found]
+        _write_csv(
+            csv_path,
+            ["model", "layer", "count", "route", "forward_ms", "backward_ms", "extra_mib"],
+            [
+                [name, m.problem, m.count, m.route, m.forward * 1e3, m.backward * 1e3, m.extra_bytes / 2**20]
+                for name, m in rows
+            ],
+        )
+    if plot:
+        _plot(plot, found, f"{model}, batch {batch}, {image_size} px")
+
+
+def stress(iterations: int, batch: int, device: str | None, route: str, csv_path: Path | None) -> None:
+    """Run the six layers many times.
+
+    Raises:
+        ToolkitError: a number was not finite, or memory grew.
+    """
+    with _on(device) as kind, patches.enabled(kind, route):
+        steps = _run(stress_step(batch, kind), iterations, kind, "stress")
+    console.out.print(_steps_table(steps, f"six layers, batch {batch}, {iterations} steps, {kind}"))
+    console.note(str(patches.report()))
+    if csv_path:
+        _write_clock(csv_path, steps)
+    if steps.bad:
+        raise ToolkitError(f"{steps.bad} of {iterations} steps gave numbers that are not finite")
+    if steps.growth > GROWTH_LIMIT:
+        raise ToolkitError(f"memory grew by {steps.growth / 2**20:.0f} MiB over {iterations} steps")
+
+
+def train(
+    model: str,
+    batch: int,
+    image_size: int,
+    iterations: int,
+    epochs: int,
+    device: str | None,
+    route: str,
+    csv_path: Path | None,
+) -> None:
+    """Time training steps, patched and as PyTorch comes, and estimate the schedule."""
+    count = epochs * math.ceil(TRAINING_IMAGES / batch)
+    table = Table("", "steps/s", "median ms", "10 % to 90 %, ms", "peak MiB", f"{epochs} epochs of LTDv2")
+    with _on(device) as kind:
+        with patches.enabled(kind, route):
+            steps, peak = _train(model, batch, image_size, iterations, kind)
+            shares = ", ".join(f"{name} {calls:,}" for name, calls in patches.report().by_route().items())
+        for name, result, most in (
+            (f"patches, {route}", steps, peak),
+            *_unpatched(model, batch, image_size, iterations, kind),
+        ):
+            low, high = result.quantile(0.1), result.quantile(0.9)
+            table.add_row(
+                name,
+                f"{1 / result.quantile(0.5):.2f}",
+                f"{result.quantile(0.5) * 1e3:.1f}",
+                f"{low * 1e3:.1f} to {high * 1e3:.1f}",
+                f"{most / 2**20:,.0f}",
+                f"{_duration(count * low)} to {_duration(count * high)}",
+            )
+    console.out.print(table)
+    console.note(f"calls: {shares}; loading, validation and pauses come on top")
+    if csv_path:
+        _write_clock(csv_path, steps)
+
+
+def _unpatched(
+    model: str, batch: int, image_size: int, iterations: int, kind: str
+) -> Iterator[tuple[str, Steps, int]]:
+    if torch.version.hip is None:
+        yield ("PyTorch", *_train(model, batch, image_size, iterations, kind))
+    if kind == "cuda":
+        with torch.backends.cudnn.flags(enabled=False):
+            yield ("PyTorch, library off", *_train(model, batch, image_size, iterations, kind))
+
+
+def _train(model: str, batch: int, image_size: int, iterations: int, kind: str) -> tuple[Steps, int]:
+    step = TrainingStep(_named(model), batch, image_size, kind)
+    for _ in run_steps(step, WARM_UP, kind):
+        pass
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    steps = _run(step, iterations, kind, "training")
+    return steps, torch.cuda.max_memory_allocated() if kind == "cuda" else max(steps.held)
+
+
+def _run(step: Callable[[], Tensor], iterations: int, kind: str, title: str) -> Steps:
+    found = list(console.track(run_steps(step, iterations, kind), title, iterations, "steps"))
+    seconds, finite, held = zip(*found, strict=True)
+    return Steps(seconds, finite.count(False), held)
+
+
+@contextmanager
+def _on(device: str | None) -> Iterator[str]:
+    """Quiet Ultralytics, unpatched, on a device: "cpu" or "cuda", with the GPU made current."""
+    flag = resolve_device(device)
+    chosen = torch_device(flag)
+    with running(flag, patched=False):
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        yield chosen.type
+
+
+def _serves(route: str, kind: str) -> bool:
+    """Whether a route can be used here at all; says so where it cannot."""
+    with patches.enabled(kind):
+        session = dispatch.current()
+        assert session is not None
+        there = route in session.routes
+        works = there and session.routes[route].supports(six_layers(1, kind)[0])
+        works = works and (kind == "cpu" or session.planner.trusted(route))
+    if not works:
+        console.note(f"route {route} is left out: it does not work on this device")
+    return works
+
+
+def _named(model: str) -> str:
+    return model if Path(model).suffix else f"{model}.yaml"
+
+
+def _layers(model: str, batch: int, image_size: int, kind: str) -> list[ConvProblem]:
+    from ultralytics import YOLO
+
+    return layers_of(YOLO(_named(model)).model, batch, image_size, kind)
+
+
+def _measured(title: str, problems: list[ConvProblem], routes: list[str]) -> list[Measurement]:
+    total = len(set(problems)) * len(routes)
+    return list(console.track(measure(problems, routes, repeats=5), title, total, "measurements"))
+
+
+def _layer_table(found: list[Measurement], title: str) -> Table:
+    """The published table's form, a row for each layer and route, and the sums."""
+    table = Table("layer", "input shape", "route", "forward", "backward", "total", title=title)
+    for problem in dict.fromkeys(m.problem for m in found):
+        layer = f"{problem.channels_in} -> {problem.channels_out} k{problem.kernel[0]} s{problem.stride[0]}"
+        shape = f"{problem.batch}x{problem.channels_in}x{problem.height}x{problem.width}"
+        for m in found:
+            if m.problem == problem:
+                table.add_row(layer, shape, m.route, *_milliseconds([m]))
+        table.add_section()
+    for route in dict.fromkeys(m.route for m in found):
+        table.add_row("sum", "", route, *_milliseconds([m for m in found if m.route == route]))
+    return table
+
+
+def _milliseconds(found: list[Measurement]) -> list[str]:
+    """Forward, backward and total of all."""
+    forward, backward = sum(m.forward for m in found), sum(m.backward for m in found)
+    return [f"{seconds * 1e3:.2f}" for seconds in (forward, backward, forward + backward)]
+
+
+def _totals(found: list[Measurement]) -> dict[str, float]:
+    """Seconds of all layers by route."""
+    totals: dict[str, float] = {}
+    for m in found:
+        totals[m.route] = totals.get(m.route, 0.0) + m.seconds * m.count
+    return totals
+
+
+def _total_table(found: list[Measurement], title: str) -> Table:
+    totals = _totals(found)
+    table = Table(
+        "route", "forward + backward, ms", f"against {BASELINE}", "peak extra MiB, worst layer", title=title
+    )
+    for route, seconds in totals.items():
+        peak = max(m.extra_bytes for m in found if m.route == route)
+        table.add_row(
+            route, f"{seconds * 1e3:.1f}", f"{totals[BASELINE] / seconds:.2f} x", f"{peak / 2**20:.0f}"
+        )
+    return table
+
+
+def _steps_table(steps: Steps, title: str) -> Table:
+    table = Table(
+        "median ms", "1 % to 99 %, ms", "longest ms", "not finite", "memory growth, MiB", title=title
+    )
+    table.add_row(
+        f"{steps.quantile(0.5) * 1e3:.2f}",
+        f"{steps.quantile(0.01) * 1e3:.2f} to {steps.quantile(0.99) * 1e3:.2f}",
+        f"{max(steps.seconds) * 1e3:.2f}",
+        str(steps.bad),
+        f"{steps.growth / 2**20:.1f}",
+    )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(seconds, 86_400)
+    return f"{days:.0f} d {rest / 3600:.1f} h" if days else f"{rest / 3600:.1f} h"
+
+
+def _write_clock(path: Path, steps: Steps) -> None:
+    rows = [[i, s * 1e3, held] for i, (s, held) in enumerate(zip(steps.seconds, steps.held, strict=True))]
+    _write_csv(path, ["step", "milliseconds", "held_bytes"], rows)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def _plot(path: Path, found: list[Measurement], title: str) -> None:
+    """Bars: milliseconds of all layers by route, forward below backward."""
+    from matplotlib.figure import Figure
+
+    routes = list(_totals(found))
+    forward = [sum(m.forward * m.count for m in found if m.route == route) * 1e3 for route in routes]
+    backward = [sum(m.backward * m.count for m in found if m.route == route) * 1e3 for route in routes]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(routes, forward, label="forward")
+    axes.bar(routes, backward, bottom=forward, label="backward")
+    axes.set_ylabel("milliseconds, all convolutions")
+    axes.set_title(title)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
