@@ -125,6 +125,41 @@ def verify(
 
 
 @app.command()
+def stats(
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; default: DIR/prepared/stats.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count objects by class, month, hour and size; write a page with frames of every month.
+
+    Example: [bold]toolkit dataset stats data/LTDv2[/bold]
+    """
+    import msgspec
+    from rich.table import Table
+
+    from toolkit import console
+    from toolkit.dataset.index import load, prepared_folder
+    from toolkit.dataset.stats import describe, write_report
+
+    index = load(folder)
+    if as_json:
+        console.print_json(msgspec.to_builtins(describe(index)))
+        return
+    *_, page = write_report(index, out or prepared_folder(folder) / "stats")
+    for name, split in describe(index).items():
+        table = Table(title=f"{name}: {split.images:,} images, {split.clips:,} clips, {split.boxes:,} boxes")
+        for column in ("month", "images", *split.boxes_by_class_and_month):
+            table.add_column(column, justify="right")
+        for month, images in split.images_by_month.items():
+            boxes = (by_month.get(month, 0) for by_month in split.boxes_by_class_and_month.values())
+            table.add_row(month, f"{images:,}", *(f"{n:,}" for n in boxes))
+        console.out.print(table)
+    console.note(f"frames of every month: {page}")
+
+
+@app.command()
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="Where the exported layout goes.")],
