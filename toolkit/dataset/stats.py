@@ -131,8 +131,8 @@ def sheet(split: Split) -> npt.NDArray[np.uint8]:
                 _draw_boxes(cell, split, row)
             cells.append(cv2.resize(cell, (256, 192), interpolation=cv2.INTER_AREA))
         strip = np.hstack(cells)
-        cv2.putText(strip, str(month), (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 4, cv2.LINE_AA)
-        cv2.putText(strip, str(month), (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255,) * 3, 1, cv2.LINE_AA)
+        cv2.rectangle(strip, (0, 0), (70, 24), (0, 0, 0), -1)
+        cv2.putText(strip, str(month), (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1, cv2.LINE_AA)
         rows.append(strip)
     return np.vstack(rows)
 
@@ -163,10 +163,14 @@ def write_report(index: DatasetIndex, folder: Path) -> list[Path]:
     return [Path(folder) / name for name in contents]
 
 
-_STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:100rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.6rem 0 1.4rem}td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;
-text-align:right}td:first-child,th:first-child{text-align:left}caption{text-align:left;font-weight:600}
-img{max-width:100%}"""
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:100rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:.6rem 0 1.4rem}
+td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right}
+td:first-child,th:first-child,caption{text-align:left}
+caption{font-weight:600}
+img{max-width:100%}
+"""
 
 
 def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str, bytes]) -> str:
@@ -175,9 +179,8 @@ def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str,
         parts.append(f"<h2>{name}: {s.images:,} images, {s.clips:,} clips, {s.boxes:,} boxes</h2>")
         parts.append(_table("images by month", {"images": s.images_by_month}))
         parts.append(_table("boxes by month", s.boxes_by_class_and_month))
-        parts.append(
-            _table("boxes by size (small below 32 x 32, large from 96 x 96)", s.boxes_by_class_and_size)
-        )
+        sizes = "boxes by size (small below 32 x 32, large from 96 x 96)"
+        parts.append(_table(sizes, s.boxes_by_class_and_size))
         parts.append(_table("images by hour", {"images": s.images_by_hour}))
         parts.append(_table("boxes by hour", s.boxes_by_class_and_hour))
         ranges = {k: {"lowest": w.low, "mean": w.mean, "highest": w.high} for k, w in s.weather.items()}
