@@ -125,6 +125,45 @@ def verify(
 
 
 @app.command()
+def cache(
+    folder: Folder,
+    split: Annotated[list[str] | None, typer.Option(help="Default: train and val.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare the cache with its checksums.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the cache.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take.")] = False,
+) -> None:
+    """Keep decoded frames in one file that training maps into memory. Run it again to continue.
+
+    Example: [bold]toolkit dataset cache data/LTDv2 --split train[/bold]
+    """
+    from toolkit import console
+    from toolkit.dataset import cache as frame_cache
+    from toolkit.dataset.index import load
+    from toolkit.errors import ToolkitError
+
+    index, names = load(folder), split or ["train", "val"]
+    for name in names if remove else []:
+        frame_cache.remove(index.split(name))
+    if remove:
+        return
+    if check:
+        bad = {name: blocks for name in names if (blocks := frame_cache.check(index.split(name)))}
+        if bad:
+            raise ToolkitError(
+                "the cache is damaged", found=str(bad), fix="toolkit dataset cache DIR --remove"
+            )
+        console.note("the cache is sound")
+        return
+    needed = frame_cache.plan(index, names)
+    console.note(
+        f"the cache takes {needed.size / 1e9:.1f} GB, {needed.left / 1e9:.1f} GB of it still to write: "
+        f"about {needed.seconds / 60:.0f} minutes"
+    )
+    if not dry_run:
+        frame_cache.build(index, names)
+
+
+@app.command()
 def stats(
     folder: Folder,
     out: Annotated[
