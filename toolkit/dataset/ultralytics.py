@@ -249,6 +249,14 @@ class LTDv2Dataset(YOLODataset):
             fix="toolkit dataset verify DIR names all bad frames",
         )
 
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker."""
+        channels = batch[0]["img"].shape[0]
+        collated: dict[str, Any] = YOLODataset.collate_fn([{**s, "img": s["img"][:1]} for s in batch])
+        collated["img"] = collated["img"].expand(-1, channels, -1, -1)
+        return collated
+
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Array, tuple[int, int], tuple[int, int]]:
