@@ -93,7 +93,7 @@ def test_export_from_an_archive_says_that_links_cannot_point_into_it(
         export_yolo(index, tmp_path / "other", extract=True)
 
 
-@pytest.mark.parametrize("verb", ["sample", "prepare", "verify", "export"])
+@pytest.mark.parametrize("verb", ["download", "sample", "prepare", "verify", "cache", "stats", "export"])
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     done = runner.invoke(app, ["dataset", verb, "--help"])
     assert done.exit_code == 0

@@ -125,6 +125,80 @@ def verify(
 
 
 @app.command()
+def cache(
+    folder: Folder,
+    split: Annotated[list[str] | None, typer.Option(help="Default: train and val.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare the cache with its checksums.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the cache.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take.")] = False,
+) -> None:
+    """Keep decoded frames in one file that training maps into memory. Run it again to continue.
+
+    Example: [bold]toolkit dataset cache data/LTDv2 --split train[/bold]
+    """
+    from toolkit import console
+    from toolkit.dataset import cache as frame_cache
+    from toolkit.dataset.index import load
+    from toolkit.errors import ToolkitError
+
+    index, names = load(folder), split or ["train", "val"]
+    for name in names if remove else []:
+        frame_cache.remove(index.split(name))
+    if remove:
+        return
+    if check:
+        bad = {name: blocks for name in names if (blocks := frame_cache.check(index.split(name)))}
+        if bad:
+            raise ToolkitError(
+                "the cache is damaged", found=str(bad), fix="toolkit dataset cache DIR --remove"
+            )
+        console.note("the cache is sound")
+        return
+    needed = frame_cache.plan(index, names)
+    console.note(
+        f"the cache takes {needed.size / 1e9:.1f} GB, {needed.left / 1e9:.1f} GB of it still to write: "
+        f"about {needed.seconds / 60:.0f} minutes"
+    )
+    if not dry_run:
+        frame_cache.build(index, names)
+
+
+@app.command()
+def stats(
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; default: DIR/prepared/stats.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count objects by class, month, hour and size; write a page with frames of every month.
+
+    Example: [bold]toolkit dataset stats data/LTDv2[/bold]
+    """
+    import msgspec
+    from rich.table import Table
+
+    from toolkit import console
+    from toolkit.dataset.index import load, prepared_folder
+    from toolkit.dataset.stats import describe, write_report
+
+    index = load(folder)
+    if as_json:
+        console.print_json(msgspec.to_builtins(describe(index)))
+        return
+    *_, page = write_report(index, out or prepared_folder(folder) / "stats")
+    for name, split in describe(index).items():
+        table = Table(title=f"{name}: {split.images:,} images, {split.clips:,} clips, {split.boxes:,} boxes")
+        for column in ("month", "images", *split.boxes_by_class_and_month):
+            table.add_column(column, justify="right")
+        for month, images in split.images_by_month.items():
+            boxes = (by_month.get(month, 0) for by_month in split.boxes_by_class_and_month.values())
+            table.add_row(month, f"{images:,}", *(f"{n:,}" for n in boxes))
+        console.out.print(table)
+    console.note(f"frames of every month: {page}")
+
+
+@app.command()
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="Where the exported layout goes.")],

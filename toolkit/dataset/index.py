@@ -323,7 +323,7 @@ class Split:
         """The tables that training reads, mapped into memory."""
         paths = _training_paths(self.index.path.parent, self.index.path.name, self.name)
         try:
-            images, boxes = (np.load(path, mmap_mode="r") for path in paths)
+            images, boxes = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
         except (OSError, ValueError) as error:
             raise ToolkitError(
                 f"the index of {self.index.data} is incomplete",

@@ -24,7 +24,8 @@ from ultralytics.data.dataset import YOLODataset
 
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.frames import FrameError
+from toolkit.dataset.cache import choose, open_cache
+from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.mosaic import PADDING, fuse
 from toolkit.errors import ToolkitError
@@ -155,7 +156,9 @@ class LTDv2Dataset(YOLODataset):
         self.seed, self.skip_log = seed, skip_log
         self.skipped: dict[str, int] = {}
 
-        self.split, self.frames = split, split.frames()
+        self.split = split
+        self.cached, self.why_cached = choose(split)
+        self.frames: Frames = self._open_frames()
         self.classes = classes
         rows = np.arange(len(split)) if rows is None else np.sort(rows)
         self._rows: Array = _choose(rows[split.present[rows]], fraction)
@@ -245,6 +248,14 @@ class LTDv2Dataset(YOLODataset):
             found=", ".join(list(self.skipped)[:3]),
             fix="toolkit dataset verify DIR names all bad frames",
         )
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker."""
+        channels = batch[0]["img"].shape[0]
+        collated: dict[str, Any] = YOLODataset.collate_fn([{**s, "img": s["img"][:1]} for s in batch])
+        collated["img"] = collated["img"].expand(-1, channels, -1, -1)
+        return collated
 
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
@@ -336,7 +347,11 @@ class LTDv2Dataset(YOLODataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.frames = self.split.frames()
+        self.frames = self._open_frames()
+
+    def _open_frames(self) -> Frames:
+        cache = open_cache(self.split) if self.cached else None
+        return cache or self.split.frames()
 
 
 class _Brightness:

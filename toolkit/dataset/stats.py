@@ -1,0 +1,210 @@
+"""What a dataset looks like: counts by class, month, hour, size; the weather; frames of every month."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.dataset.annotations import CATEGORIES
+from toolkit.dataset.frames import FrameError
+from toolkit.dataset.index import FILES, DatasetIndex, Split
+from toolkit.files import replacing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}
+"""COCO's size classes by the area of a box, square pixels: where each begins."""
+
+COLUMNS = 6
+"""Frames of a month on the picture sheet."""
+
+COLOURS = {1: (0, 158, 230), 2: (115, 158, 0), 3: (167, 121, 204), 4: (66, 228, 240)}
+"""Blue, green, red of each label's boxes, which colour-blind readers can tell apart (Okabe and Ito)."""
+
+Counts = dict[str, dict[str, int]]
+
+
+class WeatherRange(msgspec.Struct, frozen=True):
+    """A weather number over a split: smallest, mean, largest."""
+
+    low: float
+    mean: float
+    high: float
+
+
+class SplitStats(msgspec.Struct, frozen=True):
+    """Counts of one split.
+
+    Attributes:
+        images, clips, boxes: how many.
+        images_by_month, images_by_hour: by YYYYMM, and by hour of ``date_captured`` where it has one.
+        boxes_by_class_and_month, boxes_by_class_and_size, boxes_by_class_and_hour: by class, then by that.
+        weather: range of each number in ``meta``.
+    """
+
+    images: int
+    clips: int
+    boxes: int
+    images_by_month: dict[str, int]
+    images_by_hour: dict[str, int]
+    boxes_by_class_and_month: Counts
+    boxes_by_class_and_size: Counts
+    boxes_by_class_and_hour: Counts
+    weather: dict[str, WeatherRange]
+
+
+def describe(index: DatasetIndex) -> dict[str, SplitStats]:
+    """Count every split of the index."""
+    return {name: _describe(index.split(name)) for name in FILES if index.manifest.images.get(name)}
+
+
+def _describe(split: Split) -> SplitStats:
+    import polars as pl
+
+    hour = pl.col("date").str.extract(r"[T ](\d\d):", 1)
+    images = split.table("month", "date", "clip").with_columns(hour.alias("hour"))
+    counts = np.diff(split.box_offsets)
+    widths, heights = (split.boxes[:, 2:] - split.boxes[:, :2]).T
+    place = np.searchsorted(list(SIZES.values()), np.maximum(widths * heights, 0), side="right") - 1
+    boxes = pl.DataFrame(
+        {
+            "class": np.array(["", *CATEGORIES.values()])[split.labels],
+            "month": np.repeat(split.months, counts),
+            "size": np.array(list(SIZES))[place],
+            "hour": images["hour"].gather(np.repeat(np.arange(len(split)), counts)),
+        },
+        schema_overrides={"class": pl.String, "size": pl.String},
+    )
+    weather = {}
+    for column in split.meta().iter_columns():
+        if column.dtype.is_numeric() and column.null_count() < len(column):
+            low, mean, high = column.min(), column.mean(), column.max()
+            weather[column.name] = WeatherRange(*(float(v) for v in (low, mean, high)))  # type: ignore[arg-type]
+    return SplitStats(
+        images=len(split),
+        clips=images["clip"].n_unique(),
+        boxes=len(boxes),
+        images_by_month=_counts(images, "month"),
+        images_by_hour=_counts(images, "hour"),
+        boxes_by_class_and_month=_cross(boxes, "month"),
+        boxes_by_class_and_size=_cross(boxes, "size"),
+        boxes_by_class_and_hour=_cross(boxes, "hour"),
+        weather=weather,
+    )
+
+
+def _counts(table: pl.DataFrame, column: str) -> dict[str, int]:
+    return {str(k): n for k, n in table.drop_nulls(column).group_by(column).len().sort(column).iter_rows()}
+
+
+def _cross(boxes: pl.DataFrame, column: str) -> Counts:
+    found: Counts = {name: {} for name in CATEGORIES.values()}
+    for kind, key, n in boxes.drop_nulls(column).group_by("class", column).len().sort(column).iter_rows():
+        found[kind][str(key)] = n
+    return found
+
+
+def sheet(split: Split) -> npt.NDArray[np.uint8]:
+    """A picture, (height, width, 3) BGR: :data:`COLUMNS` frames of each month, boxes on every second.
+
+    Frames are spread over the month's clips; one that does not decode leaves its place black.
+    """
+    frames, rows = split.frames(), []
+    for month in np.unique(split.months):
+        of_month = np.flatnonzero(split.months == month)
+        chosen = of_month[np.linspace(0, len(of_month) - 1, COLUMNS).astype(int)]
+        cells = []
+        for place, row in enumerate(chosen.tolist()):
+            try:
+                cell = cv2.cvtColor(frames.grey(row), cv2.COLOR_GRAY2BGR)
+            except FrameError:
+                cell = np.zeros((int(split.heights[row]), int(split.widths[row]), 3), np.uint8)
+            if place % 2:
+                _draw_boxes(cell, split, row)
+            cells.append(cv2.resize(cell, (256, 192), interpolation=cv2.INTER_AREA))
+        strip = np.hstack(cells)
+        cv2.rectangle(strip, (0, 0), (70, 24), (0, 0, 0), -1)
+        cv2.putText(strip, str(month), (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1, cv2.LINE_AA)
+        rows.append(strip)
+    return np.vstack(rows)
+
+
+def _draw_boxes(image: Any, split: Split, row: int) -> None:
+    boxes = slice(int(split.box_offsets[row]), int(split.box_offsets[row + 1]))
+    for box, label in zip(split.boxes[boxes].round().astype(int), split.labels[boxes], strict=True):
+        x1, y1, x2, y2 = box.tolist()
+        cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[int(label)], 1)
+
+
+def write_report(index: DatasetIndex, folder: Path) -> list[Path]:
+    """Write ``stats.json``, a PNG sheet a split and ``stats.html``, one file that needs no other.
+
+    Returns:
+        The paths, the page last.
+    """
+    stats = describe(index)
+    pictures = {name: cv2.imencode(".png", sheet(index.split(name)))[1].tobytes() for name in stats}
+    contents = {
+        "stats.json": msgspec.json.format(msgspec.json.encode(stats)),
+        **{f"frames-{name}.png": picture for name, picture in pictures.items()},
+        "stats.html": _page(index, stats, pictures).encode(),
+    }
+    for name, content in contents.items():
+        with replacing(Path(folder) / name) as temporary:
+            temporary.write_bytes(content)
+    return [Path(folder) / name for name in contents]
+
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:100rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:.6rem 0 1.4rem}
+td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right}
+td:first-child,th:first-child,caption{text-align:left}
+caption{font-weight:600}
+img{max-width:100%}
+"""
+
+
+def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str, bytes]) -> str:
+    parts = [f"<h1>{html.escape(index.data.name)}</h1>"]
+    for name, s in stats.items():
+        parts.append(f"<h2>{name}: {s.images:,} images, {s.clips:,} clips, {s.boxes:,} boxes</h2>")
+        parts.append(_table("images by month", {"images": s.images_by_month}))
+        parts.append(_table("boxes by month", s.boxes_by_class_and_month))
+        sizes = "boxes by size (small below 32 x 32, large from 96 x 96)"
+        parts.append(_table(sizes, s.boxes_by_class_and_size))
+        parts.append(_table("images by hour", {"images": s.images_by_hour}))
+        parts.append(_table("boxes by hour", s.boxes_by_class_and_hour))
+        ranges = {k: {"lowest": w.low, "mean": w.mean, "highest": w.high} for k, w in s.weather.items()}
+        parts.append(_table("weather", ranges))
+        picture = base64.b64encode(pictures[name]).decode()
+        parts.append(f'<img alt="frames of each month" src="data:image/png;base64,{picture}">')
+    title = f"<title>{html.escape(index.data.name)}</title>"
+    head = f'<meta charset="utf-8">{title}<style>{_STYLE}</style>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _table(caption: str, rows: dict[str, dict[str, int]] | dict[str, dict[str, float]]) -> str:
+    columns = sorted({key for row in rows.values() for key in row}, key=_order)
+    if not columns:
+        return ""
+    header = "".join(f"<th>{html.escape(c)}</th>" for c in ("", *columns))
+    body = ""
+    for name, row in rows.items():
+        cells = (row.get(c, 0) for c in columns)
+        numbers = "".join(f"<td>{n:,}</td>" if isinstance(n, int) else f"<td>{n:,.1f}</td>" for n in cells)
+        body += f"<tr><td>{html.escape(name)}</td>{numbers}</tr>"
+    return f"<table><caption>{html.escape(caption)}</caption><tr>{header}</tr>{body}</table>"
+
+
+def _order(column: str) -> tuple[int, str]:
+    named = [*SIZES, "lowest", "mean", "highest"]
+    return (named.index(column) if column in named else -1, column)
