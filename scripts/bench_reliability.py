@@ -4,7 +4,7 @@
     scripts/bench_reliability.py DATA [--imgsz 192] [--batch 8] [--rounds 5]
 
 DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. "plain" is Ultralytics' own
-loop, step and preprocessing over the same loader; "durable" is what `toolkit train` runs. On the CPU, with one
+loop, step and preprocessing over the same loader; "durable" is what `toolkit train` runs. On a CPU, with one
 thread, the processor time of the training thread is compared, which other processes on the machine hardly
 change. A checkpoint is timed by the clock and spread over the five minutes between two of them.
 """

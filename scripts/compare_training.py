@@ -4,8 +4,8 @@
     scripts/compare_training.py DATA [--device 0] [--epochs 3] [--routes gemm,triton] [--imgsz 320]
 
 DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. All runs start from the same
-random weights and see the same augmented images in the same order: what differs comes from the convolutions.
 random weights and see the same augmented images in the same order: what differs is due to the convolutions.
+"own" is PyTorch's own kernels, twice. "nudged" is the same again from weights that were changed by one in
 ten million, the size of an fp32 rounding error: training is chaotic, and this row shows how fast it forgets.
 """
 
