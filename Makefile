@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types unit clean
+.PHONY: help setup demo test lint types isa unit clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 demo: setup  ## sample data -> prepare -> train -> evaluate -> predict -> submission.zip
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo $(DEMO_DATA) $(DEMO)
 
-test: lint types unit  ## everything that must pass
+test: lint types isa unit  ## everything that must pass
 
 lint: setup  ## ruff and the import rules
 	$(BIN)/ruff check .
@@ -39,6 +39,9 @@ lint: setup  ## ruff and the import rules
 
 types: setup  ## mypy, strict
 	$(BIN)/mypy
+
+isa: setup  ## compile the Triton route for AMD cards and look for faults
+	$(BIN)/python scripts/check_amd_isa.py
 
 unit: setup  ## the test suite; ARGS="-k name" narrows it
 	$(BIN)/python -m pytest $(ARGS)

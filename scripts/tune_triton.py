@@ -226,7 +226,7 @@ def main() -> None:
         inputs = tensors(p, "cuda")
         theirs = vendor(p, kind, *inputs)
         expected = theirs()
-        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             library = on_the_card(theirs)
         with torch.backends.cudnn.flags(enabled=False):
             off = median(theirs, 5)
@@ -235,7 +235,7 @@ def main() -> None:
             try:
                 call = job.call(*inputs)
                 error = float((call() - expected).norm() / expected.norm())
-                if not error < 1e-5:
+                if not error < 1e-4:
                     print(f"wrong by {error:.1e}: {job}", file=sys.stderr)
                     continue
                 times[job.tile, job.waves] = on_the_card(call)

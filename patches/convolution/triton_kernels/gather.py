@@ -82,6 +82,7 @@ def gather_gemm(
     WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    BLOCKED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -102,6 +103,10 @@ def gather_gemm(
         UNIT: which of the weight's strides is 1: "m", "k" (with FLAT: channels and taps are one run) or
             "none".
         WIDE: offsets need 64 bits.
+        BLOCKED: sum the products of a step on their own before they join the total, so that rounding grows
+            with the square root of BLOCK_K and of the steps instead of that of all products. They are
+            subtracted, and the sign turned at the end, because the compiler would fuse an addition into the
+            product.
         UPCAST: multiply in fp32 what is stored in fp16, for architectures without the packed dot product.
     """
     m_tiles = tl.cdiv(filters, BLOCK_M)
@@ -249,15 +254,23 @@ def gather_gemm(
             if UPCAST:
                 s = s.to(tl.float32)
                 w = w.to(tl.float32)
-            acc = tl.dot(s, w, acc, input_precision=PRECISION)
+            if BLOCKED:
+                acc -= tl.dot(s, w, input_precision=PRECISION)
+            else:
+                acc = tl.dot(s, w, acc, input_precision=PRECISION)
         else:
             mask = m_live[:, None] if EVEN_K else m_live[:, None] & k_live[None, :]
             w = tl.load(weight + (m_weight[:, None] + k_weight[None, :]), mask=mask, other=0.0)
             if UPCAST:
                 s = s.to(tl.float32)
                 w = w.to(tl.float32)
-            acc = tl.dot(w, s, acc, input_precision=PRECISION)
+            if BLOCKED:
+                acc -= tl.dot(w, s, input_precision=PRECISION)
+            else:
+                acc = tl.dot(w, s, acc, input_precision=PRECISION)
 
+    if BLOCKED:
+        acc = -acc
     m_out = m
     if WIDE:
         m_out = m.to(tl.int64)

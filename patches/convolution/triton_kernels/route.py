@@ -218,7 +218,7 @@ class Builder:
         *,
         transposed: bool,
     ) -> tuple[Callable[[Tensor], Tensor] | None, Any]:
-        """How to lay out the weight (None: as it is), and the launch that reads ``src`` into ``out``."""
+        """The copy of the weight to make first (None: none), and the launch from ``src`` to ``out``."""
         from .gather import gather_gemm
         from .grouped import grouped_gather
 
@@ -277,6 +277,7 @@ class Builder:
                 "FILTERS_ALIGN": _vector(weight) if filters % _vector(weight) == 0 else 1,
                 "UNIT": unit, "WIDE": wide, "UPCAST": self._upcasts(p),
                 "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
+                "BLOCKED": self.tiles.table.blocked and p.dtype == torch.float32 and self.precision == "ieee",
                 "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
             },
             warps=tile.warps, stages=tile.stages,

@@ -36,6 +36,7 @@ class Table(NamedTuple):
         small: where even so compute units would be idle.
         weight: for the weight gradient.
         narrow: for the weight gradient of few channels and taps (3 x 3 on 3 channels).
+        blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
@@ -44,6 +45,7 @@ class Table(NamedTuple):
     small: Tile
     weight: tuple[Tile, Tile, Tile, Tile]
     narrow: Tile
+    blocked: bool
 
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
@@ -68,6 +70,7 @@ NVIDIA = Table(
         Tile(128, 64, 16, 2, 1),
     ),
     narrow=Tile(16, 32, 32, 2, 1, 6),
+    blocked=True,
 )
 
 # Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
@@ -85,6 +88,7 @@ RDNA = Table(
     small=Tile(32, 64, 16, 4, 2),
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
     narrow=Tile(16, 32, 16, 2, 1),
+    blocked=False,
 )
 
 

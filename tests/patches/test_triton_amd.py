@@ -1,0 +1,108 @@
+"""The compile check for AMD cards finds each fault that it is there for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from patches.convolution.triton_kernels import tiles
+
+pytest.importorskip("triton", minversion="3.6", reason="Triton's AMD backend needs Triton")
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_amd_isa.py"
+LAYER = (8, 64, 64, 3, 1, 80, 1, False)
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("check_amd_isa", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_amd_isa"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script sets these for itself; put them back."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("AMDGCN_USE_BUFFER_OPS", "0")
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, tile: tiles.Tile) -> None:
+    """A table with one bad tile in it."""
+    monkeypatch.setattr(tiles, "PLANTED", tiles.RDNA._replace(gather=(tile,) * 4), raising=False)
+
+
+def test_a_sound_kernel_passes_and_is_described(check: ModuleType) -> None:
+    kernel = check.compile_kernel(check.Job("gfx1010", LAYER, channels_last=False, half=False))
+    assert kernel.faults == ()
+    assert kernel.name == "gather_gemm"
+    assert 0 < kernel.registers <= 256 and 0 < kernel.lds <= 65536 and kernel.waves >= 4
+
+
+def test_a_spill_is_found(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, tiles.Tile(128, 128, 16, 2, 1))
+    kernel = check.compile_kernel(check.Job("gfx1010", LAYER, False, False, table="PLANTED"))
+    assert any("spilled" in fault for fault in kernel.faults)
+
+
+def test_too_much_lds_is_found(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, tiles.Tile(64, 256, 64, 8, 2))
+    kernel = check.compile_kernel(check.Job("gfx1100", LAYER, False, False, table="PLANTED"))
+    assert any("bytes of LDS" in fault for fault in kernel.faults), kernel
+
+
+def test_a_buffer_store_is_a_fault_on_gfx101x_alone(check: ModuleType) -> None:
+    counts = ".vgpr_count: 8\n.vgpr_spill_count: 0\n.sgpr_spill_count: 0\n"
+    assembly = f"buffer_store_dword v0, v1, s[0:3], 0 offen\n{counts}"
+    assert check.read("gfx1012", "k", "", assembly, 0, 4).faults == (
+        "a buffer store, which gfx101x drops silently",
+    )
+    assert check.read("gfx1030", "k", "", assembly, 0, 4).faults == ()
+
+
+def test_the_check_sees_the_stores_that_a_card_would_run(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the pointer range there are no buffer operations to find, whatever the variable says."""
+    seen: list[str] = []
+    read = check.read
+    monkeypatch.setattr(check, "read", lambda *a: seen.append(a[3]) or read(*a))
+    check.compile_kernel(check.Job("gfx1030", LAYER, channels_last=False, half=False))
+    check.compile_kernel(check.Job("gfx1010", LAYER, channels_last=False, half=False))
+    assert ["buffer_store" in assembly for assembly in seen] == [True, False]
+
+
+def test_a_compiler_that_dies_costs_its_kernel_alone(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """gfx1010 has no packed dot product of fp16, and the compiler aborts the process over it."""
+    monkeypatch.setattr(check, "WITHOUT_PACKED_DOT", ())
+    deadly = check.Job("gfx1010", LAYER, channels_last=False, half=True)
+    sound = dataclasses.replace(deadly, half=False)
+    kernels = list(check.check([sound, deadly, sound], 1, tmp_path))
+    assert [kernel.faults for kernel in kernels] == [(), ("the compiler died",), ()]
+
+
+def test_every_architecture_and_both_layouts_are_covered(check: ModuleType) -> None:
+    work = check.jobs(check.ARCHITECTURES)
+    assert {job.architecture for job in work} == set(check.ARCHITECTURES)
+    for architecture in check.ARCHITECTURES:
+        names = {
+            check.launches(job)[job.index].kernel.__name__ for job in work if job.architecture == architecture
+        }
+        assert names == {
+            "gather_gemm",
+            "weight_gradient",
+            "reduce_partials",
+            "grouped_gather",
+            "grouped_weight_gradient",
+        }
