@@ -23,7 +23,7 @@ import torch  # noqa: E402
 
 from toolkit.benchmark.measure import BASELINE, Measurement, load_layers, measure  # noqa: E402
 
-ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library")}
+ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library", "triton")}
 
 
 def main() -> None:

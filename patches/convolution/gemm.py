@@ -21,8 +21,8 @@ CPU_CHUNK = 4 * 2**20
 """Columns made at a time on the CPU, bytes: few enough to stay in the cache until the product reads them."""
 
 SUM_PARTS, SUM_LENGTH = 8, 64
-"""A sum over pixels on the CPU is cut into at most this many parts, none shorter than this: MKL adds up to
-some 400 products one after the other, and the rounding errors of a chain grow with its length."""
+"""A sum over pixels on the CPU is cut into at most this many parts, none shorter than this or than the number
+of output channels: MKL adds some 400 products one after the other, and rounding grows with such a chain."""
 
 _REDUCED = (torch.float16, torch.bfloat16)
 _DTYPES = (torch.float32, torch.float64, *_REDUCED)
@@ -273,15 +273,19 @@ class _Chunk:
             sums = torch.mul(self.columns, grad_pixels, out=self.scratch).sum(2, dtype=total.dtype)
             total += sums.view(-1, *total.shape).sum(0)
             return
-        pixels = grad_pixels.shape[2]
-        parts = min(SUM_PARTS, -(-pixels // SUM_LENGTH)) if self.lowering.problem.device == "cpu" else 1
+        height, pixels = grad_pixels.shape[1:]
+        parts = 1
+        if self.lowering.problem.device == "cpu":
+            parts = max(1, min(SUM_PARTS, pixels // max(SUM_LENGTH, height)))
         length = -(-pixels // parts)
         for start in range(0, pixels, length):
             left = grad_pixels[:, :, start : start + length]
             right = self.columns[:, :, start : start + length]
-            product = torch.bmm(left, right.transpose(1, 2))
             # Not baddbmm: it would make one long chain of the parts.
-            total += product.view(-1, *total.shape).sum(0, dtype=total.dtype)
+            product = torch.bmm(left, right.transpose(1, 2))
+            if len(product) != len(total):
+                product = product.view(-1, *total.shape).sum(0, dtype=total.dtype)
+            total += product
 
 
 def _reach(outputs: slice, size: int, stride: int, offset: int) -> tuple[slice, slice]:

@@ -18,7 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,7 @@ class Planner:
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
         self._families: dict[ConvProblem, dict[float, str]] = {}
+        self._told: set[str] = set()
         self._spent = 0.0
 
     def choose(self, problem: ConvProblem) -> Route:
@@ -253,26 +254,30 @@ class Planner:
             device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
             verdict = self._examine(name, device)
             self.file.remember({}, {name: verdict})
-            if not verdict.passed:
-                self._note(f"the convolution route {name} failed its self-test: {verdict.reason}")
+        if not verdict.passed and name not in self._told:
+            self._told.add(name)
+            self._note(
+                f"the convolution route {name} failed its self-test on this card and is not used: "
+                f"{verdict.reason} (to test it again, delete {self.file.path})"
+            )
         return verdict.passed
 
     def tune(self, problem: ConvProblem) -> Choice:
         """Measure every trusted route on a problem and remember the fastest, unless that has been done."""
         self.file.refresh()
-        choice = self.file.choices.get(str(problem))
+        choice = self.file.choices.get(_key(problem))
         if choice is None or choice.route not in self.routes:
             names = [name for name, route in self.routes.items() if route.supports(problem)]
             names = [name for name in names if self.trusted(name)]
             start = time.monotonic()
             choice = self._measure(problem, names)
             self._spent += time.monotonic() - start
-            self.file.remember({str(problem): choice}, {})
+            self.file.remember({_key(problem): choice}, {})
         self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
         return choice
 
     def _known(self, problem: ConvProblem) -> str | None:
-        choice = self.file.choices.get(str(problem))
+        choice = self.file.choices.get(_key(problem))
         if choice is not None and choice.route in self.routes and self.trusted(choice.route):
             self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
             return choice.route
@@ -294,14 +299,18 @@ class Planner:
         try:
             with torch.inference_mode():
                 tensors = _tensors(problem)
-                expected = _results(self.routes["native"], problem, tensors)
+                with _ieee_products(self.device):
+                    expected = _results(self.routes["native"], problem, tensors)
                 for name in names:
                     measured = self._measure_route(name, problem, tensors, expected)
                     if measured is not None:
                         seconds[name] = measured
                     _double(tensors, expected)
         except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            self._note(f"not enough memory to measure routes for {problem}")
+        finally:
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
         return Choice(min(seconds, key=seconds.__getitem__, default="native"), seconds)
 
     def _measure_route(
@@ -310,7 +319,8 @@ class Planner:
         """Seconds of one route; None when it needs more memory than there is, or is wrong."""
         try:
             if name != "native":
-                _check(problem, _results(self.routes[name], problem, tensors), expected)
+                with _ieee_products(self.device):
+                    _check(problem, _results(self.routes[name], problem, tensors), expected)
             return _seconds(self.routes[name], problem, tensors, self.device)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -322,6 +332,26 @@ class Planner:
 def _capturing(device: str) -> bool:
     """Whether a CUDA graph is being recorded: nothing can be measured then."""
     return device == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _key(problem: ConvProblem) -> str:
+    """The problem's name in the file; cuDNN's TF32 is another kind of work."""
+    tf32 = problem.device == "cuda" and problem.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return f"{problem} tf32" if tf32 else str(problem)
+
+
+@contextlib.contextmanager
+def _ieee_products(device: str) -> Iterator[None]:
+    """Without TF32, which is less exact by design and would look like a mistake."""
+    if device == "cpu":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _family(problem: ConvProblem) -> ConvProblem:

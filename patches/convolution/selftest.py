@@ -114,8 +114,12 @@ def main() -> None:
 
 def _examine(name: str, device: str) -> str:
     """Why the route is not to be trusted; empty when it is."""
+    import torch
+
     from patches.convolution.routes import make
 
+    # TF32 is less exact by design and would look like a mistake.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         route = make(name)
     except (ImportError, RuntimeError) as error:
