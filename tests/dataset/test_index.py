@@ -245,3 +245,17 @@ def test_a_folder_that_cannot_be_written_sends_the_index_to_the_cache(
     assert "cannot be written" in capsys.readouterr().err
     assert not (copy / "prepared").exists()
     assert len(load(copy).split("val")) == 24
+
+
+def test_two_datasets_at_one_path_that_cannot_be_written_have_an_index_each(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not copy.samefile(path) and real(path, mode))
+    first = prepare(copy).folder
+    os.utime(copy / "Valid.json", ns=(0, 0))
+    with pytest.raises(ToolkitError, match="is not prepared"):
+        load(copy)
+    assert prepare(copy).folder != first
+    assert len(load(copy).split("val")) == 24

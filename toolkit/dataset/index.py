@@ -111,12 +111,18 @@ class Prepared:
 
 
 def prepared_folder(data: Path) -> Path:
-    """Where the index of a data folder lives: inside it, or in the user's cache if that cannot be written."""
+    """Where the index of a data folder lives: inside it, or in the user's cache if that cannot be written.
+
+    In the cache its name depends on the files as well as on the path, because a container sees every dataset
+    at the same path.
+    """
     inside = data / "prepared"
     if os.access(inside if inside.is_dir() else data, os.W_OK):
         return inside
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    outside = cache / "ltdv2-toolkit" / hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]
+    files = [data / name for name in (*FILES.values(), "frames.zip")]
+    identity = f"{data.resolve()} {_fingerprint([path for path in files if path.exists()], drop_bad=False)}"
+    outside = cache / "ltdv2-toolkit" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     return inside if (inside / "manifest.json").is_file() and not outside.is_dir() else outside
 
 
