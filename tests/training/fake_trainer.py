@@ -41,4 +41,5 @@ while True:
     time.sleep(0.05)
 if scene["exit"] < 0:
     os.kill(os.getpid(), -scene["exit"])
+files.exit_status.write_text(str(scene["exit"]))
 sys.exit(scene["exit"])

@@ -19,11 +19,14 @@ import torch
 from toolkit.training import trainer, worker
 
 run, faults = Path(sys.argv[1]), sys.argv[2:]
+rank = int(os.environ.get("RANK", "0"))
 
 
 def due(at: str) -> set[str]:
-    """Names of the faults that happen at ``epoch:batch``, marked as having happened."""
-    names = set()
+    """Names of the faults that happen at ``epoch:batch``, marked as having happened. In the first rank only."""
+    names: set[str] = set()
+    if rank:
+        return names
     for fault in faults:
         name, _, place = fault.removesuffix("!").partition(":")
         marker = run / f"{fault}.done"
@@ -54,6 +57,7 @@ class Faulty(trainer.LTDv2Trainer):
 
     def _on_batch_end(self) -> None:
         step = {
+            "rank": rank,
             "epoch": self.epoch,
             "batch": self.train_loader.batch_number,
             "images": self._images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,8 @@ def train(
         patches=not no_patches,
     )
     place = workspace.current()
+    if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks
+        raise typer.Exit(session.train_in_group(place, options, resume))
     plan = session.plan_resume(place, options) if resume else session.plan(place, options)
     if dry_run:
         from toolkit.dataset import index

@@ -57,7 +57,7 @@ def listed(folder: Path) -> list[Checkpoint]:
     """Checkpoints in ``folder``, newest first, not yet checked."""
     names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("batch-*.pt"))
     found = [Checkpoint(path, int(match[1]), match[2]) for path, match in names if match]
-    return sorted(found, key=lambda c: (c.batches, c.path.stat().st_mtime_ns), reverse=True)
+    return sorted(found, key=lambda c: (c.batches, _modified(c.path)), reverse=True)
 
 
 def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, list[Checkpoint]]:
@@ -113,6 +113,12 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(OSError):
             path.unlink()
             console.note(f"removed {path.name}, which a killed writer left behind")
+
+
+def _modified(path: Path) -> int:
+    with suppress(FileNotFoundError):  # another rank has just removed it
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _checksum(content: bytes | memoryview) -> str:

@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import RANK
+from ultralytics.utils import RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from toolkit import console
@@ -41,6 +43,10 @@ FORMAT = 1
 
 WINDOW = 200
 """Batches that rates, waits and the running median of the loss look back on."""
+
+
+MAIN = RANK in {-1, 0}
+"""Whether this process writes files and decides: the only one, or the first of several ranks."""
 
 
 class Stopped(Exception):
@@ -72,6 +78,7 @@ class DurableTrainer(DetectionTrainer):
         stop_wanted: asked after every batch; True saves and raises :class:`Stopped`.
     """
 
+    model: Any
     last: Path
     best: Path
 
@@ -103,6 +110,8 @@ class DurableTrainer(DetectionTrainer):
         files.run.mkdir(parents=True, exist_ok=True)
         self._place = heartbeat.Place(files)
         super().__init__(overrides=overrides)
+        if RANK != -1:
+            self.world_size = WORLD_SIZE  # over all machines, and on a CPU too
         for event, handler in {
             "on_train_start": self._on_train_start,
             "on_train_epoch_start": self._on_epoch_start,
@@ -121,14 +130,16 @@ class DurableTrainer(DetectionTrainer):
 
     def _find_state(self) -> dict[str, Any] | None:
         """The newest intact checkpoint that the orders allow."""
-        checkpoints.remove_leftovers(self.files.checkpoints)
         checkpoint, damaged = checkpoints.newest(self.files.checkpoints, self.orders.before)
-        for one in damaged:
-            self._record("checkpoint damaged", "the one before it is used", one.path.name)
-            one.path.unlink(missing_ok=True)
+        if MAIN:
+            checkpoints.remove_leftovers(self.files.checkpoints)
+            for one in damaged:
+                self._record("checkpoint damaged", "the one before it is used", one.path.name)
+                one.path.unlink(missing_ok=True)
+            if checkpoint is not None:
+                checkpoints.discard_after(self.files.checkpoints, checkpoint.batches)
         if checkpoint is None:
             return None
-        checkpoints.discard_after(self.files.checkpoints, checkpoint.batches)
         state = checkpoint.load()
         if state["format"] != FORMAT:
             raise ToolkitError(
@@ -176,13 +187,15 @@ class DurableTrainer(DetectionTrainer):
         self.loss_names = tuple(state["loss_names"])
         self.loss_items = {k: torch.tensor(v, device=self.device) for k, v in state["loss_items"].items()}
         self.loss = torch.tensor(sum(state["loss_items"].values()), device=self.device)
-        self.metrics.update(state["metrics"])
+        if MAIN:
+            self.metrics.update(state["metrics"])
         self.fitness = state["fitness"]
         self.stopper.__dict__.update(state["stopper"])
         known = [value for value in (state["best_fitness"], self._fitness_of_best()) if value is not None]
         self.best_fitness = max(known, default=None)
         self._drop_rows_after(self.start_epoch)
-        console.note(f"continuing after batch {self.batches_done:,}, in epoch {self.start_epoch + 1}")
+        if MAIN:
+            console.note(f"continuing after batch {self.batches_done:,}, in epoch {self.start_epoch + 1}")
 
     def _scale_learning_rate(self) -> None:
         rates = [rate * self.orders.lr_scale for rate in self._planned_rates]
@@ -192,7 +205,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _fitness_of_best(self) -> float | None:
         """best.pt may be newer than the checkpoint: an epoch that is trained again must beat it as well."""
-        if RANK not in {-1, 0} or not self.best.exists():
+        if not MAIN or not self.best.exists():
             return None
         with suppress(Exception):  # whatever a damaged file may raise; the next best epoch replaces it
             fitness = load_checkpoint(self.best)[1].get("best_fitness")
@@ -201,7 +214,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _drop_rows_after(self, epoch: int) -> None:
         """Remove from results.csv what will be trained again."""
-        if RANK not in {-1, 0} or not self.csv.exists():
+        if not MAIN or not self.csv.exists():
             return
         with self.csv.open(newline="") as file:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
@@ -218,8 +231,7 @@ class DurableTrainer(DetectionTrainer):
         if mode != "train":
             return super().get_dataloader(dataset_path, batch_size, rank, mode)
         dataset = self.build_dataset(dataset_path, mode, batch_size)
-        ranks = max(self.world_size, 1)
-        order = EpochSampler(len(dataset), batch_size * ranks, self.args.seed, max(rank, 0), ranks)
+        order = EpochSampler(len(dataset), self.batch_size, self.args.seed, max(RANK, 0), WORLD_SIZE)
         return ResumableLoader(
             dataset,
             order,
@@ -227,6 +239,36 @@ class DurableTrainer(DetectionTrainer):
             pin_memory=self.device.type == "cuda",
             on_worker_death=lambda what: self._record("worker died", "loader workers restarted", what),
         )
+
+    def _setup_ddp(self) -> None:
+        if self.device.type == "cpu":
+            distributed.init_process_group("gloo")
+        else:
+            super()._setup_ddp()
+
+    def _setup_train(self) -> None:
+        if self.device.type != "cpu" or RANK == -1:
+            super()._setup_train()
+            return
+        # Ultralytics would give DDP the index of a GPU: it sets up as if alone, and the model is shared here.
+        self.world_size = 1
+        super()._setup_train()
+        self.world_size = WORLD_SIZE
+        self.model = DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def validate(self) -> tuple[dict[str, float] | None, float | None]:
+        """Validate on all ranks; on the CPU the loss is that of the first rank's part."""
+        if self.device.type != "cpu" or RANK == -1:
+            validated: tuple[dict[str, float] | None, float | None] = super().validate()
+            return validated
+        for buffer in self.ema.ema.buffers():
+            distributed.broadcast(buffer, src=0)
+        self.world_size = 1  # gloo has no mean, which Ultralytics takes of the losses
+        try:
+            validated = super().validate()
+        finally:
+            self.world_size = WORLD_SIZE
+        return validated
 
     def _build_train_pipeline(self) -> None:
         previous = getattr(self, "train_loader", None)
@@ -352,7 +394,8 @@ class DurableTrainer(DetectionTrainer):
         self._last_batch_end = time.monotonic()
 
     def _on_batch_start(self) -> None:
-        self._place.set(self.epoch, self.train_loader.batch_number)
+        if MAIN:
+            self._place.set(self.epoch, self.train_loader.batch_number)
         self._waits.append(time.monotonic() - self._last_batch_end)
 
     def _on_batch_end(self) -> None:
@@ -371,7 +414,8 @@ class DurableTrainer(DetectionTrainer):
         progress.samples = loader.samples_done
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
         self.frames += round(len(self._images) * (1 + 3 * self._mosaic()))
-        self._place.set(self.epoch, loader.batch_number + 1)
+        if MAIN:
+            self._place.set(self.epoch, loader.batch_number + 1)
         now = time.monotonic()
         self._seconds.append(now - self._last_batch_end)
         self._last_batch_end = now
@@ -428,7 +472,8 @@ class DurableTrainer(DetectionTrainer):
             self.save_checkpoint()
 
     def _stop_if_wanted(self) -> None:
-        if self.stop_wanted():
+        # The first rank saves and goes; the others would wait for it for ever, and are ended with the group.
+        if MAIN and self.stop_wanted():
             self.save_checkpoint()
             raise Stopped
 
@@ -439,7 +484,7 @@ class DurableTrainer(DetectionTrainer):
             RollBackNeeded: a weight is not finite.
         """
         self._last_save = time.monotonic()
-        if RANK not in {-1, 0}:
+        if not MAIN:
             return
         weights = unwrap_model(self.model).state_dict()
         if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
@@ -485,7 +530,7 @@ class DurableTrainer(DetectionTrainer):
         }
 
     def _record(self, kind: str, action: str, detail: str = "") -> None:
-        if RANK in {-1, 0}:
+        if MAIN:
             place = heartbeat.Place.read(self.files) or (-1, -1)
             event = events.record(self.files.events, kind, action, detail, epoch=place[0], batch=place[1])
             console.warn(event.line())
@@ -493,7 +538,7 @@ class DurableTrainer(DetectionTrainer):
     def _beat(self, phase: heartbeat.Phase, *, now: bool = False) -> None:
         self._beats += 1
         clock = time.monotonic()
-        if RANK not in {-1, 0} or (not now and clock - self._last_beat < heartbeat.INTERVAL):
+        if not MAIN or (not now and clock - self._last_beat < heartbeat.INTERVAL):
             return
         self._last_beat = clock
         loader = getattr(self, "train_loader", None)

@@ -31,13 +31,14 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the supervisor tells a trainer that it starts.
 
     Attributes:
-        supervisor: its process id; the trainer saves and stops when that process is gone.
+        supervisor: its process id; the trainer saves and stops when that process is gone. 0: the process that
+            started the trainer.
         before: resume from the newest checkpoint with fewer batches done than this; None: from the newest.
         lr_scale: part of the planned learning rate to use.
         skip: (epoch, batch) pairs to leave out.
     """
 
-    supervisor: int
+    supervisor: int = 0
     before: int | None = None
     lr_scale: float = 1.0
     skip: tuple[tuple[int, int], ...] = ()
@@ -84,6 +85,11 @@ class RunFiles:
     def place(self) -> Path:
         """Epoch and batch that the trainer is working on, written before each batch."""
         return self.run / "place"
+
+    @property
+    def exit_status(self) -> Path:
+        """Status of the trainer that ended last; torchrun does not hand on that of its ranks."""
+        return self.run / "exit"
 
     @property
     def events(self) -> Path:

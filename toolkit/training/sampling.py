@@ -8,6 +8,7 @@ cut off would have drawn.
 from __future__ import annotations
 
 import random
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -134,7 +135,7 @@ class ResumableLoader(DataLoader[Any]):
         order = self.order
         deaths: Counter[int] = Counter()
         places = deque(order.places())
-        batches = super().__iter__()
+        batches = self._begin()
         while places:
             number, first = places[0]
             try:
@@ -145,12 +146,20 @@ class ResumableLoader(DataLoader[Any]):
                     raise
                 self.on_worker_death(str(error))
                 self.reset()
-                batches = super().__iter__()
+                batches = self._begin()
                 continue
             places.popleft()
             self.batch_number = number
             self.samples_done = order.start = min(first + order.batch, order.images)
             yield batch
+
+    def _begin(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        if self.num_workers:
+            # PyTorch's handler raises wherever the trainer happens to be when a worker dies. Without it the loader
+            # notices within five seconds, when it waits for the next batch.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
 
     def reset(self) -> None:
         """Stop the workers; the next batch starts new ones, which see the dataset as it is then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -218,6 +219,8 @@ def record(plan: TrainingPlan) -> None:
         write_json(plan.run / "run.json", started_with)
         reproduction.write(reproduction.here(plan), files.best.parent)
     write_json(files.plan, plan)
+    if not files.orders.exists():
+        write_json(files.orders, Orders())
 
 
 def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> None:
@@ -233,6 +236,7 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
 
     frames = index.load(plan.data)
     with running(plan.device, patched=plan.patches):
+        from toolkit.training.durable import MAIN
         from toolkit.training.trainer import LTDv2Trainer
 
         trainer = LTDv2Trainer(plan, frames, orders, stop_wanted)
@@ -245,7 +249,8 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
             console.note("convolution calls by route: " + ", ".join(shares))
     if not trainer.best.is_file():
         raise ToolkitError("training ended without weights", expected=str(trainer.best))
-    shutil.rmtree(trainer.files.checkpoints, ignore_errors=True)
+    if MAIN:
+        shutil.rmtree(trainer.files.checkpoints, ignore_errors=True)
 
 
 def train(plan: TrainingPlan) -> Path:
@@ -262,6 +267,42 @@ def train(plan: TrainingPlan) -> Path:
 
     index.load(plan.data)
     return supervise(plan)
+
+
+def train_in_group(place: workspace.Workspace, options: Options, resume: bool) -> int:
+    """Train as one of the ranks that the user's own torchrun has started.
+
+    The first rank plans and says which run it is, the others follow it. torchrun restarts the group
+    (``--max-restarts``), which then resumes. Data and runs are folders that all machines see.
+
+    Returns:
+        The status to end with, a :class:`toolkit.training.rundir.Exit`.
+    """
+    from torch import cuda, distributed
+
+    from toolkit.training import worker
+
+    distributed.init_process_group("gloo")
+    try:
+        said: list[Path | None] = [None]
+        if distributed.get_rank() == 0:
+            if options.device is None and cuda.is_available():
+                ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
+                options = replace(options, device=",".join(map(str, range(ranks_here))))
+            again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+            planned = plan_resume(place, options) if again else plan(place, options)
+            record(planned)
+            said = [planned.run]
+        distributed.broadcast_object_list(said)
+        first = distributed.get_rank() == 0
+    finally:
+        distributed.destroy_process_group()
+    assert said[0] is not None
+    files = RunFiles(said[0])
+    if not first:
+        return worker.main(files.run)
+    with files.locked():
+        return worker.main(files.run)
 
 
 def _check_model(model: str) -> str:

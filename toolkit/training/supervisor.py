@@ -155,8 +155,8 @@ class _Supervisor:
 
     def _attempt(self) -> _End:
         """Run one trainer process to its end, and end it if a rule says so."""
-        with suppress(FileNotFoundError):
-            self.files.heartbeat.unlink()
+        for path in (self.files.heartbeat, self.files.exit_status):
+            path.unlink(missing_ok=True)
         history = health.History()
         self.active.clear()
         child = subprocess.Popen(self.command, start_new_session=True, pass_fds=[self.lock])
@@ -164,7 +164,7 @@ class _Supervisor:
             next_look = 0.0
             while (code := child.poll()) is None:
                 if self.stopped_by:
-                    return _End(self._end(child, self.policy.stop_grace))
+                    return _End(self._status(self._end(child, self.policy.stop_grace)))
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + self.policy.look
                     verdict = self._look(history)
@@ -173,9 +173,17 @@ class _Supervisor:
                         grace = graces.get(verdict.action, self.policy.stop_grace)
                         return _End(self._end(child, grace), verdict)
                 time.sleep(self.policy.poll)
-            return _End(code)
+            return _End(self._status(code))
         finally:
             self._end(child, 0.0)
+
+    def _status(self, code: int) -> int:
+        """The trainer's own status, which torchrun turns into 1, and so does Python when an import fails."""
+        if code != 1:
+            return code
+        with suppress(OSError, ValueError):
+            return int(self.files.exit_status.read_text())
+        return Exit.FAULT
 
     def _look(self, history: health.History) -> health.Verdict | None:
         """Observe the trainer; note what is to be noted; return what needs more than that."""

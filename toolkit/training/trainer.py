@@ -11,7 +11,8 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
-from toolkit.training.durable import DurableTrainer
+from toolkit.files import replacing
+from toolkit.training.durable import MAIN, DurableTrainer
 from toolkit.training.rundir import Orders, RunFiles
 from toolkit.training.session import TrainingPlan
 
@@ -44,7 +45,7 @@ class LTDv2Trainer(DurableTrainer):
             "device": plan.device,
             "save_dir": str(plan.run),
         }
-        orders = orders or Orders(supervisor=0)
+        orders = orders or Orders()
         super().__init__(overrides, RunFiles(plan.run), orders, plan.saving, stop_wanted)
 
     def get_dataset(self) -> dict[str, Any]:
@@ -73,5 +74,6 @@ class LTDv2Trainer(DurableTrainer):
     def final_eval(self) -> None:
         """Drop the optimiser from the finished checkpoints; `toolkit evaluate` does the scoring."""
         for weights in (self.last, self.best):
-            if weights.exists():
-                strip_optimizer(weights)
+            if MAIN and weights.exists():
+                with replacing(weights) as temporary:
+                    strip_optimizer(weights, str(temporary))

@@ -8,8 +8,10 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 import msgspec
 import psutil
@@ -21,6 +23,25 @@ from toolkit.training.rundir import Exit, Orders, RunFiles
 
 ORPHAN_GRACE = 30.0
 """Seconds that a trainer without a supervisor has to save and end before it ends itself."""
+
+
+class _Patient:
+    """A stream whose reader, or whose disk, may be full or gone: what cannot be written is lost, nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class StopRequest:
@@ -56,10 +77,19 @@ class StopRequest:
 def main(run: Path) -> int:
     """Train a run as its plan and its orders say; the return value is an :class:`Exit`."""
     files = RunFiles(run)
+    sys.stdout, sys.stderr = _Patient(sys.stdout), _Patient(sys.stderr)  # type: ignore[assignment]
+    status = _train(files)
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            files.exit_status.write_text(str(int(status)))
+    return status
+
+
+def _train(files: RunFiles) -> int:
     try:
         plan = session.read_plan(files)
         orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
-        stop = StopRequest(orders.supervisor)
+        stop = StopRequest(orders.supervisor or os.getppid())
         from toolkit.training.durable import RollBackNeeded, Stopped
 
         try:
