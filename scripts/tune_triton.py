@@ -34,7 +34,7 @@ from torch import Tensor  # noqa: E402
 
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from patches.convolution.triton_kernels.route import Builder  # noqa: E402
-from patches.convolution.triton_kernels.tiles import Tile, Tiles  # noqa: E402
+from patches.convolution.triton_kernels.tiles import SHORTEST_SPLIT, Tile, Tiles  # noqa: E402
 
 PASSES = ("forward", "input", "weight")
 GATHER = [
@@ -85,7 +85,7 @@ class Fixed(Tiles):
 
     def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
         programs = -(-filters // self.tile.m) * -(-pairs // self.tile.n) * groups
-        return self.tile, self.splits(programs, pixels, 8 * self.tile.k, self.waves)
+        return self.tile, self.splits(programs, pixels, SHORTEST_SPLIT, self.waves)
 
 
 class Job(NamedTuple):
