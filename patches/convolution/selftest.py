@@ -163,7 +163,7 @@ def _problems(device: str) -> list[ConvProblem]:
             **{**values, **other},
         )
 
-    # PyTorch 1.13 has no fp16 convolution on the CPU to compare with.
+    # PyTorch 1.13 has no fp16 convolution on the CPU.
     half = [] if device == "cpu" else [problem((32, 32), 3, dtype=torch.float16)]
     return [
         *half,
