@@ -32,12 +32,13 @@ def test_a_bad_route_fails_with_a_reason(route: str, reason: str) -> None:
     assert reason in result.reason
 
 
+@pytest.mark.slow
 def test_a_route_that_hangs_is_killed_at_the_time_limit() -> None:
     start = time.monotonic()
-    result = selftest.run("fake_routes:Hanging", "cpu", timeout=20)
+    result = selftest.run("fake_routes:Hanging", "cpu", timeout=15)
     assert not result.passed
-    assert result.reason.startswith("no answer within 20 s at forward of")
-    assert time.monotonic() - start < 120
+    assert result.reason.startswith("no answer within 15 s")
+    assert 15 <= time.monotonic() - start < 300
 
 
 def test_a_child_that_never_starts_is_killed_as_well() -> None:
