@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 MEMBERS, TRAIN, BOXES_PER_IMAGE = 1_069_247, 329_299, 7.73
 VARIETIES = 64
-TURNS = 4
+TURNS = 3
 
 
 # Data
@@ -284,24 +284,30 @@ def loader(folder: Path) -> Iterator[str]:
         measured(toolkit("dataset", "export", data, "--out", plain, "--extract"), stderr=subprocess.DEVNULL)
     for workers in (2, 0):
         for channels in (1, 3):
-            rates: dict[str, list[float]] = {"toolkit": [], "ultralytics": []}
+            rates: dict[str, list[tuple[float, float]]] = {"toolkit": [], "ultralytics": []}
             for _ in range(TURNS):
                 for which, found in rates.items():
                     command = child("loader-child", data, plain, which, channels, workers)
                     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-                    found.append(float(output.stdout.split()[-1]))
-            ours, theirs = (max(found) for found in rates.values())
+                    rate, processor = map(float, output.stdout.split()[-2:])
+                    found.append((rate, -processor))
+            (ours, our_cpu), (theirs, their_cpu) = (map(max, zip(*f, strict=True)) for f in rates.values())
             yield (
                 f"mosaic 640 px, {channels} channel(s), {workers} workers: toolkit {ours:.0f} images/s, "
                 f"Ultralytics {theirs:.0f} images/s: {ours / theirs:.2f} x"
             )
+            if workers:
+                yield (
+                    f"    processor time of the workers: toolkit {-our_cpu:.2f} ms an image, "
+                    f"Ultralytics {-their_cpu:.2f} ms: {their_cpu / our_cpu:.2f} x"
+                )
 
 
 def loader_child(data: Path, plain: Path, which: str, channels: str, workers: str) -> None:
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import build_dataloader, build_yolo_dataset
 
-    from toolkit.dataset.benchmark import timed_rate
+    from toolkit.dataset.benchmark import BATCHES, timed_rate
     from toolkit.dataset.index import load
     from toolkit.dataset.loader import build_loader
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -315,9 +321,19 @@ def loader_child(data: Path, plain: Path, which: str, channels: str, workers: st
     else:
         dataset = build_yolo_dataset(args, str(plain / "images/train"), 16, dictionary, mode="train")
         loader = build_dataloader(dataset, 16, count, shuffle=True, device="cpu")
+    next(iter(loader))
+    before = _worker_seconds(loader)
     rate = timed_rate(loader, 16, count)
+    images = 16 * (BATCHES + 4 + 4 * count)
+    print(f"{rate:.1f} {1e3 * (_worker_seconds(loader) - before) / images:.3f}")
     loader.close()
-    print(f"{rate:.1f}")
+
+
+def _worker_seconds(loader: Any) -> float:
+    """Processor time that the loader's workers have used (proc(5), stat, fields 14 and 15)."""
+    pids = [worker.pid for worker in getattr(loader.iterator, "_workers", ())]
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def random_read(folder: Path) -> Iterator[str]:
