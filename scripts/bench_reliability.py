@@ -3,12 +3,11 @@
 
     scripts/bench_reliability.py DATA [--imgsz 192] [--batch 8] [--rounds 3]
 
-DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. "added" is the processor time
-of all that `toolkit train` does in a batch and Ultralytics does not (callbacks, seeding, warm-up, the check of
-the gradient's norm). That is steadier than the difference of two runs, which is shown as well: "plain" is
-Ultralytics' own loop, step and preprocessing over the same loader, "durable" what `toolkit train` runs. One
-thread of a CPU; other processes hardly change processor time. A checkpoint is timed by the clock and spread
-over five minutes.
+DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. "added" is the processor
+time of all that `toolkit train` does in a batch and Ultralytics does not: callbacks, seeding, warm-up, the
+check of the gradient's norm. That is steadier than the difference of two runs, which is shown as well:
+"plain" is Ultralytics' own loop, step and preprocessing over the same loader, "durable" what `toolkit train`
+runs. One thread of a CPU. A checkpoint is timed by the clock and spread over five minutes.
 """
 
 from __future__ import annotations

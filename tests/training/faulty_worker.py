@@ -23,7 +23,7 @@ rank = int(os.environ.get("RANK", "0"))
 
 
 def due(at: str) -> set[str]:
-    """Names of the faults that happen at ``epoch:batch``, marked as having happened. In the first rank only."""
+    """Names of the faults that happen at ``epoch:batch``, in the first rank, marked as having happened."""
     names: set[str] = set()
     if rank:
         return names

@@ -72,7 +72,7 @@ def test_the_ranks_share_the_images_of_each_batch(together: Path, alone: Trace) 
 
 
 def test_their_losses_are_those_of_one_rank_within_a_percent(together: Path, alone: Trace) -> None:
-    """Each rank normalises by the targets of its own images, so that single batches differ by a little more."""
+    """Each rank divides by the targets of its own images, so that single batches differ by a little more."""
     shared = batches(together)
     pairs = [
         (statistics.mean(sum(part["losses"]) for part in shared[step.epoch, step.batch]), sum(step.losses))

@@ -369,6 +369,13 @@ class DurableTrainer(DetectionTrainer):
                     path.unlink()
         return True
 
+    def save_metrics(self, metrics: dict[str, float]) -> None:
+        """Append the epoch to results.csv; a full disk costs the row."""
+        try:
+            super().save_metrics(metrics)
+        except OSError as error:
+            self._record("results not written", "training goes on", f"{self.csv}: {error.strerror}")
+
     def close(self) -> None:
         """Stop the loaders' processes."""
         for loader in (getattr(self, "train_loader", None), getattr(self, "test_loader", None)):

@@ -156,8 +156,8 @@ class ResumableLoader(DataLoader[Any]):
     def _begin(self) -> Iterator[Any]:
         batches = super().__iter__()
         if self.num_workers:
-            # PyTorch's handler raises wherever the trainer happens to be when a worker dies. Without it the loader
-            # notices within five seconds, when it waits for the next batch.
+            # PyTorch's handler raises wherever the trainer happens to be when a worker dies. Without it the
+            # loader notices within five seconds, when it waits for the next batch.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 

@@ -25,8 +25,8 @@ ORPHAN_GRACE = 30.0
 """Seconds that a trainer without a supervisor has to save and end before it ends itself."""
 
 
-class _Patient:
-    """A stream whose reader, or whose disk, may be full or gone: what cannot be written is lost, nothing else."""
+class PatientStream:
+    """A stream whose disk may be full or whose reader gone: what cannot be written is lost, nothing else."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -77,7 +77,7 @@ class StopRequest:
 def main(run: Path) -> int:
     """Train a run as its plan and its orders say; the return value is an :class:`Exit`."""
     files = RunFiles(run)
-    sys.stdout, sys.stderr = _Patient(sys.stdout), _Patient(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = PatientStream(sys.stdout), PatientStream(sys.stderr)
     status = _train(files)
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
