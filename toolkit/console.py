@@ -6,13 +6,13 @@ that ``toolkit ... --json | jq`` works.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -54,8 +54,8 @@ def fail(error: ToolkitError) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` as JSON on standard output, for a program to read."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """Print ``value`` as strict JSON on standard output, for a program to read; NaN becomes null."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
 class _RateColumn(ProgressColumn):

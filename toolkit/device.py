@@ -15,6 +15,13 @@ import patches
 import patches.ultralytics
 from toolkit.errors import ToolkitError
 
+with redirect_stdout(sys.stderr):
+    # When it is first imported, Ultralytics announces the settings file that it makes.
+    from ultralytics.utils import LOGGER, USER_CONFIG_DIR, tqdm
+for _handler in LOGGER.handlers:
+    if type(_handler) is logging.StreamHandler and _handler.stream is sys.stderr:
+        _handler.setStream(sys.stdout)
+
 
 def resolve_device(flag: str | None) -> str:
     """The device in Ultralytics' words: ``cpu``, ``0``, ``0,1``; without a flag the first GPU, else the CPU.
@@ -56,7 +63,10 @@ def running(device: str, *, patched: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_output_to_stderr())
         if patched:
-            stack.enter_context(patches.enabled(torch_device(device).type))
+            try:
+                stack.enter_context(patches.enabled(torch_device(device).type))
+            except ValueError as error:
+                raise ToolkitError("the convolution patches cannot be enabled", found=str(error)) from error
             patches.ultralytics.apply()
             stack.callback(patches.ultralytics.restore)
         yield
@@ -65,17 +75,13 @@ def running(device: str, *, patched: bool = True) -> Iterator[None]:
 @contextmanager
 def _output_to_stderr() -> Iterator[None]:
     """Ultralytics prints its log and its bars on standard output, which belongs to results."""
-    from ultralytics.utils import LOGGER, tqdm
-
     redirected = [
         (handler, handler.setStream(sys.stderr))
         for handler in LOGGER.handlers
         if type(handler) is logging.StreamHandler
     ]
     if not sys.stderr.isatty():
-        tqdm.is_noninteractive_console = lambda: (
-            True
-        )  # whole lines, one a minute, instead of carriage returns
+        tqdm.is_noninteractive_console = lambda: True  # a line a minute, no carriage returns
     try:
         with redirect_stdout(sys.stderr):
             yield
@@ -88,7 +94,6 @@ def _output_to_stderr() -> Iterator[None]:
 def _provide_fonts() -> None:
     """Put a free font where Ultralytics looks for Arial, which it would fetch from the network otherwise."""
     from matplotlib import get_data_path
-    from ultralytics.utils import USER_CONFIG_DIR
 
     source = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):

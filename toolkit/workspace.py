@@ -48,6 +48,7 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epochs: int | None = None
     batch: int | None = None
     imgsz: int | None = None
+    channels: int | None = None
     device: str | None = None
     workers: int | None = None
     health: dict[str, dict[str, float | str]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 import typer
 from command import Command
 
-from toolkit import __version__
+from toolkit import __version__, console
 from toolkit.cli import app
 
 
@@ -77,8 +79,34 @@ def test_a_wrong_call_is_one_line_and_a_status(
 @pytest.mark.parametrize(
     "arguments", [("evaluate",), ("train", "--epochs", "0"), ("predict", "x", "--split", "all")]
 )
-def test_a_call_that_does_not_parse_is_status_2(toolkit: Command, arguments: tuple[str, ...]) -> None:
-    assert toolkit(*arguments).status == 2
+def test_a_call_that_does_not_parse_is_one_line_and_status_2(
+    toolkit: Command, arguments: tuple[str, ...]
+) -> None:
+    result = toolkit(*arguments)
+    assert result.status == 2
+    assert result.err.startswith("error: ")
+    assert len(result.err.strip().splitlines()) == 1
+    assert f"toolkit {arguments[0]} --help" in result.err
+
+
+def test_no_verb_at_all_shows_the_help(toolkit: Command) -> None:
+    result = toolkit()
+    assert "Usage:" in result.out
+    assert all(verb in result.out for verb in ("train", "evaluate", "submit"))
+
+
+def test_a_program_that_reads_json_never_meets_a_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({"score": float("nan"), "id": 20200504118182600})
+    assert json.loads(capsys.readouterr().out) == {"score": None, "id": 20200504118182600}
+
+
+def test_the_first_import_in_an_empty_home_leaves_standard_output_alone(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "YOLO_CONFIG_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", "import toolkit.device"], env=environment, capture_output=True, check=True
+    )
+    assert result.stdout == b""
+    assert list(tmp_path.rglob("settings.json"))
 
 
 def test_a_wrong_call_leaves_nothing_behind(toolkit: Command, workspace: Path) -> None:

@@ -113,3 +113,33 @@ def test_resume_names_a_run_that_is_not_there_and_one_that_has_finished(place: W
 
 def test_without_a_flag_the_device_is_what_torch_has() -> None:
     assert resolve_device(None) == ("0" if torch.cuda.is_available() else "cpu")
+
+
+def test_weights_that_are_none_are_refused_before_a_run_exists(place: Workspace) -> None:
+    (place.root / "junk.pt").write_text("junk")
+    with pytest.raises(ToolkitError, match=r"junk\.pt is no YOLO checkpoint"):
+        session.plan(place, Options(model=str(place.root / "junk.pt"), device="cpu"))
+    assert not place.runs.exists()
+
+
+def test_a_route_that_is_none_is_refused_before_a_run_exists(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "bogus")
+    with pytest.raises(ToolkitError, match=r"found bogus.*gemm"):
+        session.plan(place, Options(device="cpu"))
+    assert session.plan(place, Options(device="cpu", patches=False)).patches is False
+
+
+def test_data_without_a_validation_split_cannot_be_trained_on(tmp_path: Path) -> None:
+    from toolkit.dataset.index import prepare
+    from toolkit.dataset.sample import write_sample
+
+    data = tmp_path / "data"
+    write_sample(data, train=4, val=2, test=2, seed=0)
+    (data / "Valid.json").unlink()
+    prepare(data)
+    plan = session.plan(Workspace(tmp_path), Options(device="cpu"))
+    with pytest.raises(ToolkitError, match=r"no val images.*Valid\.json"):
+        session.train(plan)
+    assert not (tmp_path / "runs").exists()

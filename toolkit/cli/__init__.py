@@ -7,7 +7,7 @@ and shell completion answer at once.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,10 @@ app.add_typer(container.app, name="container")
 app.add_typer(bench.app, name="bench")
 
 
+# Typer's newer versions carry a click of their own; this class is the one that both ways have in common.
+_UsageError: Any = typer.BadParameter.__base__
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"ltdv2-toolkit {__version__}")
@@ -67,13 +71,21 @@ def main() -> None:
     from toolkit.errors import ToolkitError
 
     try:
-        app()
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            command = error.ctx.command_path if error.ctx else "toolkit"
+            console.fail(ToolkitError(error.format_message().rstrip("."), fix=f"{command} --help"))
+        sys.exit(error.exit_code)
     except ToolkitError as error:
         console.fail(error)
         sys.exit(error.exit_code)
     except SubmissionError as error:
         console.fail(ToolkitError(error.what, error.found, error.expected, error.fix))
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         console.note("interrupted; nothing half-written was left behind")
         sys.exit(130)

@@ -78,6 +78,7 @@ def prepare(
 
     from toolkit import console
     from toolkit.dataset.index import prepare as prepare_index
+    from toolkit.workspace import ANNOTATIONS
 
     result = prepare_index(folder, drop_bad=drop_bad)
     manifest = result.manifest
@@ -91,6 +92,9 @@ def prepare(
             f"{split}: {images:,} images, {manifest.boxes[split]:,} boxes, {manifest.clips[split]:,} clips, "
             f"{len(manifest.by_month[split])} months"
         )
+    for split, name in ANNOTATIONS.items():
+        if split not in manifest.images:
+            console.warn(f"no {name}: the index has no {split} split")
     if manifest.unlisted_frames:
         console.note(f"{manifest.unlisted_frames:,} frames are in no annotation file (ignored)")
     for kind, count in manifest.discrepancies.items():
@@ -201,7 +205,9 @@ def stats(
 @app.command()
 def export(
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="Where the exported layout goes.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the exported layout goes; default: DIR/yolo.")
+    ] = None,
     layout: Annotated[str, typer.Option("--format", help="Layout to write; yolo is the only one.")] = "yolo",
     extract: Annotated[
         bool, typer.Option("--extract", help="Write frames out of frames.zip as files (links cannot).")
@@ -218,5 +224,5 @@ def export(
 
     if layout != "yolo":
         raise ToolkitError(f"no export format named {layout}", expected="yolo")
-    written = export_yolo(load(folder), out, extract=extract)
+    written = export_yolo(load(folder), out or folder / "yolo", extract=extract)
     console.note(f"wrote {written}; next: yolo train data={written}")

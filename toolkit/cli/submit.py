@@ -32,10 +32,13 @@ def submit(
         bool, typer.Option("--allow-missing", help="Give ids without an entry empty lists.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The archive; default: submission.zip beside the predictions.")
+        Path | None,
+        typer.Option(
+            help="The archive, written to here; --zip alone: submission.zip beside the predictions."
+        ),
     ] = None,
     from_coco: Annotated[
-        bool, typer.Option("--from-coco", help="The file is a list of COCO results, [x, y, width, height].")
+        bool, typer.Option("--from-coco", help="The file is a list of COCO results, x, y, width, height.")
     ] = False,
     upload: Annotated[
         bool, typer.Option("--upload", help="Also send it to Codabench, with the token CODABENCH_TOKEN.")

@@ -15,15 +15,17 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Frames in a step.")] = None,
     imgsz: Annotated[int | None, typer.Option(min=32, help="Side of the network's input, pixels.")] = None,
-    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 grey, 3 colour weights.")] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 for grey frames, 3 for pretrained colour weights.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, 0, 0,1; default: the first GPU or the CPU.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or --name.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,

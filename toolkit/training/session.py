@@ -126,7 +126,9 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
             value = getattr(defaults, key, None)
         if value is not None:
             arguments[key] = value
-    channels = options.channels or preset.channels
+    if options.patches:
+        _check_route()
+    channels = options.channels or defaults.channels or preset.channels
     if channels not in (1, 3):
         raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
     model = _check_model(options.model or defaults.model or preset.model)
@@ -265,7 +267,15 @@ def train(plan: TrainingPlan) -> Path:
     from toolkit.dataset import index
     from toolkit.training.supervisor import supervise
 
-    index.load(plan.data)
+    images = index.load(plan.data).manifest.images
+    for split in ("train", "val"):
+        if not images.get(split):
+            raise ToolkitError(
+                f"nothing to train with in {plan.data}",
+                found=f"no {split} images in the index",
+                expected=f"{workspace.ANNOTATIONS[split]} beside the frames",
+                fix=f"put it there, then: toolkit dataset prepare {plan.data}",
+            )
     return supervise(plan)
 
 
@@ -305,9 +315,20 @@ def train_in_group(place: workspace.Workspace, options: Options, resume: bool) -
         return worker.main(files.run)
 
 
+def _check_route() -> None:
+    """The route that the environment forces must be one; the patches would say so only in the trainer."""
+    from patches.convolution.routes import NAMES
+
+    route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
+    if route != "auto" and ":" not in route and route not in NAMES:
+        raise ToolkitError(
+            "TOOLKIT_CONV_ROUTE names no route", found=route, expected="auto, " + ", ".join(NAMES)
+        )
+
+
 def _check_model(model: str) -> str:
     """A checkpoint must be a file: nothing is fetched. A YAML is a file or one of Ultralytics' own."""
-    from ultralytics.nn.tasks import yaml_model_load
+    from ultralytics.nn import tasks
 
     path = Path(model)
     if path.suffix == ".pt":
@@ -318,10 +339,18 @@ def _check_model(model: str) -> str:
                 expected="a YOLO checkpoint (.pt) or an architecture (.yaml)",
                 fix=f"train from scratch with --model {path.stem}.yaml, or put the file there",
             )
+        try:
+            tasks.load_checkpoint(path)
+        except Exception as error:  # torch.load raises whatever the bytes make it raise
+            raise ToolkitError(
+                f"{model} is no YOLO checkpoint",
+                found=f"{type(error).__name__} when it was loaded",
+                expected="a .pt file that `toolkit train` or Ultralytics wrote",
+            ) from error
         return str(path.absolute())
     if path.suffix in (".yaml", ".yml"):
         with suppress(FileNotFoundError):
-            yaml_model_load(model)
+            tasks.yaml_model_load(model)
             return str(path.absolute()) if path.is_file() else model
     raise ToolkitError(
         f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
