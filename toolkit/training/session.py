@@ -288,28 +288,24 @@ def train_in_group(place: workspace.Workspace, options: Options, resume: bool) -
     Returns:
         The status to end with, a :class:`toolkit.training.rundir.Exit`.
     """
-    from torch import cuda, distributed
+    from torch import cuda
+    from torch.distributed.rendezvous import rendezvous
 
     from toolkit.training import worker
 
-    distributed.init_process_group("gloo")
-    try:
-        said: list[Path | None] = [None]
-        if distributed.get_rank() == 0:
-            if options.device is None and cuda.is_available():
-                ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
-                options = replace(options, device=",".join(map(str, range(ranks_here))))
-            again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-            planned = plan_resume(place, options) if again else plan(place, options)
-            record(planned)
-            said = [planned.run]
-        distributed.broadcast_object_list(said)
-        first = distributed.get_rank() == 0
-    finally:
-        distributed.destroy_process_group()
-    assert said[0] is not None
-    files = RunFiles(said[0])
-    if not first:
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, _ = next(rendezvous("env://"))
+    key = f"toolkit run {restarts}"
+    if rank == 0:
+        if options.device is None and cuda.is_available():
+            ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
+            options = replace(options, device=",".join(map(str, range(ranks_here))))
+        again = resume or restarts != "0"
+        planned = plan_resume(place, options) if again else plan(place, options)
+        record(planned)
+        store.set(key, str(planned.run))
+    files = RunFiles(Path(store.get(key).decode()))
+    if rank:
         return worker.main(files.run)
     with files.locked():
         return worker.main(files.run)
