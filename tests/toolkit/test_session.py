@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from toolkit.dataset.index import prepare
+from toolkit.dataset.sample import write_sample
 from toolkit.device import resolve_device
 from toolkit.errors import ToolkitError
 from toolkit.training import session
@@ -18,9 +20,8 @@ from toolkit.workspace import Workspace
 
 @pytest.fixture
 def place(tmp_path: Path) -> Workspace:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "Train.json").write_text("{}")
+    write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0)
+    prepare(tmp_path / "data")
     return Workspace(tmp_path)
 
 
@@ -131,15 +132,10 @@ def test_a_route_that_is_none_is_refused_before_a_run_exists(
     assert session.plan(place, Options(device="cpu", patches=False)).patches is False
 
 
-def test_data_without_a_validation_split_cannot_be_trained_on(tmp_path: Path) -> None:
-    from toolkit.dataset.index import prepare
-    from toolkit.dataset.sample import write_sample
-
-    data = tmp_path / "data"
-    write_sample(data, train=4, val=2, test=2, seed=0)
-    (data / "Valid.json").unlink()
-    prepare(data)
-    plan = session.plan(Workspace(tmp_path), Options(device="cpu"))
+def test_data_without_a_validation_split_cannot_be_trained_on(place: Workspace) -> None:
+    (place.root / "data" / "Valid.json").unlink()
+    prepare(place.root / "data")
+    plan = session.plan(place, Options(device="cpu"))
     with pytest.raises(ToolkitError, match=r"no val images.*Valid\.json"):
         session.train(plan)
-    assert not (tmp_path / "runs").exists()
+    assert not place.runs.exists()
