@@ -24,13 +24,13 @@ NAN = {"skipped_in_a_row": 12, "loss": {"box": None}}
 class Stage:
     """A run whose trainer plays the given lives, the last of them again and again."""
 
-    def __init__(self, run: Path) -> None:
-        self.files = RunFiles(run)
+    def __init__(self, run: Path, data: Path) -> None:
+        self.files, self.data = RunFiles(run), data
         run.mkdir()
 
     def play(self, *lives: dict[str, Any], rules: Rules | None = None, **policy: Any) -> None:
         (self.files.run / "script.jsonl").write_text("\n".join(map(json.dumps, lives)))
-        planned = plan(self.files.run, self.files.run)
+        planned = plan(self.data, self.files.run)
         planned = replace(planned, rules=rules or Rules())
         patience = Policy(look=0.05, poll=0.02, stop_grace=5.0, **policy)
         supervise(planned, patience, [sys.executable, str(FAKE), str(self.files.run)])
@@ -47,8 +47,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path / "run")
+def stage(tmp_path: Path, data: Path) -> Stage:
+    return Stage(tmp_path / "run", data)
 
 
 def test_a_trainer_that_finishes_is_left_alone(stage: Stage) -> None:

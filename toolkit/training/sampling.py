@@ -140,11 +140,13 @@ class ResumableLoader(DataLoader[Any]):
             number, first = places[0]
             try:
                 batch = next(batches)
-            except RuntimeError as error:
+            except (
+                Exception
+            ) as error:  # a dead worker shows as a RuntimeError, a reset connection, a lost file
                 deaths[number] += 1
-                if "DataLoader worker" not in str(error) or deaths[number] >= WORKER_RETRIES:
+                if not self._worker_is_dead() or deaths[number] >= WORKER_RETRIES:
                     raise
-                self.on_worker_death(str(error))
+                self.on_worker_death(f"{type(error).__name__}: {error}")
                 self.reset()
                 batches = self._begin()
                 continue
@@ -160,6 +162,10 @@ class ResumableLoader(DataLoader[Any]):
             # loader notices within five seconds, when it waits for the next batch.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
+
+    def _worker_is_dead(self) -> bool:
+        workers = getattr(self._iterator, "_workers", ())
+        return any(not worker.is_alive() for worker in workers)
 
     def reset(self) -> None:
         """Stop the workers; the next batch starts new ones, which see the dataset as it is then."""
