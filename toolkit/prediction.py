@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from submission import Detections
 from toolkit import console
@@ -71,6 +72,30 @@ def predict(weights: Path, data: Path, split: str, options: PredictionOptions | 
         return _predict(weights, frames, split, device, options)
 
 
+def read_checkpoint(weights: Path, device: torch.device | None = None, *, fuse: bool = False) -> nn.Module:
+    """The model of an Ultralytics checkpoint, of any task and any classes.
+
+    Args:
+        weights: the file.
+        device: where the model goes; None leaves it on the CPU.
+        fuse: fold batch norm into the convolutions.
+
+    Raises:
+        ToolkitError: the file is no checkpoint.
+    """
+    from ultralytics.nn import tasks
+
+    try:
+        model: nn.Module = tasks.load_checkpoint(weights, device=device, fuse=fuse)[0]
+    except Exception as error:  # torch.load raises whatever the bytes make it raise
+        raise ToolkitError(
+            f"{weights} is no YOLO checkpoint",
+            found=f"{type(error).__name__} when it was loaded",
+            expected="a .pt file that `toolkit train` or Ultralytics wrote",
+        ) from error
+    return model
+
+
 def load_model(weights: Path, device: torch.device) -> DetectionModel:
     """Load a checkpoint for inference, batch norm folded into the convolutions.
 
@@ -82,14 +107,7 @@ def load_model(weights: Path, device: torch.device) -> DetectionModel:
     from toolkit.dataset.annotations import CATEGORIES
 
     wanted = {label - 1: name for label, name in CATEGORIES.items()}
-    try:
-        model, _ = tasks.load_checkpoint(weights, device=device, fuse=True)
-    except Exception as error:  # torch.load raises whatever the bytes make it raise
-        raise ToolkitError(
-            f"{weights} is no YOLO checkpoint",
-            found=f"{type(error).__name__} when it was loaded",
-            expected="a .pt file that `toolkit train` or Ultralytics wrote",
-        ) from error
+    model = read_checkpoint(weights, device, fuse=True)
     if not isinstance(model, tasks.DetectionModel):
         raise ToolkitError(f"{weights} is no detector", found=type(model).__name__, expected="DetectionModel")
     if dict(model.names) != wanted:

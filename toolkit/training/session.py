@@ -326,6 +326,8 @@ def _check_model(model: str) -> str:
     """A checkpoint must be a file: nothing is fetched. A YAML is a file or one of Ultralytics' own."""
     from ultralytics.nn import tasks
 
+    from toolkit.prediction import read_checkpoint
+
     path = Path(model)
     if path.suffix == ".pt":
         if not path.is_file():
@@ -335,14 +337,7 @@ def _check_model(model: str) -> str:
                 expected="a YOLO checkpoint (.pt) or an architecture (.yaml)",
                 fix=f"train from scratch with --model {path.stem}.yaml, or put the file there",
             )
-        try:
-            tasks.load_checkpoint(path)
-        except Exception as error:  # torch.load raises whatever the bytes make it raise
-            raise ToolkitError(
-                f"{model} is no YOLO checkpoint",
-                found=f"{type(error).__name__} when it was loaded",
-                expected="a .pt file that `toolkit train` or Ultralytics wrote",
-            ) from error
+        read_checkpoint(path)
         return str(path.absolute())
     if path.suffix in (".yaml", ".yml"):
         with suppress(FileNotFoundError):
