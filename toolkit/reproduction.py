@@ -42,6 +42,7 @@ class Environment(msgspec.Struct, frozen=True):
         model: SHA-256 of the checkpoint that training starts from, "" for random weights.
         seed: of the run.
         command: what was typed.
+        images: which of each split were used.
     """
 
     image: str
@@ -54,6 +55,7 @@ class Environment(msgspec.Struct, frozen=True):
     model: str
     seed: int
     command: tuple[str, ...]
+    images: str = "all images"
 
 
 def commit() -> str:
@@ -78,6 +80,7 @@ def here(plan: TrainingPlan) -> Environment:
     import torch
 
     from toolkit.dataset import index
+    from toolkit.training.session import describe
 
     found = machine.read()
     gpus = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
@@ -96,6 +99,7 @@ def here(plan: TrainingPlan) -> Environment:
         model=_digest(Path(plan.model)) if plan.model.endswith(".pt") else "",
         seed=int(plan.arguments.get("seed", 0)),
         command=tuple(sys.argv[1:]),
+        images=describe(plan.subsets),
     )
 
 

@@ -53,7 +53,8 @@ def test_what_is_no_month_or_part_is_refused(index: DatasetIndex) -> None:
     for text in ("0%", "110%", "some", "-1"):
         with pytest.raises(ToolkitError, match="no part"):
             parse_part(text)
-    with pytest.raises(ToolkitError, match="no month"):
-        parse_months("nov")
-    with pytest.raises(ToolkitError, match="no image of the months"):
+    for text in ("nov", "junk", "", "2020"):
+        with pytest.raises(ToolkitError, match="no month"):
+            parse_months(text)
+    with pytest.raises(ToolkitError, match="no image of 202009"):
         select(index.split("train"), months=[202009])

@@ -26,6 +26,11 @@ def train(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Train on a part such as 10%: whole clips, months in proportion.")
+    ] = None,
+    months: Annotated[str | None, typer.Option(help="Train on these months alone, such as feb,mar.")] = None,
+    val_months: Annotated[str | None, typer.Option(help="Validate on these months alone.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or --name.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
@@ -38,6 +43,7 @@ def train(
     SIGTERM and Ctrl-C save and stop (status 75 and 130); --resume goes on at the next batch.
 
     Example: [bold]toolkit train --data data/ltdv2 --preset rx5600xt --name first[/bold]
+    Example: [bold]toolkit train --months feb --val-months jan,mar,apr,may,jun,jul,aug[/bold]
     """
     from toolkit import console, workspace
     from toolkit.training import session
@@ -55,6 +61,9 @@ def train(
         channels=channels,
         seed=seed,
         patches=not no_patches,
+        subset=subset,
+        months=months,
+        val_months=val_months,
     )
     place = workspace.current()
     if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks

@@ -6,11 +6,17 @@ nothing about less data; a part of the clips is a smaller dataset of the same ki
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.dataset.index import Split
 from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import Split
 
 MONTHS = {
     "jan": 202101,
@@ -26,6 +32,42 @@ MONTHS = {
 """LTDv2's months. The first eight are those that the challenge scores."""
 
 
+class Subset(msgspec.Struct, frozen=True):
+    """Which images of a split to use. The same part of the same split is always the same clips.
+
+    Attributes:
+        months: as YYYYMM; all if there are none.
+        part: of the frames of each month, in (0, 1].
+    """
+
+    months: tuple[int, ...] = ()
+    part: float = 1.0
+
+    @classmethod
+    def parse(cls, months: str | None = None, part: str | None = None) -> Subset:
+        """From what a person writes: ``feb,mar`` and ``10%``.
+
+        Raises:
+            ToolkitError: a name that is no month, or a part outside (0, 1].
+        """
+        chosen = parse_months(months) if months is not None else ()
+        return cls(tuple(sorted(set(chosen))), parse_part(part) if part is not None else 1.0)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is left out."""
+        return self == Subset()
+
+    def __str__(self) -> str:
+        names = {number: name for name, number in MONTHS.items()}
+        months = ", ".join(names[month] for month in self.months) or "all months"
+        return months if self.part == 1 else f"{months}, {100 * self.part:.3g} % in whole clips"
+
+    def rows(self, split: Split) -> npt.NDArray[np.int64]:
+        """Rows of the split; see :func:`select`."""
+        return np.arange(len(split)) if self.is_all else select(split, months=self.months, part=self.part)
+
+
 def parse_months(text: str) -> list[int]:
     """Months from a list such as ``feb`` or ``jan,mar,202007``, as YYYYMM.
 
@@ -34,7 +76,7 @@ def parse_months(text: str) -> list[int]:
     """
     found = []
     for word in text.lower().replace(" ", "").split(","):
-        month = MONTHS.get(word[:3], int(word) if word.isdigit() else 0)
+        month = MONTHS.get(word, int(word) if word.isdigit() else 0)
         if month not in MONTHS.values():
             raise ToolkitError(f"no month named {word!r}", expected=", ".join(MONTHS))
         found.append(month)
@@ -53,7 +95,7 @@ def parse_part(text: str) -> float:
 
 
 def select(
-    split: Split, *, months: list[int] | None = None, part: float = 1.0, seed: int = 0
+    split: Split, *, months: Iterable[int] = (), part: float = 1.0, seed: int = 0
 ) -> npt.NDArray[np.int64]:
     """Rows of a split: the given months, and of each month whole clips with about this part of its frames.
 
@@ -69,10 +111,11 @@ def select(
     Raises:
         ToolkitError: the split has no image of these months.
     """
+    months = list(months)
     chosen = np.isin(split.months, months) if months else np.ones(len(split), bool)
     if not chosen.any():
         raise ToolkitError(
-            f"the {split.name} split has no image of the months {months}",
+            f"the {split.name} split has no image of " + ", ".join(map(str, months)),
             expected=", ".join(map(str, np.unique(split.months))),
         )
     if part < 1:

@@ -11,7 +11,7 @@ from toolkit import doctor
 from toolkit.dataset.index import DatasetIndex
 from toolkit.errors import ToolkitError
 from toolkit.training.rundir import RunFiles, read_summary
-from toolkit.training.session import TrainingPlan, read_plan
+from toolkit.training.session import TrainingPlan, count_images, describe, read_plan
 from toolkit.training.watching import GIB, duration
 
 NANO = ("yolov8n", "yolo11n")
@@ -35,7 +35,7 @@ class DryRun(msgspec.Struct, frozen=True):
 
     Attributes:
         plan: what the run would use.
-        images: of each split.
+        images: that the run uses of each split.
         batches: in an epoch and in the whole run.
         time: seconds for the training, without validation.
         memory: bytes on the device.
@@ -53,6 +53,8 @@ class DryRun(msgspec.Struct, frozen=True):
         ranks = f", {plan.ranks} ranks" if plan.ranks > 1 else ""
         yield f"run          {plan.run}"
         yield f"data         {plan.data}: " + ", ".join(f"{n:,} {name}" for name, n in self.images.items())
+        if plan.subsets:
+            yield f"subset       {describe(plan.subsets)}"
         yield f"model        {plan.model}, {plan.channels} channel{'s' if plan.channels > 1 else ''}"
         yield f"device       {plan.device}{ranks}, patches {'on' if plan.patches else 'off'}"
         yield f"preset       {plan.preset}"
@@ -74,7 +76,7 @@ class DryRun(msgspec.Struct, frozen=True):
 
 def dry_run(plan: TrainingPlan, index: DatasetIndex, runs: Path) -> DryRun:
     """What ``plan`` would do, with times and memory of an earlier run in ``runs`` that is like it."""
-    images = {name: n for name, n in index.manifest.images.items() if name in ("train", "val")}
+    images = count_images(plan, index)
     epochs, batch = int(plan.arguments["epochs"]), int(plan.arguments["batch"])
     in_epoch = -(-images["train"] // batch)
     return DryRun(plan, images, (in_epoch, epochs * in_epoch), *_expect(plan, runs, images["train"] * epochs))

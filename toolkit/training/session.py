@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import yaml
 
 from toolkit import __version__, console, reproduction, workspace
+from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError
 from toolkit.training import health
 from toolkit.training.rundir import Orders, RunFiles, Saving, decode_path, state_of, write_json
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "thermal"
@@ -54,6 +59,18 @@ class Options:
     channels: int | None = None
     seed: int | None = None
     patches: bool = True
+    subset: str | None = None
+    months: str | None = None
+    val_months: str | None = None
+
+    def subsets(self) -> dict[str, Subset]:
+        """Which images of the training and the validation split are wanted.
+
+        Raises:
+            ToolkitError: a name that is no month, or a part outside (0, 1].
+        """
+        wanted = {"train": Subset.parse(self.months, self.subset), "val": Subset.parse(self.val_months)}
+        return {split: subset for split, subset in wanted.items() if not subset.is_all}
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class TrainingPlan:
         arguments: Ultralytics' training arguments.
         saving: when checkpoints inside an epoch are written.
         rules: red flags and what they do.
+        subsets: of the splits that are not used whole, by their names.
     """
 
     data: Path
@@ -83,6 +101,11 @@ class TrainingPlan:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     saving: Saving = field(default_factory=Saving)
     rules: health.Rules = field(default_factory=health.Rules)
+    subsets: Mapping[str, Subset] = field(default_factory=dict)
+
+    def subset(self, split: str) -> Subset:
+        """Which images of a split the run uses."""
+        return self.subsets.get(split, Subset())
 
     @property
     def ranks(self) -> int:
@@ -143,6 +166,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         arguments=arguments,
         saving=msgspec.convert(defaults.saving, Saving),
         rules=health.load(defaults.health),
+        subsets=options.subsets(),
     )
 
 
@@ -161,6 +185,13 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     before = read_plan(files)
     if state_of(files) == "finished":
         raise ToolkitError(f"run {files.run.name} has finished", found=str(files.best), fix="start a new run")
+    if (wanted := options.subsets()) and wanted != before.subsets:
+        raise ToolkitError(
+            f"run {files.run.name} keeps the images that it was started with",
+            found=describe(wanted),
+            expected=describe(before.subsets),
+            fix="leave --subset, --months and --val-months out, or start a new run",
+        )
     changed = {key: value for key in ("batch", "workers") if (value := getattr(options, key)) is not None}
     data = place.data_of(files.best, options.data).absolute()
     defaults = place.defaults(data)
@@ -203,6 +234,30 @@ def read_plan(files: RunFiles) -> TrainingPlan:
         raise ToolkitError(
             f"run {files.run.name} cannot go on", found=str(error), expected=f"a plan in {files.plan}"
         ) from error
+
+
+def describe(subsets: Mapping[str, Subset]) -> str:
+    """Subsets in words, for a person."""
+    return "; ".join(f"{split}: {subset}" for split, subset in subsets.items()) or "all images"
+
+
+def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
+    """Images that a run uses of each split.
+
+    Raises:
+        ToolkitError: a split is missing, or has no image of the months that are wanted.
+    """
+    counts = {}
+    for name in ("train", "val"):
+        if not index.manifest.images.get(name):
+            raise ToolkitError(
+                f"nothing to train with in {plan.data}",
+                found=f"no {name} images in the index",
+                expected=f"{workspace.ANNOTATIONS[name]} beside the frames",
+                fix=f"put it there, then: toolkit dataset prepare {plan.data}",
+            )
+        counts[name] = len(plan.subset(name).rows(index.split(name)))
+    return counts
 
 
 def record(plan: TrainingPlan) -> None:
@@ -267,15 +322,10 @@ def train(plan: TrainingPlan) -> Path:
     from toolkit.dataset import index
     from toolkit.training.supervisor import supervise
 
-    images = index.load(plan.data).manifest.images
-    for split in ("train", "val"):
-        if not images.get(split):
-            raise ToolkitError(
-                f"nothing to train with in {plan.data}",
-                found=f"no {split} images in the index",
-                expected=f"{workspace.ANNOTATIONS[split]} beside the frames",
-                fix=f"put it there, then: toolkit dataset prepare {plan.data}",
-            )
+    images = count_images(plan, index.load(plan.data))
+    if plan.subsets:
+        counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
+        console.note(f"{describe(plan.subsets)} ({counted})")
     return supervise(plan)
 
 

@@ -61,6 +61,7 @@ class LTDv2Trainer(DurableTrainer):
             mode=mode,
             batch=batch or 1,
             data=self.data,
+            rows=self.plan.subset(img_path).rows(self.index.split(img_path)),
             stride=max(int(unwrap_model(self.model).stride.max()), 32),
             seed=self.args.seed if mode == "train" else None,
             skip_log=self.files.skipped_frames,
