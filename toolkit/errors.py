@@ -31,3 +31,9 @@ class ToolkitError(Exception):
         if self.fix:
             parts.append(self.fix)
         return "; ".join(parts)
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, without the number and the path that an OSError repeats."""
+    why = getattr(error, "strerror", None) or str(error)
+    return why[:1].lower() + why[1:]

@@ -1,7 +1,10 @@
-"""From weights and a split to detections: the one path that evaluate and predict share."""
+"""From a model and a split to detections: the one path of evaluate, predict and the scores in training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +17,12 @@ from torch import nn
 from submission import Detections
 from toolkit import console
 from toolkit.device import resolve_device, running, torch_device
+from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-    from toolkit.dataset.index import DatasetIndex
-from toolkit.errors import ToolkitError
+    from toolkit.dataset.index import DatasetIndex, SplitName
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class PredictionOptions:
             add area behind the others: the default keeps nearly all.
         iou: boxes of one class that overlap more than this are merged into the best of them.
         max_det: boxes kept in a frame; the metric looks at 100 of each class.
+        tta: predict each frame at three sizes, one of them mirrored, and merge what is found.
         patches: whether convolutions go through the patches.
     """
 
@@ -45,11 +49,15 @@ class PredictionOptions:
     conf: float = 0.001
     iou: float = 0.7
     max_det: int = 100
+    tta: bool = False
     patches: bool = True
 
 
-def predict(weights: Path, data: Path, split: str, options: PredictionOptions | None = None) -> Detections:
-    """Detect objects in every frame of a split.
+def predict(
+    weights: Path, data: Path, split: SplitName, options: PredictionOptions | None = None
+) -> Detections:
+    """Detect objects in every frame of a split with a checkpoint, rounded as in a submission: the file that
+    is written, the scores that are printed and what is handed in are of the same numbers. See :func:`detect`.
 
     Args:
         weights: a YOLO detection checkpoint with the challenge's four classes.
@@ -57,11 +65,9 @@ def predict(weights: Path, data: Path, split: str, options: PredictionOptions | 
         split: "train", "val" or "test".
         options: see :class:`PredictionOptions`.
 
-    Returns:
-        Detections of every frame of the split, in the split's order, boxes in pixels of the original frame.
-
     Raises:
-        ToolkitError: the weights are no checkpoint, have other classes, or the data is not prepared.
+        ToolkitError: the weights are no checkpoint, have other classes or cannot do what the options ask, or
+            the data is not prepared.
     """
     from toolkit.dataset import index
 
@@ -69,7 +75,7 @@ def predict(weights: Path, data: Path, split: str, options: PredictionOptions | 
     device = resolve_device(options.device)
     frames = index.load(data)
     with running(device, patched=options.patches):
-        return _predict(weights, frames, split, device, options)
+        return detect(load_model(weights, torch_device(device)), frames, split, options).rounded()
 
 
 def read_checkpoint(weights: Path, device: torch.device | None = None, *, fuse: bool = False) -> nn.Module:
@@ -121,10 +127,40 @@ def load_model(weights: Path, device: torch.device) -> DetectionModel:
     return model
 
 
+def as_saved(model: DetectionModel) -> DetectionModel:
+    """A copy of a model in training as :func:`load_model` would give it back after Ultralytics has saved it.
+
+    Checkpoints are half precision: a copy that did not pass through it would detect slightly differently.
+    """
+    copy = deepcopy(model).half().float().to(memory_format=torch.contiguous_format)
+    saved: DetectionModel = copy.fuse(verbose=False).eval()
+    return saved
+
+
 @torch.inference_mode()
-def _predict(
-    weights: Path, frames: DatasetIndex, split: str, device: str, options: PredictionOptions
+def detect(
+    model: DetectionModel,
+    frames: DatasetIndex,
+    split: SplitName,
+    options: PredictionOptions,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> Detections:
+    """Detect objects in every frame of a split, inside :func:`toolkit.device.running`.
+
+    Args:
+        model: what :func:`load_model` or :func:`as_saved` returned, on the device to use.
+        frames: the prepared data.
+        split: "train", "val" or "test".
+        options: its ``device`` and ``patches`` were decided by whoever made the model.
+        on_batch: called after each batch.
+
+    Returns:
+        Detections of every frame of the split, in the split's order, boxes in pixels of the original frame.
+        A box that the frame's border leaves nothing of is no detection.
+
+    Raises:
+        ToolkitError: the model cannot do what the options ask.
+    """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader
     from ultralytics.utils import ops
@@ -132,8 +168,10 @@ def _predict(
 
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
-    target = torch_device(device)
-    model = load_model(weights, target)
+    end2end = bool(getattr(model, "end2end", False))
+    if options.tta:
+        _check_augmentable(model, end2end)
+    target = next(model.parameters()).device
     channels = int(model.yaml["channels"])
     config = get_cfg(overrides={"imgsz": options.imgsz or int(model.args["imgsz"]), "mode": "val"})
     dataset = build_dataset(
@@ -154,12 +192,11 @@ def _predict(
     )
     image_ids = frames.split(split).image_ids
     found: list[npt.NDArray[np.float64]] = [np.empty((0, 6))] * len(image_ids)
-    with console.progress(f"predicting {split}", len(dataset), "frames") as advance:
+    with closing(loader), console.progress(f"predicting {split}", len(dataset), "frames") as advance:
         for batch in loader:
             images = batch["img"].to(target, non_blocking=True).float() / 255
-            end2end = bool(getattr(model, "end2end", False))
             kept = non_max_suppression(
-                model(images),
+                model(images, augment=options.tta),
                 options.conf,
                 options.iou,
                 multi_label=True,
@@ -169,9 +206,10 @@ def _predict(
             )
             for i, rows in enumerate(kept):
                 ops.scale_boxes(images.shape[2:], rows[:, :4], batch["ori_shape"][i], batch["ratio_pad"][i])
-                found[batch["row"][i]] = rows[:, :6].cpu().numpy().astype(np.float64)
+                inside = (rows[:, 2:4] > rows[:, :2]).all(1)
+                found[batch["row"][i]] = rows[inside, :6].cpu().numpy().astype(np.float64)
             advance(len(kept))
-    loader.close()
+            on_batch()
     rows = np.concatenate(found) if found else np.empty((0, 6))
     return Detections(
         image_ids=image_ids,
@@ -180,6 +218,20 @@ def _predict(
         scores=rows[:, 4],
         labels=rows[:, 5].astype(np.int64) + 1,
     )
+
+
+def _check_augmentable(model: DetectionModel, end2end: bool) -> None:
+    """Ultralytics would fall back to one plain prediction, with a warning among its own output."""
+    from ultralytics.nn.modules import Detect
+
+    head = type(model.model[-1])
+    if end2end or head is not Detect:
+        raise ToolkitError(
+            "this model has no test-time augmentation",
+            found="a head that needs no suppression of overlaps" if end2end else f"head {head.__name__}",
+            expected="a plain detection head (YOLOv8, YOLO11)",
+            fix="leave --tta out",
+        )
 
 
 def _name_classes(names: dict[int, str]) -> str:

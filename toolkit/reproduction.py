@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from toolkit import __version__, machine
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def read(weights: Path) -> Environment:
         return msgspec.json.decode((weights / FILE).read_bytes(), type=Environment)
     except (OSError, msgspec.DecodeError) as error:
         raise ToolkitError(
-            f"cannot read {weights / FILE}", str(error), "what `toolkit train` wrote beside the weights"
+            f"cannot read {weights / FILE}", reason(error), "what `toolkit train` wrote beside the weights"
         ) from error
 
 

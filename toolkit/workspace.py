@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -191,7 +191,7 @@ class Workspace:
             return msgspec.json.decode((run / "run.json").read_bytes(), type=RunRecord)
         except (OSError, msgspec.DecodeError) as error:
             raise ToolkitError(
-                f"cannot read {run / 'run.json'}", found=str(error), expected="a run's record"
+                f"cannot read {run / 'run.json'}", found=reason(error), expected="a run's record"
             ) from error
 
     def data_of(self, path: Path, flag: Path | None = None) -> Path:

@@ -157,7 +157,7 @@ def test_a_samples_zip_has_all_ids_and_says_that_it_is_a_rehearsal(sample: Path,
     assert "rehearsal" in result.err
     assert len(entries) == outcome["images"] == 49_430
     assert outcome["filled"] == 49_430 - len(TEST)
-    assert entries[str(TEST[0])] == {"boxes": [[10.123, 10, 30, 40]], "scores": [0.9877], "labels": [1]}
+    assert entries[str(TEST[0])] == {"boxes": [[10.123, 10, 30, 40]], "scores": [0.98765], "labels": [1]}
 
 
 def test_a_sample_image_without_predictions_is_refused_all_the_same(sample: Path, toolkit: Command) -> None:

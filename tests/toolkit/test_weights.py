@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import Command
 
 from toolkit.errors import ToolkitError
 from toolkit.prediction import load_model
@@ -45,3 +46,13 @@ def test_a_model_that_is_no_detector(tmp_path: Path) -> None:
     torch.save({"model": model}, tmp_path / "cls.pt")
     with pytest.raises(ToolkitError, match=r"no detector.*ClassificationModel"):
         load_model(tmp_path / "cls.pt", CPU)
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("predict", "--split", "val")])
+def test_a_file_that_is_no_checkpoint_is_named_before_missing_data(
+    workspace: Path, toolkit: Command, command: tuple[str, ...]
+) -> None:
+    (workspace / "junk.pt").write_text("junk")
+    result = toolkit(command[0], "junk.pt", *command[1:])
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "junk.pt is no YOLO checkpoint" in result.err

@@ -93,14 +93,17 @@ def test_the_whole_group_is_started_again_and_finishes(together: Path) -> None:
 
 
 def test_the_users_own_torchrun_trains(data: Path, tmp_path: Path) -> None:
-    """`torchrun -m toolkit train`: the first rank plans, the other follows."""
+    """`torchrun -m toolkit train`: the first rank plans and scores, the other follows."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = ["-m", "toolkit", "train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke"]
     words += ["--imgsz", "64", "--epochs", "1", "--device", "cpu", "--name", "mine", "--no-patches"]
+    words += ["--score-every", "1"]
     environment = {**os.environ, "TOOLKIT_WORKSPACE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     first = subprocess.run([*torchrun, *words], env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr[-3000:]
     run = tmp_path / "runs" / "mine"
-    assert len((run / "results.csv").read_text().splitlines()) == 2
+    header, _ = (run / "results.csv").read_text().splitlines()
+    assert "global_map_bal" in header
+    assert first.stderr.count("predicting val: 8/8") == 1
     assert (run / "weights" / "best.pt").is_file()
     assert not RunFiles(run).is_locked()

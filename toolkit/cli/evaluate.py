@@ -51,6 +51,9 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
     imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 16,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Predict each frame at three sizes, one of them mirrored.")
+    ] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
 ) -> None:
     """Score weights or predictions exactly as the challenge does.
@@ -69,6 +72,10 @@ def evaluate(
     path = place.weights(target)
     run = place.run_of(path)
     is_predictions = path.suffix == ".json"
+    if not is_predictions:
+        from toolkit import prediction
+
+        prediction.read_checkpoint(path)  # a file that is none is named before its data is looked for
     needs_data = truth is None or not is_predictions or data is not None
     source = place.data_of(path, data) if needs_data or run is not None else None
     answers = truth or (source or place.data_dir()) / workspace.ANNOTATIONS[split.value]
@@ -79,11 +86,11 @@ def evaluate(
         check_values(detections, str(path))
         true = GroundTruth.read(answers)
     else:
-        from toolkit.prediction import PredictionOptions, predict
-
         true = GroundTruth.read(answers)
-        options = PredictionOptions(imgsz=imgsz, batch=batch, device=device, patches=not no_patches)
-        detections = predict(path, place.data_of(path, data), split.value, options)
+        options = prediction.PredictionOptions(
+            imgsz=imgsz, batch=batch, device=device, tta=tta, patches=not no_patches
+        )
+        detections = prediction.predict(path, place.data_of(path, data), split.value, options)
         detections.write(folder / "predictions.json")
     scores = score(true, detections, engine=engine.value, strict=strict)
     scores.write(folder / "scores.json")

@@ -154,6 +154,8 @@ def _view(snapshot: Snapshot, title: str) -> RenderableType:
         grid.add_row("loss", "  ".join(losses) + f"  running median {number(beat.median_loss, '.4f')}")
         best = f"{number(snapshot.map50, '.4f')} at 0.5, {number(snapshot.map50_95, '.4f')} at 0.5:0.95"
         grid.add_row("best mAP", best)
+        if snapshot.global_map_bal is not None:
+            grid.add_row("best score", f"global_map_bal {snapshot.global_map_bal:.4f}")
         grid.add_row("loader", f"{beat.loader_wait:.0%} of the time waiting")
         saved = f"after batch {beat.saved:,}" if beat.saved >= 0 else "not yet"
         grid.add_row("saved", f"{saved}, learning rate {beat.learning_rate:.3g}")

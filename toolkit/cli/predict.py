@@ -28,6 +28,12 @@ def predict(
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.7,
     max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta", help="Each frame at three sizes, one of them mirrored: slower by half to two times."
+        ),
+    ] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
 ) -> None:
     """Predict a split and write the challenge's JSON.
@@ -38,6 +44,7 @@ def predict(
 
     place = workspace.current()
     checkpoint = place.weights(weights)
+    prediction.read_checkpoint(checkpoint)  # a file that is none is named before its data is looked for
     options = prediction.PredictionOptions(
         imgsz=imgsz,
         batch=batch,
@@ -46,6 +53,7 @@ def predict(
         conf=conf,
         iou=iou,
         max_det=max_det,
+        tta=tta,
         patches=not no_patches,
     )
     detections = prediction.predict(checkpoint, place.data_of(checkpoint, data), split.value, options)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class SelectBy(str, Enum):
+    """What best.pt is the best of: Ultralytics' mix of mAP, or the number that ranks."""
+
+    fitness = "fitness"
+    global_map_bal = "global_map_bal"
 
 
 def train(
@@ -31,6 +39,13 @@ def train(
     ] = None,
     months: Annotated[str | None, typer.Option(help="Train on these months alone, such as feb,mar.")] = None,
     val_months: Annotated[str | None, typer.Option(help="Validate on these months alone.")] = None,
+    score_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score as the challenge does after every N epochs; default: never."),
+    ] = None,
+    select_by: Annotated[
+        SelectBy | None, typer.Option(help="What chooses best.pt and stops early; default: fitness.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or --name.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
@@ -64,6 +79,8 @@ def train(
         subset=subset,
         months=months,
         val_months=val_months,
+        score_every=score_every,
+        select_by=select_by.value if select_by else None,
     )
     place = workspace.current()
     if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks

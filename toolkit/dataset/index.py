@@ -26,7 +26,7 @@ import numpy.typing as npt
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
 from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, read_directory
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 
 if TYPE_CHECKING:
@@ -200,7 +200,9 @@ def read_manifest(folder: Path) -> Manifest:
         return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
     except (OSError, msgspec.DecodeError) as error:
         raise ToolkitError(
-            f"{folder} holds no index", found=str(error), fix=f"toolkit dataset prepare {folder.parent}"
+            f"{folder} holds no index",
+            found=f"manifest.json: {reason(error)}",
+            fix=f"toolkit dataset prepare {folder.parent}",
         ) from error
 
 

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,8 @@ class DurableTrainer(DetectionTrainer):
 
     def _setup_ddp(self) -> None:
         if self.device.type == "cpu":
-            distributed.init_process_group("gloo")
+            # As long as Ultralytics gives NCCL: the first rank scores alone.
+            distributed.init_process_group("gloo", timeout=timedelta(hours=3))
         else:
             super()._setup_ddp()
 

@@ -61,6 +61,10 @@ class DryRun(msgspec.Struct, frozen=True):
         for name, value in plan.arguments.items():
             yield f"  {name:<18} {value}"
         yield f"batches      {in_epoch_and_all[0]:,} an epoch, {in_epoch_and_all[1]:,} in all"
+        scored = (
+            f", scored every {plan.score_every} epochs" if plan.score_every > 1 else ", every epoch scored"
+        )
+        yield f"best.pt      by {plan.select_by}{scored if plan.score_every else ''}"
         extra = f" or {plan.saving.batches:,} batches" if plan.saving.batches else ""
         yield f"checkpoints  every {duration(plan.saving.seconds)}{extra}, and on SIGTERM and Ctrl-C"
         yield "red flags"

@@ -31,13 +31,14 @@ class Beat(msgspec.Struct, frozen=True):
         images_per_second: over the last batches.
         loader_wait: fraction of the time spent waiting for the loader, over the last batches.
         step_seconds: quartiles of the time of a batch (25 %, 50 %, 75 %), over the last batches.
-        validation_seconds: how long the last validation took; 0 before the first.
+        validation_seconds: how long the last validation took, with an epoch's share of the scoring; 0 before
+            the first.
         gpu_memory: bytes reserved on the device; 0 on a CPU.
         memory: bytes resident in the trainer.
         skipped_updates: updates left out because of a loss or gradient that was not finite.
         skipped_in_a_row: how many of them since the last good update.
         frames, bad_frames: frames read in this run, and those replaced because they did not decode.
-        best: best fitness (Ultralytics' mix of mAP) so far; null before the first validation.
+        best: highest so far of what chooses best.pt; null before the first validation.
         saved: batches done when the newest checkpoint was written, over all epochs; -1 before the first.
     """
 

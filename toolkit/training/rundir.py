@@ -168,7 +168,7 @@ class Summary(msgspec.Struct, frozen=True):
         state: as of the last writing; "running" of a run that nobody holds means interrupted.
         reason: why it ended, unless it finished.
         epochs, epochs_planned: done and wanted.
-        best: best fitness, Ultralytics' mix of mAP.
+        best: highest of what chooses best.pt.
         images_per_second: over the last batches.
         gpu_memory: bytes reserved on the device.
         seconds: since `toolkit train` was started, the last time.

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import yaml
 
 from toolkit import __version__, console, reproduction, workspace
 from toolkit.dataset.subset import Subset
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 from toolkit.training import health
 from toolkit.training.rundir import Orders, RunFiles, Saving, decode_path, state_of, write_json
 
@@ -27,6 +27,7 @@ PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "thermal"
 
 Argument = bool | int | float | str
+SelectBy = Literal["fitness", "global_map_bal"]
 
 
 class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +63,8 @@ class Options:
     subset: str | None = None
     months: str | None = None
     val_months: str | None = None
+    score_every: int | None = None
+    select_by: SelectBy | None = None
 
     def subsets(self) -> dict[str, Subset]:
         """Which images of the training and the validation split are wanted.
@@ -86,6 +89,10 @@ class TrainingPlan:
         device: what :func:`toolkit.device.resolve_device` returned.
         patches: whether convolutions go through the patches.
         arguments: Ultralytics' training arguments.
+        score_every: epochs from one scoring of the validation split, as the challenge does it, to the next;
+            0 for none.
+        select_by: what best.pt is the best of, and what early stopping waits for: Ultralytics' fitness
+            (0.1 mAP@0.5 + 0.9 mAP@0.5:0.95) or the challenge's number.
         saving: when checkpoints inside an epoch are written.
         rules: red flags and what they do.
         subsets: of the splits that are not used whole, by their names.
@@ -99,6 +106,8 @@ class TrainingPlan:
     device: str
     patches: bool
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+    score_every: int = 0
+    select_by: SelectBy = "fitness"
     saving: Saving = field(default_factory=Saving)
     rules: health.Rules = field(default_factory=health.Rules)
     subsets: Mapping[str, Subset] = field(default_factory=dict)
@@ -154,6 +163,17 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     channels = options.channels or defaults.channels or preset.channels
     if channels not in (1, 3):
         raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
+    subsets = options.subsets()
+    select_by = options.select_by or "fitness"
+    score_every = options.score_every or (1 if select_by == "global_map_bal" else 0)
+    if score_every and "val" in subsets:
+        raise ToolkitError(
+            "the challenge's score is one of all months",
+            found=f"validation on {subsets['val']} alone",
+            fix="leave --score-every and --select-by out, or --val-months",
+        )
+    if select_by == "global_map_bal":
+        _check_selection(data, score_every)
     model = _check_model(options.model or defaults.model or preset.model)
     return TrainingPlan(
         data=data.absolute(),
@@ -164,9 +184,11 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         device=resolve_device(options.device or defaults.device),
         patches=options.patches,
         arguments=arguments,
+        score_every=score_every,
+        select_by=select_by,
         saving=msgspec.convert(defaults.saving, Saving),
         rules=health.load(defaults.health),
-        subsets=options.subsets(),
+        subsets=subsets,
     )
 
 
@@ -177,12 +199,23 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     moved. Health rules and checkpoint intervals are read from toolkit.toml again.
 
     Raises:
-        ToolkitError: there is no such run, or it has finished.
+        ToolkitError: there is no such run, it has finished, or it is scored or selected in another way than
+            the options say: its results.csv and its best.pt would then mean two things.
     """
     from toolkit.device import resolve_device
 
     files = RunFiles(place.runs / options.name if options.name else _newest_run(place))
     before = read_plan(files)
+    for key in ("score_every", "select_by"):
+        value, begun = getattr(options, key), getattr(before, key)
+        if value not in (None, begun):
+            flag = "--" + key.replace("_", "-")
+            raise ToolkitError(
+                f"run {files.run.name} was begun with another {flag}",
+                found=f"{flag} {value}",
+                expected=f"{flag} {begun}" if begun else f"no {flag}",
+                fix=f"leave {flag} out, or start a new run",
+            )
     if state_of(files) == "finished":
         raise ToolkitError(f"run {files.run.name} has finished", found=str(files.best), fix="start a new run")
     if (wanted := options.subsets()) and wanted != before.subsets:
@@ -232,7 +265,7 @@ def read_plan(files: RunFiles) -> TrainingPlan:
         return msgspec.json.decode(content, type=TrainingPlan, dec_hook=decode_path)
     except (OSError, msgspec.DecodeError) as error:
         raise ToolkitError(
-            f"run {files.run.name} cannot go on", found=str(error), expected=f"a plan in {files.plan}"
+            f"run {files.run.name} cannot go on", found=reason(error), expected=f"a plan in {files.plan}"
         ) from error
 
 
@@ -369,6 +402,30 @@ def _check_route() -> None:
     if route != "auto" and ":" not in route and route not in NAMES:
         raise ToolkitError(
             "TOOLKIT_CONV_ROUTE names no route", found=route, expected="auto, " + ", ".join(NAMES)
+        )
+
+
+def _check_selection(data: Path, score_every: int) -> None:
+    """Choosing by global_map_bal needs it in every epoch, and a truth in every month: -1 stands for a month
+    without one, and the number then says nothing."""
+    from toolkit.dataset import index
+    from toolkit.evaluation.scoring import month_masks
+
+    if score_every != 1:
+        raise ToolkitError(
+            "--select-by global_map_bal needs a score in every epoch",
+            found=f"--score-every {score_every}",
+            fix="leave --score-every out",
+        )
+    split = index.load(data).split("val")
+    scored = split.image_ids[split.training.images["boxes"] > 0]
+    empty = [month for month, mask in month_masks(scored).items() if not mask.any()]
+    if empty:
+        raise ToolkitError(
+            "--select-by global_map_bal has nothing to choose by",
+            found=f"no true boxes in {', '.join(empty)} in {data / workspace.ANNOTATIONS['val']}",
+            expected="true boxes in each of the eight months",
+            fix="leave --select-by out",
         )
 
 

@@ -145,7 +145,7 @@ class _Supervisor:
             end = self._attempt()
             if end.code == Exit.FINISHED and end.verdict is None:
                 summary = self._summarise("finished")
-                console.note(_describe(self.files, summary))
+                console.note(self._describe(summary))
                 return self.files.best
             if self.stopped_by or (end.code == Exit.STOPPED and end.verdict is None):
                 self._stop()
@@ -275,7 +275,7 @@ class _Supervisor:
 
     def _fail(self, reason: str) -> None:
         summary = self._summarise("failed", reason)
-        console.note(_describe(self.files, summary))
+        console.note(self._describe(summary))
         raise ToolkitError(
             f"run {self.files.run.name} was given up",
             found=reason,
@@ -310,6 +310,19 @@ class _Supervisor:
             write_json(self.files.summary, summary)
         return summary
 
+    def _describe(self, summary: Summary) -> str:
+        """The summary for a person."""
+        happened = ", ".join(f"{n} x {kind}" for kind, n in summary.events.items()) or "nothing"
+        best = "none yet" if summary.best is None else f"{summary.best:.4f}"
+        lines = [
+            f"run {self.files.run.name}: {summary.state}{f' ({summary.reason})' if summary.reason else ''}",
+            f"  epochs {summary.epochs} of {summary.epochs_planned}, best {self.plan.select_by} {best}",
+            f"  restarts {summary.restarts}, updates skipped {summary.skipped_updates}, "
+            f"batches skipped {summary.skipped_batches}, frames replaced {summary.bad_frames}",
+            f"  what happened: {happened}",
+        ]
+        return "\n".join(lines)
+
 
 def _allowed(times: list[float], limit: int, clock: Callable[[], float] = time.monotonic) -> bool:
     """Record an attempt now, unless there have been ``limit`` within the last hour."""
@@ -326,17 +339,3 @@ def _describe_code(code: int) -> str:
         with suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
     return f"exit status {code}"
-
-
-def _describe(files: RunFiles, summary: Summary) -> str:
-    """The summary for a person."""
-    happened = ", ".join(f"{n} x {kind}" for kind, n in summary.events.items()) or "nothing"
-    best = "none yet" if summary.best is None else f"{summary.best:.4f}"
-    lines = [
-        f"run {files.run.name}: {summary.state}{f' ({summary.reason})' if summary.reason else ''}",
-        f"  epochs {summary.epochs} of {summary.epochs_planned}, best fitness {best}",
-        f"  restarts {summary.restarts}, updates skipped {summary.skipped_updates}, "
-        f"batches skipped {summary.skipped_batches}, frames replaced {summary.bad_frames}",
-        f"  what happened: {happened}",
-    ]
-    return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
+from toolkit import console
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
+from toolkit.evaluation.scoring import score
+from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
+from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.training.durable import MAIN, DurableTrainer
 from toolkit.training.rundir import Orders, RunFiles
 from toolkit.training.session import TrainingPlan
+from toolkit.workspace import ANNOTATIONS
+
+SCORES = ("global_map_50", "global_map_con", "global_map_bal")
+"""What results.csv keeps of the challenge's numbers."""
 
 
 class LTDv2Trainer(DurableTrainer):
@@ -46,6 +56,9 @@ class LTDv2Trainer(DurableTrainer):
             "save_dir": str(plan.run),
         }
         orders = orders or Orders()
+        self._scoring_seconds = 0.0
+        if plan.score_every and MAIN:
+            self.truth = GroundTruth.read(plan.data / ANNOTATIONS["val"])
         super().__init__(overrides, RunFiles(plan.run), orders, plan.saving, stop_wanted)
 
     def get_dataset(self) -> dict[str, Any]:
@@ -71,6 +84,49 @@ class LTDv2Trainer(DurableTrainer):
         """Boxes of each class in the training split, counted from the index."""
         counts: npt.NDArray[np.float32] = self.train_loader.dataset.class_counts().astype(np.float32)
         return counts
+
+    def validate(self) -> tuple[dict[str, float] | None, float | None]:
+        """Ultralytics' validation, then the challenge's scores where the plan wants them.
+
+        Returns:
+            Metrics and fitness; None on all ranks but the first.
+        """
+        best = self.best_fitness
+        metrics, fitness = super().validate()
+        if metrics is None or fitness is None or not self.plan.score_every:
+            return metrics, fitness
+        self.best_fitness = best  # a stop while the epoch is scored leaves the run as it was before it
+        metrics |= self.score_epoch()
+        self._validation_seconds += self._scoring_seconds / self.plan.score_every
+        if self.plan.select_by == "global_map_bal":
+            balanced = metrics["global_map_bal"]
+            # Nothing found in any month gives NaN; in some months only, as little as -1.8.
+            fitness = -math.inf if math.isnan(balanced) else balanced
+        if best is None or best < fitness:
+            self.best_fitness = fitness
+        return metrics, fitness
+
+    def score_epoch(self) -> dict[str, float]:
+        """:data:`SCORES` of the averaged weights on the validation split; NaN in an epoch without scoring.
+
+        They are what `toolkit evaluate` finds for the checkpoint of this epoch.
+        """
+        if (self.epoch + 1) % self.plan.score_every:
+            return dict.fromkeys(SCORES, math.nan)
+        start = time.monotonic()
+        options = PredictionOptions(
+            imgsz=self.args.imgsz,
+            batch=min(PredictionOptions.batch, self.test_loader.batch_size),  # no more than validation holds
+            workers=self.loader_workers,
+        )
+        weights = as_saved(self.ema.ema)
+        detections = detect(weights, self.index, "val", options, on_batch=self._on_validation_batch)
+        scores = score(self.truth, detections.rounded()).as_dict()
+        self._scoring_seconds = time.monotonic() - start
+        found = {key: float(scores[key]) for key in SCORES}
+        listed = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
+        console.note(f"epoch {self.epoch + 1}: {listed} ({self._scoring_seconds:.1f} s)")
+        return found
 
     def final_eval(self) -> None:
         """Drop the optimiser from the finished checkpoints; `toolkit evaluate` does the scoring."""

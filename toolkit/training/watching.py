@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,6 +30,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         silent_seconds: age of the heartbeat by the wall clock.
         seconds_left: to the end of training: low, middle, high; null while unknown.
         map50, map50_95: of the best epoch so far on the validation split, by Ultralytics' validator.
+        global_map_bal: the challenge's score of the best epoch so far, if the run is scored.
         gpu_busy, temperature, vram_used, vram_total: percent, degrees Celsius, bytes; null without a sensor.
         restarts, counts: interventions in all, and the number of events of each kind.
         recent: the last events, oldest first.
@@ -42,6 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     seconds_left: tuple[float, float, float] | None = None
     map50: float | None = None
     map50_95: float | None = None
+    global_map_bal: float | None = None
     gpu_busy: float | None = None
     temperature: float | None = None
     vram_used: int | None = None
@@ -60,6 +63,8 @@ class Snapshot(msgspec.Struct, frozen=True):
         parts.append(f"{beat.images_per_second:.1f} images/s")
         parts += [f"{name.removesuffix('_loss')} {number(value, '.3f')}" for name, value in beat.loss.items()]
         parts.append(f"mAP@0.5 {number(self.map50, '.4f')}")
+        if self.global_map_bal is not None:
+            parts.append(f"global_map_bal {self.global_map_bal:.4f}")
         if self.gpu_busy is not None:
             parts.append(f"GPU {self.gpu_busy:.0f} %")
         if self.temperature is not None:
@@ -82,7 +87,7 @@ class RunLine(msgspec.Struct, frozen=True):
         name, state, preset, model: of the run.
         epochs, epochs_planned: done and wanted.
         map50: best on the validation split, by Ultralytics' validator.
-        global_map_bal: the challenge's score, where `toolkit evaluate` has run.
+        global_map_bal: the challenge's score, by `toolkit evaluate` or else the best of the scored epochs.
         bytes: size of the folder.
         begun: when it was begun, ISO 8601.
     """
@@ -143,7 +148,7 @@ class Watch:
             silent = max(time.time() - files.heartbeat.stat().st_mtime, 0.0)
         reading = self._sensors() or sensors.Sensors()
         past = events.read(files.events)
-        map50, map50_95 = _best_map(files)
+        map50, map50_95, balanced = _best(files)
         return Snapshot(
             name=files.run.name,
             state=state,
@@ -153,6 +158,7 @@ class Watch:
             seconds_left=beat.seconds_left() if beat else None,
             map50=map50,
             map50_95=map50_95,
+            global_map_bal=balanced,
             gpu_busy=reading.busy,
             temperature=reading.temperature,
             vram_used=reading.memory_used,
@@ -167,7 +173,7 @@ def describe(files: RunFiles) -> RunLine:
     plan = session.read_plan(files)
     beat = heartbeat.read(files)
     summary = read_summary(files)
-    score = None
+    map50, _, score = _best(files)
     with suppress(OSError, msgspec.DecodeError, KeyError):
         scores = msgspec.json.decode((files.run / "evaluation" / "scores.json").read_bytes())
         score = float(scores["global_map_bal"])
@@ -178,22 +184,27 @@ def describe(files: RunFiles) -> RunLine:
         model=Path(plan.model).stem,
         epochs=beat.epoch if beat else summary.epochs if summary else 0,
         epochs_planned=int(plan.arguments["epochs"]),
-        map50=_best_map(files)[0],
+        map50=map50,
         global_map_bal=score,
         bytes=_size(files.run),
         begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime((files.run / "run.json").stat().st_mtime)),
     )
 
 
-def _best_map(files: RunFiles) -> tuple[float | None, float | None]:
-    """mAP@0.5 and mAP@0.5:0.95 of the epoch with the best of the latter, from Ultralytics' results.csv."""
+def _best(files: RunFiles) -> tuple[float | None, float | None, float | None]:
+    """From results.csv: mAP@0.5 and mAP@0.5:0.95 of the epoch with the best of the latter, and the best
+    global_map_bal."""
     best: tuple[float, float] | None = None
+    balanced: float | None = None
     with suppress(OSError), (files.run / "results.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             with suppress(KeyError, TypeError, ValueError):
                 values = float(row["metrics/mAP50-95(B)"]), float(row["metrics/mAP50(B)"])
                 best = max(best or values, values)
-    return (best[1], best[0]) if best else (None, None)
+                value = float(row["global_map_bal"])
+                if not math.isnan(value):
+                    balanced = value if balanced is None else max(balanced, value)
+    return (best[1], best[0], balanced) if best else (None, None, None)
 
 
 def _size(folder: Path) -> int:

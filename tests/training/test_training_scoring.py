@@ -1,0 +1,207 @@
+"""The challenge's scores during training: in results.csv, equal to `toolkit evaluate`, choosing best.pt."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import Trace, plan, train
+
+from toolkit.dataset import index
+from toolkit.dataset.sample import write_sample
+from toolkit.errors import ToolkitError
+from toolkit.evaluation.scoring import score
+from toolkit.evaluation.truth import GroundTruth
+from toolkit.prediction import PredictionOptions, predict
+from toolkit.training import checkpoints, expectation, heartbeat, session, watching
+from toolkit.training.rundir import RunFiles
+from toolkit.training.session import Options, TrainingPlan
+from toolkit.training.trainer import SCORES, LTDv2Trainer
+from toolkit.workspace import Workspace
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_epochs_scores_are_those_of_toolkit_evaluate(data: Path, tmp_path: Path) -> None:
+    """Those of the last epoch, whose weights are last.pt, of a model that has learned to find something."""
+    learning = {"imgsz": 192, "epochs": 12, "nbs": 8, "optimizer": "AdamW", "lr0": 0.02, "mosaic": 0.0}
+    planned = replace(plan(data, tmp_path / "run", **learning), score_every=4)
+    trace = train(planned)
+    assert trace.trainer is not None
+    options = PredictionOptions(device="cpu", patches=False)
+    found = predict(planned.run / "weights" / "last.pt", data, "val", options)
+    scores = score(GroundTruth.read(data / "Valid.json"), found).as_dict()
+    assert scores["global_map_50"] > 0.02
+    for key in SCORES:
+        assert trace.trainer.metrics[key] == pytest.approx(scores[key], abs=1e-6), key
+    table = rows(planned.run)
+    assert [math.isnan(float(row["global_map_50"])) for row in table] == [True, True, True, False] * 3
+    assert float(table[-1]["global_map_50"]) == pytest.approx(scores["global_map_50"], abs=1e-6)
+
+
+@dataclass
+class Made:
+    """A run of three epochs with scores that were made up, and the weights of each epoch."""
+
+    plan: TrainingPlan
+    scores: tuple[float, ...]
+    by_epoch: dict[int, bytes] = field(default_factory=dict)
+
+    def train(self, stop_after: int | None = None) -> Trace:
+        return train(self.plan, stop_after=stop_after, prepare=self._prepare)
+
+    def best(self) -> int:
+        """The epoch that best.pt is of."""
+        best = weights(RunFiles(self.plan.run).best)
+        return next(epoch for epoch, found in self.by_epoch.items() if found == best)
+
+    def _prepare(self, trainer: LTDv2Trainer) -> None:
+        trainer.score_epoch = lambda: dict.fromkeys(SCORES, self.scores[trainer.epoch])  # type: ignore[method-assign]
+        trainer.add_callback("on_model_save", lambda t: self.by_epoch.update({t.epoch: weights(t.last)}))
+
+
+def weights(path: Path) -> bytes:
+    loaded = torch.load(path, weights_only=False)
+    state = (loaded["ema"] or loaded["model"]).state_dict()
+    return b"".join(value.half().numpy().tobytes() for value in state.values())
+
+
+def made(data: Path, run: Path, *scores: float, select_by: session.SelectBy = "global_map_bal") -> Made:
+    return Made(replace(plan(data, run), score_every=1, select_by=select_by), scores)
+
+
+def test_best_pt_is_of_the_epoch_with_the_best_score_whatever_its_fitness(data: Path, tmp_path: Path) -> None:
+    """Ultralytics' fitness is 0 in all three epochs, and takes the last of equals."""
+    by_fitness = made(data, tmp_path / "fitness", 0.1, 0.5, 0.2, select_by="fitness")
+    by_fitness.train()
+    assert by_fitness.best() == 2
+    by_score = made(data, tmp_path / "score", 0.1, 0.5, 0.2)
+    by_score.train()
+    assert by_score.best() == 1
+    assert [row["global_map_bal"] for row in rows(by_score.plan.run)] == ["0.1", "0.5", "0.2"]
+    assert watching.Watch(RunFiles(by_score.plan.run)).look().global_map_bal == 0.5
+    assert watching.describe(RunFiles(by_score.plan.run)).global_map_bal == 0.5
+
+
+def test_an_undefined_score_is_worse_than_a_negative_one(data: Path, tmp_path: Path) -> None:
+    run = made(data, tmp_path / "run", math.nan, -0.2, math.nan)
+    run.train()
+    assert run.best() == 1
+
+
+def test_early_stopping_waits_for_the_score(data: Path, tmp_path: Path) -> None:
+    run = made(data, tmp_path / "run", 0.5, 0.4, 0.6)
+    run.plan = replace(run.plan, arguments={**run.plan.arguments, "patience": 1})
+    run.train()
+    assert run.best() == 0
+    assert len(rows(run.plan.run)) == 2
+
+
+@pytest.mark.parametrize("cut", [7, 12, 15])
+def test_a_resumed_run_keeps_the_best_score(data: Path, tmp_path: Path, cut: int) -> None:
+    """Cut in the second epoch, at its end before it is scored, and in the third."""
+    run = made(data, tmp_path / "run", 0.5, 0.4, 0.3)
+    assert run.train(stop_after=cut).stopped
+    run.train()
+    assert run.best() == 0
+    assert len(rows(run.plan.run)) == 3
+
+
+def test_a_stop_during_scoring_scores_the_epoch_after_the_resume(data: Path, tmp_path: Path) -> None:
+    run = made(data, tmp_path / "run", 0.5, 0.6, 0.3)
+
+    def stop_in_second(trainer: LTDv2Trainer) -> None:
+        run._prepare(trainer)
+        scores = trainer.score_epoch
+
+        def stop_or_score() -> dict[str, float]:
+            if trainer.epoch == 1:
+                trainer.stop_wanted = lambda: True
+                trainer._on_validation_batch()
+            return scores()
+
+        trainer.score_epoch = stop_or_score  # type: ignore[method-assign]
+
+    assert train(run.plan, prepare=stop_in_second).stopped
+    state = checkpoints.newest(RunFiles(run.plan.run).checkpoints)[0]
+    assert state is not None
+    assert state.load()["best_fitness"] == 0.5
+    run.train()
+    assert run.best() == 1
+
+
+def test_scoring_is_a_sign_of_life(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule about hangs sees a beat for each batch that is predicted."""
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.0)
+    phases: list[tuple[str, bool]] = []
+    scoring = False
+    written = heartbeat.write
+
+    def write(files: RunFiles, beat: heartbeat.Beat) -> None:
+        phases.append((beat.phase, scoring))
+        written(files, beat)
+
+    def watch(trainer: LTDv2Trainer) -> None:
+        score_epoch = trainer.score_epoch
+
+        def watched() -> dict[str, float]:
+            nonlocal scoring
+            scoring = True
+            found = score_epoch()
+            scoring = False
+            return found
+
+        trainer.score_epoch = watched  # type: ignore[method-assign]
+
+    monkeypatch.setattr(heartbeat, "write", write)
+    trace = train(replace(plan(data, tmp_path / "run", epochs=1), score_every=1), prepare=watch)
+    assert ("validating", True) in phases
+    assert trace.trainer is not None
+    assert trace.trainer._scoring_seconds > 0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    write_sample(tmp_path / "data", train=4, val=24, test=2, seed=0)
+    index.prepare(tmp_path / "data")
+    return Workspace(tmp_path)
+
+
+def test_selecting_by_the_score_scores_every_epoch_and_a_dry_run_says_so(place: Workspace) -> None:
+    planned = session.plan(place, Options(device="cpu", preset="smoke", select_by="global_map_bal"))
+    assert (planned.score_every, planned.select_by) == (1, "global_map_bal")
+    lines = list(expectation.dry_run(planned, index.load(planned.data), place.runs).lines())
+    assert "best.pt      by global_map_bal, every epoch scored" in lines
+    planned = session.plan(place, Options(device="cpu", preset="smoke", score_every=5))
+    assert (planned.score_every, planned.select_by) == (5, "fitness")
+
+
+def test_what_cannot_choose_is_refused(place: Workspace, tmp_path: Path) -> None:
+    wanted = Options(device="cpu", preset="smoke", select_by="global_map_bal")
+    with pytest.raises(ToolkitError, match=r"score in every epoch.*--score-every 3"):
+        session.plan(place, replace(wanted, score_every=3))
+    with pytest.raises(ToolkitError, match=r"of all months; found validation on feb alone"):
+        session.plan(place, replace(wanted, val_months="feb"))
+    write_sample(tmp_path / "few", train=4, val=2, test=2, seed=0)
+    index.prepare(tmp_path / "few")
+    with pytest.raises(ToolkitError, match=r"no true boxes in .*aug.*Valid\.json"):
+        session.plan(place, replace(wanted, data=tmp_path / "few"))
+    assert not place.runs.exists()
+
+
+def test_a_resumed_run_is_scored_as_it_was_begun(place: Workspace) -> None:
+    begun = session.plan(place, Options(device="cpu", preset="smoke", name="one", score_every=2))
+    session.record(begun)
+    assert session.plan_resume(place, Options(score_every=2)) == begun
+    assert session.plan_again(place, begun.run, Options()).score_every == 2
+    with pytest.raises(ToolkitError, match=r"another --score-every; found .* 3; expected --score-every 2"):
+        session.plan_resume(place, Options(score_every=3))
+    with pytest.raises(ToolkitError, match=r"another --select-by.*start a new run"):
+        session.plan_resume(place, Options(select_by="global_map_bal"))
