@@ -134,8 +134,12 @@ class Codabench:
             raise SubmissionError(
                 f"{method} {path}: the answer is no JSON", found=repr(answer[:80])
             ) from error
-        if not isinstance(value, dict):
-            raise SubmissionError(f"{method} {path}: an unexpected answer", found=repr(answer[:80]))
+        if not isinstance(value, dict) or not value.keys() >= set(needed):
+            raise SubmissionError(
+                f"{method} {path}: an unexpected answer",
+                found=repr(answer[:80]),
+                expected="an object" + (" with " + " and ".join(needed) if needed else ""),
+            )
         return value
 
     def _send(self, url: str, archive: bytes) -> None:

@@ -36,7 +36,8 @@ class PredictionOptions:
         workers: loader processes; on the CPU none are used.
         conf: lowest score kept. The metric integrates precision over recall, so a box of low score can only
             add area behind the others: the default keeps nearly all.
-        iou: boxes of one class that overlap more than this are merged into the best of them.
+        iou: of boxes of one class that overlap more than this the best is kept. In the ranking a second box
+            on one object is a false alarm, and boxes are on one object from an overlap of about 0.5 on.
         max_det: boxes kept in a frame; the metric looks at 100 of each class.
         tta: predict each frame at three sizes, one of them mirrored, and merge what is found.
         patches: whether convolutions go through the patches.
@@ -47,7 +48,7 @@ class PredictionOptions:
     device: str | None = None
     workers: int = 4
     conf: float = 0.001
-    iou: float = 0.7
+    iou: float = 0.6
     max_det: int = 100
     tta: bool = False
     patches: bool = True

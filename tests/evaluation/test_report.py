@@ -130,6 +130,24 @@ def test_the_worst_frames_come_one_a_clip_and_unreadable_ones_are_left_out() -> 
     assert wrong[-1] > 0
 
 
+def test_words_on_a_crowded_frame_do_not_cover_each_other() -> None:
+    """As they are drawn, not as they were planned."""
+    truth, found, context = synthetic()
+    crowd = np.repeat(np.array([[180.0, 140, 200, 180], [375, 2, 384, 30]]), 9, axis=0)
+    offsets = np.minimum(np.arange(len(truth) + 1), 1) * len(crowd)
+    truth = replace(truth, offsets=offsets, boxes=crowd, labels=np.resize([1, 2, 3, 4], len(crowd)))
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=0.0)
+    picture = gallery(data, grey)
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    axes = picture.figure.axes[0]
+    drawn = [text.get_window_extent() for text in axes.texts]
+    assert len(drawn) >= 4
+    frame = axes.get_window_extent()
+    assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in drawn)
+    assert not any(box.count_overlaps(drawn[:i]) for i, box in enumerate(drawn))
+
+
 def test_an_archive_without_frames_is_not_searched_to_its_end() -> None:
     truth, found, context = synthetic()
     data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=0.4)

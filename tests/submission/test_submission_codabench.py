@@ -102,6 +102,13 @@ def test_a_refusal_is_passed_on(server: Server) -> None:
         client(server).submit(b"zip", 72)
 
 
+@pytest.mark.parametrize(("path", "needed"), [("datasets", "key and sassy_url"), ("submissions", "id")])
+def test_an_answer_that_lacks_what_is_needed_is_said(server: Server, path: str, needed: str) -> None:
+    server.silent.add(f"/api/{path}/")
+    with pytest.raises(SubmissionError, match=f"/api/{path}/: an unexpected answer.*with {needed}"):
+        client(server).submit(b"zip", 72)
+
+
 def test_a_redirect_is_not_followed(server: Server) -> None:
     server.trouble["/api/can_make_submission/"] = [302]
     with pytest.raises(SubmissionError, match="status 302"):

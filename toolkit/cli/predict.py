@@ -26,7 +26,7 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 4,
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.7,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.6,
     max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
     tta: Annotated[
         bool,

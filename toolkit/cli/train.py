@@ -11,7 +11,7 @@ import typer
 
 
 class SelectBy(str, Enum):
-    """What best.pt is the best of: Ultralytics' mix of mAP, or the number that ranks."""
+    """What best.pt is the best of: Ultralytics' mAP@0.5:0.95, or the number that ranks."""
 
     fitness = "fitness"
     global_map_bal = "global_map_bal"

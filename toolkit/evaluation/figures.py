@@ -361,7 +361,8 @@ def conditions(data: Evaluated) -> Picture | None:
         "conditions",
         "mAP@0.5 against hour and weather",
         "Each point is a bin with about as many images as the next (hours: three-hour bins); larger points "
-        "have more true boxes. Dashed: all images. Classes that a bin lacks do not enter its mean.",
+        "have more true boxes. Dashed: all images. Classes that a bin lacks do not enter its mean. "
+        "Weather is in the truth file's units.",
         figure,
     )
 

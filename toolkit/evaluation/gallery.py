@@ -137,16 +137,22 @@ def _draw(
     axes.set_axis_off()
     height, width = pixels.shape
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    labels = _Labels(axes, width, height)
     for row in np.flatnonzero(p.truth_image == image).tolist():
         kind = "true box, found" if hit[row] else "true box, missed"
-        _box(axes, p.truth_boxes[row], kind, "" if hit[row] else LABELS.get(int(p.truth_label[row]), "?"))
-    for row in np.flatnonzero((p.image == image) & sure).tolist():
+        _box(axes, p.truth_boxes[row], kind)
+        if not hit[row]:
+            labels.add(p.truth_boxes[row], kind, LABELS.get(int(p.truth_label[row]), "?"))
+    detected = np.flatnonzero((p.image == image) & sure)
+    for row in detected[np.argsort(-p.scores[detected], kind="stable")].tolist():
         kind = "detection" if m.found[row] >= 0 else "false alarm"
-        name = LABELS.get(int(p.label[row]), "?")
-        _box(axes, p.boxes[row], kind, "" if m.found[row] >= 0 else f"{name} {p.scores[row]:.2f}")
+        _box(axes, p.boxes[row], kind)
+        if m.found[row] < 0:
+            name = LABELS.get(int(p.label[row]), "?")
+            labels.add(p.boxes[row], kind, f"{name} {p.scores[row]:.2f}")
 
 
-def _box(axes: Axes, box: npt.NDArray[np.float64], kind: str, text: str) -> None:
+def _box(axes: Axes, box: npt.NDArray[np.float64], kind: str) -> None:
     colour, line, width = STYLES[kind]
     x, y, w, h = box.tolist()
     outline = [Stroke(linewidth=width + 1.4, foreground="black", alpha=0.55), Normal()]
@@ -155,19 +161,54 @@ def _box(axes: Axes, box: npt.NDArray[np.float64], kind: str, text: str) -> None
             (x, y), w, h, fill=False, edgecolor=colour, ls=line, lw=width, path_effects=outline, clip_on=True
         )
     )
-    if text:
-        above = y > 14
-        axes.text(
-            x,
-            y - 3 if above else y + h + 3,
+
+
+class _Labels:
+    """The words on one frame, none over another and none cut off by the border.
+
+    A word stands above its box or below it, or a line farther off; where all four places are taken it is left
+    out, the weakest false alarm first.
+
+    Args:
+        axes: of the frame.
+        width, height: of the frame, pixels.
+    """
+
+    LINE, LETTER = 0.042, 0.018
+    """Height of a line and width of a letter at this size, as parts of the frame's height and width."""
+
+    def __init__(self, axes: Axes, width: int, height: int) -> None:
+        self.axes, self.width, self.height = axes, width, height
+        self.taken: list[tuple[float, float, float, float]] = []
+
+    def add(self, box: npt.NDArray[np.float64], kind: str, text: str) -> None:
+        """Put ``text`` beside a box (x, y, width, height; pixels) in the colour of its kind."""
+        x, y, _, h = box.tolist()
+        line, length = self.LINE * self.height, self.LETTER * self.width * len(text)
+        left = min(max(x, 0.0), self.width - length)
+        for top in (edge for n in range(2) for edge in (y - 2 - (n + 1) * line, y + h + 2 + n * line)):
+            place = (left, top, left + length, top + line)
+            inside = top >= 0 and place[3] <= self.height
+            if inside and not any(_overlap(place, other) for other in self.taken):
+                break
+        else:
+            return
+        self.taken.append(place)
+        self.axes.text(
+            left,
+            top + line / 2,
             text,
-            color=colour,
+            color=STYLES[kind][0],
             fontsize=6.5,
             weight="bold",
-            va="bottom" if above else "top",
+            va="center_baseline",
             clip_on=True,
             path_effects=[withStroke(linewidth=2, foreground="black")],
         )
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _name(data: Evaluated, image: int) -> str:

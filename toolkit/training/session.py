@@ -92,7 +92,7 @@ class TrainingPlan:
         score_every: epochs from one scoring of the validation split, as the challenge does it, to the next;
             0 for none.
         select_by: what best.pt is the best of, and what early stopping waits for: Ultralytics' fitness
-            (0.1 mAP@0.5 + 0.9 mAP@0.5:0.95) or the challenge's number.
+            (mAP@0.5:0.95) or the challenge's number.
         saving: when checkpoints inside an epoch are written.
         rules: red flags and what they do.
         subsets: of the splits that are not used whole, by their names.
