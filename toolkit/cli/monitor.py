@@ -82,7 +82,7 @@ def runs(
     if not lines:
         console.note(f"no runs in {place.runs}; start one: toolkit train")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for title, justify in _COLUMNS.items():
         table.add_column(title, justify="right" if justify else "left", no_wrap=True)
     for line in lines:

@@ -29,10 +29,7 @@ def predict(
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.6,
     max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
     tta: Annotated[
-        bool,
-        typer.Option(
-            "--tta", help="Each frame at three sizes, one of them mirrored: slower by half to two times."
-        ),
+        bool, typer.Option("--tta", help="Each frame at three sizes, one of them mirrored: twice the time.")
     ] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
 ) -> None:
