@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import Trace, plan, train
@@ -17,9 +20,10 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.prediction import PredictionOptions, predict
-from toolkit.training import checkpoints, expectation, heartbeat, session, watching
-from toolkit.training.rundir import RunFiles
+from toolkit.training import checkpoints, events, expectation, heartbeat, session, watching
+from toolkit.training.rundir import RunFiles, Saving
 from toolkit.training.session import Options, TrainingPlan
+from toolkit.training.supervisor import Policy, supervise
 from toolkit.training.trainer import SCORES, LTDv2Trainer
 from toolkit.workspace import Workspace
 
@@ -29,10 +33,17 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def learning(data: Path, run: Path, **arguments: Any) -> TrainingPlan:
+    """A run whose model learns to find something."""
+    planned = plan(
+        data, run, imgsz=192, epochs=12, nbs=8, optimizer="AdamW", lr0=0.02, mosaic=0.0, close_mosaic=0
+    )
+    return replace(planned, **arguments)
+
+
 def test_an_epochs_scores_are_those_of_toolkit_evaluate(data: Path, tmp_path: Path) -> None:
-    """Those of the last epoch, whose weights are last.pt, of a model that has learned to find something."""
-    learning = {"imgsz": 192, "epochs": 12, "nbs": 8, "optimizer": "AdamW", "lr0": 0.02, "mosaic": 0.0}
-    planned = replace(plan(data, tmp_path / "run", **learning), score_every=4)
+    """Those of the last epoch, whose weights are last.pt."""
+    planned = learning(data, tmp_path / "run", score_every=4)
     trace = train(planned)
     assert trace.trainer is not None
     options = PredictionOptions(device="cpu", patches=False)
@@ -112,6 +123,24 @@ def test_a_resumed_run_keeps_the_best_score(data: Path, tmp_path: Path, cut: int
     run.train()
     assert run.best() == 0
     assert len(rows(run.plan.run)) == 3
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_best_score(data: Path, tmp_path: Path) -> None:
+    """best.pt carries results.csv up to its own epoch."""
+    planned = learning(
+        data, tmp_path / "run", score_every=1, select_by="global_map_bal", saving=Saving(batches=4)
+    )
+    worker = [sys.executable, str(Path(__file__).parent / "faulty_worker.py"), str(planned.run)]
+    supervise(planned, Policy(look=0.2), [*worker, "kill:5:2", "kill:10:0"])
+    files = RunFiles(planned.run)
+    assert [event.action for event in events.read(files.events)] == ["restarted", "restarted"]
+    scores = [float(row["global_map_bal"]) for row in rows(planned.run)]
+    assert len(scores) == 12
+    results = torch.load(files.best, weights_only=False)["train_results"]
+    best = [float(value) for value in results["global_map_bal"]]
+    assert best[-1] == np.nanmax(scores)
+    assert best == pytest.approx(scores[: len(best)], nan_ok=True)
 
 
 def test_a_stop_during_scoring_scores_the_epoch_after_the_resume(data: Path, tmp_path: Path) -> None:
