@@ -187,8 +187,8 @@ def wheels(client: DockerClient, profile: Profile) -> str:
 
     name = profile.pins["LOCK"]
     lock = ROOT / "docker/locks" / f"{name}.txt"
-    repository = f"ltdv2-wheels-{name}"
-    tag = f"{repository}:{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    repository, version = f"ltdv2-wheels-{name}", hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    tag = f"{repository}:{version}"
     with suppress(ImageNotFound):
         client.images.get(tag)
         return tag
@@ -198,7 +198,7 @@ def wheels(client: DockerClient, profile: Profile) -> str:
         archive = Path(folder, "wheels.tar")
         with tarfile.open(archive, "w") as tar:
             tar.add(Path(folder, "wheels"), "wheels")
-        client.api.import_image(str(archive), *tag.split(":"))
+        client.api.import_image(str(archive), repository, version)
     for old in client.images.list(repository):
         for other in set(old.tags) - {tag}:
             client.images.remove(other)
