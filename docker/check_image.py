@@ -1,7 +1,7 @@
 """Fail the build of an image that does not hold what its profile says, or that replaced its PyTorch.
 
 The pins are in the environment (build arguments); a pin without a local part ("2.14.1") accepts any build of
-that version ("2.14.1+cpu").
+that version ("2.14.1+cpu"), and "none" that the package is not there.
 """
 
 import importlib.metadata
@@ -23,12 +23,20 @@ TORCH_BEFORE = Path("/opt/torch.pth")
 """What find_torch.py printed when PyTorch had just been installed."""
 
 
+def installed(package: str) -> str:
+    """Version of a package, or "none"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
 def problems() -> list[str]:
     """What is wrong with this image, a line each."""
     found = []
     for package, variable in PINS.items():
         pin = os.environ.get(variable, "")
-        version = importlib.metadata.version(package) if pin else ""
+        version = installed(package)
         if pin and pin not in (version, version.split("+")[0]):
             found.append(f"{package}: found {version}, the profile pins {pin}")
     python = ".".join(str(part) for part in sys.version_info[:2])

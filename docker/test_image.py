@@ -6,15 +6,19 @@ neither the image nor the host knows.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import docker
@@ -132,6 +136,82 @@ def test_stopping_the_container_reaches_the_command_inside(
         (container,) = client.containers.list(filters={"label": "io.ltdv2-toolkit.command"})
         container.stop(timeout=30)
     assert process.returncode == 40 + signal.SIGTERM
+
+
+@pytest.fixture
+def prepared(workspace: Path) -> Path:
+    """A workspace with data that a container prepared, read-only: the index is in the named volume."""
+    sample = ["toolkit", "dataset", "sample", "data", "--train=96", "--val=16", "--test=8"]
+    assert call(command("run", workspace, "--writable-data", *sample), workspace).returncode == 0
+    assert call(command("run", workspace, "toolkit", "dataset", "prepare", "data"), workspace).returncode == 0
+    return workspace
+
+
+@contextmanager
+def training(
+    workspace: Path, *arguments: str, terminal: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A training in a container, in the middle of an epoch; at the end it is waited for.
+
+    With a terminal it runs as a shell would run it there: keys that make signals make them.
+    """
+    place = workspace / "runs/first/place"
+    before = place.read_text() if place.exists() else ""
+    with subprocess.Popen(
+        command("train", workspace, "--name=first", "--device=cpu", *arguments),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
+    ) as process:
+        while process.poll() is None and (not place.exists() or place.read_text() == before):
+            time.sleep(0.2)
+        yield process
+
+
+def copy(terminal: int) -> None:
+    """Show what is written to the other end of a terminal, until that is closed."""
+    with suppress(OSError):
+        while data := os.read(terminal, 4096):
+            os.write(2, data)
+
+
+def saved(workspace: Path) -> int:
+    """Batches that the newest checkpoint of the run has done."""
+    found = (workspace / "runs/first/checkpoints").glob("batch-*.pt")
+    return max(int(path.name.split("-")[1]) for path in found)
+
+
+def test_a_stopped_training_is_saved_and_goes_on(prepared: Path, client: docker.DockerClient) -> None:
+    with training(prepared, "--preset=smoke", "--epochs=2", "--imgsz=64") as process:
+        (container,) = client.containers.list(filters={"label": "io.ltdv2-toolkit.command"})
+        start = time.monotonic()
+        container.stop()
+        process.wait()
+    print(f"\ndocker stop: {time.monotonic() - start:.1f} s until the training was saved and gone")
+    assert process.returncode == 75
+    stopped = saved(prepared)
+
+    ours, theirs = pty.openpty()
+    threading.Thread(target=copy, args=(ours,), daemon=True).start()
+    with training(prepared, "--resume", terminal=theirs) as process:
+        start = time.monotonic()
+        os.write(ours, b"\x03")
+        process.wait()
+    os.close(theirs)
+    print(f"\nCtrl-C: {time.monotonic() - start:.1f} s until the training was saved and gone")
+    assert process.returncode == 130
+    interrupted = saved(prepared)
+    assert interrupted > stopped > 0
+
+    with training(prepared, "--resume") as process:
+        first = int((prepared / "runs/first/place").read_text().split()[1])
+        process.wait()
+    assert first > interrupted
+    assert process.returncode == 0
+    assert len((prepared / "runs/first/results.csv").read_text().splitlines()) == 3
 
 
 def test_a_terminal_outside_is_a_terminal_inside(workspace: Path) -> None:

@@ -7,11 +7,14 @@ forwards signals, and returns its exit status.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,8 +46,9 @@ SHARED_MEMORY = 8 * GIB
 """Most that a container gets of ``/dev/shm``; never more than half of the RAM. Docker's own default, 64 MiB,
 does not hold two batches."""
 
-STOP_SECONDS = 30
-"""What ``docker stop`` waits before it kills: training saves a checkpoint in that time."""
+STOP_SECONDS = 70
+"""What ``docker stop`` waits before it kills, ten seconds more than the supervisor does for a trainer.
+Docker's own default is ten seconds in all."""
 
 PASSED_ON = ("TOOLKIT_CONV_ROUTE", "HF_TOKEN", "HIP_VISIBLE_DEVICES", "TERM")
 """Environment variables that a container gets from its caller."""
@@ -170,39 +174,51 @@ def _engine_error(text: str) -> ToolkitError:
     )
 
 
-def fetch_wheels(profile: Profile) -> Path | None:
-    """Download the wheels of the profile's lock beside the Dockerfile, unless they are there already.
+def wheels(client: DockerClient, profile: Profile) -> str:
+    """Name of the image that holds the wheels of the profile's lock and nothing else, made if it is missing.
 
-    They travel with the build context: a change of the lock downloads only what changed, and the build itself
-    needs no network for them.
+    It keeps the wheels between builds, and out of the build context, which would carry them to the engine at
+    every change of code. The image of the lock before is removed.
 
-    Returns:
-        The folder, or None when pip is missing or fails; the build then downloads for itself.
+    Raises:
+        ToolkitError: pip could not fetch them.
     """
-    lock = ROOT / "docker/locks" / f"{profile.pins['LOCK']}.txt"
-    folder = ROOT / "docker/wheels" / profile.pins["LOCK"]
-    stamp = folder.with_name(f".{folder.name}.lock")
-    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
-        return folder
+    from docker.errors import ImageNotFound
+
+    name = profile.pins["LOCK"]
+    lock = ROOT / "docker/locks" / f"{name}.txt"
+    repository, version = f"ltdv2-wheels-{name}", hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    tag = f"{repository}:{version}"
+    with suppress(ImageNotFound):
+        client.images.get(tag)
+        return tag
+    console.note(f"fetching the wheels of {lock.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        _fetch(lock, profile.pins["PYTHON"], Path(folder, "wheels"))
+        archive = Path(folder, "wheels.tar")
+        with tarfile.open(archive, "w") as tar:
+            tar.add(Path(folder, "wheels"), "wheels")
+        client.api.import_image(str(archive), repository, version)
+    for old in client.images.list(repository):
+        for other in set(old.tags) - {tag}:
+            client.images.remove(other)
+    return tag
+
+
+def _fetch(lock: Path, python: str, folder: Path) -> None:
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(5, 35)]
     platforms += ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", "any"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    command += ["--only-binary=:all:", f"--python-version={profile.pins['PYTHON']}"]
+    command += ["--only-binary=:all:", f"--python-version={python}"]
     command += [f"--platform={platform}" for platform in platforms]
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        command += [f"--find-links={old}"]
-    console.note(f"fetching the wheels of {lock.name}")
-    done = subprocess.run([*command, f"--requirement={lock}", f"--dest={folder}"], check=False)
-    shutil.rmtree(old, ignore_errors=True)
+    command += [f"--requirement={lock}", f"--dest={folder}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
-        console.warn("pip could not fetch the wheels; the build will try by itself")
-        return None
-    stamp.write_bytes(lock.read_bytes())
-    return folder
+        raise ToolkitError(
+            f"cannot fetch the wheels of {lock.name}",
+            (done.stderr.strip().splitlines() or [f"pip ended with status {done.returncode}"])[-1],
+            fix="try again with a network, or with pip set to an index that has them",
+        )
 
 
 def build(client: DockerClient, profile: Profile, base: str | None = None) -> str:
@@ -215,13 +231,13 @@ def build(client: DockerClient, profile: Profile, base: str | None = None) -> st
         The image's id.
 
     Raises:
-        ToolkitError: the disk is too full, or a step of the build failed.
+        ToolkitError: the disk is too full, the wheels are out of reach, or a step of the build failed.
     """
     from docker.errors import APIError
 
     _check_disk(client, profile)
-    fetch_wheels(profile)
     arguments = {**profile.pins, "PROFILE": profile.name, "VERSION": __version__, "COMMIT": commit()}
+    arguments["WHEELS"] = wheels(client, profile)
     if base is not None:
         arguments["BASE"] = base
     image, last = "", ""
@@ -300,7 +316,7 @@ def create_arguments(
     stdin: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> dict[str, Any]:
-    """What docker-py's ``containers.create`` is called with.
+    """What docker-py's ``create_container`` is called with, its ``host_config`` still a dictionary.
 
     Args:
         command: runs in the container; ``["toolkit", "train"]``.
@@ -317,24 +333,27 @@ def create_arguments(
     if places.data is not None:
         mode = "rw" if places.writable else "ro"
         volumes[str(places.data.absolute())] = {"bind": "/workspace/data", "mode": mode}
-    arguments: dict[str, Any] = {
+    host: dict[str, Any] = {
+        "binds": volumes,
+        "shm_size": min(SHARED_MEMORY, here.memory_bytes // 2) or SHARED_MEMORY,
+    }
+    if profile.cards:
+        host |= {
+            "devices": ["/dev/kfd:/dev/kfd:rwm", "/dev/dri:/dev/dri:rwm"],
+            "group_add": sorted({node.gid for node in here.devices} - {0}),
+            "security_opt": ["seccomp=unconfined"],
+        }
+    return {
         "image": profile.image,
         "command": list(command),
         "user": user,
         "tty": tty,
         "stdin_open": stdin,
-        "volumes": volumes,
         "environment": {name: environment[name] for name in PASSED_ON if name in environment},
-        "shm_size": min(SHARED_MEMORY, here.memory_bytes // 2) or SHARED_MEMORY,
         "labels": {"io.ltdv2-toolkit.command": " ".join(command)},
+        "stop_timeout": STOP_SECONDS,
+        "host_config": host,
     }
-    if profile.cards:
-        arguments |= {
-            "devices": ["/dev/kfd:/dev/kfd:rwm", "/dev/dri:/dev/dri:rwm"],
-            "group_add": sorted({node.gid for node in here.devices} - {0}),
-            "security_opt": ["seccomp=unconfined"],
-        }
-    return arguments
 
 
 def default_user() -> str:
@@ -364,7 +383,9 @@ def run(client: DockerClient, arguments: Mapping[str, Any]) -> int:
     try:
         image = client.images.get(arguments["image"])
         environment = {**arguments["environment"], "TOOLKIT_IMAGE": image.id or ""}
-        container = client.containers.create(**{**arguments, "environment": environment})
+        host = client.api.create_host_config(**arguments["host_config"])
+        created = {**arguments, "environment": environment, "host_config": host}
+        container = client.containers.get(client.api.create_container(**created)["Id"])
     except ImageNotFound as error:
         name = arguments["image"]
         profile = name.partition(":")[2]
