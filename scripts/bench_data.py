@@ -210,15 +210,19 @@ def first_batch(folder: Path) -> Iterator[str]:
 
 def first_batch_child(folder: Path) -> None:
     start = time.perf_counter()
+    from toolkit.dataset.loader import start_server, use_server
+
+    start_server()
     from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_dataloader
 
     from toolkit.dataset.index import load
-    from toolkit.dataset.loader import build_loader
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
     index = load(folder)
     dataset = build_dataset(index, "train", get_cfg(), "train", 16, data_dictionary(index, 1))
-    loader = build_loader(dataset, 16, 2, shuffle=True)
+    loader = build_dataloader(dataset, 16, 2, device="cpu")
+    use_server(loader)
     batches = iter(loader)
     next(batches)
     print(f"first batch, full index, imports included: {time.perf_counter() - start:.1f} s")
@@ -309,18 +313,19 @@ def loader_child(data: Path, plain: Path, which: str, channels: str, workers: st
 
     from toolkit.dataset.benchmark import BATCHES, timed_rate
     from toolkit.dataset.index import load
-    from toolkit.dataset.loader import build_loader
+    from toolkit.dataset.loader import use_server
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
     index, args, count = load(data), get_cfg(), int(workers)
     dictionary = data_dictionary(index, int(channels))
-    loader: Any
     if which == "toolkit":
-        dataset = build_dataset(index, "train", args, "train", 16, dictionary)
-        loader = build_loader(dataset, 16, count, shuffle=True)
+        loader = build_dataloader(
+            build_dataset(index, "train", args, "train", 16, dictionary), 16, count, device="cpu"
+        )
+        use_server(loader)
     else:
         dataset = build_yolo_dataset(args, str(plain / "images/train"), 16, dictionary, mode="train")
-        loader = build_dataloader(dataset, 16, count, shuffle=True, device="cpu")
+        loader = build_dataloader(dataset, 16, count, device="cpu")
     next(iter(loader))
     before = _worker_seconds(loader)
     rate = timed_rate(loader, 16, count)

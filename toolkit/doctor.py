@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit import __version__, machine
+from toolkit.dataset.loader import PREFETCH
 from toolkit.machine import Card, Machine
 from toolkit.runtime import Runtime, ask
 
@@ -48,11 +49,8 @@ image. Measured on an H100: 0.8, 3.1 and 6.1 GiB for 4, 16 and 32 images."""
 USABLE = 0.8
 """Part of a card's memory to plan for: the desktop and the allocator's fragments take the rest."""
 
-WORKER_BYTES = GIB * 7 // 10
-"""RAM of a spawned loader worker that has imported torch and ultralytics."""
-
-PREFETCH = 2
-"""Batches that a loader worker keeps ready (PyTorch's default), each in shared memory."""
+SERVER_BYTES, WORKER_BYTES = GIB * 7 // 10, GIB // 8
+"""RAM of the loader's server, which has imported torch and ultralytics, and what each worker adds to it."""
 
 PREPARE_BYTES = 3 * GIB
 """RAM that ``toolkit dataset prepare`` may take on the full dataset."""
@@ -368,7 +366,7 @@ def _room(
         _enough(
             "RAM",
             here.memory_free_bytes,
-            max(PREPARE_BYTES, 2 * GIB + workers * WORKER_BYTES),
+            max(PREPARE_BYTES, 2 * GIB + SERVER_BYTES + workers * WORKER_BYTES),
             "preparing and training on the full dataset",
             "lower --workers, or use a subset of the data",
         )
@@ -398,8 +396,8 @@ def step_bytes(batch: int, imgsz: int) -> int:
 
 
 def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
-    """Shared memory of the batches that the loader keeps ready: uint8, three channels."""
-    return PREFETCH * workers * batch * 3 * imgsz * imgsz
+    """Shared memory of the batches that the loader keeps ready: uint8, one channel (three share it)."""
+    return PREFETCH * workers * batch * imgsz * imgsz
 
 
 def best_card(found: Machine) -> Card | None:
@@ -474,7 +472,7 @@ def _workers(found: Machine, batch: int, imgsz: int) -> Choice:
         "four keep up with a card of this class": 4,
         f"{here.cpus} processors, one for the training process": here.cpus - 1,
         f"{shared / GIB:.2f} GiB of shared memory": shared // loader_bytes(batch, 1, imgsz),
-        f"{free / GIB:.1f} GiB of free RAM": (free - 2 * GIB) // WORKER_BYTES,
+        f"{free / GIB:.1f} GiB of free RAM": (free - 2 * GIB - SERVER_BYTES) // WORKER_BYTES,
     }
     reason = min(limits, key=lambda words: limits[words])
     return Choice(str(max(limits[reason], 0)), reason)

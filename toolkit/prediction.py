@@ -167,6 +167,7 @@ def detect(
     from ultralytics.utils import ops
     from ultralytics.utils.nms import non_max_suppression
 
+    from toolkit.dataset.loader import use_server
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
     end2end = bool(getattr(model, "end2end", False))
@@ -191,6 +192,7 @@ def detect(
         shuffle=False,
         device=target,
     )
+    use_server(loader)
     image_ids = frames.split(split).image_ids
     found: list[npt.NDArray[np.float64]] = [np.empty((0, 6))] * len(image_ids)
     with closing(loader), console.progress(f"predicting {split}", len(dataset), "frames") as advance:

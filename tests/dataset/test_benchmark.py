@@ -7,11 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_dataloader
 
 from toolkit.cli import app
 from toolkit.dataset import benchmark
 from toolkit.dataset.index import DatasetIndex
-from toolkit.dataset.loader import build_loader
+from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
 
@@ -34,7 +35,8 @@ def test_the_loader_serves_epoch_after_epoch_from_workers_that_cannot_see_a_gpu(
     dataset = build_dataset(
         index, "train", get_cfg(overrides={"imgsz": 96}), "train", 8, data_dictionary(index, 3), seed=1
     )
-    loader = build_loader(dataset, 8, 2, shuffle=True)
+    loader = build_dataloader(dataset, 8, 2, device="cpu")
+    use_server(loader)
     try:
         for _ in range(2):
             names = [name for batch in loader for name in batch["im_file"]]

@@ -129,7 +129,7 @@ def test_every_route_is_tried_on_the_gpu_and_one_on_the_cpu_without(
 def test_a_full_disk_and_little_shared_memory_are_limits() -> None:
     assert verdicts(diagnosed("rx6700xt", *PASSED, disk_free=GIB))["disk"] == Verdict.LIMITS
     found = machine.read(TREES / "rx6700xt")
-    surroundings = msgspec.structs.replace(found.surroundings, shared_memory_bytes=64 << 20)
+    surroundings = msgspec.structs.replace(found.surroundings, shared_memory_bytes=16 << 20)
     cramped = machine.Machine(found.cards, found.hidden_nodes, found.driver, surroundings)
     report = diagnose(cramped, msgspec.convert(surroundings.runtime, Runtime), PASSED, disk_free=PLENTY)
     assert report.recommendation.workers.value == "0"

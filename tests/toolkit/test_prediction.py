@@ -83,7 +83,9 @@ def test_tta_merges_what_three_sizes_find(workspace: Path, toolkit: Command, dat
     assert toolkit(*words, "--out", plain).status == 0
     assert toolkit(*words, "--tta", "--out", merged).status == 0
     one, three = Detections.read(plain), Detections.read(merged)
-    assert not np.array_equal(one.boxes, three.boxes)
+    assert not np.array_equal(
+        one.scores, three.scores
+    )  # boxes of random weights are all clipped to the frame
     assert (three.boxes >= 0).all()
     assert (three.boxes[:, 2:] <= [384, 288]).all()
 

@@ -139,5 +139,6 @@ def test_the_command_trains_on_a_part_and_says_so(data: Path, place: Workspace) 
     done = subprocess.run([*command, *words.split(), "--val-months", "jan"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train: feb, mar, 50 % in whole clips; val: jan" in done.stderr
+    assert "train frames: decoded from frames.zip: there is no cache" in done.stderr
     environment = json.loads((place.runs / "train-1" / "weights" / "environment.json").read_text())
     assert environment["images"] == "train: feb, mar, 50 % in whole clips; val: jan"

@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from ultralytics.data.build import build_dataloader
 
 from toolkit.dataset.frames import Frames, decode_grey
-from toolkit.dataset.loader import build_loader
+from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import LTDv2Dataset
 
 SAMPLES = 512
@@ -58,7 +59,8 @@ def measure(dataset: LTDv2Dataset, batch: int, device: torch.device, workers: li
 
 def loader_rate(dataset: LTDv2Dataset, batch: int, workers: int) -> float:
     """Images a second from a loader, shuffled, its workers already running."""
-    loader = build_loader(dataset, batch, workers, shuffle=True)
+    loader = build_dataloader(dataset, batch, workers, device="cpu")
+    use_server(loader)
     try:
         return timed_rate(loader, batch, workers)
     finally:

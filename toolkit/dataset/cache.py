@@ -214,17 +214,18 @@ def open_cache(split: Split) -> CachedFrames | None:
 
 
 def choose(split: Split) -> tuple[bool, str]:
-    """Whether a split's frames should come from its cache, and why."""
-    cached = open_cache(split)
+    """Whether a split's frames should come from its cache; where they come from and why, in words."""
+    cached, archive = open_cache(split), split.index.manifest.frames
     if cached is None:
-        return False, "there is no cache"
+        return False, f"decoded from {archive}: there is no cache"
     size, (_, free) = cached.pixels.nbytes, memory()
     if size <= MEMORY_SHARE * free:
-        return True, f"the cache of {size / 1e9:.1f} GB fits into the {free / 1e9:.1f} GB of free memory"
-    ours = _seconds_per_frame(cached, len(split))
-    theirs = _seconds_per_frame(split.frames(), len(split))
-    measured = f"{1e6 * ours:.0f} us a frame from the cache, {1e6 * theirs:.0f} us decoded from the source"
-    return ours < theirs, measured
+        fits = f"its {size / 1e9:.1f} GB fit into the {free / 1e9:.1f} GB that are free"
+        return True, f"from the cache in memory: {fits}"
+    ours, theirs = (1e6 * _seconds_per_frame(frames, len(split)) for frames in (cached, split.frames()))
+    if ours < theirs:
+        return True, f"from the cache on disk: {ours:.0f} us a frame, {theirs:.0f} us decoded from {archive}"
+    return False, f"decoded from {archive}: {theirs:.0f} us a frame, {ours:.0f} us from the cache on disk"
 
 
 def _seconds_per_frame(frames: Frames, count: int) -> float:

@@ -4,23 +4,23 @@ Workers are forked, but from a small server process that was started afresh (``f
 trainer: the server imports PyTorch and Ultralytics once, before any GPU context exists in it, and each worker
 begins as a copy of it that shares its memory. A spawned worker imports everything again, which takes seconds
 and a quarter of a gigabyte each; a worker forked from the trainer inherits its GPU context, which hangs ROCm.
+
+Nothing here imports PyTorch, so that the server can be started first and both import at the same time.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils.data import Sampler
-from ultralytics.data.build import InfiniteDataLoader, seed_worker
-
-from toolkit.dataset.ultralytics import LTDv2Dataset
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 PRELOAD = "toolkit.dataset.preload"
 """Module that the server imports before it forks the first worker."""
@@ -29,13 +29,36 @@ PREFETCH = 4
 """Batches that each worker keeps ready; mosaics differ in cost, so two would let a fast device wait."""
 
 
-def worker_context() -> BaseContext:
-    """The multiprocessing context for loader workers: a fork server that has imported what they need."""
+def start_server() -> BaseContext:
+    """Start the server unless it runs; it imports on its own while this process goes on.
+
+    Returns:
+        The multiprocessing context whose processes are forked from it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOAD])
     with _without_gpu():
         forkserver.ensure_running()
     return context
+
+
+def use_server(loader: DataLoader[Any]) -> None:
+    """Have the workers of a loader forked from the server; to be called before its first batch is."""
+    if loader.num_workers:
+        loader.multiprocessing_context = start_server()
+        loader.worker_init_fn = _end_with_the_parent
+
+
+def _end_with_the_parent(_: int) -> None:
+    """A worker's parent is the server, so PyTorch's own watch does not see that the loader's process died."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -52,46 +75,3 @@ def _without_gpu() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def build_loader(
-    dataset: LTDv2Dataset,
-    batch: int,
-    workers: int,
-    *,
-    shuffle: bool,
-    sampler: Sampler[int] | None = None,
-    pin_memory: bool = False,
-    drop_last: bool = False,
-    seed: int = 0,
-) -> InfiniteDataLoader:
-    """A loader whose workers persist over epochs, for training or validation.
-
-    Args:
-        dataset: what to load.
-        batch: samples a batch.
-        workers: processes; 0 loads in this one. Never more than there are batches.
-        shuffle: whether the order is random; a ``sampler`` decides it instead if given.
-        sampler: yields indices of the dataset.
-        pin_memory: copy batches to page-locked memory, so that transfers to the GPU run beside training.
-        drop_last: leave out a last batch that is not full.
-        seed: of the order.
-    """
-    batch = min(batch, len(dataset))
-    workers = min(workers, -(-len(dataset) // batch))
-    options: dict[str, Any] = {}
-    if workers:
-        options = {"multiprocessing_context": worker_context(), "prefetch_factor": PREFETCH}
-    return InfiniteDataLoader(
-        dataset=dataset,
-        batch_size=batch,
-        shuffle=shuffle and sampler is None,
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        drop_last=drop_last and len(dataset) > batch,
-        collate_fn=dataset.collate_fn,
-        worker_init_fn=seed_worker,
-        generator=torch.Generator().manual_seed(seed),
-        **options,
-    )

@@ -110,6 +110,8 @@ class LTDv2Dataset(YOLODataset):
     so that every other image keeps its place. Each is counted in ``skipped`` (of this process), warned about
     once, and appended to ``skip_log``, which all worker processes share.
 
+    ``source`` says in words where the frames come from, archive or cache, and why.
+
     Samples that are not augmented carry ``row``, the image's row in the split: ``split.image_ids[row]`` is
     its id, exactly.
 
@@ -157,7 +159,7 @@ class LTDv2Dataset(YOLODataset):
         self.skipped: dict[str, int] = {}
 
         self.split = split
-        self.cached, self.why_cached = choose(split)
+        self.cached, self.source = choose(split)
         self.frames: Frames = self._open_frames()
         self.classes = classes
         rows = np.arange(len(split)) if rows is None else np.sort(rows)

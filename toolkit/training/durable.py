@@ -33,6 +33,7 @@ from ultralytics.utils import RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from toolkit import console
+from toolkit.dataset.loader import use_server
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.training import checkpoints, events, heartbeat
@@ -230,7 +231,9 @@ class DurableTrainer(DetectionTrainer):
     ) -> Any:
         """A loader that can enter an epoch anywhere for training, Ultralytics' own for validation."""
         if mode != "train":
-            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+            loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+            use_server(loader)
+            return loader
         dataset = self.build_dataset(dataset_path, mode, batch_size)
         order = EpochSampler(len(dataset), self.batch_size, self.args.seed, max(RANK, 0), WORLD_SIZE)
         return ResumableLoader(

@@ -8,7 +8,6 @@ cut off would have drawn.
 from __future__ import annotations
 
 import random
-import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
+
+from toolkit.dataset.loader import PREFETCH, use_server
 
 WORKER_RETRIES = 3
 """Times that loader workers may die over one batch before the batch is left to the supervisor."""
@@ -94,7 +95,7 @@ class ResumableLoader(DataLoader[Any]):
     Args:
         dataset: an Ultralytics dataset.
         order: which samples.
-        workers: loader processes, spawned and kept over epochs.
+        workers: loader processes, kept over epochs.
         pin_memory: for copies to a GPU.
         on_worker_death: told about each death.
     """
@@ -108,10 +109,7 @@ class ResumableLoader(DataLoader[Any]):
         pin_memory: bool,
         on_worker_death: Callable[[str], None],
     ) -> None:
-        for_workers: dict[str, Any] = {
-            "persistent_workers": True,
-            "multiprocessing_context": "spawn",
-        }
+        for_workers: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": PREFETCH}
         super().__init__(
             dataset,
             batch_size=order.batch // order.ranks,
@@ -121,6 +119,7 @@ class ResumableLoader(DataLoader[Any]):
             pin_memory=pin_memory,
             **(for_workers if workers else {}),
         )
+        use_server(self)
         self.order = order
         self.on_worker_death = on_worker_death
         self.batch_number = -1
@@ -135,7 +134,7 @@ class ResumableLoader(DataLoader[Any]):
         order = self.order
         deaths: Counter[int] = Counter()
         places = deque(order.places())
-        batches = self._begin()
+        batches = super().__iter__()
         while places:
             number, first = places[0]
             try:
@@ -148,20 +147,12 @@ class ResumableLoader(DataLoader[Any]):
                     raise
                 self.on_worker_death(f"{type(error).__name__}: {error}")
                 self.reset()
-                batches = self._begin()
+                batches = super().__iter__()
                 continue
             places.popleft()
             self.batch_number = number
             self.samples_done = order.start = min(first + order.batch, order.images)
             yield batch
-
-    def _begin(self) -> Iterator[Any]:
-        batches = super().__iter__()
-        if self.num_workers:
-            # PyTorch's handler raises wherever the trainer happens to be when a worker dies. Without it the
-            # loader notices within five seconds, when it waits for the next batch.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return batches
 
     def _worker_is_dead(self) -> bool:
         workers = getattr(self._iterator, "_workers", ())

@@ -67,7 +67,7 @@ class LTDv2Trainer(DurableTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> LTDv2Dataset:
         """The split ``img_path`` ("train" or "val") as a dataset."""
-        return build_dataset(
+        dataset = build_dataset(
             self.index,
             img_path,
             self.args,
@@ -79,6 +79,9 @@ class LTDv2Trainer(DurableTrainer):
             seed=self.args.seed if mode == "train" else None,
             skip_log=self.files.skipped_frames,
         )
+        if MAIN:
+            console.note(f"{img_path} frames: {dataset.source}")
+        return dataset
 
     def get_class_counts(self) -> npt.NDArray[np.float32]:
         """Boxes of each class in the training split, counted from the index."""

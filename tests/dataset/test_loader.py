@@ -1,0 +1,88 @@
+"""Workers come from a server that was started afresh, and go when the process that loads is gone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_dataloader
+
+from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.loader import use_server
+from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+from toolkit.training.sampling import EpochSampler, ResumableLoader
+
+LOAD = """
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from toolkit.dataset.loader import start_server
+    start_server()
+    assert "torch" not in sys.modules
+    from ultralytics.cfg import get_cfg
+    from toolkit.dataset import index
+    from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+    from toolkit.training.sampling import EpochSampler, ResumableLoader
+    frames = index.load(Path(sys.argv[1]))
+    args = get_cfg(overrides={"imgsz": 96})
+    dataset = build_dataset(frames, "train", args, "train", 8, data_dictionary(frames, 1), seed=1)
+    order = EpochSampler(len(dataset), 8, 0)
+    loader = ResumableLoader(dataset, order, workers=2, pin_memory=False, on_worker_death=print)
+    batches = iter(loader)
+    next(batches)
+    print(*(worker.pid for worker in loader._iterator._workers), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_server_that_was_started_early_serves_and_all_end_with_a_loader_that_is_killed(
+    sample: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "load.py"
+    script.write_text(LOAD)
+    command = [sys.executable, script, sample]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    started = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    started.append(psutil.Process(started[0].ppid()))
+    assert started[-1].ppid() == process.pid
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = started
+    for _ in range(300):
+        left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert len(started) == 3
+    assert not left
+
+
+def test_no_worker_sees_a_gpu_or_imports_pytorch_again(index: DatasetIndex) -> None:
+    data = data_dictionary(index, 1)
+    args = get_cfg(overrides={"imgsz": 96})
+    training = ResumableLoader(
+        build_dataset(index, "train", args, "train", 8, data, seed=1),
+        EpochSampler(48, 8, 0),
+        workers=2,
+        pin_memory=False,
+        on_worker_death=print,
+    )
+    validation = build_dataloader(build_dataset(index, "val", args, "val", 8, data), 8, 2, device="cpu")
+    use_server(validation)
+    try:
+        for loader, attribute in ((training, "_iterator"), (validation, "iterator")):
+            next(iter(loader))
+            for worker in getattr(loader, attribute)._workers:
+                process = psutil.Process(worker.pid)
+                assert process.environ()["CUDA_VISIBLE_DEVICES"] == "-1"
+                assert "multiprocessing.forkserver" in " ".join(process.cmdline())
+    finally:
+        training.close()
+        validation.close()
