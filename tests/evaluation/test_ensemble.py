@@ -81,7 +81,7 @@ def test_weights_must_fit() -> None:
         fuse([FIRST, SECOND], FusionOptions(weights=(1, 2, 3)))
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ensemble, "find_spec", lambda name: None)
-    with pytest.raises(ToolkitError, match=r"ltdv2-toolkit\[ensemble\]"):
+    with pytest.raises(ToolkitError, match=r"pip install ensemble-boxes"):
         fuse([FIRST, SECOND])

@@ -62,6 +62,10 @@ def test_the_version(toolkit: Command) -> None:
         (("train", "--data", "nowhere"), "no folder nowhere"),
         (("train", "--resume"), "no run to continue"),
         (("dataset", "prepare", "nowhere"), "nowhere"),
+        (
+            ("container", "run", "--profile=cpu", "--runs=/proc/runs", "true"),
+            "cannot make the folder /proc/runs",
+        ),
     ],
 )
 @pytest.mark.usefixtures("workspace")
@@ -77,7 +81,8 @@ def test_a_wrong_call_is_one_line_and_a_status(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("evaluate",), ("train", "--epochs", "0"), ("predict", "x", "--split", "all")]
+    "arguments",
+    [("evaluate",), ("train", "--epochs", "0"), ("predict", "x"), ("predict", "x", "--split", "all")],
 )
 def test_a_call_that_does_not_parse_is_one_line_and_status_2(
     toolkit: Command, arguments: tuple[str, ...]

@@ -78,7 +78,8 @@ def main() -> None:
             error.show()
         else:
             command = error.ctx.command_path if error.ctx else "toolkit"
-            console.fail(ToolkitError(error.format_message().rstrip("."), fix=f"{command} --help"))
+            message = " ".join(error.format_message().split()).rstrip(".")  # choices come a line each
+            console.fail(ToolkitError(message, fix=f"{command} --help"))
         sys.exit(error.exit_code)
     except ToolkitError as error:
         console.fail(error)

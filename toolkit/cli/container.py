@@ -110,7 +110,7 @@ def _run(
     interactive: bool = False,
 ) -> None:
     from toolkit import containers, machine, workspace
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import ToolkitError, reason
 
     place = workspace.current()
     try:
@@ -119,7 +119,12 @@ def _run(
         if data is not None:
             raise
     folder = runs or place.runs
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot make the folder {folder}", reason(error), fix="name one with --runs"
+        ) from error
     found = machine.read()
     arguments = containers.create_arguments(
         containers.choose_profile(profile, found),

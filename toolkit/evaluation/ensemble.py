@@ -67,7 +67,8 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
         )
     if not find_spec("ensemble_boxes"):
         raise ToolkitError(
-            "ensemble-boxes is not installed", fix="install it (pip install 'ltdv2-toolkit[ensemble]')"
+            "ensemble-boxes is not installed",
+            fix="pip install ensemble-boxes (images leave it out: fuse outside the container)",
         )
     ids = np.unique(np.concatenate([s.image_ids for s in sets]))
     aligned = [s.select(ids) for s in sets]
