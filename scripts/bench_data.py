@@ -10,6 +10,7 @@ Whole processes are measured from outside: wall clock, and the peak resident set
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -236,36 +237,55 @@ def first_batch_child(folder: Path) -> None:
 
 
 def kit(folder: Path) -> Iterator[str]:
-    """The starting kit's way on 20,000 frames, against prepare on the same."""
+    """The starting kit's way on 20,000 frames, against prepare on the same; medians of alternating turns."""
     data = frames(folder)
-    shutil.rmtree(data / "prepared", ignore_errors=True)
-    ours, _ = measured(toolkit("dataset", "prepare", data), stderr=subprocess.DEVNULL)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        theirs, _ = measured(child("kit-child", data, scratch))
-    both = f"unzip, copy and text labels {theirs:.1f} s, prepare {ours:.2f} s"
-    yield f"20,000 frames, all on the disk at the end: {both}: {theirs / ours:.1f} x"
+    found: dict[str, list[float]] = {"unzip": [], "convert": [], "sync": [], "prepare": []}
+    for _ in range(TURNS):
+        shutil.rmtree(data / "prepared")
+        os.sync()
+        found["prepare"].append(measured(toolkit("dataset", "prepare", data), stderr=subprocess.DEVNULL)[0])
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            unzip = ["unzip", "-q", str(data / "frames.zip"), "-d", scratch]
+            found["unzip"].append(measured(unzip)[0])
+            found["convert"].append(measured(child("kit-child", data, scratch))[0])
+            start = time.perf_counter()
+            os.sync()
+            found["sync"].append(time.perf_counter() - start)
+    unzip_s, convert, sync, ours = (sorted(seconds)[TURNS // 2] for seconds in found.values())
+    yield (
+        f"20,000 frames: unzip {unzip_s:.1f} s and conversion {convert:.1f} s, against prepare {ours:.2f} s: "
+        f"{(unzip_s + convert) / ours:.1f} x; the disk has theirs {sync:.1f} s later, ours at the end"
+    )
 
 
 def kit_child(data: Path, scratch: Path) -> None:
-    """Unzip all, copy each split's frames under flat names, one text file of labels a frame; then sync."""
-    with zipfile.ZipFile(data / "frames.zip") as archive:
-        archive.extractall(scratch)
-    for name in ("Train.json", "Valid.json", "TestNoLabels.json"):
-        content = json.loads((data / name).read_bytes())
-        images, labels = scratch / name / "images", scratch / name / "labels"
+    """What the organisers' ``coco_to_yolo`` does after ``unzip``, without hydra, which reads its settings.
+
+    It imports PyTorch, pycocotools and matplotlib, indexes the two annotation files that have boxes, and for
+    each image makes tensors of its boxes, copies the frame under a flat name and writes a text file beside.
+    """
+    import matplotlib.pyplot  # noqa: F401
+    import torch
+    import torchvision  # noqa: F401
+    from pycocotools.coco import COCO
+
+    for name, split in (("Train.json", "train"), ("Valid.json", "val")):
+        images, labels = scratch / "images" / split, scratch / "labels" / split
         images.mkdir(parents=True)
-        labels.mkdir()
-        boxes: dict[int, list[str]] = {}
-        for a in content.get("annotations", []):
-            x, y, w, h = a["bbox"]
-            numbers = (x + w / 2) / 384, (y + h / 2) / 288, w / 384, h / 288
-            line = f"{a['category_id'] - 1} " + " ".join(f"{v:.6f}" for v in numbers)
-            boxes.setdefault(a["image_id"], []).append(line)
-        for image in content["images"]:
-            flat = image["file_name"].replace("/", "_")
-            shutil.copyfile(scratch / image["file_name"], images / flat)
-            (labels / flat).with_suffix(".txt").write_text("\n".join(boxes.get(image["id"], [])))
-    os.sync()
+        labels.mkdir(parents=True)
+        with contextlib.redirect_stdout(None):
+            coco = COCO(data / name)
+        for number, image in coco.imgs.items():
+            side = (image["width"], image["height"]) * 2
+            rows = [[v / s for v, s in zip(a["bbox"], side, strict=True)] for a in coco.imgToAnns[number]]
+            classes = [a["category_id"] - 1 for a in coco.imgToAnns[number]]
+            boxes = torch.as_tensor(np.asarray(rows).reshape(-1, 4), dtype=torch.float32)
+            source, flat = scratch / image["file_name"], image["file_name"].replace("/", "_")
+            if source.exists():
+                shutil.copy(source, images / flat)
+                with (labels / flat).with_suffix(".txt").open("w") as file:
+                    for label, (x, y, w, h) in zip(classes, boxes.numpy(), strict=True):
+                        file.write(f"{label} {x + w / 2} {y + h / 2} {w} {h}\n")
 
 
 def frames(folder: Path) -> Path:
@@ -430,6 +450,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=list(FIGURES), action="append")
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as in any installation
     folder = arguments.folder.resolve()
     if arguments.action == "make":
         make(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
@@ -278,11 +279,55 @@ def test_a_file_of_another_dataset_is_not_overwritten(hub: Hub, tmp_path: Path) 
     assert (tmp_path / "frames.zip").read_bytes() == b"mine"
 
 
-def test_an_existing_copy_is_linked_and_the_network_left_alone(
-    hub: Hub, sample: Path, tmp_path: Path
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes(CONTENT[name])
+    return folder
+
+
+def test_an_existing_copy_is_checked_and_linked_instead_of_fetched(
+    hub: Hub, copy: Path, tmp_path: Path
 ) -> None:
-    download(tmp_path / "new", source=sample)
-    assert (tmp_path / "new" / "frames.zip").samefile(sample / "frames.zip")
-    assert not hub.requests
-    with pytest.raises(ToolkitError, match="no copy of LTDv2"):
-        download(tmp_path / "other", source=tmp_path)
+    download(tmp_path / "new", source=copy)
+    assert all((tmp_path / "new" / name).samefile(copy / name) for name in FILES)
+    assert not (copy / "download.json").exists()
+    download(tmp_path / "new")
+    assert [path for path, *_ in hub.requests if "/tree/" not in path] == []
+
+
+def test_a_copy_on_another_disk_is_linked_by_name(
+    hub: Hub, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_disk(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(module.os, "link", other_disk)  # type: ignore[attr-defined]
+    download(tmp_path / "new", source=copy)
+    assert (tmp_path / "new" / "frames.zip").is_symlink()
+    assert complete(tmp_path / "new")
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"is no copy of LTDv2.*frames\.zip: missing"),
+        (CONTENT["frames.zip"][:-1], r"is no copy of LTDv2.*frames\.zip: 300,020 bytes.*300,021 bytes"),
+        (flip(CONTENT["frames.zip"]), "another file than the hub lists.*with another hash"),
+    ],
+)
+def test_a_copy_that_is_not_what_the_hub_lists_is_refused(
+    hub: Hub, copy: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    (copy / "frames.zip").unlink()
+    if content is not None:
+        (copy / "frames.zip").write_bytes(content)
+    with pytest.raises(ToolkitError, match=message):
+        download(tmp_path / "new", source=copy)
+    assert not (tmp_path / "new" / "frames.zip").exists()

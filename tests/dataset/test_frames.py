@@ -163,6 +163,17 @@ def volume(data: bytearray, entry: int) -> None:
     data[data.rindex(b"PK\x05\x06") + 4] = 1
 
 
+def elsewhere(data: bytearray, entry: int) -> None:
+    data[entry + 34] = 1
+
+
+def volumes(data: bytearray, entry: int) -> None:
+    end = data.rindex(b"PK\x05\x06")
+    count, size, offset = struct.unpack_from("<HII", data, end + 10)
+    wide = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, size, offset)
+    data[end:end] = wide + struct.pack("<IIQI", 0x07064B50, 0, end, 2)
+
+
 def overlap(data: bytearray, entry: int) -> None:
     data[entry + 20 : entry + 24] = struct.pack("<I", 1 << 20)
 
@@ -177,6 +188,8 @@ def signature(data: bytearray, entry: int) -> None:
         (flag, "encrypted"),
         (method, "unknown compression"),
         (volume, "split archive"),
+        (volumes, "split archive"),
+        (elsewhere, "another volume of a split archive"),
         (overlap, "overlaps"),
         (signature, "damaged"),
     ],

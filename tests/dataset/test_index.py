@@ -142,6 +142,31 @@ def test_a_file_that_contradicts_itself_is_refused_or_cleaned(
     assert not (copy / "prepared" / "refused.jsonl").exists()
 
 
+@pytest.mark.parametrize(("key", "kind"), [("id", "duplicate image id"), ("file_name", "duplicate frame")])
+def test_an_image_of_two_files_is_refused_or_stays_in_the_first(
+    copy: Path, edit: Edit, key: str, kind: str
+) -> None:
+    trained = json.loads((copy / "Train.json").read_text())["images"][0]
+    edit("TestNoLabels.json", lambda content: content["images"][0].update({key: trained[key]}))
+    with pytest.raises(ToolkitError, match=f"1 x {kind}"):
+        prepare(copy)
+    cleaned = prepare(copy, drop_bad=True)
+    assert cleaned.manifest.images == {"train": 48, "val": 24, "test": 17}
+    assert discrepancies(copy)[0]["file"] == "two of the annotation files"
+
+
+def test_an_annotation_id_that_occurs_twice_is_counted_and_its_box_kept(copy: Path, edit: Edit) -> None:
+    boxes = prepare(copy).manifest.boxes
+
+    def repeat(content: dict[str, Any]) -> None:
+        content["annotations"][1]["id"] = content["annotations"][0]["id"]
+
+    edit("Train.json", repeat)
+    manifest = prepare(copy).manifest
+    assert manifest.discrepancies == {"duplicate annotation id": 1}
+    assert manifest.boxes == boxes
+
+
 def test_frames_missing_from_the_archive_and_frames_nobody_lists_are_counted(copy: Path) -> None:
     with zipfile.ZipFile(copy / "frames.zip") as old:
         members = {name: old.read(name) for name in old.namelist()}

@@ -23,13 +23,29 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_drawing_again_does_nothing_and_other_data_is_never_overwritten(tmp_path: Path) -> None:
-    assert write_sample(tmp_path / "a", 8, 8, 9)
-    assert not write_sample(tmp_path / "a", 8, 8, 9)
-    assert write_sample(tmp_path / "a", 16, 8, 9)
+    folder = tmp_path / "a"
+    assert write_sample(folder, 8, 8, 9)
+    assert not write_sample(folder, 8, 8, 9)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ToolkitError, match=r"another sample; found 8 \+ 8 \+ 9 images, seed 0, .*16 \+ 8 \+ 9"
+    ):
+        write_sample(folder, 16, 8, 9)
+    with pytest.raises(ToolkitError, match="another sample"):
+        write_sample(folder, 8, 8, 9, seed=1)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "Train.json").write_text("a gigabyte of annotations")
     with pytest.raises(ToolkitError, match="already holds a dataset"):
         write_sample(tmp_path / "real")
+
+
+def test_a_sample_that_was_interrupted_is_drawn_again(tmp_path: Path) -> None:
+    write_sample(tmp_path / "a", 8, 8, 9)
+    whole = (tmp_path / "a" / "Valid.json").read_bytes()
+    (tmp_path / "a" / "Valid.json").unlink()
+    assert write_sample(tmp_path / "a", 8, 8, 9)
+    assert (tmp_path / "a" / "Valid.json").read_bytes() == whole
 
 
 def test_ids_come_from_the_templates_and_training_ids_from_outside(index: DatasetIndex) -> None:

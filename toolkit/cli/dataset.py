@@ -47,7 +47,7 @@ def sample(
 def download(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the four files go.")],
     source: Annotated[
-        Path | None, typer.Option("--from", help="An existing copy: link its files instead of fetching.")
+        Path | None, typer.Option("--from", help="An existing copy: check and link its files.")
     ] = None,
     revision: Annotated[str, typer.Option(help="Of the dataset on the hub; default: the pinned one.")] = "",
 ) -> None:

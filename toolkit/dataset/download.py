@@ -1,7 +1,7 @@
 """Fetch LTDv2's four files: resumed after any interruption, checked against the hub's sizes and hashes.
 
 The hub serves each file at an address of its own and lists sizes and hashes, so plain HTTP with range
-requests is all it takes.
+requests is all it takes. Its own client keeps nothing of an interrupted file (ARCHITECTURE.md, Dependencies).
 """
 
 from __future__ import annotations
@@ -80,21 +80,31 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
     Args:
         folder: where they go.
         revision: of the dataset on the hub; the default is the one that this package was written for.
-        source: an existing copy: its files are linked instead of fetched.
+        source: an existing copy: its files are checked as well, and linked instead of fetched.
 
     Raises:
-        ToolkitError: no access, no space, or the server keeps sending something else than it lists.
+        ToolkitError: no access, no space, another file than the hub lists in ``folder`` or ``source``, or the
+            server keeps sending something else than it lists.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if source is not None:
-            _link(Path(source), folder)
-            return
         entries = _listing(revision)
-        _check_space(folder, entries)
+        if source is None:
+            _check_space(folder, entries)
+        else:
+            _check_sizes(Path(source), entries)
         for name in FILES:
-            _fetch(folder, name, entries[name], revision)
+            entry, final = entries[name], folder / name
+            if final.exists():
+                _require_sound(final, entry)
+                console.note(f"{name} is there and sound")
+            elif source is None:
+                _fetch(folder, name, entry, revision)
+            else:
+                _require_sound(Path(source) / name, entry)
+                _link(Path(source) / name, final)
+            _record(folder, name, entry)
     except OSError as error:
         raise ToolkitError(
             f"cannot write to {folder}",
@@ -103,16 +113,25 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
         ) from error
 
 
-def _link(source: Path, folder: Path) -> None:
-    missing = [name for name in FILES if not (source / name).is_file()]
-    if missing:
-        raise ToolkitError(f"{source} is no copy of LTDv2", found="no " + ", ".join(missing))
-    for name in FILES:
-        if not (folder / name).exists():
-            try:
-                os.link(source / name, folder / name)
-            except OSError:
-                (folder / name).symlink_to((source / name).resolve())
+def _link(file: Path, final: Path) -> None:
+    try:
+        os.link(file, final)
+    except OSError:  # on another disk
+        final.symlink_to(file.resolve())
+
+
+def _check_sizes(source: Path, entries: dict[str, _Entry]) -> None:
+    """Refuse a copy that is incomplete or of another revision before anything large is read."""
+    sizes = {name: (source / name).stat().st_size if (source / name).is_file() else None for name in FILES}
+    if wrong := [name for name in FILES if sizes[name] != entries[name].size]:
+        raise ToolkitError(
+            f"{source} is no copy of LTDv2 at this revision",
+            found=", ".join(
+                f"{n}: {'missing' if sizes[n] is None else f'{sizes[n]:,} bytes'}" for n in wrong
+            ),
+            expected=", ".join(f"{name}: {entries[name].size:,} bytes" for name in wrong),
+            fix="fetch the files instead: toolkit dataset download DIR, without --from",
+        )
 
 
 def _address(path: str) -> str:
@@ -194,17 +213,7 @@ def _partial(folder: Path, name: str, entry: _Entry) -> Path:
 
 
 def _fetch(folder: Path, name: str, entry: _Entry, revision: str) -> None:
-    final, partial = folder / name, _partial(folder, name, entry)
-    if final.exists():
-        if _sound(folder, name, final, entry):
-            console.note(f"{name} is there and sound")
-            return
-        raise ToolkitError(
-            f"{final} is another file than the hub lists",
-            found=f"{final.stat().st_size:,} bytes",
-            expected=f"{entry.size:,} bytes, hash {_digest_of(entry)[:16]}...",
-            fix="move it away and run this again",
-        )
+    partial = _partial(folder, name, entry)
     address = _address(f"datasets/{REPOSITORY}/resolve/{revision}/{entry.path}")
     for _ in range(TRIES):
         _transfer(address, partial, name, entry.size)
@@ -219,8 +228,7 @@ def _fetch(folder: Path, name: str, entry: _Entry, revision: str) -> None:
         )
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
-    partial.replace(final)
-    _record(folder, name, final, entry)
+    partial.replace(folder / name)
 
 
 def _transfer(address: str, partial: Path, name: str, size: int) -> None:
@@ -296,20 +304,27 @@ def _receipt(folder: Path) -> dict[str, Verified]:
     return {}
 
 
-def _sound(folder: Path, name: str, path: Path, entry: _Entry) -> bool:
+def _verified(path: Path, entry: _Entry) -> Verified:
     stat = path.stat()
-    if stat.st_size != entry.size:
-        return False
-    if _receipt(folder).get(name) == Verified(stat.st_size, stat.st_mtime_ns, _digest_of(entry)):
-        return True
-    if _hash(path, entry) != _digest_of(entry):
-        return False
-    _record(folder, name, path, entry)
-    return True
+    return Verified(stat.st_size, stat.st_mtime_ns, _digest_of(entry))
 
 
-def _record(folder: Path, name: str, path: Path, entry: _Entry) -> None:
-    stat = path.stat()
-    verified = _receipt(folder) | {name: Verified(stat.st_size, stat.st_mtime_ns, _digest_of(entry))}
-    with replacing(folder / "download.json") as temporary:
-        temporary.write_bytes(msgspec.json.encode(verified))
+def _require_sound(path: Path, entry: _Entry) -> None:
+    """Compare size and hash; the hash not again if ``download.json`` beside says that it was."""
+    size = path.stat().st_size
+    known = _receipt(path.parent).get(path.name) == _verified(path, entry)
+    if size != entry.size or not (known or _hash(path, entry) == _digest_of(entry)):
+        raise ToolkitError(
+            f"{path} is another file than the hub lists",
+            found=f"{size:,} bytes" + (" with another hash" if size == entry.size else ""),
+            expected=f"{entry.size:,} bytes, hash {_digest_of(entry)[:16]}...",
+            fix="move it away and run this again",
+        )
+
+
+def _record(folder: Path, name: str, entry: _Entry) -> None:
+    receipt = _receipt(folder)
+    verified = receipt | {name: _verified(folder / name, entry)}
+    if verified != receipt:
+        with replacing(folder / "download.json") as temporary:
+            temporary.write_bytes(msgspec.json.encode(verified))

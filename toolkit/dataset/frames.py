@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -73,6 +72,8 @@ def decode_grey(name: str, data: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         FrameError: the bytes are no image or a part of one.
     """
+    import cv2  # here, because making an index decodes nothing
+
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
         raise FrameError(name, "is cut off", f"{len(data):,} bytes without an end marker")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None

@@ -536,8 +536,9 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
     """All splits in the order of the frames' bytes, with where those are; the names of unlisted frames."""
     import polars as pl
 
-    images = pl.concat(tables)
-    images = _once(images, "image_id", "duplicate image id", "two of the annotation files", log)
+    images, both = pl.concat(tables), "two of the annotation files"
+    images = _once(images, "image_id", "duplicate image id", both, log)
+    images = _once(images, "file_name", "duplicate frame", both, log)
     if archive.is_dir():
         names = sorted(p.relative_to(archive.parent).as_posix() for p in archive.glob("**/*") if p.is_file())
         n = len(names)

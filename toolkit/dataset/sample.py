@@ -11,6 +11,7 @@ import gzip
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -57,18 +58,21 @@ HEIGHTS = {1: (52, 110), 2: (40, 72), 3: (44, 76), 4: (48, 96)}
 ASPECTS = {1: 0.42, 2: 1.55, 3: 1.45, 4: 2.1}
 """Width of a box over its height."""
 
-VERSION = 1
-"""Of the drawing: part of what must agree before an existing sample is kept."""
+VERSION = 2
+"""Of the drawing: to be raised with every change of the bytes."""
 
 
 class _Parameters(msgspec.Struct, frozen=True):
-    """What a sample was made from (``sample.json`` beside it)."""
+    """What a sample is made from (``sample.json`` beside it, written first)."""
 
     train: int
     val: int
     test: int
     seed: int
     version: int = VERSION
+
+    def __str__(self) -> str:
+        return f"{self.train} + {self.val} + {self.test} images, seed {self.seed}, drawing {self.version}"
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,25 @@ def write_sample(folder: Path, train: int = 320, val: int = 96, test: int = 64, 
         False if ``folder`` already held exactly this sample, and nothing was done.
 
     Raises:
-        ToolkitError: a count is out of range, the folder holds another dataset, or it cannot be written.
+        ToolkitError: a count is out of range, the folder holds another dataset or sample, or it cannot be
+            written.
     """
     folder = Path(folder)
     parameters = _Parameters(train, val, test, seed)
-    existing = [folder / name for name in [*FILES.values(), "frames.zip"] if (folder / name).exists()]
+    existing = [name for name in [*FILES.values(), "frames.zip"] if (folder / name).exists()]
     receipt = folder / "sample.json"
-    if existing and not receipt.is_file():
+    if existing and (found := _read_parameters(receipt)) != parameters:
         raise ToolkitError(
-            f"{folder} already holds a dataset",
-            found=existing[0].name,
-            expected="an empty folder or a sample",
+            f"{folder} already holds {'another sample' if found else 'a dataset'}",
+            found=str(found or existing[0]),
+            expected=f"an empty folder or this sample: {parameters}",
+            fix="name another folder, or delete this one",
         )
-    if len(existing) == len(FILES) + 1 and receipt.read_bytes() == msgspec.json.encode(parameters):
+    if len(existing) == len(FILES) + 1:
         return False
     frames = sorted(_choose_frames(parameters), key=lambda frame: frame.name)
-    receipt.unlink(missing_ok=True) if existing else None
+    with replacing(receipt) as temporary:
+        temporary.write_bytes(msgspec.json.encode(parameters))
 
     records: dict[str, tuple[list[Any], list[Any]]] = {split: ([], []) for split in FILES}
     with replacing(folder / "frames.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -133,9 +140,13 @@ def write_sample(folder: Path, train: int = 320, val: int = 96, test: int = 64, 
             content["annotations"] = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
         with replacing(folder / name) as temporary:
             temporary.write_bytes(msgspec.json.encode(content))
-    with replacing(receipt) as temporary:
-        temporary.write_bytes(msgspec.json.encode(parameters))
     return True
+
+
+def _read_parameters(receipt: Path) -> _Parameters | None:
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(receipt.read_bytes(), type=_Parameters)
+    return None
 
 
 def _template_ids(phase: str) -> list[str]:
