@@ -183,7 +183,7 @@ def measure(
     for problem, count in Counter(problems).items():
         for route in routes:
             convolution, context = by_route(route, problem.device)
-            with context, _ieee_products():
+            with context, ieee_products():
                 forward, step = _steps(problem, convolution)
                 step()
                 loops = max(1, round(seconds / max(_clock(step, 1, problem.device), 1e-6)))
@@ -215,7 +215,7 @@ def _steps(
 
 
 @contextmanager
-def _ieee_products() -> Iterator[None]:
+def ieee_products() -> Iterator[None]:
     """Without TF32, which would compare different arithmetic."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
