@@ -122,7 +122,7 @@ def precision() -> Iterator[Row]:
     for route in ("triton", "gemm"):
         for each in accuracy.compare(list(accuracy.sample(problems, route))):
             largest, rms = each.largest[0] / each.largest[1], each.rms[0] / each.rms[1]
-            beyond = sum(ratio > accuracy.ALLOWED for ratio, _ in each.ratios)
+            beyond = len(each.beyond(accuracy.ALLOWED))
             figures = f"rms {rms:.2f} x, largest {largest:.2f} x, {beyond} of {len(each.ratios)} beyond 2 x"
             yield f"{route}, error of the {each.name} against cuDNN's", figures, "2 x"
 

@@ -5,9 +5,10 @@
     python3 scripts/check_convolution_accuracy.py --device cuda --route gemm --problems 500
 
 The relative error (Frobenius norm) of output and gradients of input, weight and bias may be at most
-twice that of PyTorch's own convolution: its largest, its root mean square, and on every single problem, where
-PyTorch's root mean square over all problems counts if PyTorch happened to do better on that one. No problem
-is skipped: one that the route does not serve fails. The exit code is the number of failures, at most 100.
+twice that of PyTorch's own convolution: its largest and its root mean square. On a single problem it may be
+four times as large, where PyTorch's root mean square over all problems counts if PyTorch happened to do
+better on that one; how many are beyond twice is printed. No problem is skipped: one that the route does not
+serve fails. The exit code is the number of failures, at most 100.
 Needs torch alone.
 """
 
@@ -43,12 +44,12 @@ def main() -> int:
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{options.problems} problems, route {options.route}, {device}, torch {torch.__version__}")
-    print(
-        f"{'relative error':<16} {'largest':>9} {'PyTorch':>9} {'rms':>9} {'PyTorch':>9} {'worst ratio':>12}"
-    )
+    titles = ("largest", "PyTorch", "rms", "PyTorch", "worst ratio", "beyond 2")
+    print(f"{'relative error':<16}" + "".join(f"{title:>12}" for title in titles))
     for each in found:
-        columns = " ".join(f"{value:>9.2e}" for value in (*each.largest, *each.rms))
-        print(f"{each.name:<16} {columns} {max(ratio for ratio, _ in each.ratios):>12.2f}")
+        columns = "".join(f"{value:>12.2e}" for value in (*each.largest, *each.rms))
+        worst = max(ratio for ratio, _ in each.ratios)
+        print(f"{each.name:<16}{columns}{worst:>12.2f}{len(each.beyond(accuracy.ALLOWED)):>12}")
         for failure in each.failures:
             print(f"  {failure}")
     failures = sum(len(each.failures) for each in found)

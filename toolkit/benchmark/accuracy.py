@@ -18,8 +18,9 @@ from toolkit.benchmark.measure import conv2d, ieee_products
 
 NAMES = ("output", "input gradient", "weight gradient", "bias gradient")
 
-ALLOWED = 2.0
-"""How many times the error of PyTorch's own convolution a route may have."""
+ALLOWED, ALLOWED_ONCE = 2.0, 4.0
+"""How many times the error of PyTorch's own convolution a route may have: over all problems, and on one,
+where both errors are a few roundings (a bias of three numbers) and their ratio is partly chance."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,18 @@ class Comparison:
 
     @property
     def failures(self) -> list[str]:
-        """What is beyond :data:`ALLOWED`, a line each."""
+        """What is beyond :data:`ALLOWED` or :data:`ALLOWED_ONCE`, a line each."""
         found = [
             f"{what} {pair[0] / pair[1]:.2f}"
             for what, pair in (("largest error", self.largest), ("root mean square", self.rms))
             if not pair[0] <= ALLOWED * pair[1]
         ]
-        beyond = sorted((each for each in self.ratios if not each[0] <= ALLOWED), key=lambda each: -each[0])
+        beyond = sorted(self.beyond(ALLOWED_ONCE), key=lambda each: -each[0])
         return [*found, *(f"{ratio:.2f} on problem {s.number}, {s.problem}" for ratio, s in beyond)]
+
+    def beyond(self, limit: float) -> list[tuple[float, Sample]]:
+        """The ratios above a limit, NaN among them."""
+        return [each for each in self.ratios if not each[0] <= limit]
 
 
 def problems(count: int, device: str, seed: int = 0) -> list[ConvProblem]:

@@ -53,14 +53,16 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
     work: dict[tuple[Any, ...], tuple[ConvProblem, int]] = {}
     for problem in dict.fromkeys(problems):
         if TritonRoute().supports(problem):
-            for index, launch in enumerate(_launches(problem)):
+            for index, launch in enumerate(launches(problem)):
                 work.setdefault(variant(launch), (problem, index))
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, work.values(), chunksize=2))
     return len(work)
 
 
-def _launches(p: ConvProblem) -> list[Launch]:
+def launches(p: ConvProblem) -> list[Launch]:
+    """What the route will launch for a problem, forward and backward; see ``compile_ahead``."""
+
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=p.dtype, device="meta")
 
@@ -77,4 +79,4 @@ def _launches(p: ConvProblem) -> list[Launch]:
 def _compile(job: tuple[ConvProblem, int]) -> None:
     problem, index = job
     with suppress(Exception):
-        _launches(problem)[index].compile_ahead()
+        launches(problem)[index].compile_ahead()
