@@ -92,14 +92,15 @@ def training() -> Iterator[Row]:
     from toolkit.benchmark.commands import timed_training
     from toolkit.device import running
 
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     for batch in (16, 32):
         milliseconds = {}
         for name in ("library-off", "cuDNN", "triton", "auto"):
             patched = name in ("triton", "auto")
             gc.collect()
             torch.cuda.empty_cache()
-            with running("0", patched=False), torch.backends.cudnn.flags(enabled=name != "library-off"):
+            library = torch.backends.cudnn.flags(enabled=name != "library-off", allow_tf32=False)
+            with running("0", patched=False), library:
                 if patched:
                     with patches.enabled("cuda", name):
                         steps, peak = timed_training("yolov8n", batch, 640, 30, "cuda")
