@@ -313,8 +313,14 @@ def stress_step(batch: int, device: str) -> Callable[[], Tensor]:
     return step
 
 
+CLASSES = 4
+"""Of the challenge."""
+
+
 class TrainingStep:
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
+
+    A configuration gets the challenge's four classes.
 
     Args:
         model: name of a configuration ("yolov8n.yaml") or a checkpoint.
@@ -329,9 +335,11 @@ class TrainingStep:
     def __init__(self, model: str, batch: int, image_size: int, device: str) -> None:
         from ultralytics import YOLO
         from ultralytics.cfg import get_cfg
+        from ultralytics.nn.tasks import DetectionModel
 
         torch.manual_seed(0)
-        self.model: Any = YOLO(model).model.to(device).train()
+        made = YOLO(model).model if model.endswith(".pt") else DetectionModel(model, nc=CLASSES, verbose=False)
+        self.model: Any = made.to(device).train()
         self.model.args = get_cfg()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)
