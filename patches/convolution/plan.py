@@ -145,7 +145,7 @@ class PlanFile:
     def testing(self) -> Iterator[None]:
         """Inside, no other process that shares the file tests a route: they wait for what is found here.
 
-        Several tests on one card at once slow each other down, towards the time limit, and disturb each other.
+        Several tests on one card at once slow each other down, towards the time limit.
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):

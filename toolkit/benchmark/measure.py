@@ -338,8 +338,9 @@ class TrainingStep:
         from ultralytics.nn.tasks import DetectionModel
 
         torch.manual_seed(0)
-        made = YOLO(model).model if model.endswith(".pt") else DetectionModel(model, nc=CLASSES, verbose=False)
-        self.model: Any = made.to(device).train()
+        trained = model.endswith(".pt")
+        net = YOLO(model).model if trained else DetectionModel(model, nc=CLASSES, verbose=False)
+        self.model: Any = net.to(device).train()
         self.model.args = get_cfg()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)
