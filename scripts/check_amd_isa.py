@@ -94,6 +94,8 @@ class Kernel:
 
 def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
     """All of the work for some architectures, every variant of a kernel once."""
+    from patches.convolution.triton_kernels.ahead import variant
+
     unique: dict[tuple[Any, ...], Job] = {}
     for architecture in architectures:
         for layer in LAYERS:
@@ -103,22 +105,15 @@ def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
                 for index, launch in enumerate(
                     launches(Job(architecture, layer, channels_last, half, 0, table))
                 ):
-                    variant = (launch.kernel.__name__, *launch.constants.values(), *launch.options.values())
                     job = Job(architecture, layer, channels_last, half, index, table)
-                    unique.setdefault((architecture, half, variant), job)
+                    unique.setdefault((architecture, half, variant(launch)), job)
     return list(unique.values())
 
 
 def launches(job: Job) -> list[Any]:
     """The launches that the route would make for the job's problem, built on tensors without data."""
-    from patches.convolution.triton_kernels import route, tiles
-
-    made: list[Any] = []
-
-    class Recorder(route.Builder):
-        def launch(self, *args: Any, **kwargs: Any) -> Any:
-            made.append(super().launch(*args, **kwargs))
-            return made[-1]
+    from patches.convolution.triton_kernels import tiles
+    from patches.convolution.triton_kernels.ahead import Recorder
 
     batch, c_in, c_out, k, s, size, groups, bias = job.layer
     dtype = torch.float16 if job.half else torch.float32
@@ -137,7 +132,7 @@ def launches(job: Job) -> list[Any]:
     builder = Recorder(0, tiles.Tiles(18, getattr(tiles, job.table)), upcast=upcast)
     builder.forward(problem, x, weight, torch.empty(c_out, dtype=dtype, device="meta") if bias else None)
     builder.backward(problem, grad, x, weight, (c_in > 3, True, bias))
-    return made
+    return builder.made
 
 
 def compile_kernel(job: Job) -> Kernel:

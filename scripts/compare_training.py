@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Train the same run with and without the patches and compare the losses step by step.
 
-    scripts/compare_training.py DATA [--device 0] [--epochs 3] [--routes gemm,triton] [--imgsz 320]
+    scripts/compare_training.py DATA [--device 0] [--epochs 3] [--routes gemm,triton] [--seeds 1]
 
 DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. All runs start from the same
 random weights and see the same augmented images in the same order: what differs is due to the convolutions.
+A seed is other weights, images and order; its own runs are compared with one another.
 "own" is PyTorch's own kernels, twice. "nudged" is the same again from weights that were changed by one in
 ten million, the size of an fp32 rounding error: training is chaotic, and this row shows how fast it forgets.
 """
@@ -27,11 +28,17 @@ from toolkit.training.trainer import LTDv2Trainer
 STEPS = 100
 
 
-def train(route: str, options: argparse.Namespace, run: Path) -> tuple[list[float], float]:
+def train(route: str, seed: int, options: argparse.Namespace, run: Path) -> tuple[list[float], float]:
     """The loss of every step, and mAP@0.5 after the last epoch."""
     own = route in ("own", "nudged")
     preset = load_preset("smoke")
-    chosen = {"epochs": options.epochs, "imgsz": options.imgsz, "batch": options.batch, "lr0": options.lr0}
+    chosen = {
+        "epochs": options.epochs,
+        "imgsz": options.imgsz,
+        "batch": options.batch,
+        "lr0": options.lr0,
+        "seed": seed,
+    }
     plan = TrainingPlan(
         data=options.data.absolute(),
         run=run,
@@ -73,19 +80,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr0", type=float, default=0.01)
     parser.add_argument("--model", default="yolov8n.yaml")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
-    reference: list[float] = []
-    print("route     steps  within 1 % until   largest    median   mAP@0.5")
-    for route in ["own", "own", "nudged", *options.routes.split(",")]:
-        with tempfile.TemporaryDirectory() as folder:
-            losses, score = train(route, options, Path(folder) / "run")
-        reference = reference or losses
-        away = [abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True)][:STEPS]
-        until = next((step for step, distance in enumerate(away) if distance > 0.01), len(away))
-        print(
-            f"{route:8} {len(away):6} {until:17} {max(away):9.1e} {median(away):9.1e} {score:9.4f}",
-            flush=True,
-        )
+    routes = ["own", "own", "nudged", *options.routes.split(",")]
+    scores: dict[str, list[float]] = {route: [] for route in routes}
+    print("route     seed  steps  within 1 % until   largest    median   mAP@0.5")
+    for seed in range(options.seeds):
+        reference: list[float] = []
+        for route in routes:
+            with tempfile.TemporaryDirectory() as folder:
+                losses, score = train(route, seed, options, Path(folder) / "run")
+            scores[route].append(score)
+            reference = reference or losses
+            away = [abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True)][:STEPS]
+            until = next((step for step, distance in enumerate(away) if distance > 0.01), len(away))
+            figures = f"{until:17} {max(away):9.1e} {median(away):9.1e} {score:9.4f}"
+            print(f"{route:9} {seed:4} {len(away):6} {figures}", flush=True)
+    for route, found in scores.items():
+        print(f"{route:9} mAP@0.5 {min(found):.3f} to {max(found):.3f}, mean {sum(found) / len(found):.3f}")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from patches.convolution.problem import ConvProblem  # noqa: E402
-from patches.convolution.triton_kernels.route import Builder  # noqa: E402
-from patches.convolution.triton_kernels.tiles import SHORTEST_SPLIT, Tile, Tiles  # noqa: E402
+from patches.convolution.triton_kernels.ahead import Recorder  # noqa: E402
+from patches.convolution.triton_kernels.tiles import NVIDIA, SHORTEST_SPLIT, Table, Tile, Tiles  # noqa: E402
 
 PASSES = ("forward", "input", "weight")
 GATHER = [
@@ -76,8 +76,8 @@ WEIGHT = [
 class Fixed(Tiles):
     """One tile for everything; ``waves`` programs a compute unit for the weight gradient."""
 
-    def __init__(self, units: int, tile: Tile, waves: int) -> None:
-        super().__init__(units)
+    def __init__(self, units: int, table: Table, tile: Tile, waves: int) -> None:
+        super().__init__(units, table)
         self.tile, self.waves = tile, waves
 
     def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool) -> Tile:
@@ -97,21 +97,15 @@ class Job(NamedTuple):
     waves: int
     precision: str
     units: int
+    table: Table
 
-    def call(
-        self, x: Tensor, grad: Tensor, weight: Tensor, record: list[Any] | None = None
-    ) -> Callable[[], Any]:
-        """The pass as a function of nothing; its launches are added to ``record``."""
+    def builder(self) -> Recorder:
+        """With the job's tiles."""
+        fixed = Fixed(self.units, self.table, self.tile, self.waves) if self.tile else None
+        return Recorder(0, fixed or Tiles(self.units, self.table), self.precision)
 
-        class Recorder(Builder):
-            def launch(self, *args: Any, **kwargs: Any) -> Any:
-                made = super().launch(*args, **kwargs)
-                if record is not None:
-                    record.append(made)
-                return made
-
-        tiles = Fixed(self.units, self.tile, self.waves) if self.tile else Tiles(self.units)
-        builder = Recorder(0, tiles, self.precision)
+    def call(self, builder: Recorder, x: Tensor, grad: Tensor, weight: Tensor) -> Callable[[], Any]:
+        """The pass as a function of nothing."""
         if self.kind == "forward":
             forward = builder.forward(self.problem, x, weight, None)
             return lambda: forward(x, weight, None)
@@ -129,20 +123,20 @@ def problems(model: str, batch: int, channels_last: bool) -> Counter[ConvProblem
 
 
 def jobs(
-    found: Counter[ConvProblem], passes: list[str], quick: bool, precision: str, units: int
+    found: Counter[ConvProblem], passes: list[str], quick: bool, precision: str, units: int, table: Table
 ) -> Iterator[Job]:
     """The route's choice and the candidates worth trying, for each problem and pass."""
     for p, kind in itertools.product(found, passes):
         if kind == "input" and p.channels_in <= 3:
             continue
-        yield Job(p, kind, None, 0, precision, units)
+        yield Job(p, kind, None, 0, precision, units, table)
         if quick or p.groups > 1:
             continue
         written = p.channels_in if kind == "input" else p.channels_out
         for tile in WEIGHT if kind == "weight" else GATHER:
             if tile.m <= max(16, written) and (tile.m > 16 or written <= 32):
                 for waves in (4, 6, 8) if kind == "weight" else (0,):
-                    yield Job(p, kind, tile, waves, precision, units)
+                    yield Job(p, kind, tile, waves, precision, units, table)
 
 
 def tensors(p: ConvProblem, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,10 +151,10 @@ def tensors(p: ConvProblem, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def compile_ahead(job: Job) -> None:
     """Compile a job's kernels into Triton's cache on disk; what does not compile is reported when it runs."""
-    made: list[Any] = []
-    job.call(*tensors(job.problem, "meta"), made)
+    builder = job.builder()
+    job.call(builder, *tensors(job.problem, "meta"))
     with suppress(Exception):
-        for launch in made:
+        for launch in builder.made:
             launch.compile_ahead()
 
 
@@ -210,13 +204,15 @@ def main() -> None:
     parser.add_argument("--precision", default="ieee", choices=["ieee", "tf32x3"])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--quick", action="store_true", help="only the tiles that the route chooses")
+    parser.add_argument("--unblocked", action="store_true", help="one running sum instead of one a step")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     options = parser.parse_args()
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     units = torch.cuda.get_device_properties(0).multi_processor_count
     found = problems(options.model, options.batch, options.channels_last)
-    work = list(jobs(found, options.passes, options.quick, options.precision, units))
+    table = NVIDIA._replace(blocked=not options.unblocked)
+    work = list(jobs(found, options.passes, options.quick, options.precision, units, table))
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_ahead, work, chunksize=4))
 
@@ -233,7 +229,7 @@ def main() -> None:
         times: dict[tuple[Tile | None, int], float] = {}
         for job in group:
             try:
-                call = job.call(*inputs)
+                call = job.call(job.builder(), *inputs)
                 error = float((call() - expected).norm() / expected.norm())
                 if not error < 1e-4:
                     print(f"wrong by {error:.1e}: {job}", file=sys.stderr)

@@ -18,7 +18,7 @@ import msgspec
 from toolkit import __version__, machine
 from toolkit.dataset.loader import PREFETCH
 from toolkit.machine import Card, Machine
-from toolkit.runtime import Runtime, ask
+from toolkit.runtime import Runtime, RuntimeDevice, ask
 
 GIB = 1 << 30
 
@@ -410,7 +410,7 @@ def _recommend(
     found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int
 ) -> Recommendation:
     card = best_card(found)
-    profile = recommend_profile(card)
+    profile = recommend_profile(card, runtime.devices)
     if card is None and not runtime.devices:
         return Recommendation(
             profile,
@@ -432,8 +432,16 @@ def _recommend(
     )
 
 
-def recommend_profile(card: Card | None) -> Choice:
-    """The profile of ``docker/profiles`` for a card; ``cpu`` without one."""
+def recommend_profile(card: Card | None, others: Sequence[RuntimeDevice] = ()) -> Choice:
+    """The profile of ``docker/profiles`` for a card; ``cpu`` without one.
+
+    Args:
+        others: the devices that the runtime found, AMD's or not.
+    """
+    if card is None and others:
+        return Choice(
+            "cpu", f"no profile holds kernels for {others[0].name}: train on it outside a container"
+        )
     if card is None:
         return Choice("cpu", "no AMD GPU in the kernel's topology")
     if card.arch not in PROFILES:

@@ -141,6 +141,20 @@ class PlanFile:
         except OSError as error:
             self._note(f"cannot write the convolution plan {self.path}: {error.strerror or error}")
 
+    @contextlib.contextmanager
+    def testing(self) -> Iterator[None]:
+        """Inside, no other process that shares the file tests a route: they wait for what is found here.
+
+        Several tests on one card at once slow each other down, towards the time limit.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(self.path.with_suffix(".testing").open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self.refresh()
+            yield
+
     def _replace(self) -> None:
         content = {
             "format": FORMAT,
@@ -247,13 +261,8 @@ class Planner:
             return True
         verdict = self.file.verdicts.get(name)
         if verdict is None:
-            self.file.refresh()
-            verdict = self.file.verdicts.get(name)
-        if verdict is None:
-            self._note(f"testing the convolution route {name} on this card, once")
-            device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
-            verdict = self._examine(name, device)
-            self.file.remember({}, {name: verdict})
+            with self.file.testing():
+                verdict = self.file.verdicts.get(name) or self._test(name)
         if not verdict.passed and name not in self._told:
             self._told.add(name)
             self._note(
@@ -261,6 +270,13 @@ class Planner:
                 f"{verdict.reason} (to test it again, delete {self.file.path})"
             )
         return verdict.passed
+
+    def _test(self, name: str) -> SelfTestResult:
+        self._note(f"testing the convolution route {name} on this card, once")
+        device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
+        verdict = self._examine(name, device)
+        self.file.remember({}, {name: verdict})
+        return verdict
 
     def tune(self, problem: ConvProblem) -> Choice:
         """Measure every trusted route on a problem and remember the fastest, unless that has been done."""

@@ -242,6 +242,7 @@ class _Poison:
                 (torch, "empty_like"),
                 (torch, "empty_strided"),
                 (torch.Tensor, "new_empty"),
+                (torch.Tensor, "new_empty_strided"),
             ]
         ]
         for place, name, original in self._places:

@@ -7,6 +7,9 @@ others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -79,13 +82,20 @@ CASES = {
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the route allocates holds NaN, so that an element nobody writes shows."""
-    empty, empty_like = torch.empty, torch.empty_like
 
-    def poison(tensor: Tensor) -> Tensor:
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+    def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def poison(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
-    monkeypatch.setattr(route.torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
-    monkeypatch.setattr(route.torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+        return poison
+
+    for place, name in (
+        (route.torch, "empty_like"),
+        (Tensor, "new_empty"),
+        (Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(place, name, poisoning(getattr(place, name)))
 
 
 def tensors(p: ConvProblem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:

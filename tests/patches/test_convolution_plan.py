@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +95,27 @@ def test_a_second_process_measures_and_tests_nothing(path: Path, measured: list[
     examiner = Examiner()
     assert planner(Timed("slow"), Timed("fast"), examine=examiner).choose(LAYER).name == "fast"
     assert examiner.asked == measured == []
+
+
+@pytest.mark.usefixtures("path")
+def test_two_ranks_that_start_together_test_a_route_once() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Examiner):
+        def __call__(self, route: str, device: str) -> SelfTestResult:
+            begun.set()
+            go_on.wait(10)
+            return super().__call__(route, device)
+
+    examiner = Slow()
+    with ThreadPoolExecutor() as ranks:
+        first = ranks.submit(planner(Timed("fast"), examine=examiner).trusted, "fast")
+        begun.wait(10)
+        second = ranks.submit(planner(Timed("fast"), examine=examiner).trusted, "fast")
+        time.sleep(0.2)  # as long as the second may take to begin a test of its own
+        go_on.set()
+        assert first.result() and second.result()
+    assert examiner.asked == ["fast"]
 
 
 @pytest.mark.parametrize("bad", [Wrong(), Silent(), Raising()], ids=lambda route: route.name)

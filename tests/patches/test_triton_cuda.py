@@ -53,20 +53,31 @@ def tensors(p: ConvProblem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     )
 
 
+def in_float64(p: ConvProblem, *leaves: Tensor | None) -> list[Tensor | None]:
+    """Output and gradients of input, weight and bias; the last of the leaves is the output's gradient."""
+    *wide, grad = [None if t is None else t.double().requires_grad_() for t in leaves]
+    out = nn.functional.conv2d(*wide, p.stride, p.padding, p.dilation, p.groups)
+    out.backward(grad)
+    return [out.detach(), *(None if t is None else t.grad for t in wide)]
+
+
 def test_random_problems_agree_with_float64() -> None:
+    from patches.convolution.triton_kernels.ahead import compile_ahead
+
     torch.manual_seed(0)
     rng, route = random.Random(0), TritonRoute()
-    for _ in range(60):
-        p = draw(rng)
+    problems = [draw(rng) for _ in range(60)]
+    compile_ahead(problems)
+    for p in problems:
         x, weight, bias, grad = tensors(p)
-        wide = [None if t is None else t.double().requires_grad_() for t in (x, weight, bias)]
-        expected = nn.functional.conv2d(*wide, p.stride, p.padding, p.dilation, p.groups)
-        expected.backward(grad.double())
         got = (route.forward(p, x, weight, bias), *route.backward(p, grad, x, weight, (True, True, p.bias)))
-        for ours, truth in zip(got, (expected, *(None if t is None else t.grad for t in wide)), strict=True):
-            if truth is not None:
+        expected = in_float64(p, x, weight, bias, grad)
+        # Without cancellation: a sum that happens to be nearly zero has an error of its terms' size.
+        sizes = in_float64(p, x.abs(), weight.abs(), None if bias is None else bias.abs(), grad.abs())
+        for ours, truth, size in zip(got, expected, sizes, strict=True):
+            if truth is not None and size is not None:
                 assert ours is not None
-                assert (ours.double() - truth).norm() <= 3e-6 * truth.norm(), p
+                assert (ours.double() - truth).norm() <= 1e-6 * size.norm(), p
 
 
 def test_a_gradient_has_the_same_bits_every_time() -> None:
@@ -150,22 +161,26 @@ def test_a_graph_of_a_whole_training_step_replays_it() -> None:
     assert losses[-1][0] < losses[0][0]
 
 
-def test_neighbouring_shapes_share_their_kernels() -> None:
-    from patches.convolution.triton_kernels import gather, weight
+def test_shapes_with_the_same_variant_share_one_compiled_kernel() -> None:
+    from patches.convolution.triton_kernels import ahead, gather, weight
 
-    def compiled() -> int:
-        return sum(
-            len(caches[0]) for kernel in (gather.gather_gemm, weight.weight_gradient)
-            for caches in kernel.device_caches.values()
-        )  # fmt: skip
-
-    route = TritonRoute()
-    counts = []
-    for batch, height, width, channels in [(4, 40, 44, 64), (6, 36, 48, 96), (5, 52, 80, 160)]:
+    kernels = (gather.gather_gemm, weight.weight_gradient)
+    for kernel in kernels:
+        kernel.device_caches.clear()
+    route, wanted, launches = TritonRoute(), set(), 0
+    for batch, height, width, channels in [
+        (8, 80, 80, 64),
+        (5, 80, 80, 64),
+        (8, 64, 52, 64),
+        (3, 100, 36, 192),
+    ]:
         shape = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-        p = ConvProblem(batch, channels, height, width, 96, *shape, False, torch.float32, "cuda", False)
+        p = ConvProblem(batch, channels, height, width, 64, *shape, False, torch.float32, "cuda", False)
         x, w, _, grad = tensors(p)
         route.forward(p, x, w, None)
         route.backward(p, grad, x, w, (True, True, False))
-        counts.append(compiled())
-    assert counts[0] == counts[1] == counts[2]
+        made = [each for each in ahead.launches(p) if each.kernel in kernels]
+        wanted |= {ahead.variant(each) for each in made}
+        launches += len(made)
+    compiled = sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
+    assert compiled == len(wanted) < launches

@@ -107,24 +107,20 @@ def variants(
 ) -> set[tuple[object, ...]]:
     """What Triton tells kernels apart by, for a 3 x 3 convolution."""
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    from patches.convolution.triton_kernels import ahead
+
     p = ConvProblem(
         batch, c_in, *size, c_out, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cuda", False
     )
-    made = []
-
-    class Recorder(route.Builder):
-        def launch(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            made.append(super().launch(*args, **kwargs))
-            return made[-1]
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta")
 
-    builder = Recorder(0, tiles.Tiles(18, table))
+    builder = ahead.Recorder(0, tiles.Tiles(18, table))
     x, weight = empty(batch, c_in, *size), empty(c_out, c_in, 3, 3)
     builder.forward(p, x, weight, None)
     builder.backward(p, empty(batch, c_out, *p.output_size), x, weight, (True, True, False))
-    return {(one.kernel.__name__, *one.constants.values(), *one.options.values()) for one in made}
+    return {ahead.variant(launch) for launch in builder.made}
 
 
 @pytest.mark.parametrize("table", [tiles.NVIDIA, tiles.RDNA], ids=["NVIDIA", "RDNA"])

@@ -126,7 +126,7 @@ def train(
     table = Table("", "steps/s", "median ms", "10 % to 90 %, ms", "peak MiB", f"{epochs} epochs of LTDv2")
     with _on(device) as kind:
         with patches.enabled(kind, route):
-            steps, peak = _train(model, batch, image_size, iterations, kind)
+            steps, peak = timed_training(model, batch, image_size, iterations, kind)
             shares = ", ".join(f"{name} {calls:,}" for name, calls in patches.report().by_route().items())
         for name, result, most in (
             (f"patches, {route}", steps, peak),
@@ -151,13 +151,14 @@ def _unpatched(
     model: str, batch: int, image_size: int, iterations: int, kind: str
 ) -> Iterator[tuple[str, Steps, int]]:
     if torch.version.hip is None:
-        yield ("PyTorch", *_train(model, batch, image_size, iterations, kind))
+        yield ("PyTorch", *timed_training(model, batch, image_size, iterations, kind))
     if kind == "cuda":
         with torch.backends.cudnn.flags(enabled=False):
-            yield ("PyTorch, library off", *_train(model, batch, image_size, iterations, kind))
+            yield ("PyTorch, library off", *timed_training(model, batch, image_size, iterations, kind))
 
 
-def _train(model: str, batch: int, image_size: int, iterations: int, kind: str) -> tuple[Steps, int]:
+def timed_training(model: str, batch: int, image_size: int, iterations: int, kind: str) -> tuple[Steps, int]:
+    """Training steps after a warm-up, and the most bytes that were held in one of them."""
     step = TrainingStep(_named(model), batch, image_size, kind)
     for _ in run_steps(step, WARM_UP, kind):
         pass

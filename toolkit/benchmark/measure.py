@@ -183,7 +183,7 @@ def measure(
     for problem, count in Counter(problems).items():
         for route in routes:
             convolution, context = by_route(route, problem.device)
-            with context, _ieee_products():
+            with context, ieee_products():
                 forward, step = _steps(problem, convolution)
                 step()
                 loops = max(1, round(seconds / max(_clock(step, 1, problem.device), 1e-6)))
@@ -215,7 +215,7 @@ def _steps(
 
 
 @contextmanager
-def _ieee_products() -> Iterator[None]:
+def ieee_products() -> Iterator[None]:
     """Without TF32, which would compare different arithmetic."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -313,8 +313,14 @@ def stress_step(batch: int, device: str) -> Callable[[], Tensor]:
     return step
 
 
+CLASSES = 4
+"""Of the challenge."""
+
+
 class TrainingStep:
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
+
+    A configuration gets the challenge's four classes.
 
     Args:
         model: name of a configuration ("yolov8n.yaml") or a checkpoint.
@@ -329,9 +335,12 @@ class TrainingStep:
     def __init__(self, model: str, batch: int, image_size: int, device: str) -> None:
         from ultralytics import YOLO
         from ultralytics.cfg import get_cfg
+        from ultralytics.nn.tasks import DetectionModel
 
         torch.manual_seed(0)
-        self.model: Any = YOLO(model).model.to(device).train()
+        trained = model.endswith(".pt")
+        net = YOLO(model).model if trained else DetectionModel(model, nc=CLASSES, verbose=False)
+        self.model: Any = net.to(device).train()
         self.model.args = get_cfg()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)

@@ -88,7 +88,7 @@ class TritonRoute:
         index = x.device.index or 0
         if index not in self._devices:
             self._devices[index] = Builder(
-                index, self._tiles or _tiles(x.device), self.precision, lacks_packed_dot()
+                index, self._tiles or tiles_of(x.device), self.precision, lacks_packed_dot()
             )
         return self._devices[index]
 
@@ -110,7 +110,8 @@ def _available(device: str) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 7
 
 
-def _tiles(device: torch.device) -> Tiles:
+def tiles_of(device: torch.device) -> Tiles:
+    """The choice of tiles that was made for a device."""
     from .tiles import NVIDIA, RDNA, Tiles
 
     if device.type == "cpu":
@@ -152,12 +153,12 @@ class Builder:
 
     def forward(self, p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
         shape = (p.batch, p.channels_out, *p.output_size)
-        layout = _layout(p)
-        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=layout)
+        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=_layout(p))
         pack, launch = self._gather(p, x, out, weight, bias is not None, transposed=False)
+        strides = out.stride()
 
         def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+            out = x.new_empty_strided(shape, strides)
             launch(x, weight if pack is None else pack(weight), bias, out)
             return out
 
@@ -166,11 +167,11 @@ class Builder:
     def backward(
         self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
     ) -> Backward:
-        layout = _layout(p)
         shape = tuple(x.shape)
+        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=_layout(p))
+        strides = out.stride()
         pack, gather = None, None
         if needs[0]:
-            out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=layout)
             pack, gather = self._gather(p, grad, out, weight, False, transposed=True)
         weigh = self._weight(p, grad, x, weight, needs[2]) if needs[1] or needs[2] else None
 
@@ -179,7 +180,7 @@ class Builder:
         ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
             grad_x = grad_weight = grad_bias = None
             if gather is not None:
-                grad_x = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+                grad_x = x.new_empty_strided(shape, strides)
                 gather(grad, weight if pack is None else pack(weight), None, grad_x)
             if weigh is not None:
                 grad_weight, grad_bias = weigh(grad, x, weight)
@@ -345,10 +346,10 @@ class Builder:
         )  # fmt: skip
 
         def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-            partial = torch.empty((splits, size), dtype=torch.float32, device=x.device)
+            partial = x.new_empty((splits, size), dtype=torch.float32)
             launch(grad, x, partial)
             grad_weight = torch.empty_like(weight)
-            grad_bias = torch.empty(p.channels_out, dtype=weight.dtype, device=x.device) if has_bias else None
+            grad_bias = weight.new_empty(p.channels_out) if has_bias else None
             reduce(partial, grad_weight, grad_bias)
             return grad_weight, grad_bias
 
@@ -438,9 +439,10 @@ def _weight_layout(
         return None, (g, t, k, m), "k", vector if _divisible(weight, g, m, k_size) else 1
 
     def pack(weight: Tensor) -> Tensor:
+        if groups == 1:
+            return weight.permute((2, 3, 0, 1) if transposed else (2, 3, 1, 0)).contiguous()
         w = weight.reshape(groups, -1, *weight.shape[1:])
-        order = (0, 3, 4, 1, 2) if transposed else (0, 3, 4, 2, 1)
-        return w.permute(order).contiguous()
+        return w.permute((0, 3, 4, 1, 2) if transposed else (0, 3, 4, 2, 1)).contiguous()
 
     align = vector if m_size % vector == 0 else 1
     return pack, (taps * k_size * m_size, k_size * m_size, m_size, 1), "m", align

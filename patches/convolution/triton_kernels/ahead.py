@@ -1,0 +1,82 @@
+"""Compiling kernels into Triton's cache before they are needed, on all processors at once.
+
+One process compiles one kernel after the other, about a second each; a comparison over random problems needs
+a thousand variants and would spend nearly all of its time on that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import ConvProblem
+from .launch import Launch
+from .route import Builder, TritonRoute, lacks_packed_dot, tiles_of
+
+
+class Recorder(Builder):
+    """A builder that keeps what it builds.
+
+    Attributes:
+        made: every launch, in order.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made: list[Launch] = []
+
+    def launch(self, *args: Any, **kwargs: Any) -> Launch:
+        self.made.append(super().launch(*args, **kwargs))
+        return self.made[-1]
+
+
+def variant(launch: Launch) -> tuple[Any, ...]:
+    """What tells one compiled kernel from another; everything else is an argument at run time."""
+    return (launch.kernel.__name__, *launch.constants.values(), *launch.options.values())
+
+
+def compile_ahead(problems: Iterable[ConvProblem]) -> int:
+    """Compile every kernel that the route will need on this device for fp32 problems, forward and backward.
+
+    Activations and gradients are taken to be in the problem's memory format, weights contiguous. What does
+    not compile is left for the call that needs it to report.
+
+    Returns:
+        How many variants there are.
+    """
+    work: dict[tuple[Any, ...], tuple[ConvProblem, int]] = {}
+    for problem in dict.fromkeys(problems):
+        if TritonRoute().supports(problem):
+            for index, launch in enumerate(launches(problem)):
+                work.setdefault(variant(launch), (problem, index))
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, work.values(), chunksize=2))
+    return len(work)
+
+
+def launches(p: ConvProblem) -> list[Launch]:
+    """What the route will launch for a problem, forward and backward; see ``compile_ahead``."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=p.dtype, device="meta")
+
+    layout = torch.channels_last if p.channels_last else torch.contiguous_format
+    x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
+    grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=layout)
+    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    recorder = Recorder(0, tiles_of(torch.device(p.device)), upcast=lacks_packed_dot())
+    recorder.forward(p, x, weight, empty(p.channels_out) if p.bias else None)
+    recorder.backward(p, grad, x, weight, (True, True, p.bias))
+    return recorder.made
+
+
+def _compile(job: tuple[ConvProblem, int]) -> None:
+    problem, index = job
+    with suppress(Exception):
+        launches(problem)[index].compile_ahead()

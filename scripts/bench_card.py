@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""The whole table of docs/performance.md on this machine's GPU, in one command.
+
+    python3 scripts/bench_card.py
+    python3 scripts/bench_card.py tuning convolutions training
+
+Each figure stands beside what it is compared with, measured in the same run, and beside its limit: fp32,
+TF32 off, 640 px, medians, host time included. Tuning starts from an empty plan, as on a card that is new to
+the toolkit. ``learning`` trains on the synthetic sample with and without the patches. The sections can be
+asked for one by one; rows appear as they are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import patches  # noqa: E402
+from patches import dispatch  # noqa: E402
+from patches.convolution.plan import PATH_VARIABLE  # noqa: E402
+from patches.convolution.problem import ConvProblem  # noqa: E402
+from toolkit.benchmark import accuracy  # noqa: E402
+from toolkit.benchmark.measure import BASELINE, load_layers, measure  # noqa: E402
+
+MIB, GIB = 2**20, 2**30
+Row = tuple[str, str, str]
+"""What was measured, the figures, and the limit ("" where there is none)."""
+
+
+def tuning() -> Iterator[Row]:
+    """How long it takes to choose a route for every layer of YOLOv8n, self-tests and compilers included."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get(PATH_VARIABLE)
+        os.environ[PATH_VARIABLE] = str(Path(folder) / "plan.json")
+        try:
+            seconds = [_tune(), _tune()]
+        finally:
+            os.environ.pop(PATH_VARIABLE)
+            if before is not None:
+                os.environ[PATH_VARIABLE] = before
+    yield "tuning YOLOv8n, batch 16", f"{seconds[0]:.0f} s, again {seconds[1]:.2f} s", "180 s, once"
+
+
+def _tune() -> float:
+    start = time.perf_counter()
+    with patches.enabled("cuda"):
+        session = dispatch.current()
+        assert session is not None
+        for problem in dict.fromkeys(_layers("yolov8n", 16)):
+            session.planner.tune(problem)
+    return time.perf_counter() - start
+
+
+def convolutions() -> Iterator[Row]:
+    """All convolutions of a model, forward + backward, by every route and by the plan's choice."""
+    for model, batch in (("yolov8n", 16), ("yolo11n", 4)):
+        routes = [BASELINE, "native", "library", "gemm", "triton", "auto"]
+        found = list(measure(_layers(model, batch), routes, repeats=5))
+        seconds = {r: sum(m.seconds * m.count for m in found if m.route == r) for r in routes}
+        extra = {r: max(m.extra_bytes for m in found if m.route == r) for r in routes}
+        title = f"{model} b{batch}, all convolutions"
+        for route in routes:
+            yield f"{title}: {route}", f"{seconds[route] * 1e3:.1f} ms, {extra[route] / MIB:.1f} MiB", ""
+        if model == "yolov8n":
+            yield f"{title}: library-off / triton", f"{seconds['native'] / seconds['triton']:.2f} x", "2.5 x"
+            yield f"{title}: triton / cuDNN", f"{seconds['triton'] / seconds['library']:.2f} x", "1.5 x"
+            yield (
+                f"{title}: memory, triton / library-off",
+                f"{extra['triton'] / extra['native']:.2f} x",
+                "1 x",
+            )
+        else:
+            yield f"{title}: unfold / triton", f"{seconds[BASELINE] / seconds['triton']:.1f} x", "10 x"
+        best = min(routes[:-1], key=seconds.__getitem__)
+        yield f"{title}: auto / {best}", f"{seconds['auto'] / seconds[best]:.2f} x", ""
+
+
+def training() -> Iterator[Row]:
+    """Whole training steps: loss, backward, clipping, SGD."""
+    from toolkit.benchmark.commands import timed_training
+    from toolkit.device import running
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for batch in (16, 32):
+        milliseconds = {}
+        for name in ("library-off", "cuDNN", "triton", "auto"):
+            patched = name in ("triton", "auto")
+            gc.collect()
+            torch.cuda.empty_cache()
+            library = torch.backends.cudnn.flags(enabled=name != "library-off", allow_tf32=False)
+            with running("0", patched=False), library:
+                if patched:
+                    with patches.enabled("cuda", name):
+                        steps, peak = timed_training("yolov8n", batch, 640, 30, "cuda")
+                else:
+                    steps, peak = timed_training("yolov8n", batch, 640, 30, "cuda")
+            milliseconds[name] = steps.quantile(0.5) * 1e3
+            limit = {(16, "triton"): "3.10 GiB", (32, "triton"): "aim 5.5 GiB"}.get((batch, name), "")
+            figures = f"{milliseconds[name]:.1f} ms, peak {peak / GIB:.3f} GiB"
+            yield f"training step, YOLOv8n b{batch}: {name}", figures, limit
+        faster = milliseconds["library-off"] / milliseconds["triton"]
+        yield f"training step, b{batch}: library-off / triton", f"{faster:.2f} x", "1.7 x" * (batch == 16)
+
+
+def precision() -> Iterator[Row]:
+    """Error against float64 on 500 random problems, beside cuDNN's."""
+    from patches.convolution.triton_kernels.ahead import compile_ahead
+
+    problems = accuracy.problems(500, "cuda")
+    compile_ahead(problems)
+    for route in ("triton", "gemm"):
+        for each in accuracy.compare(list(accuracy.sample(problems, route))):
+            largest, rms = each.largest[0] / each.largest[1], each.rms[0] / each.rms[1]
+            beyond = len(each.beyond(accuracy.ALLOWED))
+            figures = f"rms {rms:.2f} x, largest {largest:.2f} x, {beyond} of {len(each.ratios)} beyond 2 x"
+            yield f"{route}, error of the {each.name} against cuDNN's", figures, "2 x"
+
+
+def host() -> Iterator[Row]:
+    """Microseconds of the host for one small convolution."""
+    script = [sys.executable, str(ROOT / "scripts" / "bench_host_path.py"), "--device", "cuda"]
+    done = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True)
+    for line in done.stdout.splitlines()[1:-1]:
+        name, (cudnn, patched, override) = line[:30].strip(), line[30:].split()
+        yield f"host, {name}", f"{override} us; whole call {patched}, cuDNN {cudnn}", "25 us a launch"
+
+
+def learning() -> Iterator[Row]:
+    """Losses and mAP of a short training on the sample, with and without the patches."""
+    with tempfile.TemporaryDirectory() as folder:
+        for verb in (["sample", folder], ["prepare", folder]):
+            subprocess.run([sys.executable, "-m", "toolkit", "dataset", *verb], check=True)
+        script = [sys.executable, str(ROOT / "scripts" / "compare_training.py"), folder]
+        options = ["--device", "0", "--routes", "triton,gemm", "--seeds", "3"]
+        done = subprocess.run([*script, *options], check=True, stdout=subprocess.PIPE, text=True)
+    for line in done.stdout.splitlines()[1:]:
+        yield "learning: " + line[:10].strip(), line[10:].strip(), ""
+
+
+SECTIONS = {each.__name__: each for each in (tuning, convolutions, training, host, precision, learning)}
+
+
+def _layers(model: str, batch: int) -> list[ConvProblem]:
+    return load_layers(ROOT / "scripts" / "layers" / f"{model}.json", batch, "cuda", torch.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"default: {' '.join(SECTIONS)}")
+    names = parser.parse_args().sections or list(SECTIONS)
+    if not set(names) <= set(SECTIONS):
+        parser.error(f"expected some of {', '.join(SECTIONS)}")
+    if not torch.cuda.is_available():
+        sys.exit("no GPU that PyTorch can use")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    print("| what | measured | limit |\n|---|---|---|", flush=True)
+    for name in names:
+        for row in SECTIONS[name]():
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
