@@ -62,6 +62,8 @@ def test_the_version(toolkit: Command) -> None:
         (("train", "--data", "nowhere"), "no folder nowhere"),
         (("train", "--resume"), "no run to continue"),
         (("dataset", "prepare", "nowhere"), "nowhere"),
+        (("bench", "data", "nowhere", "--workers=-1"), "--workers -1 are no numbers of workers"),
+        (("bench", "data", "nowhere", "--device=banana"), "no device banana"),
         (
             ("container", "run", "--profile=cpu", "--runs=/proc/runs", "true"),
             "cannot make the folder /proc/runs",

@@ -98,7 +98,7 @@ def data(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     imgsz: Annotated[int, typer.Option(min=32, help="Side of a sample, pixels.")] = 640,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 for colour weights.")] = 1,
-    device: Annotated[str, typer.Option(help="Where batches go: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where batches go: cpu, or a GPU's number.")] = "cpu",
     workers: Annotated[str, typer.Option(help="Numbers of workers to try; default: up to the cores.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -107,7 +107,6 @@ def data(
     Example: [bold]toolkit bench data data/LTDv2 --workers 0,2,4[/bold]
     """
     import msgspec
-    import torch
     from rich.table import Table
     from ultralytics.cfg import get_cfg
 
@@ -115,12 +114,17 @@ def data(
     from toolkit.dataset.benchmark import measure, worker_counts
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+    from toolkit.device import resolve_device, torch_device
+    from toolkit.errors import ToolkitError
 
+    target = torch_device(resolve_device(device))
+    numbers = workers.split(",") if workers else worker_counts()
+    if not all(str(number).isdecimal() for number in numbers):
+        raise ToolkitError(f"--workers {workers} are no numbers of workers", expected="such as 0,2,4")
     index = load(folder)
     options = get_cfg(overrides={"imgsz": imgsz})
     dataset = build_dataset(index, "train", options, "train", batch, data_dictionary(index, channels))
-    numbers = [int(n) for n in workers.split(",")] if workers else worker_counts()
-    rates = measure(dataset, batch, torch.device(device), numbers)
+    rates = measure(dataset, batch, target, [int(number) for number in numbers])
     if as_json:
         console.print_json(msgspec.to_builtins(rates, str_keys=True))
         return
