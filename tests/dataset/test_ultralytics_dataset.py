@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
+from ultralytics.data.augment import Format
 from ultralytics.data.build import build_yolo_dataset
+from ultralytics.utils.instance import Instances
 
 from toolkit.dataset.export import export_yolo
 from toolkit.dataset.index import DatasetIndex, load, prepare
-from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
+from toolkit.dataset.ultralytics import LTDv2Dataset, _GreyFormat, build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 
 
@@ -58,6 +60,26 @@ def test_validation_batches_equal_those_of_plain_ultralytics(
         torch.testing.assert_close(sample["cls"], other["cls"])
         assert tuple(sample["ori_shape"]) == tuple(other["ori_shape"])
         assert sample["ratio_pad"] == other["ratio_pad"]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("boxes", [0, 3])
+def test_a_sample_is_formatted_as_ultralytics_formats_it(mirrored: bool, boxes: int) -> None:
+    rng = np.random.default_rng(boxes)
+    image = rng.integers(0, 256, (64, 96, 1), dtype=np.uint8)
+    low, high = rng.uniform(0, 30, (boxes, 2)), rng.uniform(31, 60, (boxes, 2))
+    corners = np.concatenate([low, high], axis=1).astype(np.float32)
+
+    def sample() -> dict[str, Any]:
+        instances = Instances(corners.copy(), bbox_format="xyxy", normalized=False)
+        pixels = image[:, ::-1] if mirrored else image
+        return {"img": pixels, "cls": np.ones((boxes, 1), np.float32), "instances": instances}
+
+    plain = Format(bbox_format="xywh", normalize=True, batch_idx=True)
+    ours, theirs = _GreyFormat(plain)(sample()), plain(sample())
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-6, atol=0)
 
 
 def test_a_batch_leads_back_to_the_exact_ids(index: DatasetIndex) -> None:

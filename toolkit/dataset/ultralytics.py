@@ -19,7 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from ultralytics.data.augment import Compose, RandomHSV
+import torch
+from torch.utils.data import default_collate
+from ultralytics.data.augment import Compose, Format, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
 from toolkit import console
@@ -253,10 +255,16 @@ class LTDv2Dataset(YOLODataset):
 
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker."""
-        channels = batch[0]["img"].shape[0]
-        collated: dict[str, Any] = YOLODataset.collate_fn([{**s, "img": s["img"][:1]} for s in batch])
-        collated["img"] = collated["img"].expand(-1, channels, -1, -1)
+        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker.
+
+        PyTorch's collation puts the images of a worker into shared memory at once; stacked elsewhere, they
+        would be copied there when the batch is sent.
+        """
+        images = default_collate([sample["img"][:1] for sample in batch])
+        collated: dict[str, Any] = YOLODataset.collate_fn(
+            [{key: value for key, value in sample.items() if key != "img"} for sample in batch]
+        )
+        collated["img"] = images.expand(-1, batch[0]["img"].shape[0], -1, -1)
         return collated
 
     def load_image(
@@ -321,12 +329,14 @@ class LTDv2Dataset(YOLODataset):
         }
 
     def build_transforms(self, hyp: Any) -> Compose:
-        """Ultralytics' pipeline, its mosaic and its colour jitter (which skips grey images) made for grey."""
+        """Ultralytics' pipeline; mosaic, colour jitter (which skips grey images) and format made for grey."""
         transforms = super().build_transforms(hyp)
         self.fused = self.augment and not self.rect and fuse(transforms)
-        transforms.transforms = [
-            _Brightness(hyp.hsv_v) if isinstance(step, RandomHSV) else step for step in transforms.transforms
-        ]
+        for i, step in enumerate(transforms.transforms):
+            if isinstance(step, RandomHSV):
+                transforms.transforms[i] = _Brightness(hyp.hsv_v)
+            elif isinstance(step, Format):
+                transforms.transforms[i] = _GreyFormat(step)
         return transforms
 
     def _skip(self, error: FrameError) -> None:
@@ -367,6 +377,26 @@ class _Brightness:
             factor = 1 + self.gain * random.uniform(-1, 1)
             labels["img"] = cv2.convertScaleAbs(labels["img"], alpha=factor).reshape(labels["img"].shape)
         return labels
+
+
+class _GreyFormat(Format):
+    """Ultralytics' formatting, without its slow copy and its division of tensors of a few numbers."""
+
+    def __init__(self, step: Format) -> None:
+        self.__dict__.update(step.__dict__)
+        self.normalize = False  # get_params does it
+
+    def get_params(self, labels: dict[str, Any]) -> dict[str, Any]:
+        params: dict[str, Any] = super().get_params(labels)
+        params["instances"].normalize(params["w"], params["h"])
+        return params
+
+    def _format_img(self, img: Array) -> torch.Tensor:
+        if img.strides[1] < 0:
+            # A mirrored view: OpenCV mirrors 640 x 640 pixels in 0.01 ms, where numpy's copy takes 0.22 ms.
+            img = cv2.flip(np.ascontiguousarray(img[:, ::-1]), 1)
+        formatted: torch.Tensor = super()._format_img(img)
+        return formatted
 
 
 class _Lazy(Sequence[Any]):
