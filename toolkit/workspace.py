@@ -56,7 +56,7 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """``run.json``: what a run was started with."""
+    """``run.json``: what a run was started with; ``job`` is the rendezvous id, where torchrun began it."""
 
     data: str
     model: str
@@ -65,6 +65,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     patches: bool
     command: list[str]
     version: str
+    job: str = ""
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,7 @@ def record(plan: TrainingPlan) -> None:
             patches=plan.patches,
             command=sys.argv[1:],
             version=__version__,
+            job=os.environ.get("TORCHELASTIC_RUN_ID", ""),
         )
         write_json(plan.run / "run.json", started_with)
         reproduction.write(reproduction.here(plan), files.best.parent)
@@ -364,38 +365,6 @@ def train(plan: TrainingPlan) -> Path:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets)} ({counted})")
     return supervise(plan)
-
-
-def train_in_group(place: workspace.Workspace, options: Options, resume: bool) -> int:
-    """Train as one of the ranks that the user's own torchrun has started.
-
-    The first rank plans and says which run it is, the others follow it. torchrun restarts the group
-    (``--max-restarts``), which then resumes. Data and runs are folders that all machines see.
-
-    Returns:
-        The status to end with, a :class:`toolkit.training.rundir.Exit`.
-    """
-    from torch import cuda
-    from torch.distributed.rendezvous import rendezvous
-
-    from toolkit.training import worker
-
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store, rank, _ = next(rendezvous("env://"))
-    key = f"toolkit run {restarts}"
-    if rank == 0:
-        if options.device is None and cuda.is_available():
-            ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
-            options = replace(options, device=",".join(map(str, range(ranks_here))))
-        again = resume or restarts != "0"
-        planned = plan_resume(place, options) if again else plan(place, options)
-        record(planned)
-        store.set(key, str(planned.run))
-    files = RunFiles(Path(store.get(key).decode()))
-    if rank:
-        return worker.main(files.run)
-    with files.locked():
-        return worker.main(files.run)
 
 
 def _check_route() -> None:
