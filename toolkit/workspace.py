@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit.errors import ToolkitError, reason
+from toolkit.training.rundir import Saving
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,7 +40,7 @@ PHASES = {"development": "val", "testing": "test"}
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
 
-    ``[health.<rule>]`` and ``[saving]`` are those of :mod:`toolkit.training`.
+    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes.
     """
 
     data: str | None = None
@@ -51,8 +52,10 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channels: int | None = None
     device: str | None = None
     workers: int | None = None
+    seed: int | None = None
+    name: str | None = None
     health: dict[str, dict[str, float | str]] = {}
-    saving: dict[str, float] = {}
+    saving: Saving = Saving()
 
 
 class RunRecord(msgspec.Struct, frozen=True):

@@ -155,7 +155,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     for key in ("epochs", "batch", "imgsz", "workers", "seed"):
         value = getattr(options, key)
         if value is None:
-            value = getattr(defaults, key, None)
+            value = getattr(defaults, key)
         if value is not None:
             arguments[key] = value
     if options.patches:
@@ -177,7 +177,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     model = _check_model(options.model or defaults.model or preset.model)
     return TrainingPlan(
         data=data.absolute(),
-        run=_new_run(place, options.name),
+        run=_new_run(place, options.name or defaults.name),
         preset=preset_name,
         model=model,
         channels=channels,
@@ -186,7 +186,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         arguments=arguments,
         score_every=score_every,
         select_by=select_by,
-        saving=msgspec.convert(defaults.saving, Saving),
+        saving=defaults.saving,
         rules=health.load(defaults.health),
         subsets=subsets,
     )
@@ -235,7 +235,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         device=resolve_device(options.device) if options.device else before.device,
         patches=before.patches and options.patches,
         arguments={**before.arguments, **changed},
-        saving=msgspec.convert(defaults.saving, Saving),
+        saving=defaults.saving,
         rules=health.load(defaults.health),
     )
 
