@@ -22,8 +22,7 @@ from toolkit.training.supervisor import Policy, supervise
 pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).parent / "faulty_worker.py"
-
-
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
@@ -137,15 +136,15 @@ def test_the_users_own_torchrun_trains_restarts_and_resumes(data: Path, tmp_path
     words += ["--epochs", "2", "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
     words += ["--score-every", "1"]
     two = [*TORCHRUN, "--nproc-per-node=2"]
-    environment = {**os.environ, "TOOLKIT_WORKSPACE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path)}
     faults = {"FAULTS": "kill:0:3@1 stuck:1:2@1"}
-    first = subprocess.run([*two, "--max-restarts=1", str(WORKER), *words], env=environment | faults)
+    first = subprocess.run([*two, "--max-restarts=1", str(WORKER), *words], env=environment | faults, timeout=120)
     assert first.returncode
     files = RunFiles(run)
     assert state_of(files) == "interrupted"
     assert [(e.kind, e.action) for e in events.read(files.events)] == [("hang", "group ended")]
     write_json(files.orders, Orders(supervisor=99_999_999))  # of another machine, or gone for long
-    subprocess.run([*two, "-m", "toolkit", *words, "--resume"], env=environment, check=True)
+    subprocess.run([*two, "-m", "toolkit", *words, "--resume"], env=environment, check=True, timeout=120)
     assert state_of(files) == "finished"
     assert [path.name for path in run.parent.iterdir()] == ["mine"]
     assert len((run / "results.csv").read_text().splitlines()) == 3

@@ -44,6 +44,7 @@ def train(place: Workspace, options: session.Options, resume: bool) -> int:
     """
     from torch.distributed.rendezvous import rendezvous
 
+    _check_store()
     store, rank, _ = next(rendezvous("env://"))
     if rank == 0:
         return _lead(place, options, resume, lambda run: store.set("toolkit run", str(run)))
@@ -52,6 +53,20 @@ def train(place: Workspace, options: session.Options, resume: bool) -> int:
         return Exit.FINISHED
     with _watched(files):
         return worker.main(files.run)
+
+
+def _check_store() -> None:
+    """From torch 2.4 on, torchrun hands the ranks its own store, and the next ones the same store again: they
+    would wait for the addresses that the ended ranks left in it."""
+    environment = os.environ
+    shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ToolkitError(
+            "torchrun could not restart this group",
+            found="ranks that share torchrun's store, where ended ranks leave their addresses",
+            expected="a store for each start",
+            fix="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun",
+        )
 
 
 def _lead(
