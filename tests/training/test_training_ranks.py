@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_run import MODEL, Trace, plan, train
 
@@ -138,11 +144,15 @@ def test_the_users_own_torchrun_trains_restarts_and_resumes(data: Path, tmp_path
     two = [*TORCHRUN, "--nproc-per-node=2"]
     environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path)}
     faults = {"FAULTS": "kill:0:3@1 stuck:1:2@1"}
-    first = subprocess.run([*two, "--max-restarts=1", str(WORKER), *words], env=environment | faults, timeout=120)
+    allowed = [*two, "--max-restarts=1", str(WORKER), *words]
+    first = subprocess.run(allowed, env=environment | faults, timeout=120)
     assert first.returncode
     files = RunFiles(run)
     assert state_of(files) == "interrupted"
-    assert [(e.kind, e.action) for e in events.read(files.events)] == [("hang", "group ended")]
+    assert [(e.kind, e.action) for e in events.read(files.events)] == [
+        ("group restarted", "resumed"),
+        ("hang", "group ended"),
+    ]
     write_json(files.orders, Orders(supervisor=99_999_999))  # of another machine, or gone for long
     subprocess.run([*two, "-m", "toolkit", *words, "--resume"], env=environment, check=True, timeout=120)
     assert state_of(files) == "finished"
@@ -152,3 +162,62 @@ def test_the_users_own_torchrun_trains_restarts_and_resumes(data: Path, tmp_path
     assert places == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0), (1, 1)], "then untraced"
     assert files.best.is_file()
     assert not files.is_locked()
+
+
+@contextmanager
+def node(address: str, endpoint: str, words: list[str], environment: dict[str, str]) -> Iterator[Any]:
+    """A machine of its own, as far as torchrun can tell; the first one, 127.0.0.1, keeps the rendezvous."""
+    host = int(address == "127.0.0.1")
+    torchrun = [*TORCHRUN[:3], "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
+    torchrun += [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        "--rdzv-id=week",
+        "--local-addr",
+        address,
+    ]
+    torchrun += [f"--rdzv-conf=is_host={host},last_call_timeout=3", str(WORKER)]
+    agent = subprocess.Popen([*torchrun, *words], env=environment)
+    try:
+        yield agent
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(agent.pid).children(recursive=True):
+                process.kill()
+        agent.kill()
+        agent.wait()
+
+
+def test_a_run_outlives_the_loss_of_a_machine_and_takes_it_back(data: Path, tmp_path: Path) -> None:
+    """Two machines; one is killed in mid-epoch and comes back later. Every image once in each epoch."""
+    run = tmp_path / "runs" / "mine"
+    (tmp_path / "toolkit.toml").write_text("[saving]\nbatches = 1\n")
+    words = ["train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke", "--imgsz", "64"]
+    words += ["--epochs", "4", "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
+    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path), "FAULTS": "lose_node:0:3@1 slow:*!"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def ranks() -> list[int]:
+        """How many shared each batch, in order."""
+        return [step["ranks"] for step in steps(run) if step["rank"] == 0]
+
+    with node("127.0.0.1", endpoint, words, environment) as first:
+        with node("127.0.0.2", endpoint, words, environment) as lost:
+            assert lost.wait(120) == -9
+        end = time.monotonic() + 120
+        while first.poll() is None and ranks()[-1:] != [1] and time.monotonic() < end:
+            time.sleep(0.2)
+        with node("127.0.0.2", endpoint, words, environment) as returned:
+            assert first.wait(180) == returned.wait(180) == 0
+    files = RunFiles(run)
+    assert state_of(files) == "finished"
+    assert [e.detail for e in events.read(files.events)] == ["1 rank", "2 ranks"]
+    assert [count for count, before in zip(ranks(), [0, *ranks()]) if count != before] == [2, 1, 2]
+    places = [(step["epoch"], step["batch"]) for step in steps(run) if step["rank"] == 0]
+    assert places == [(epoch, batch) for epoch in range(4) for batch in range(6)], "none twice, none missed"
+    for epoch in range(4):
+        seen = Counter(name for step in steps(run) if step["epoch"] == epoch for name in step["images"])
+        assert len(seen) == 44
+        assert set(seen.values()) == {1}

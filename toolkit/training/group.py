@@ -56,8 +56,8 @@ def train(place: Workspace, options: session.Options, resume: bool) -> int:
 
 
 def _check_store() -> None:
-    """From torch 2.4 on, torchrun hands the ranks its own store, and the next ones the same store again: they
-    would wait for the addresses that the ended ranks left in it."""
+    """torchrun may hand the ranks its own store, and the next ones the same store again (seen with torch 2.14.1):
+    they would wait at the addresses that the ended ranks left in it."""
     environment = os.environ
     shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shared and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
@@ -89,6 +89,9 @@ def _lead(
     files = RunFiles(plan.run)
     with files.locked():
         session.record(plan)
+        if begun is not None:
+            ranks = int(os.environ["WORLD_SIZE"])
+            events.record(files.events, "group restarted", "resumed", f"{ranks} rank{'s'[: ranks - 1]}")
         write_json(files.orders, msgspec.structs.replace(read_orders(files), supervisor=0, before=None))
         files.heartbeat.unlink(missing_ok=True)
         summary.write(files, "running")
