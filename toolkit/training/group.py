@@ -56,8 +56,12 @@ def train(place: Workspace, options: session.Options, resume: bool) -> int:
 
 
 def _check_store() -> None:
-    """torchrun may hand the ranks its own store, and the next ones the same store again (seen with torch 2.14.1):
-    they would wait at the addresses that the ended ranks left in it."""
+    """Refuse what torchrun 2.14.1 does without the variable: ranks that it starts again get the store of
+    those that ended, and wait at their addresses.
+
+    Raises:
+        ToolkitError: the group is to be restarted, and the store is shared.
+    """
     environment = os.environ
     shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shared and environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
