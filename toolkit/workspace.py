@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit.errors import ToolkitError, reason
+from toolkit.training.rundir import Saving
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,7 +40,7 @@ PHASES = {"development": "val", "testing": "test"}
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
 
-    ``[health.<rule>]`` and ``[saving]`` are those of :mod:`toolkit.training`.
+    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes.
     """
 
     data: str | None = None
@@ -51,12 +52,14 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channels: int | None = None
     device: str | None = None
     workers: int | None = None
+    seed: int | None = None
+    name: str | None = None
     health: dict[str, dict[str, float | str]] = {}
-    saving: dict[str, float] = {}
+    saving: Saving = Saving()
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """``run.json``: what a run was started with."""
+    """``run.json``: what a run was started with; ``job`` is the rendezvous id, where torchrun began it."""
 
     data: str
     model: str
@@ -65,6 +68,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     patches: bool
     command: list[str]
     version: str
+    job: str = ""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,12 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(place: Workspace
     assert (plan.preset, plan.model, plan.device) == ("smoke", "yolo11n.yaml", "cpu")
 
 
+def test_the_file_may_set_seed_name_and_saving(place: Workspace) -> None:
+    (place.root / "data" / "toolkit.toml").write_text('seed = 5\nname = "night"\n[saving]\nbatches = 20\n')
+    plan = session.plan(place, Options(device="cpu"))
+    assert (plan.arguments["seed"], plan.run.name, plan.saving.batches) == (5, "night", 20)
+
+
 def test_runs_without_a_name_are_numbered(place: Workspace) -> None:
     assert session.plan(place, Options(device="cpu")).run.name == "train-1"
     (place.runs / "train-1").mkdir(parents=True)

@@ -106,7 +106,7 @@ def test_defaults_beside_the_data_win_over_the_workspaces(place: Workspace) -> N
     assert place.defaults(data).epochs == 2
 
 
-@pytest.mark.parametrize("text", ["epohcs = 3", 'epochs = "three"', "epochs ="])
+@pytest.mark.parametrize("text", ["epohcs = 3", 'epochs = "three"', "epochs =", "[saving]\nhours = 1"])
 def test_a_toolkit_toml_with_a_mistake_is_refused_by_name(place: Workspace, text: str) -> None:
     (place.root / "toolkit.toml").write_text(text)
     with pytest.raises(ToolkitError, match=r"toolkit\.toml cannot be used"):

@@ -1,7 +1,8 @@
-"""The trainer's process with faults in it: ``faulty_worker.py RUN FAULT...``.
+"""The trainer's process with faults in it: ``faulty_worker.py RUN FAULT...``, or, as one of the ranks that
+torchrun starts, ``faulty_worker.py train ...`` with the words of ``toolkit train`` and faults in ``FAULTS``.
 
-A fault is ``name:epoch:batch``; one with a ``!`` behind it happens each time, the others once in a run. Every
-batch is written to ``trace.jsonl`` in the run.
+A fault is ``name:epoch:batch``, of another rank than the first ``name:epoch:batch@rank``; one with a ``!``
+behind it happens each time, the others once in a run. Every batch is written to ``trace.jsonl`` in the run.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import Any
 
 import torch
 
+from toolkit import cli
 from toolkit.training import trainer, worker
 
-run, faults = Path(sys.argv[1]), sys.argv[2:]
 rank = int(os.environ.get("RANK", "0"))
+faults = sys.argv[2:] if sys.argv[1] != "train" else os.environ.get("FAULTS", "").split()
 
 
-def due(at: str) -> set[str]:
-    """Names of the faults that happen at ``epoch:batch``, in the first rank, marked as having happened."""
+def due(run: Path, at: str) -> set[str]:
+    """Names of the faults that happen to this rank at ``epoch:batch``, marked as having happened."""
     names: set[str] = set()
-    if rank:
-        return names
     for fault in faults:
         name, _, place = fault.removesuffix("!").partition(":")
+        place, _, whose = place.partition("@")
         marker = run / f"{fault}.done"
-        if place in (at, "*") and (fault.endswith("!") or not marker.exists()):
+        if rank == int(whose or 0) and place in (at, "*") and (fault.endswith("!") or not marker.exists()):
             marker.touch()
             names.add(name)
     return names
@@ -41,9 +42,15 @@ class Faulty(trainer.LTDv2Trainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         number = self.train_loader.batch_number
-        now = due(f"{self.epoch}:{number}")
-        if "kill" in now:
+        now = due(self.files.run, f"{self.epoch}:{number}")
+        if "lose_node" in now:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if "kill" in now or "lose_node" in now:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "stop" in now:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if "stuck" in now:
+            time.sleep(3600)
         if "freeze" in now:
             os.kill(os.getpid(), signal.SIGSTOP)
         if "raise" in now:
@@ -58,12 +65,13 @@ class Faulty(trainer.LTDv2Trainer):
     def _on_batch_end(self) -> None:
         step = {
             "rank": rank,
+            "ranks": self.train_loader.order.ranks,
             "epoch": self.epoch,
             "batch": self.train_loader.batch_number,
             "images": self._images,
             "losses": [float(v) for v in self.loss_items.values()],
         }
-        with (run / "trace.jsonl").open("a") as file:
+        with (self.files.run / "trace.jsonl").open("a") as file:
             file.write(json.dumps(step) + "\n")
         super()._on_batch_end()
 
@@ -71,4 +79,6 @@ class Faulty(trainer.LTDv2Trainer):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     trainer.LTDv2Trainer = Faulty  # type: ignore[misc]
-    sys.exit(worker.main(run))
+    if sys.argv[1] == "train":
+        cli.main()
+    sys.exit(worker.main(Path(sys.argv[1])))

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_run import MODEL, Trace, plan, train
 
-from toolkit.training import events
-from toolkit.training.rundir import RunFiles, Saving, read_summary
+from toolkit.training import events, session
+from toolkit.training.rundir import Exit, Orders, RunFiles, Saving, read_summary, state_of, write_json
 from toolkit.training.session import TrainingPlan
 from toolkit.training.supervisor import Policy, supervise
 
 pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).parent / "faulty_worker.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-def two_ranks(run: Path, *faults: str) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return [*torchrun, str(WORKER), str(run), *faults]
+def command(ranks: int, run: Path, *faults: str) -> list[str]:
+    return [*TORCHRUN, f"--nproc-per-node={ranks}", str(WORKER), str(run), *faults]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,8 @@ def planned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingPla
 
 @pytest.fixture(scope="module")
 def together(planned: TrainingPlan) -> Path:
-    """The run by two ranks, the first of which is killed in the fifth batch."""
-    supervise(planned, Policy(look=0.2), two_ranks(planned.run, "kill:1:1"))
+    """The run by two ranks, of which one is killed in the second batch and the other in the fifth."""
+    supervise(planned, Policy(look=0.2), command(2, planned.run, "kill:0:1@1", "kill:1:1"))
     return planned.run
 
 
@@ -53,11 +61,15 @@ def alone(planned: TrainingPlan) -> Trace:
     return train(replace(planned, run=planned.run.parent / "alone"))
 
 
+def steps(run: Path) -> list[dict[str, Any]]:
+    """What each rank did, in order."""
+    return [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
+
+
 def batches(run: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
     """What each rank did in each batch, the last time that it did it."""
     found: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
-    for line in (run / "trace.jsonl").read_text().splitlines():
-        step = json.loads(line)
+    for step in steps(run):
         found.setdefault((step["epoch"], step["batch"]), {})[step["rank"]] = step
     return {place: [ranks[rank] for rank in sorted(ranks)] for place, ranks in found.items()}
 
@@ -85,25 +97,128 @@ def test_their_losses_are_those_of_one_rank_within_a_percent(together: Path, alo
 
 def test_the_whole_group_is_started_again_and_finishes(together: Path) -> None:
     files = RunFiles(together)
-    assert [(e.kind, e.action) for e in events.read(files.events)] == [("trainer died", "restarted")]
+    assert [(e.kind, e.action) for e in events.read(files.events)] == [("trainer died", "restarted")] * 2
     summary = read_summary(files)
     assert summary is not None
     assert (summary.state, summary.epochs) == ("finished", 2)
     assert files.best.is_file()
 
 
-def test_the_users_own_torchrun_trains(data: Path, tmp_path: Path) -> None:
-    """`torchrun -m toolkit train`: the first rank plans and scores, the other follows."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = ["-m", "toolkit", "train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke"]
-    words += ["--imgsz", "64", "--epochs", "1", "--device", "cpu", "--name", "mine", "--no-patches"]
-    words += ["--score-every", "1"]
-    environment = {**os.environ, "TOOLKIT_WORKSPACE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    first = subprocess.run([*torchrun, *words], env=environment, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr[-3000:]
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    planned: TrainingPlan, alone: Trace, before: int, after: int
+) -> None:
+    """Stopped in the middle of the second epoch: every image once, losses within one percent on the mean."""
+    run = planned.run.parent / f"{before}-{after}"
+    session.record(replace(planned, run=run))
+    stopped = subprocess.run(command(before, run, "stop:1:1"), stderr=subprocess.PIPE)
+    assert stopped.returncode, "torchrun says nothing of a rank that was stopped"
+    assert RunFiles(run).exit_status.read_text() == str(int(Exit.STOPPED))
+    subprocess.run(command(after, run), check=True)
+    places = [(step["epoch"], step["batch"]) for step in steps(run) if step["rank"] == 0]
+    assert places == [(step.epoch, step.batch) for step in alone.steps], "no batch twice, none missed"
+    done = batches(run)
+    assert [len(done[place]) for place in places] == [before] * 5 + [after]
+    losses = []
+    for step in alone.steps:
+        ranks = done[step.epoch, step.batch]
+        assert sorted(name for part in ranks for name in part["images"]) == sorted(step.images)
+        losses.append(statistics.mean(sum(part["losses"]) for part in ranks))
+    assert sum(losses) == pytest.approx(sum(sum(step.losses) for step in alone.steps), rel=0.01)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(planned: TrainingPlan) -> None:
+    run = planned.run.parent / "odd"
+    session.record(replace(planned, run=run, arguments={**planned.arguments, "batch": 7}))
+    refused = subprocess.run(command(2, run), stderr=subprocess.PIPE, text=True)
+    assert refused.returncode
+    assert "a batch of 7 cannot be shared by 2 ranks; expected a --batch that is a multiple" in refused.stderr
+
+
+def test_the_users_own_torchrun_trains_restarts_and_resumes(data: Path, tmp_path: Path) -> None:
+    """One rank is killed, then one hangs; the restart that torchrun was allowed is used up by then."""
     run = tmp_path / "runs" / "mine"
-    header, _ = (run / "results.csv").read_text().splitlines()
-    assert "global_map_bal" in header
-    assert first.stderr.count("predicting val: 8/8") == 1
-    assert (run / "weights" / "best.pt").is_file()
-    assert not RunFiles(run).is_locked()
+    (tmp_path / "toolkit.toml").write_text("[saving]\nbatches = 1\n[health.hang]\nlimit = 8\n")
+    words = ["train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke", "--imgsz", "64"]
+    words += ["--epochs", "2", "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
+    words += ["--score-every", "1"]
+    two = [*TORCHRUN, "--nproc-per-node=2"]
+    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path)}
+    faults = {"FAULTS": "kill:0:3@1 stuck:1:2@1"}
+    allowed = [*two, "--max-restarts=1", str(WORKER), *words]
+    first = subprocess.run(allowed, env=environment | faults, timeout=120)
+    assert first.returncode
+    files = RunFiles(run)
+    assert state_of(files) == "interrupted"
+    assert [(e.kind, e.action) for e in events.read(files.events)] == [
+        ("group restarted", "resumed"),
+        ("hang", "group ended"),
+    ]
+    write_json(files.orders, Orders(supervisor=99_999_999))  # of another machine, or gone for long
+    subprocess.run([*two, "-m", "toolkit", *words, "--resume"], env=environment, check=True, timeout=120)
+    assert state_of(files) == "finished"
+    assert [path.name for path in run.parent.iterdir()] == ["mine"]
+    assert len((run / "results.csv").read_text().splitlines()) == 3
+    places = [(step["epoch"], step["batch"]) for step in steps(run) if step["rank"] == 0]
+    assert places == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0), (1, 1)], "then untraced"
+    assert files.best.is_file()
+    assert not files.is_locked()
+
+
+@contextmanager
+def node(address: str, endpoint: str, words: list[str], environment: dict[str, str]) -> Iterator[Any]:
+    """A machine of its own, as far as torchrun can tell; the first one, 127.0.0.1, keeps the rendezvous."""
+    host = int(address == "127.0.0.1")
+    torchrun = [*TORCHRUN[:3], "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
+    torchrun += [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        "--rdzv-id=week",
+        "--local-addr",
+        address,
+    ]
+    torchrun += [f"--rdzv-conf=is_host={host},last_call_timeout=3", str(WORKER)]
+    agent = subprocess.Popen([*torchrun, *words], env=environment)
+    try:
+        yield agent
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(agent.pid).children(recursive=True):
+                process.kill()
+        agent.kill()
+        agent.wait()
+
+
+def test_a_run_outlives_the_loss_of_a_machine_and_takes_it_back(data: Path, tmp_path: Path) -> None:
+    """Two machines; one is killed in mid-epoch and comes back later. Every image once in each epoch."""
+    run = tmp_path / "runs" / "mine"
+    (tmp_path / "toolkit.toml").write_text("[saving]\nbatches = 1\n")
+    words = ["train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke", "--imgsz", "64"]
+    words += ["--epochs", "4", "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
+    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path), "FAULTS": "lose_node:0:3@1 slow:*!"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def ranks() -> list[int]:
+        """How many shared each batch, in order."""
+        return [step["ranks"] for step in steps(run) if step["rank"] == 0]
+
+    with node("127.0.0.1", endpoint, words, environment) as first:
+        with node("127.0.0.2", endpoint, words, environment) as lost:
+            assert lost.wait(120) == -9
+        end = time.monotonic() + 120
+        while first.poll() is None and ranks()[-1:] != [1] and time.monotonic() < end:
+            time.sleep(0.2)
+        with node("127.0.0.2", endpoint, words, environment) as returned:
+            assert first.wait(180) == returned.wait(180) == 0
+    files = RunFiles(run)
+    assert state_of(files) == "finished"
+    assert [e.detail for e in events.read(files.events)] == ["1 rank", "2 ranks"]
+    assert [count for count, _ in itertools.groupby(ranks())] == [2, 1, 2]
+    places = [(step["epoch"], step["batch"]) for step in steps(run) if step["rank"] == 0]
+    assert places == [(epoch, batch) for epoch in range(4) for batch in range(6)], "none twice, none missed"
+    for epoch in range(4):
+        seen = Counter(name for step in steps(run) if step["epoch"] == epoch for name in step["images"])
+        assert len(seen) == 44
+        assert set(seen.values()) == {1}

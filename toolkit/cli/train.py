@@ -84,7 +84,9 @@ def train(
     )
     place = workspace.current()
     if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks
-        raise typer.Exit(session.train_in_group(place, options, resume))
+        from toolkit.training import group
+
+        raise typer.Exit(group.train(place, options, resume))
     plan = session.plan_resume(place, options) if resume else session.plan(place, options)
     if dry_run:
         from toolkit.dataset import index

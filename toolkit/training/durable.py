@@ -155,11 +155,12 @@ class DurableTrainer(DetectionTrainer):
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Ultralytics would take the arguments of last.pt; this run brings its own."""
         self.resume = self._state is not None
-        self.args.resume = self.resume  # keeps results.csv
+        self.args.resume = self.resume or not MAIN  # keeps results.csv, which is the first rank's to remove
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Put everything back to where the checkpoint was written."""
         state = self._state
+        self._agree_on(state["batches_done"] if state else 0)
         if state is None:
             self._scale_learning_rate()
             # The run may have been cut off before its first checkpoint, but after an epoch.
@@ -199,6 +200,19 @@ class DurableTrainer(DetectionTrainer):
         if MAIN:
             console.note(f"continuing after batch {self.batches_done:,}, in epoch {self.start_epoch + 1}")
 
+    def _agree_on(self, batches: int) -> None:
+        """All ranks go on from the same place, or none: a shared folder may show one of them an older state.
+
+        Raises:
+            RuntimeError: they would not; the group is started again.
+        """
+        if RANK == -1:
+            return
+        first = [batches]
+        distributed.broadcast_object_list(first, src=0)
+        if first[0] != batches:
+            raise RuntimeError(f"rank {RANK} found a checkpoint at batch {batches}, the first at {first[0]}")
+
     def _scale_learning_rate(self) -> None:
         rates = [rate * self.orders.lr_scale for rate in self._planned_rates]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -234,6 +248,11 @@ class DurableTrainer(DetectionTrainer):
             loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
             use_server(loader)
             return loader
+        if self.batch_size % WORLD_SIZE:
+            raise ToolkitError(
+                f"a batch of {self.batch_size} cannot be shared by {WORLD_SIZE} ranks",
+                expected=f"a --batch that is a multiple of {WORLD_SIZE}",
+            )
         dataset = self.build_dataset(dataset_path, mode, batch_size)
         order = EpochSampler(len(dataset), self.batch_size, self.args.seed, max(RANK, 0), WORLD_SIZE)
         return ResumableLoader(

@@ -44,6 +44,14 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skip: tuple[tuple[int, int], ...] = ()
 
 
+def read_orders(files: RunFiles) -> Orders:
+    """What an earlier supervisor of the run had learned; of a new run nothing."""
+    try:
+        return msgspec.json.decode(files.orders.read_bytes(), type=Orders)
+    except (OSError, msgspec.DecodeError):
+        return Orders()
+
+
 class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When checkpoints inside an epoch are written: whichever comes first.
 

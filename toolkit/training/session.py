@@ -155,7 +155,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     for key in ("epochs", "batch", "imgsz", "workers", "seed"):
         value = getattr(options, key)
         if value is None:
-            value = getattr(defaults, key, None)
+            value = getattr(defaults, key)
         if value is not None:
             arguments[key] = value
     if options.patches:
@@ -177,7 +177,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     model = _check_model(options.model or defaults.model or preset.model)
     return TrainingPlan(
         data=data.absolute(),
-        run=_new_run(place, options.name),
+        run=_new_run(place, options.name or defaults.name),
         preset=preset_name,
         model=model,
         channels=channels,
@@ -186,7 +186,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         arguments=arguments,
         score_every=score_every,
         select_by=select_by,
-        saving=msgspec.convert(defaults.saving, Saving),
+        saving=defaults.saving,
         rules=health.load(defaults.health),
         subsets=subsets,
     )
@@ -235,7 +235,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         device=resolve_device(options.device) if options.device else before.device,
         patches=before.patches and options.patches,
         arguments={**before.arguments, **changed},
-        saving=msgspec.convert(defaults.saving, Saving),
+        saving=defaults.saving,
         rules=health.load(defaults.health),
     )
 
@@ -305,6 +305,7 @@ def record(plan: TrainingPlan) -> None:
             patches=plan.patches,
             command=sys.argv[1:],
             version=__version__,
+            job=os.environ.get("TORCHELASTIC_RUN_ID", ""),
         )
         write_json(plan.run / "run.json", started_with)
         reproduction.write(reproduction.here(plan), files.best.parent)
@@ -364,38 +365,6 @@ def train(plan: TrainingPlan) -> Path:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets)} ({counted})")
     return supervise(plan)
-
-
-def train_in_group(place: workspace.Workspace, options: Options, resume: bool) -> int:
-    """Train as one of the ranks that the user's own torchrun has started.
-
-    The first rank plans and says which run it is, the others follow it. torchrun restarts the group
-    (``--max-restarts``), which then resumes. Data and runs are folders that all machines see.
-
-    Returns:
-        The status to end with, a :class:`toolkit.training.rundir.Exit`.
-    """
-    from torch import cuda
-    from torch.distributed.rendezvous import rendezvous
-
-    from toolkit.training import worker
-
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store, rank, _ = next(rendezvous("env://"))
-    key = f"toolkit run {restarts}"
-    if rank == 0:
-        if options.device is None and cuda.is_available():
-            ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
-            options = replace(options, device=",".join(map(str, range(ranks_here))))
-        again = resume or restarts != "0"
-        planned = plan_resume(place, options) if again else plan(place, options)
-        record(planned)
-        store.set(key, str(planned.run))
-    files = RunFiles(Path(store.get(key).decode()))
-    if rank:
-        return worker.main(files.run)
-    with files.locked():
-        return worker.main(files.run)
 
 
 def _check_route() -> None:

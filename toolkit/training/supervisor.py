@@ -22,9 +22,9 @@ import psutil
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events, health, heartbeat, sensors, session
+from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary
 from toolkit.training.health import Action
-from toolkit.training.rundir import Exit, Orders, RunFiles, RunState, Summary, write_json
+from toolkit.training.rundir import Exit, RunFiles, RunState, Summary, read_orders, write_json
 
 HOUR = 3600.0
 LOWER = 0.5
@@ -112,14 +112,7 @@ class _Supervisor:
     def __post_init__(self) -> None:
         self.start = time.monotonic()
         self.read_sensors = sensors.reader(self.plan.device)
-        self.orders = self._initial_orders()
-
-    def _initial_orders(self) -> Orders:
-        """What an earlier supervisor of this run had learned: the learning rate and the batches to skip."""
-        with suppress(OSError, msgspec.DecodeError):
-            earlier = msgspec.json.decode(self.files.orders.read_bytes(), type=Orders)
-            return msgspec.structs.replace(earlier, supervisor=os.getpid(), before=None)
-        return Orders(supervisor=os.getpid())
+        self.orders = msgspec.structs.replace(read_orders(self.files), supervisor=os.getpid(), before=None)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -144,8 +137,7 @@ class _Supervisor:
             write_json(self.files.orders, self.orders)
             end = self._attempt()
             if end.code == Exit.FINISHED and end.verdict is None:
-                summary = self._summarise("finished")
-                console.note(self._describe(summary))
+                console.note(self._describe(self._summarise("finished")))
                 return self.files.best
             if self.stopped_by or (end.code == Exit.STOPPED and end.verdict is None):
                 self._stop()
@@ -181,9 +173,11 @@ class _Supervisor:
         """The trainer's own status, which torchrun turns into 1, and so does Python when an import fails."""
         if code != 1:
             return code
+        status: int = Exit.FAULT
         with suppress(OSError, ValueError):
-            return int(self.files.exit_status.read_text())
-        return Exit.FAULT
+            status = int(self.files.exit_status.read_text())
+        # torchrun asks the ranks that are left to stop when one has died: that is nobody's wish.
+        return status if self.stopped_by or status != Exit.STOPPED else Exit.FAULT
 
     def _look(self, history: health.History) -> health.Verdict | None:
         """Observe the trainer; note what is to be noted; return what needs more than that."""
@@ -274,8 +268,7 @@ class _Supervisor:
         )
 
     def _fail(self, reason: str) -> None:
-        summary = self._summarise("failed", reason)
-        console.note(self._describe(summary))
+        console.note(self._describe(self._summarise("failed", reason)))
         raise ToolkitError(
             f"run {self.files.run.name} was given up",
             found=reason,
@@ -289,36 +282,18 @@ class _Supervisor:
         console.warn(event.line())
 
     def _summarise(self, state: RunState, reason: str = "") -> Summary:
-        beat = heartbeat.read(self.files)
-        known = beat or heartbeat.Beat(pid=0, count=0, phase="starting")
-        summary = Summary(
-            state=state,
-            reason=reason,
-            epochs=known.epoch,
-            epochs_planned=known.epochs,
-            best=known.best,
-            images_per_second=known.images_per_second,
-            gpu_memory=known.gpu_memory,
-            seconds=time.monotonic() - self.start,
-            restarts=len(self.restarts),
-            skipped_updates=known.skipped_updates,
-            bad_frames=known.bad_frames,
-            skipped_batches=len(self.orders.skip),
-            events=events.count(events.read(self.files.events)),
-        )
-        with suppress(ToolkitError):  # a full disk
-            write_json(self.files.summary, summary)
-        return summary
+        seconds = time.monotonic() - self.start
+        return summary.write(self.files, state, reason, seconds=seconds, restarts=len(self.restarts))
 
-    def _describe(self, summary: Summary) -> str:
+    def _describe(self, went: Summary) -> str:
         """The summary for a person."""
-        happened = ", ".join(f"{n} x {kind}" for kind, n in summary.events.items()) or "nothing"
-        best = "none yet" if summary.best is None else f"{summary.best:.4f}"
+        happened = ", ".join(f"{n} x {kind}" for kind, n in went.events.items()) or "nothing"
+        best = "none yet" if went.best is None else f"{went.best:.4f}"
         lines = [
-            f"run {self.files.run.name}: {summary.state}{f' ({summary.reason})' if summary.reason else ''}",
-            f"  epochs {summary.epochs} of {summary.epochs_planned}, best {self.plan.select_by} {best}",
-            f"  restarts {summary.restarts}, updates skipped {summary.skipped_updates}, "
-            f"batches skipped {summary.skipped_batches}, frames replaced {summary.bad_frames}",
+            f"run {self.files.run.name}: {went.state}{f' ({went.reason})' if went.reason else ''}",
+            f"  epochs {went.epochs} of {went.epochs_planned}, best {self.plan.select_by} {best}",
+            f"  restarts {went.restarts}, updates skipped {went.skipped_updates}, "
+            f"batches skipped {went.skipped_batches}, frames replaced {went.bad_frames}",
             f"  what happened: {happened}",
         ]
         return "\n".join(lines)
