@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import __version__, console
 from toolkit.doctor import GIB, best_card, recommend_profile
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 from toolkit.machine import Machine
 from toolkit.reproduction import commit
 
@@ -361,6 +361,27 @@ def default_user() -> str:
     uid = os.environ.get("SUDO_UID") if os.geteuid() == 0 else None
     gid = os.environ.get("SUDO_GID") if os.geteuid() == 0 else None
     return f"{uid or os.geteuid()}:{gid or os.getegid()}"
+
+
+def make_runs(folder: Path, user: str) -> None:
+    """Make the folder for runs, if it is missing, and give it to the user of the container.
+
+    Raises:
+        ToolkitError: ``user`` is not "uid:gid" in numbers, or the folder cannot be made.
+    """
+    uid, separator, gid = user.partition(":")
+    if not (separator and uid.isdecimal() and gid.isdecimal()):
+        raise ToolkitError(f"no user {user}", expected="uid:gid, numbers such as 1000:1000")
+    if folder.is_dir():
+        return
+    try:
+        folder.mkdir(parents=True)
+        if os.geteuid() == 0:
+            os.chown(folder, int(uid), int(gid))
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot make the folder {folder}", reason(error), fix="name one with --runs"
+        ) from error
 
 
 def run(client: DockerClient, arguments: Mapping[str, Any]) -> int:

@@ -94,6 +94,23 @@ def test_the_engine_takes_every_argument(places: containers.Places) -> None:
     assert config["HostConfig"]["Devices"][0]["PathOnHost"] == "/dev/kfd"
 
 
+def test_a_new_folder_for_runs_belongs_to_the_user_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[object, ...]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda *arguments: given.append(arguments))
+    containers.make_runs(tmp_path / "runs", "1000:100")
+    containers.make_runs(tmp_path / "runs", "1000:100")
+    assert given == [(tmp_path / "runs", 1000, 100)]
+
+
+@pytest.mark.parametrize("user", ["banana", "1000", "1000:", ":100", "-1:100"])
+def test_a_user_without_numbers_is_one_clear_line(tmp_path: Path, user: str) -> None:
+    with pytest.raises(ToolkitError, match="expected uid:gid"):
+        containers.make_runs(tmp_path / "runs", user)
+
+
 def test_only_named_variables_go_in(places: containers.Places) -> None:
     environment = {"HF_TOKEN": "secret", "PATH": "/bin", "TOOLKIT_CONV_ROUTE": "gemm"}
     given = arguments("cpu", "no-card", "true", places=places, environment=environment)

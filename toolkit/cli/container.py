@@ -110,7 +110,7 @@ def _run(
     interactive: bool = False,
 ) -> None:
     from toolkit import containers, machine, workspace
-    from toolkit.errors import ToolkitError, reason
+    from toolkit.errors import ToolkitError
 
     place = workspace.current()
     try:
@@ -119,19 +119,15 @@ def _run(
         if data is not None:
             raise
     folder = runs or place.runs
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolkitError(
-            f"cannot make the folder {folder}", reason(error), fix="name one with --runs"
-        ) from error
+    user = user or containers.default_user()
+    containers.make_runs(folder, user)
     found = machine.read()
     arguments = containers.create_arguments(
         containers.choose_profile(profile, found),
         found,
         containers.Places(data, folder, writable),
         command,
-        user or containers.default_user(),
+        user,
         tty=sys.stdout.isatty(),
         stdin=interactive,
     )
