@@ -15,7 +15,9 @@ from ultralytics.data.build import build_dataloader
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+from toolkit.training import session
 from toolkit.training.sampling import EpochSampler, ResumableLoader
+from toolkit.training.session import TrainingPlan
 
 LOAD = """
 import sys
@@ -62,6 +64,25 @@ def test_a_server_that_was_started_early_serves_and_all_end_with_a_loader_that_i
         time.sleep(0.1)
     assert len(started) == 3
     assert not left
+
+
+FIRST = """
+import sys
+from pathlib import Path
+
+from toolkit.dataset import loader
+from toolkit.training import worker
+
+loader.start_server = lambda: sys.exit("torch" in sys.modules)
+worker.main(Path(sys.argv[1]))
+sys.exit("training never started the server")
+"""
+
+
+def test_training_starts_the_server_before_it_imports_pytorch_itself(sample: Path, tmp_path: Path) -> None:
+    run, arguments = tmp_path / "run", {"workers": 2}
+    session.record(TrainingPlan(sample, run, "smoke", "yolo11n.yaml", 1, "cpu", False, arguments))
+    subprocess.run([sys.executable, "-c", FIRST, run], check=True)
 
 
 def test_no_worker_sees_a_gpu_or_imports_pytorch_again(index: DatasetIndex) -> None:

@@ -321,10 +321,6 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
         Stopped, RollBackNeeded: see :mod:`toolkit.training.durable`.
         ToolkitError: the data is not prepared, or the run could not produce weights.
     """
-    from toolkit.dataset.loader import start_server
-
-    if plan.arguments.get("workers"):
-        start_server()  # first, so that it imports PyTorch while this process does
     import patches
     from toolkit.dataset import index
     from toolkit.device import running

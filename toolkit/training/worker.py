@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from toolkit import console
+from toolkit.dataset import loader
 from toolkit.errors import ToolkitError
 from toolkit.training import events, session
 from toolkit.training.rundir import Exit, Orders, RunFiles
@@ -90,6 +91,8 @@ def _train(files: RunFiles) -> int:
         plan = session.read_plan(files)
         orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
         stop = StopRequest(orders.supervisor or os.getppid())
+        if plan.arguments.get("workers"):
+            loader.start_server()  # before the next line, so that both processes import PyTorch at once
         from toolkit.training.durable import RollBackNeeded, Stopped
 
         try:
