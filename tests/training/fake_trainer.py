@@ -35,7 +35,18 @@ scene = json.loads(scenes[min(number, len(scenes) - 1)])
 
 if "place" in scene:
     heartbeat.Place(files).set(*scene["place"])
-signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+
+
+def stop(*_: object) -> None:
+    if "lingers" not in scene:
+        os._exit(75)
+    files.exit_status.write_text("75")  # a first rank has saved, and torchrun waits for one that is stuck
+    time.sleep(scene["lingers"])
+    (run / "lingered").touch()
+    os._exit(1)
+
+
+signal.signal(signal.SIGTERM, stop)
 end = time.monotonic() + scene.get("seconds", 0.0)
 count = 0
 while True:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,14 @@ def test_an_error_that_trying_again_would_not_mend_is_not_tried_again(stage: Sta
         stage.play({"exit": int(Exit.FAILED)})
     assert len(stage.orders) == 1
     assert state_of(stage.files) == "failed"
+
+
+def test_a_group_that_has_saved_is_not_waited_for_when_it_is_stopped(stage: Stage) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(ToolkitError, match="was stopped") as stopped:
+        stage.play({"seconds": 30, "exit": 0, "lingers": 4}, linger=0.2)
+    assert stopped.value.exit_code == Exit.STOPPED
+    assert not (stage.files.run / "lingered").exists()
 
 
 def test_a_trainer_that_never_gets_to_a_batch_is_given_up_after_three_lives(stage: Stage) -> None:

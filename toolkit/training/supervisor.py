@@ -42,6 +42,7 @@ class Policy:
         look: seconds between two checks of the health rules.
         stop_grace: seconds that the trainer has to save when it is asked to stop.
         hang_grace: the same for one that hangs.
+        linger: seconds to end after the status has been written.
     """
 
     restarts: int = 10
@@ -50,6 +51,7 @@ class Policy:
     look: float = 1.0
     stop_grace: float = 60.0
     hang_grace: float = 5.0
+    linger: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -230,8 +232,13 @@ class _Supervisor:
             family = psutil.Process(child.pid).children(recursive=True)
         if grace and child.poll() is None:
             child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(grace)
+            deadline = time.monotonic() + grace
+            while child.poll() is None and time.monotonic() < deadline:
+                time.sleep(self.policy.poll)
+                # The first rank writes its status when all is saved; torchrun then waits half a minute for
+                # ranks that wait in a collective for the first.
+                if self.files.exit_status.exists():
+                    deadline = min(deadline, time.monotonic() + self.policy.linger)
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # what the trainer left behind in its group
         for process in family:  # and what made a group of its own
