@@ -117,14 +117,14 @@ def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(st
 def test_nan_in_every_batch_goes_back_further_each_time_with_half_the_rate_then_gives_up(
     stage: Stage,
 ) -> None:
-    for batches in (10, 20, 30):
-        checkpoints.write(stage.files.checkpoints, batches, {"batches_done": batches})
+    for images in (10, 20, 30):
+        checkpoints.write(stage.files.checkpoints, images, {"images": images})
     with pytest.raises(ToolkitError, match="3 roll-backs within the hour"):
         stage.play({"seconds": 30, "exit": 0, "beat": NAN})
     assert [order["lr_scale"] for order in stage.orders] == [1.0, 0.5, 0.25, 0.125]
     assert [order["before"] for order in stage.orders] == [None, None, 30, 30]
-    assert stage.actions[0] == "rolled back to batch 30, learning rate x 0.5"
-    assert stage.actions[1] == "rolled back to batch 20, learning rate x 0.25"
+    assert stage.actions[0] == "rolled back to image 30, learning rate x 0.5"
+    assert stage.actions[1] == "rolled back to image 20, learning rate x 0.25"
     assert stage.actions[-1] == "given up"
 
 

@@ -153,7 +153,8 @@ class _Supervisor:
 
     def _attempt(self) -> _End:
         """Run one trainer process to its end, and end it if a rule says so."""
-        for path in (self.files.heartbeat, self.files.exit_status):
+        # The place as well: a trainer that dies before its first batch is no second fault of the last one's.
+        for path in (self.files.heartbeat, self.files.exit_status, self.files.place):
             path.unlink(missing_ok=True)
         history = health.History()
         self.active.clear()
@@ -287,13 +288,13 @@ class _Supervisor:
         before = None
         if len(self.roll_backs) > 1:
             used, _ = checkpoints.newest(self.files.checkpoints)
-            before = used.batches if used else None
+            before = used.images if used else None
         target, _ = checkpoints.newest(self.files.checkpoints, before)
         if before is not None and target is None:
             before, target = None, used
         scale = self.orders.lr_scale * LOWER
         self.orders = msgspec.structs.replace(self.orders, before=before, lr_scale=scale)
-        where = f"batch {target.batches}" if target else "the start"
+        where = f"image {target.images:,}" if target else "the start"
         self._record(kind, f"rolled back to {where}, learning rate x {scale:g}", detail)
 
     def _stop(self) -> None:
@@ -302,7 +303,7 @@ class _Supervisor:
         saved = checkpoints.newest(self.files.checkpoints)[0]
         raise ToolkitError(
             f"run {self.files.run.name} was stopped",
-            found=f"saved after {saved.batches:,} batches" if saved else "nothing to save yet",
+            found=f"saved after {saved.images:,} images" if saved else "nothing to save yet",
             fix=f"continue it: toolkit train --resume --name {self.files.run.name}",
             exit_code=code,
         )
