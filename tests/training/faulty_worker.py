@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from toolkit import cli
+from toolkit.dataset.frames import ZipFrames
 from toolkit.training import trainer, worker
 
 rank = int(os.environ.get("RANK", "0"))
@@ -76,8 +77,19 @@ class Faulty(trainer.LTDv2Trainer):
         super()._on_batch_end()
 
 
+read_at_once = ZipFrames.read
+
+
+def read_slowly(frames: ZipFrames, row: int) -> bytes:
+    """What a disk does that answers late."""
+    time.sleep(0.05)
+    return read_at_once(frames, row)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if "slow_disk" in faults:
+        ZipFrames.read = read_slowly  # type: ignore[method-assign]
     trainer.LTDv2Trainer = Faulty  # type: ignore[misc]
     if sys.argv[1] == "train":
         cli.main()

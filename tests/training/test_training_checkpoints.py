@@ -30,7 +30,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 def test_the_newest_and_the_two_before_it_are_kept(tmp_path: Path) -> None:
     for batches in (1, 2, 30, 4, 100):
         checkpoints.write(tmp_path, batches, state(batches))
-    assert [c.batches for c in checkpoints.listed(tmp_path)] == [100, 30, 4]
+    assert [c.images for c in checkpoints.listed(tmp_path)] == [100, 30, 4]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -65,7 +65,7 @@ def test_a_write_that_fails_leaves_the_older_ones_and_no_litter(tmp_path: Path) 
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".batch-000000001-abc.pt.x1.tmp").write_text("half")
+    (tmp_path / ".image-000000000001-abc.pt.x1.tmp").write_text("half")
     checkpoints.remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -75,6 +75,6 @@ def test_going_back_drops_what_came_after(tmp_path: Path) -> None:
         checkpoints.write(tmp_path, batches, state(batches))
     found, _ = checkpoints.newest(tmp_path, before=30)
     assert found is not None
-    assert found.batches == 20
-    checkpoints.discard_after(tmp_path, found.batches)
-    assert [c.batches for c in checkpoints.listed(tmp_path)] == [20, 10]
+    assert found.images == 20
+    checkpoints.discard_after(tmp_path, found.images)
+    assert [c.images for c in checkpoints.listed(tmp_path)] == [20, 10]

@@ -74,7 +74,7 @@ def test_nan_in_every_batch_changes_no_weight_and_writes_no_checkpoint(data: Pat
     assert trainer is not None
     assert trainer.skipped_in_a_row >= 4
     assert all(bool(torch.isfinite(p).all()) for p in trainer.model.state_dict().values())
-    assert [c.batches for c in checkpoints.listed(files.checkpoints)][1:] == [4, 3]
+    assert [c.images for c in checkpoints.listed(files.checkpoints)][1:] == [32, 24]
 
 
 def test_weights_that_are_not_finite_are_never_saved(data: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_weights_that_are_not_finite_are_never_saved(data: Path, tmp_path: Path)
 
     with pytest.raises(RollBackNeeded):
         train(planned, prepare=prepare)
-    assert [c.batches for c in checkpoints.listed(RunFiles(planned.run).checkpoints)] == [3, 2, 1]
+    assert [c.images for c in checkpoints.listed(RunFiles(planned.run).checkpoints)] == [24, 16, 8]
 
 
 def test_a_dead_worker_is_recorded_and_replaced_and_no_sample_is_lost(data: Path, tmp_path: Path) -> None:

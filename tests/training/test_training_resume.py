@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 
@@ -85,11 +86,23 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     files = RunFiles(planned.run)
     first = train(planned, stop_after=7)
     damaged = checkpoints.listed(files.checkpoints)[0]
-    assert damaged.batches == 7
+    assert damaged.images == 44 + 8
     damaged.path.write_bytes(damaged.path.read_bytes()[:-100])
     second = train(planned)
     assert [event.kind for event in events.read(files.events)] == ["checkpoint damaged"]
     assert_same(first.steps[:6] + second.steps, whole.steps)
+
+
+def test_with_larger_batches_the_newest_checkpoint_is_still_the_last_one_written(
+    data: Path, tmp_path: Path
+) -> None:
+    """Forty images in batches of eight, then batches of sixteen: a third run goes on after the second."""
+    planned = plan(data, tmp_path / "run", saving=Saving(batches=1))
+    larger = replace(planned, arguments={**planned.arguments, "batch": 16})
+    first, second, third = train(planned, stop_after=5), train(larger, stop_after=3), train(larger)
+    assert len(set(first.images + list(second.steps[0].images))) == 44
+    assert [(step.epoch, step.batch) for step in second.steps] == [(0, 2), (1, 0), (1, 1)]
+    assert (third.steps[0].epoch, third.steps[0].batch) == (1, 2)
 
 
 def test_a_run_cut_before_its_first_checkpoint_starts_over(whole: Trace, data: Path, tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
             soft = room if 3 <= done < 9 else resource.RLIM_INFINITY
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
             if done == 8:
-                kept.extend(c.batches for c in checkpoints.listed(files.checkpoints) if c.intact())
+                kept.extend(c.images for c in checkpoints.listed(files.checkpoints) if c.intact())
 
         trainer.callbacks["on_train_batch_end"].insert(0, on_batch)
 
@@ -149,7 +162,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert_same(trace.steps, whole.steps)
     assert whole.trainer is not None
-    assert kept == [2, 1]
+    assert kept == [16, 8]
     if room > 100:  # else the events did not fit either
         counts = events.count(events.read(files.events))
         assert counts["weights not written"] == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,14 @@ def test_an_error_that_trying_again_would_not_mend_is_not_tried_again(stage: Sta
     assert state_of(stage.files) == "failed"
 
 
+def test_a_group_that_has_saved_is_not_waited_for_when_it_is_stopped(stage: Stage) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(ToolkitError, match="was stopped") as stopped:
+        stage.play({"seconds": 30, "exit": 0, "lingers": 4}, linger=0.2)
+    assert stopped.value.exit_code == Exit.STOPPED
+    assert not (stage.files.run / "lingered").exists()
+
+
 def test_a_trainer_that_never_gets_to_a_batch_is_given_up_after_three_lives(stage: Stage) -> None:
     with pytest.raises(ToolkitError, match="3 times at the same place"):
         stage.play({"exit": -9})
@@ -76,6 +87,20 @@ def test_faults_at_different_places_are_restarted_until_the_hour_is_used_up(stag
         stage.play(*lives, restarts=4)
     assert stage.actions == ["restarted"] * 4 + ["given up"]
     assert all(order["skip"] == [] for order in stage.orders)
+
+
+def test_the_next_trainer_is_ready_when_a_silent_one_counts_as_hanging(stage: Stage) -> None:
+    hang = Rules(hang=Rule(4.0, Action.RESTART))
+    stage.play({"silent": 60, "exit": 0}, {"exit": 0}, rules=hang, hang_grace=0.0)
+    assert stage.actions == ["restarted"]
+    assert [order["spare"] for order in stage.orders] == [False, True]
+
+
+def test_a_trainer_that_was_only_slow_is_left_alone(stage: Stage) -> None:
+    stage.play({"silent": 5, "exit": 0}, rules=Rules(hang=Rule(8.0, Action.RESTART)))
+    assert (stage.files.run / "spare").exists()
+    assert (stage.actions, len(stage.orders)) == ([], 1)
+    assert not stage.files.is_locked()
 
 
 def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(stage: Stage) -> None:
@@ -92,14 +117,14 @@ def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(st
 def test_nan_in_every_batch_goes_back_further_each_time_with_half_the_rate_then_gives_up(
     stage: Stage,
 ) -> None:
-    for batches in (10, 20, 30):
-        checkpoints.write(stage.files.checkpoints, batches, {"batches_done": batches})
+    for images in (10, 20, 30):
+        checkpoints.write(stage.files.checkpoints, images, {"images": images})
     with pytest.raises(ToolkitError, match="3 roll-backs within the hour"):
         stage.play({"seconds": 30, "exit": 0, "beat": NAN})
     assert [order["lr_scale"] for order in stage.orders] == [1.0, 0.5, 0.25, 0.125]
     assert [order["before"] for order in stage.orders] == [None, None, 30, 30]
-    assert stage.actions[0] == "rolled back to batch 30, learning rate x 0.5"
-    assert stage.actions[1] == "rolled back to batch 20, learning rate x 0.25"
+    assert stage.actions[0] == "rolled back to image 30, learning rate x 0.5"
+    assert stage.actions[1] == "rolled back to image 20, learning rate x 0.25"
     assert stage.actions[-1] == "given up"
 
 

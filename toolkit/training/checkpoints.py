@@ -1,7 +1,8 @@
 """Checkpoints inside an epoch: written whole or not at all, each with its own checksum, a few kept.
 
-The name carries the place and the checksum, ``batch-000012345-<16 hex digits of SHA-256>.pt``: renaming the
-finished file publishes both at once, and a reader can tell a damaged file without any other.
+The name carries the place and the checksum, ``image-000012345-<16 hex digits of SHA-256>.pt``. The place is
+counted in images, because a run may go on with batches of another size. Renaming the finished file publishes
+both at once, and a reader can tell a damaged file without any other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from toolkit.files import replacing
 KEEP = 3
 """The newest checkpoint and the two before it."""
 
-_NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"image-(\d+)-([0-9a-f]{16})\.pt")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        batches: batches done in the whole run when it was written.
+        images: images trained on in the whole run when it was written.
         checksum: the first 16 hex digits of its SHA-256.
     """
 
     path: Path
-    batches: int
+    images: int
     checksum: str
 
     def intact(self) -> bool:
@@ -55,9 +56,9 @@ class Checkpoint:
 
 def listed(folder: Path) -> list[Checkpoint]:
     """Checkpoints in ``folder``, newest first, not yet checked."""
-    names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("batch-*.pt"))
+    names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("image-*.pt"))
     found = [Checkpoint(path, int(match[1]), match[2]) for path, match in names if match]
-    return sorted(found, key=lambda c: (c.batches, _modified(c.path)), reverse=True)
+    return sorted(found, key=lambda c: (c.images, _modified(c.path)), reverse=True)
 
 
 def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, list[Checkpoint]]:
@@ -65,11 +66,11 @@ def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, 
 
     Args:
         folder: of the checkpoints.
-        before: only those with fewer batches done than this.
+        before: only those with fewer images than this.
     """
     damaged: list[Checkpoint] = []
     for checkpoint in listed(folder):
-        if before is not None and checkpoint.batches >= before:
+        if before is not None and checkpoint.images >= before:
             continue
         if checkpoint.intact():
             return checkpoint, damaged
@@ -77,7 +78,7 @@ def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, 
     return None, damaged
 
 
-def write(folder: Path, batches: int, state: Mapping[str, Any]) -> Checkpoint:
+def write(folder: Path, images: int, state: Mapping[str, Any]) -> Checkpoint:
     """Write ``state`` (tensors, numbers, text, lists and dictionaries of them) and drop the oldest files.
 
     Older checkpoints are removed only after the new one is on the disk.
@@ -91,25 +92,25 @@ def write(folder: Path, batches: int, state: Mapping[str, Any]) -> Checkpoint:
     torch.save(dict(state), buffer)
     content = buffer.getbuffer()
     checksum = _checksum(content)
-    path = folder / f"batch-{batches:09d}-{checksum}.pt"
+    path = folder / f"image-{images:012d}-{checksum}.pt"
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     for old in listed(folder)[KEEP:]:
         with suppress(OSError):
             old.path.unlink()
-    return Checkpoint(path, batches, checksum)
+    return Checkpoint(path, images, checksum)
 
 
-def discard_after(folder: Path, batches: int) -> None:
-    """Remove checkpoints with more batches done than ``batches``: the run has gone back before them."""
+def discard_after(folder: Path, images: int) -> None:
+    """Remove checkpoints with more images than ``images``: the run has gone back before them."""
     for checkpoint in listed(folder):
-        if checkpoint.batches > batches:
+        if checkpoint.images > images:
             checkpoint.path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers that were killed left behind."""
-    for path in folder.glob(".batch-*.tmp"):
+    for path in folder.glob(".image-*.tmp"):
         with suppress(OSError):
             path.unlink()
             console.note(f"removed {path.name}, which a killed writer left behind")

@@ -139,7 +139,7 @@ class DurableTrainer(DetectionTrainer):
                 self._record("checkpoint damaged", "the one before it is used", one.path.name)
                 one.path.unlink(missing_ok=True)
             if checkpoint is not None:
-                checkpoints.discard_after(self.files.checkpoints, checkpoint.batches)
+                checkpoints.discard_after(self.files.checkpoints, checkpoint.images)
         if checkpoint is None:
             return None
         state = checkpoint.load()
@@ -160,7 +160,7 @@ class DurableTrainer(DetectionTrainer):
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Put everything back to where the checkpoint was written."""
         state = self._state
-        self._agree_on(state["batches_done"] if state else 0)
+        self._agree_on((state["epoch"], state["samples"]) if state else (0, 0))
         if state is None:
             self._scale_learning_rate()
             # The run may have been cut off before its first checkpoint, but after an epoch.
@@ -184,7 +184,7 @@ class DurableTrainer(DetectionTrainer):
         sums, count = dict(state["loss_sums"]), state["loss_count"]
         self.progress = _Progress(state["epoch"], state["samples"], sums, count)
         self._since_update = state["since_update"]
-        self.batches_done = self.saved_at = state["batches_done"]
+        self.batches_done = self.saved_at = self._batches_until(state["epoch"], state["samples"])
         self.skipped_updates, self.frames = state["skipped_updates"], state["frames"]
         self._losses.extend(state["recent_losses"])
         self.loss_names = tuple(state["loss_names"])
@@ -200,7 +200,12 @@ class DurableTrainer(DetectionTrainer):
         if MAIN:
             console.note(f"continuing after batch {self.batches_done:,}, in epoch {self.start_epoch + 1}")
 
-    def _agree_on(self, batches: int) -> None:
+    def _batches_until(self, epoch: int, samples: int) -> int:
+        """Batches of the present size, which may not be the size of those that were trained."""
+        batches: int = epoch * len(self.train_loader) + -(-samples // self.batch_size)
+        return batches
+
+    def _agree_on(self, place: tuple[int, int]) -> None:
         """All ranks go on from the same place, or none: a shared folder may show one of them an older state.
 
         Raises:
@@ -208,10 +213,10 @@ class DurableTrainer(DetectionTrainer):
         """
         if RANK == -1:
             return
-        first = [batches]
+        first = [place]
         distributed.broadcast_object_list(first, src=0)
-        if first[0] != batches:
-            raise RuntimeError(f"rank {RANK} found a checkpoint at batch {batches}, the first at {first[0]}")
+        if first[0] != place:
+            raise RuntimeError(f"rank {RANK} would go on at {place} (epoch, image), the first at {first[0]}")
 
     def _scale_learning_rate(self) -> None:
         rates = [rate * self.orders.lr_scale for rate in self._planned_rates]
@@ -521,11 +526,15 @@ class DurableTrainer(DetectionTrainer):
         if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
             raise RollBackNeeded
         try:
-            checkpoints.write(self.files.checkpoints, self.batches_done, self._make_state())
+            checkpoints.write(self.files.checkpoints, self._images_done(), self._make_state())
         except ToolkitError as error:
             self._record("checkpoint not written", "older ones kept, training goes on", error.line())
         else:
             self.saved_at = self.batches_done
+
+    def _images_done(self) -> int:
+        images: int = self.train_loader.order.images
+        return self.progress.epoch * images + self.progress.samples
 
     def _make_state(self) -> dict[str, Any]:
         model, progress = unwrap_model(self.model), self.progress
@@ -534,7 +543,6 @@ class DurableTrainer(DetectionTrainer):
             "format": FORMAT,
             "epoch": progress.epoch,
             "samples": progress.samples,
-            "batches_done": self.batches_done,
             "model": model.state_dict(),
             "ema": self.ema.ema.state_dict(),
             "ema_updates": self.ema.updates,

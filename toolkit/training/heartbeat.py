@@ -98,7 +98,7 @@ def read(files: RunFiles) -> Beat | None:
     """The newest heartbeat; None where there is none yet."""
     try:
         return msgspec.json.decode(files.heartbeat.read_bytes(), type=Beat)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError):
         return None
 
 

@@ -33,7 +33,7 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         supervisor: its process id; the trainer saves and stops when that process is gone. 0: the process that
             started the trainer.
-        before: resume from the newest checkpoint with fewer batches done than this; None: from the newest.
+        before: resume from the newest checkpoint with fewer images than this; None: from the newest.
         lr_scale: part of the planned learning rate to use.
         skip: (epoch, batch) pairs to leave out.
     """

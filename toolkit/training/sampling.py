@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -155,8 +156,9 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def _worker_is_dead(self) -> bool:
-        workers = getattr(self._iterator, "_workers", ())
-        return any(not worker.is_alive() for worker in workers)
+        # A connection breaks a moment before its process counts as dead.
+        sentinels = [worker.sentinel for worker in getattr(self._iterator, "_workers", ())]
+        return bool(sentinels and wait(sentinels, timeout=2.0))
 
     def reset(self) -> None:
         """Stop the workers; the next batch starts new ones, which see the dataset as it is then."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import psutil
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary
+from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary, worker
 from toolkit.training.health import Action
 from toolkit.training.rundir import Exit, RunFiles, RunState, Summary, read_orders, write_json
 
@@ -42,6 +42,7 @@ class Policy:
         look: seconds between two checks of the health rules.
         stop_grace: seconds that the trainer has to save when it is asked to stop.
         hang_grace: the same for one that hangs.
+        linger: seconds to end after the status has been written.
     """
 
     restarts: int = 10
@@ -50,6 +51,7 @@ class Policy:
     look: float = 1.0
     stop_grace: float = 60.0
     hang_grace: float = 5.0
+    linger: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,10 @@ def supervise(
         session.record(plan)
         keeper = _Supervisor(plan, files, policy, list(command or trainer_command(plan)), lock)
         with keeper.signals():
-            return keeper.run()
+            try:
+                return keeper.run()
+            finally:
+                keeper.prepare_spare(False)
 
 
 @dataclass
@@ -106,6 +111,7 @@ class _Supervisor:
     restarts: list[float] = field(default_factory=list)
     roll_backs: list[float] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
+    spare: subprocess.Popen[bytes] | None = None
     last_fault: tuple[int, int] | None = None
     faults_there: int = 0
 
@@ -147,11 +153,12 @@ class _Supervisor:
 
     def _attempt(self) -> _End:
         """Run one trainer process to its end, and end it if a rule says so."""
-        for path in (self.files.heartbeat, self.files.exit_status):
+        # The place as well: a trainer that dies before its first batch is no second fault of the last one's.
+        for path in (self.files.heartbeat, self.files.exit_status, self.files.place):
             path.unlink(missing_ok=True)
         history = health.History()
         self.active.clear()
-        child = subprocess.Popen(self.command, start_new_session=True, pass_fds=[self.lock])
+        child = self._launch()
         try:
             next_look = 0.0
             while (code := child.poll()) is None:
@@ -160,6 +167,8 @@ class _Supervisor:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + self.policy.look
                     verdict = self._look(history)
+                    if self.plan.ranks == 1:
+                        self.prepare_spare(health.hang_is_near(history, self.plan.rules))
                     if verdict is not None:
                         graces = {Action.RESTART: self.policy.hang_grace, Action.ROLL_BACK: 0.0}
                         grace = graces.get(verdict.action, self.policy.stop_grace)
@@ -168,6 +177,33 @@ class _Supervisor:
             return _End(self._status(code))
         finally:
             self._end(child, 0.0)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """The trainer that was prepared, told to begin; without one, a new one."""
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.stdin is not None:
+            with suppress(BrokenPipeError):
+                spare.stdin.write(b"\n")
+                return spare
+        return self._spawn(None, os.environ)
+
+    def _spawn(self, stdin: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command,
+            bufsize=0,
+            stdin=stdin,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[self.lock],
+        )
+
+    def prepare_spare(self, wanted: bool) -> None:
+        """Have a trainer ready that has imported all it needs, or none: the import is most of a restart."""
+        if wanted and self.spare is None:
+            self.spare = self._spawn(subprocess.PIPE, {**os.environ, worker.SPARE: "1"})
+        elif not wanted and self.spare is not None:
+            self._end(self.spare, 0.0)
+            self.spare = None
 
     def _status(self, code: int) -> int:
         """The trainer's own status, which torchrun turns into 1, and so does Python when an import fails."""
@@ -197,8 +233,13 @@ class _Supervisor:
             family = psutil.Process(child.pid).children(recursive=True)
         if grace and child.poll() is None:
             child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(grace)
+            deadline = time.monotonic() + grace
+            while child.poll() is None and time.monotonic() < deadline:
+                time.sleep(self.policy.poll)
+                # The first rank writes its status when all is saved; torchrun then waits half a minute for
+                # ranks that wait in a collective for the first.
+                if self.files.exit_status.exists():
+                    deadline = min(deadline, time.monotonic() + self.policy.linger)
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # what the trainer left behind in its group
         for process in family:  # and what made a group of its own
@@ -247,13 +288,13 @@ class _Supervisor:
         before = None
         if len(self.roll_backs) > 1:
             used, _ = checkpoints.newest(self.files.checkpoints)
-            before = used.batches if used else None
+            before = used.images if used else None
         target, _ = checkpoints.newest(self.files.checkpoints, before)
         if before is not None and target is None:
             before, target = None, used
         scale = self.orders.lr_scale * LOWER
         self.orders = msgspec.structs.replace(self.orders, before=before, lr_scale=scale)
-        where = f"batch {target.batches}" if target else "the start"
+        where = f"image {target.images:,}" if target else "the start"
         self._record(kind, f"rolled back to {where}, learning rate x {scale:g}", detail)
 
     def _stop(self) -> None:
@@ -262,7 +303,7 @@ class _Supervisor:
         saved = checkpoints.newest(self.files.checkpoints)[0]
         raise ToolkitError(
             f"run {self.files.run.name} was stopped",
-            found=f"saved after {saved.batches:,} batches" if saved else "nothing to save yet",
+            found=f"saved after {saved.images:,} images" if saved else "nothing to save yet",
             fix=f"continue it: toolkit train --resume --name {self.files.run.name}",
             exit_code=code,
         )
