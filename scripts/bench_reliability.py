@@ -1,22 +1,30 @@
 #!/usr/bin/env python3
 """What heartbeat, guard and checkpoints cost, as a part of a training step.
 
-    scripts/bench_reliability.py DATA [--imgsz 192] [--batch 8] [--rounds 3]
+    scripts/bench_reliability.py DATA [--imgsz 192] [--batch 8] [--rounds 3] [--hang]
 
 DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. "added" is the processor
 time of all that `toolkit train` does in a batch and Ultralytics does not: callbacks, seeding, warm-up, the
 check of the gradient's norm. That is steadier than the difference of two runs, which is shown as well:
 "plain" is Ultralytics' own loop, step and preprocessing over the same loader, "durable" what `toolkit train`
 runs. One thread of a CPU. A checkpoint is timed by the clock and spread over five minutes.
+
+--hang measures instead how long it takes until a trainer that was frozen (SIGSTOP) has been found and the
+next one has trained a batch, beyond the limit of its rule, which is 20 s here instead of 120.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -26,12 +34,19 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from toolkit.dataset import index
 from toolkit.device import running
-from toolkit.training.rundir import Saving
+from toolkit.errors import ToolkitError
+from toolkit.training import heartbeat
+from toolkit.training.health import Action, Rule, Rules
+from toolkit.training.rundir import RunFiles, Saving
 from toolkit.training.session import TrainingPlan, load_preset
+from toolkit.training.supervisor import supervise
 from toolkit.training.trainer import LTDv2Trainer
 
 WARM_UP = 4
 """Batches of each run that are not counted."""
+
+HANG = 20.0
+"""Seconds without a batch that count as a hang."""
 
 
 def make_plain(trainer: LTDv2Trainer) -> None:
@@ -85,17 +100,10 @@ class Added:
         trainer.optimizer_step = optimizer_step
 
 
-def train(options: argparse.Namespace, run: Path, plain: bool) -> tuple[float, float, float]:
-    """Seconds of processor time a batch, of it added, and seconds for a checkpoint (0 and 0 when plain)."""
+def make_plan(options: argparse.Namespace, run: Path, **arguments: Any) -> TrainingPlan:
+    """A run of the smoke preset without validation and without checkpoints."""
     preset = load_preset("smoke")
-    arguments = {
-        **preset.arguments,
-        "imgsz": options.imgsz,
-        "batch": options.batch,
-        "epochs": 1,
-        "val": False,
-    }
-    plan = TrainingPlan(
+    return TrainingPlan(
         data=options.data.absolute(),
         run=run,
         preset="smoke",
@@ -103,9 +111,47 @@ def train(options: argparse.Namespace, run: Path, plain: bool) -> tuple[float, f
         channels=preset.channels,
         device="cpu",
         patches=False,
-        arguments=arguments,
+        arguments={
+            **preset.arguments,
+            "imgsz": options.imgsz,
+            "batch": options.batch,
+            "val": False,
+            **arguments,
+        },
         saving=Saving(seconds=1e9),
     )
+
+
+def hang(options: argparse.Namespace, run: Path) -> list[float]:
+    """Seconds beyond the limit from each freeze to the batch after the one that was frozen."""
+    plan = make_plan(options, run, epochs=1000, workers=1)
+    plan = replace(plan, saving=Saving(batches=5), rules=Rules(hang=Rule(HANG, Action.RESTART)))
+    files = RunFiles(run)
+    times: list[float] = []
+
+    def freeze() -> None:
+        frozen = 0
+        for _ in range(options.rounds):
+            while (beat := heartbeat.read(files)) is None or beat.pid == frozen or beat.phase != "training":
+                time.sleep(0.1)
+            time.sleep(5.0)
+            frozen, start = beat.pid, time.monotonic()
+            os.kill(frozen, signal.SIGSTOP)
+            reached = heartbeat.Place.read(files) or (0, 0)
+            while (heartbeat.Place.read(files) or (0, 0)) <= reached:
+                time.sleep(0.1)
+            times.append(time.monotonic() - start - HANG)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=freeze, daemon=True).start()
+    with suppress(ToolkitError):  # stopped on request
+        supervise(plan)
+    return times
+
+
+def train(options: argparse.Namespace, run: Path, plain: bool) -> tuple[float, float, float]:
+    """Seconds of processor time a batch, of it added, and seconds for a checkpoint (0 and 0 when plain)."""
+    plan = make_plan(options, run, epochs=1)
     times: list[float] = []
     with running("cpu", patched=False):
         trainer = LTDv2Trainer(plan, index.load(plan.data))
@@ -139,19 +185,25 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=192)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--hang", action="store_true")
     options = parser.parse_args()
+    if options.hang:
+        with tempfile.TemporaryDirectory() as folder:
+            times = hang(options, Path(folder) / "run")
+        print(f"hang        training again {', '.join(f'{t:.1f}' for t in times)} s after the limit")
+        return
     torch.set_num_threads(1)
-    times: dict[bool, list[float]] = {True: [], False: []}
+    steps: dict[bool, list[float]] = {True: [], False: []}
     added, saves = [], []
     for _ in range(options.rounds):
         for plain in (True, False):
             with tempfile.TemporaryDirectory() as folder:
                 step, extra, saving = train(options, Path(folder) / "run", plain)
-            times[plain].append(step)
+            steps[plain].append(step)
             if not plain:
                 added.append(extra)
                 saves.append(saving)
-    plain_step, durable_step = min(times[True]), min(times[False])
+    plain_step, durable_step = min(steps[True]), min(steps[False])
     checkpoint, extra = statistics.median(saves), statistics.median(added)
     print(f"plain       {plain_step * 1e3:8.2f} ms a batch (best of {options.rounds} medians)")
     print(f"durable     {durable_step * 1e3:8.2f} ms a batch, {durable_step / plain_step - 1:+.2%}")

@@ -1,7 +1,7 @@
 """Stands in for the trainer where only the supervisor is tested: ``fake_trainer.py RUN``.
 
-Each line of ``script.jsonl`` in the run is one life: the heartbeat to show, for how long, and how to end. The
-orders that each life was given are appended to ``lives.jsonl``.
+Each line of ``script.jsonl`` in the run is one life: the heartbeat to show, for how long, how long to be
+silent then, and how to end. The orders that each life was given are appended to ``lives.jsonl``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ import msgspec
 
 from toolkit.training import heartbeat
 from toolkit.training.rundir import RunFiles
+from toolkit.training.worker import SPARE
 
 run = Path(sys.argv[1])
 files = RunFiles(run)
 lives = run / "lives.jsonl"
+spare = SPARE in os.environ
+if spare:
+    (run / "spare").touch()
+    if not sys.stdin.buffer.read(1):
+        sys.exit(1)
 number = len(lives.read_text().splitlines()) if lives.exists() else 0
 with lives.open("a") as file:
-    file.write(json.dumps(json.loads(files.orders.read_text())) + "\n")
+    file.write(json.dumps(json.loads(files.orders.read_text()) | {"spare": spare}) + "\n")
 scenes = (run / "script.jsonl").read_text().splitlines()
 scene = json.loads(scenes[min(number, len(scenes) - 1)])
 
@@ -39,6 +45,7 @@ while True:
     if time.monotonic() >= end:
         break
     time.sleep(0.05)
+time.sleep(scene.get("silent", 0.0))
 if scene["exit"] < 0:
     os.kill(os.getpid(), -scene["exit"])
 files.exit_status.write_text(str(scene["exit"]))

@@ -78,6 +78,20 @@ def test_faults_at_different_places_are_restarted_until_the_hour_is_used_up(stag
     assert all(order["skip"] == [] for order in stage.orders)
 
 
+def test_the_next_trainer_is_ready_when_a_silent_one_counts_as_hanging(stage: Stage) -> None:
+    hang = Rules(hang=Rule(4.0, Action.RESTART))
+    stage.play({"silent": 60, "exit": 0}, {"exit": 0}, rules=hang, hang_grace=0.0)
+    assert stage.actions == ["restarted"]
+    assert [order["spare"] for order in stage.orders] == [False, True]
+
+
+def test_a_trainer_that_was_only_slow_is_left_alone(stage: Stage) -> None:
+    stage.play({"silent": 5, "exit": 0}, rules=Rules(hang=Rule(8.0, Action.RESTART)))
+    assert (stage.files.run / "spare").exists()
+    assert (stage.actions, len(stage.orders)) == ([], 1)
+    assert not stage.files.is_locked()
+
+
 def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(stage: Stage) -> None:
     fault = {"exit": -11, "place": [3, 14]}
     stage.play(fault, fault, {"exit": 0})

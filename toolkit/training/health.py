@@ -179,6 +179,14 @@ def check(history: History, rules: Rules) -> list[Verdict]:
     return sorted(verdicts, key=lambda verdict: -severity.index(verdict.action))
 
 
+def hang_is_near(history: History, rules: Rules) -> bool:
+    """Whether half of the time after which training or validation counts as hanging has passed in silence."""
+    for rule_function, rule in ((_hang, rules.hang), (_hang_validating, rules.hang_validating)):
+        if rule_function(history, msgspec.structs.replace(rule, limit=rule.limit / 2)) is not None:
+            return True
+    return False
+
+
 def load(table: Mapping[str, Any]) -> Rules:
     """Rules from ``[health]`` of a toolkit.toml: a rule that is named keeps the defaults it does not mention.
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import psutil
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary
+from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary, worker
 from toolkit.training.health import Action
 from toolkit.training.rundir import Exit, RunFiles, RunState, Summary, read_orders, write_json
 
@@ -92,7 +92,10 @@ def supervise(
         session.record(plan)
         keeper = _Supervisor(plan, files, policy, list(command or trainer_command(plan)), lock)
         with keeper.signals():
-            return keeper.run()
+            try:
+                return keeper.run()
+            finally:
+                keeper.prepare_spare(False)
 
 
 @dataclass
@@ -106,6 +109,7 @@ class _Supervisor:
     restarts: list[float] = field(default_factory=list)
     roll_backs: list[float] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
+    spare: subprocess.Popen[bytes] | None = None
     last_fault: tuple[int, int] | None = None
     faults_there: int = 0
 
@@ -151,7 +155,7 @@ class _Supervisor:
             path.unlink(missing_ok=True)
         history = health.History()
         self.active.clear()
-        child = subprocess.Popen(self.command, start_new_session=True, pass_fds=[self.lock])
+        child = self._launch()
         try:
             next_look = 0.0
             while (code := child.poll()) is None:
@@ -160,6 +164,8 @@ class _Supervisor:
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + self.policy.look
                     verdict = self._look(history)
+                    if self.plan.ranks == 1:
+                        self.prepare_spare(health.hang_is_near(history, self.plan.rules))
                     if verdict is not None:
                         graces = {Action.RESTART: self.policy.hang_grace, Action.ROLL_BACK: 0.0}
                         grace = graces.get(verdict.action, self.policy.stop_grace)
@@ -168,6 +174,33 @@ class _Supervisor:
             return _End(self._status(code))
         finally:
             self._end(child, 0.0)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """The trainer that was prepared, told to begin; without one, a new one."""
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.stdin is not None:
+            with suppress(BrokenPipeError):
+                spare.stdin.write(b"\n")
+                return spare
+        return self._spawn(None, os.environ)
+
+    def _spawn(self, stdin: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command,
+            bufsize=0,
+            stdin=stdin,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[self.lock],
+        )
+
+    def prepare_spare(self, wanted: bool) -> None:
+        """Have a trainer ready that has imported all it needs, or none: the import is most of a restart."""
+        if wanted and self.spare is None:
+            self.spare = self._spawn(subprocess.PIPE, {**os.environ, worker.SPARE: "1"})
+        elif not wanted and self.spare is not None:
+            self._end(self.spare, 0.0)
+            self.spare = None
 
     def _status(self, code: int) -> int:
         """The trainer's own status, which torchrun turns into 1, and so does Python when an import fails."""

@@ -25,6 +25,9 @@ from toolkit.training.rundir import Exit, Orders, RunFiles
 ORPHAN_GRACE = 30.0
 """Seconds that a trainer without a supervisor has to save and end before it ends itself."""
 
+SPARE = "TOOLKIT_SPARE_TRAINER"
+"""Set for a trainer that gets ready and waits for a byte on its standard input before it begins."""
+
 
 class PatientStream:
     """A stream whose disk may be full or whose reader gone: what cannot be written is lost, nothing else."""
@@ -78,6 +81,8 @@ class StopRequest:
 def main(run: Path) -> int:
     """Train a run as its plan and its orders say; the return value is an :class:`Exit`."""
     files = RunFiles(run)
+    if os.environ.pop(SPARE, None) and not _told_to_begin(files):
+        return Exit.STOPPED
     sys.stdout, sys.stderr = PatientStream(sys.stdout), PatientStream(sys.stderr)
     status = _train(files)
     if os.environ.get("RANK", "0") == "0":
@@ -86,13 +91,25 @@ def main(run: Path) -> int:
     return status
 
 
+def _told_to_begin(files: RunFiles) -> bool:
+    """Get ready and wait; False if the supervisor has gone."""
+    _get_ready(session.read_plan(files))
+    return bool(sys.stdin.buffer.read(1))
+
+
+def _get_ready(plan: session.TrainingPlan) -> None:
+    """Import what trains, in this process and in the server of the loader's workers at once."""
+    if plan.arguments.get("workers"):
+        loader.start_server()
+    import toolkit.training.trainer  # noqa: F401
+
+
 def _train(files: RunFiles) -> int:
     try:
         plan = session.read_plan(files)
         orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
         stop = StopRequest(orders.supervisor or os.getppid())
-        if plan.arguments.get("workers"):
-            loader.start_server()  # before the next line, so that both processes import PyTorch at once
+        _get_ready(plan)
         from toolkit.training.durable import RollBackNeeded, Stopped
 
         try:
