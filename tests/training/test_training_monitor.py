@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from toolkit.cli import main
 from toolkit.training import events, heartbeat, session, watching
@@ -98,8 +99,6 @@ def test_json_has_time_left_with_its_spread(
 
 
 def test_a_terminal_sees_everything_at_a_glance(files: RunFiles) -> None:
-    from rich.console import Console
-
     from toolkit.cli.monitor import _view
 
     console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
@@ -122,6 +121,23 @@ def test_runs_are_listed_with_state_score_and_size(
         assert word in table
     (shown,) = json.loads(toolkit(monkeypatch, capsys, "runs", "--json"))
     assert shown["bytes"] == sum(p.stat().st_size for p in files.run.rglob("*"))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_runs_are_readable_at_eighty_columns_and_whole_in_a_pipe(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    name = "a-run-of-a-whole-night-with-a-name-that-says-what-it-is-for"
+    files.run.rename(files.run.parent / name)
+    screen = Console(width=80, force_terminal=terminal, record=True, file=io.StringIO())
+    monkeypatch.setattr("toolkit.console.out", screen)
+    toolkit(monkeypatch, capsys, "runs")
+    text = screen.export_text()
+    words = ("interrupted", "3/10", "0.5000") if terminal else (name, "interrupted", "smoke", "begun")
+    assert all(word in text for word in words)
+    assert name in "".join(line.split(" ")[0] for line in text.splitlines())
+    assert "\u2026" not in text
+    assert not terminal or max(map(len, text.splitlines())) <= 80
 
 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
-    from toolkit.training.watching import Snapshot
+    from toolkit.training.watching import RunLine, Snapshot
 
 REFRESH = 1.0
 """Seconds between two looks on a terminal."""
 
 PLAIN = 10.0
 """Seconds between two lines when the output is no terminal."""
+
+UNLIMITED = 10_000
+"""Columns."""
 
 
 def monitor(
@@ -62,17 +66,14 @@ def monitor(
 def runs(
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """List the runs of this workspace: state, best score, size.
+    """List the runs of this workspace: state, best score, size. A narrow terminal shows fewer columns.
 
     Example: [bold]toolkit runs[/bold]
     """
     import msgspec
-    from rich import box
-    from rich.table import Table
 
     from toolkit import console, workspace
     from toolkit.training import watching
-    from toolkit.training.watching import number
 
     place = workspace.current()
     lines = [watching.describe(files) for files in watching.all_runs(place.runs)]
@@ -82,35 +83,56 @@ def runs(
     if not lines:
         console.note(f"no runs in {place.runs}; start one: toolkit train")
         return
+    if not console.out.is_terminal:
+        console.out.width = UNLIMITED  # a pipe has none, and what is read from it must not be clipped
+    shown = list(_COLUMNS)
+    unlimited = console.out.options.update(width=UNLIMITED)
+    for spare in _SPARE:
+        if console.out.measure(_table(lines, shown), options=unlimited).maximum > console.out.width:
+            shown.remove(spare)
+    console.out.print(_table(lines, shown))
+
+
+def _table(lines: list[RunLine], shown: list[str]) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from toolkit.training.watching import number
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for title, justify in _COLUMNS.items():
-        table.add_column(title, justify="right" if justify else "left", no_wrap=True)
+    for title in shown:
+        table.add_column(title, justify=_COLUMNS[title], no_wrap=title != "run", overflow="fold")
     for line in lines:
-        table.add_row(
-            line.name,
-            f"[{_COLOURS[line.state]}]{line.state}[/]",
-            line.preset,
-            line.model,
-            f"{line.epochs}/{line.epochs_planned}",
-            number(line.map50, ".4f"),
-            number(line.global_map_bal, ".4f"),
-            f"{line.bytes / 2**20:,.1f}",
-            line.begun[5:].replace("T", " "),
-        )
-    console.out.print(table)
+        cells = {
+            "run": escape(line.name),
+            "state": f"[{_COLOURS[line.state]}]{line.state}[/]",
+            "preset": line.preset,
+            "model": escape(line.model),
+            "epochs": f"{line.epochs}/{line.epochs_planned}",
+            "mAP50": number(line.map50, ".4f"),
+            "bal": number(line.global_map_bal, ".4f"),
+            "MiB": f"{line.bytes / 2**20:,.1f}",
+            "begun": line.begun[5:].replace("T", " "),
+        }
+        table.add_row(*(cells[title] for title in shown))
+    return table
 
 
-_COLUMNS = {
-    "run": False,
-    "state": False,
-    "preset": False,
-    "model": False,
-    "epochs": True,
-    "mAP50": True,
-    "bal": True,
-    "MiB": True,
-    "begun": False,
+_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "run": "left",
+    "state": "left",
+    "preset": "left",
+    "model": "left",
+    "epochs": "right",
+    "mAP50": "right",
+    "bal": "right",
+    "MiB": "right",
+    "begun": "left",
 }
+_SPARE = ("begun", "preset", "MiB", "model")
+"""Columns that give way on a narrow terminal, in this order; long names of runs are then folded."""
+
 _COLOURS = {
     "running": "green",
     "finished": "bold green",
