@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from toolkit import cli
+from toolkit.dataset.frames import ZipFrames
 from toolkit.training import trainer, worker
 
 rank = int(os.environ.get("RANK", "0"))
@@ -76,8 +77,18 @@ class Faulty(trainer.LTDv2Trainer):
         super()._on_batch_end()
 
 
+def read_slowly(
+    frames: ZipFrames, row: int, read: Callable[[ZipFrames, int], bytes] = ZipFrames.read
+) -> bytes:
+    """What a disk does that answers late."""
+    time.sleep(0.05)
+    return read(frames, row)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if "slow_disk" in faults:
+        ZipFrames.read = read_slowly  # type: ignore[method-assign]
     trainer.LTDv2Trainer = Faulty  # type: ignore[misc]
     if sys.argv[1] == "train":
         cli.main()

@@ -104,6 +104,17 @@ def test_it_trained_what_an_undisturbed_run_trains(battered: Path, data: Path, t
             assert step["losses"] == pytest.approx(same.losses, abs=1e-6)
 
 
+def test_a_disk_that_answers_slowly_is_noted_and_waited_for(data: Path, tmp_path: Path) -> None:
+    planned = plan(data, tmp_path / "slow", epochs=2)
+    rules = Rules(starving=Rule(0.5, Action.NOTE, seconds=4.0))
+    supervise(replace(planned, rules=rules), Policy(look=0.2), command(planned.run, "slow_disk"))
+    assert [(e.kind, e.action) for e in events.read(RunFiles(planned.run).events)] == [("starving", "noted")]
+    assert state_of(RunFiles(planned.run)) == "finished"
+    assert [(step["epoch"], step["batch"]) for step in trace(planned.run)] == [
+        (epoch, batch) for epoch in range(2) for batch in range(6)
+    ]
+
+
 @dataclass
 class Interrupted:
     """A run that was stopped with SIGTERM, begun again, and lost its supervisor to a kill -9."""

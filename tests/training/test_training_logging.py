@@ -1,0 +1,108 @@
+"""Ultralytics' own records of a run, results.csv and TensorBoard, of a run that is cut off and goes on."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_run import Trace, plan, train
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.callbacks import tensorboard
+
+from toolkit.training.rundir import Saving
+from toolkit.training.session import TrainingPlan
+
+# Ultralytics traces the model for the graph, and its warnings say nothing about this project.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
+
+
+@dataclass
+class Writer:
+    """Stands in for tensorboard's, which is not installed with the toolkit."""
+
+    log_dir: str
+    scalars: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars[name].append((step, float(value)))
+
+    def add_graph(self, *_: Any) -> None:
+        """The model's graph is drawn, and not looked at here."""
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+@dataclass
+class Logged:
+    """A run that was killed twice in mid-epoch, and the same run undisturbed."""
+
+    run: Path
+    whole: Trace
+    last: Trace
+    writers: list[Writer]
+
+
+@pytest.fixture(scope="module")
+def logged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Logged:
+    planned = plan(data, tmp_path_factory.mktemp("runs") / "logged", saving=Saving(batches=4))
+    whole = train(replace(planned, run=planned.run.with_name("whole")))
+    writers: list[Writer] = []
+
+    def make(log_dir: str) -> Writer:
+        writers.append(Writer(log_dir))
+        return writers[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ultralytics.utils.SETTINGS", {**SETTINGS, "tensorboard": True})
+        patch.setattr("ultralytics.utils.TESTS_RUNNING", False)
+        patch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=make))
+        importlib.reload(tensorboard)
+        train_and_fall(planned, 7)
+        train_and_fall(planned, 7)
+        last = train(planned)
+    importlib.reload(tensorboard)
+    return Logged(planned.run, whole, last, writers)
+
+
+def train_and_fall(planned: TrainingPlan, batches: int) -> None:
+    """Train and fall over without a word after so many batches, up to four behind the last checkpoint."""
+    done = []
+
+    def fall(_: Any) -> None:
+        done.append(1)
+        if len(done) > batches:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(planned, prepare=lambda trainer: trainer.add_callback("on_train_batch_end", fall))
+
+
+def test_results_csv_has_each_epoch_once_with_the_numbers_of_the_undisturbed_run(logged: Logged) -> None:
+    rows, expected = (
+        list(csv.DictReader((run / "results.csv").open()))
+        for run in (logged.run, logged.run.with_name("whole"))
+    )
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for row, other in zip(rows, expected, strict=True):
+        assert {**row, "time": ""} == {**other, "time": ""}
+
+
+def test_tensorboard_gets_losses_and_scores_of_every_epoch(logged: Logged) -> None:
+    assert [writer.log_dir for writer in logged.writers] == [str(logged.run)] * 3
+    for name in ("train/box_loss", "lr/pg0", "metrics/mAP50(B)"):
+        steps = {step for writer in logged.writers for step, _ in writer.scalars[name]}
+        assert steps == {1, 2, 3}, name
+
+
+def test_logging_to_tensorboard_changes_nothing_of_the_training(logged: Logged) -> None:
+    steps = logged.last.steps
+    assert steps
+    assert steps == logged.whole.steps[-len(steps) :]
