@@ -77,12 +77,13 @@ class Faulty(trainer.LTDv2Trainer):
         super()._on_batch_end()
 
 
-def read_slowly(
-    frames: ZipFrames, row: int, read: Callable[[ZipFrames, int], bytes] = ZipFrames.read
-) -> bytes:
+read_at_once = ZipFrames.read
+
+
+def read_slowly(frames: ZipFrames, row: int) -> bytes:
     """What a disk does that answers late."""
     time.sleep(0.05)
-    return read(frames, row)
+    return read_at_once(frames, row)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from tiny_run import MODEL, Trace, plan, train
 
 from toolkit.training import events, session
@@ -93,6 +95,54 @@ def test_their_losses_are_those_of_one_rank_within_a_percent(together: Path, alo
     for two, one in pairs:
         assert two == pytest.approx(one, rel=0.05)
     assert sum(two for two, _ in pairs) == pytest.approx(sum(one for _, one in pairs), rel=0.01)
+
+
+def loss_and_targets(model: Any, batch: dict[str, Any]) -> tuple[float, float]:
+    """The loss of a batch, and the sum of the scores of its targets, which Ultralytics divides it by."""
+    model.criterion = model.init_criterion()
+    sums: list[float] = []
+    model.criterion.assigner.register_forward_hook(lambda *call: sums.append(float(call[2][2].sum())))
+    with torch.no_grad():
+        parts = model(batch)[1]
+    return float(sum(parts.values())), sums[0]
+
+
+def part_of(batch: dict[str, Any], rank: int) -> dict[str, Any]:
+    """What one of two ranks gets of a batch."""
+    mine = batch["batch_idx"] % 2 == rank
+    boxes = {key: batch[key][mine] for key in ("cls", "bboxes")}
+    return {**batch, **boxes, "img": batch["img"][rank::2], "batch_idx": batch["batch_idx"][mine] // 2}
+
+
+def test_own_targets_and_own_statistics_are_all_that_makes_ranks_differ(planned: TrainingPlan) -> None:
+    """Two halves of a batch that share both have the loss of the whole."""
+    differences: dict[str, list[float]] = defaultdict(list)
+
+    def prepare(trainer: Any) -> None:
+        original = trainer.preprocess_batch
+
+        def preprocess(batch: dict[str, Any]) -> dict[str, Any]:
+            processed: dict[str, Any] = original(batch)
+            model = copy.deepcopy(trainer.model)
+            for normalised in ("own", "shared"):
+                for module in model.modules():
+                    if normalised == "shared" and isinstance(module, torch.nn.BatchNorm2d):
+                        module.eval()
+                whole, targets = loss_and_targets(model, processed)
+                (one, its), (two, others) = (loss_and_targets(model, part_of(processed, r)) for r in range(2))
+                plain, weighed = (one + two) / 2, (one * its + two * others) / targets
+                differences[f"own targets, {normalised} statistics"].append(plain / whole - 1)
+                differences[f"shared targets, {normalised} statistics"].append(weighed / whole - 1)
+            return processed
+
+        trainer.preprocess_batch = preprocess
+
+    train(replace(planned, run=planned.run.parent / "halved"), prepare=prepare)
+    largest = {name: max(map(abs, values)) for name, values in differences.items()}
+    for name, difference in largest.items():
+        print(f"{name}: a batch in two halves differs by at most {difference:.1e}")
+    assert largest.pop("shared targets, shared statistics") < 1e-5
+    assert min(largest.values()) > 1e-3
 
 
 def test_the_whole_group_is_started_again_and_finishes(together: Path) -> None:
