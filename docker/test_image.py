@@ -24,6 +24,9 @@ from pathlib import Path
 import docker
 import pytest
 
+from toolkit.training.heartbeat import Place
+from toolkit.training.rundir import RunFiles
+
 PROFILE = os.environ.get("LTDV2_PROFILE", "cpu")
 UID, GID = 12345, 23456
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +158,8 @@ def training(
 
     With a terminal it runs as a shell would run it there: keys that make signals make them.
     """
-    place = workspace / "runs/first/place"
-    before = place.read_text() if place.exists() else ""
+    files = RunFiles(workspace / "runs/first")
+    before = Place.read(files)
     with subprocess.Popen(
         command("train", workspace, "--name=first", "--device=cpu", *arguments),
         env={**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)},
@@ -166,7 +169,7 @@ def training(
         start_new_session=True,
         preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
     ) as process:
-        while process.poll() is None and (not place.exists() or place.read_text() == before):
+        while process.poll() is None and Place.read(files) in (None, before):
             time.sleep(0.2)
         yield process
 
@@ -179,8 +182,8 @@ def copy(terminal: int) -> None:
 
 
 def saved(workspace: Path) -> int:
-    """Batches that the newest checkpoint of the run has done."""
-    found = (workspace / "runs/first/checkpoints").glob("batch-*.pt")
+    """Images that the newest checkpoint of the run has been trained on."""
+    found = (workspace / "runs/first/checkpoints").glob("image-*.pt")
     return max(int(path.name.split("-")[1]) for path in found)
 
 
@@ -207,9 +210,9 @@ def test_a_stopped_training_is_saved_and_goes_on(prepared: Path, client: docker.
     assert interrupted > stopped > 0
 
     with training(prepared, "--resume") as process:
-        first = int((prepared / "runs/first/place").read_text().split()[1])
+        epoch, batch = Place.read(RunFiles(prepared / "runs/first")) or (0, 0)
         process.wait()
-    assert first > interrupted
+    assert 96 * epoch + 8 * (batch + 1) > interrupted  # no image is trained twice
     assert process.returncode == 0
     assert len((prepared / "runs/first/results.csv").read_text().splitlines()) == 3
 

@@ -108,6 +108,24 @@ def test_resume_may_change_what_does_not_change_the_run(place: Workspace) -> Non
     assert (resumed.rules.hang.limit, resumed.saving.seconds) == (30, 60)
 
 
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [
+        ("--epochs", Options(epochs=8)),
+        ("--model", Options(model="yolo11n.yaml")),
+        ("--seed", Options(seed=3)),
+        ("--preset", Options(preset="thermal")),
+    ],
+)
+def test_resume_refuses_what_the_run_was_not_begun_with(
+    place: Workspace, flag: str, options: Options
+) -> None:
+    begun(place, "one", epochs=7)
+    with pytest.raises(ToolkitError, match=f"begun with another {flag}"):
+        session.plan_resume(place, options)
+    assert session.plan_resume(place, Options(epochs=7)).arguments["epochs"] == 7
+
+
 def test_resume_names_a_run_that_is_not_there_and_one_that_has_finished(place: Workspace) -> None:
     with pytest.raises(ToolkitError, match="no run to continue"):
         session.plan_resume(place, Options())

@@ -199,15 +199,19 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     moved. Health rules and checkpoint intervals are read from toolkit.toml again.
 
     Raises:
-        ToolkitError: there is no such run, it has finished, or it is scored or selected in another way than
-            the options say: its results.csv and its best.pt would then mean two things.
+        ToolkitError: there is no such run, it has finished, or the options ask for another run than it is:
+            its schedule, its results.csv and its best.pt would then mean two things.
     """
     from toolkit.device import resolve_device
 
     files = RunFiles(place.runs / options.name if options.name else _newest_run(place))
     before = read_plan(files)
-    for key in ("score_every", "select_by"):
-        value, begun = getattr(options, key), getattr(before, key)
+    fixed = ("preset", "model", "channels", "epochs", "imgsz", "seed", "score_every", "select_by")
+    for key in fixed:
+        value = getattr(options, key)
+        begun = before.arguments.get(key) if key in ("epochs", "imgsz", "seed") else getattr(before, key)
+        if value is not None and key == "model":
+            value = _check_model(value)
         if value not in (None, begun):
             flag = "--" + key.replace("_", "-")
             raise ToolkitError(
