@@ -212,6 +212,14 @@ def test_tensors_may_have_any_strides() -> None:
     assert_agrees(p, x, weight, bias, torch.ones(()).expand(grad.shape), TritonRoute(), FP32_ERROR)
 
 
+@pytest.mark.parametrize("groups", [1, 4], ids=["one group", "depthwise"])
+def test_a_bias_may_have_any_stride(groups: int) -> None:
+    p = problem(channels=4, filters=4, groups=groups, bias=True)
+    x, weight, _, grad = tensors(p)
+    for bias in (torch.randn(8)[::2], torch.randn(1).expand(4), torch.randn(9)[5:]):
+        assert_agrees(p, x, weight, bias, grad, TritonRoute(), FP32_ERROR)
+
+
 def test_channels_last_input_with_a_contiguous_gradient() -> None:
     p = problem(channels_last=True)
     x, weight, bias, grad = tensors(p)

@@ -64,6 +64,9 @@ class TritonRoute:
 
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See ``Route.forward``."""
+        if bias is not None:
+            # The kernels step through it by one, whatever its stride.
+            bias = bias.contiguous()
         aligned = (x.data_ptr() | weight.data_ptr() | (0 if bias is None else bias.data_ptr())) & 15
         key = (problem, x.stride(), weight.stride(), aligned, x.device.index)
         call = self._forward.get(key)
