@@ -155,7 +155,10 @@ class Session:
         key = (
             x.shape,
             weight.shape,
-            (*stride, *padding, *dilation, groups),
+            (*stride,),
+            (*padding,),
+            (*dilation,),
+            groups,
             transposed,
             bias is not None,
             _channels_last(x, weight),
@@ -195,7 +198,10 @@ class Session:
         key = (
             x.shape,
             weight.shape,
-            (*stride, *padding, *dilation, groups),
+            (*stride,),
+            (*padding,),
+            (*dilation,),
+            groups,
             transposed,
             bool(bias_sizes) and bias_sizes != [0],
             _channels_last(x, weight),
@@ -239,9 +245,8 @@ class Session:
         padding: list[int],
         dilation: list[int],
     ) -> _Entry:
-        transposed, bias, channels_last = key[3:6]
-        groups = key[2][-1]
-        reason = _why_not(x, weight, key[6:], stride, padding, dilation, transposed, groups)
+        groups, transposed, bias, channels_last = key[5:9]
+        reason = _why_not(x, weight, key[9:], stride, padding, dilation, transposed, groups)
         if reason:
             entry = _Entry(None, None, reason)
         else:

@@ -220,6 +220,19 @@ def test_a_wrong_call_raises_the_error_of_pytorch(call: Callable[[Tensor, Tensor
     assert patches.report().notes == ()
 
 
+def test_settings_of_one_and_of_two_numbers_are_not_mixed_up() -> None:
+    x, w = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+
+    def shapes() -> list[torch.Size]:
+        both = (([1], [1, 2]), ([1, 1], [2]))
+        return [torch.convolution(x, w, None, *each, [1, 1], False, [0, 0], 1).shape for each in both]
+
+    expected = shapes()
+    with patches.enabled("cpu", route="gemm"):
+        assert shapes() == expected == [(1, 4, 8, 10), (1, 4, 10, 10)]
+        assert routes_used() == {"gemm"}
+
+
 def test_meta_tensors_are_left_alone() -> None:
     with patches.enabled("cpu", route="gemm"):
         out = F.conv2d(torch.empty(2, 4, 6, 6, device="meta"), torch.empty(6, 4, 3, 3, device="meta"))
