@@ -155,13 +155,15 @@ class Session:
         key = (
             x.shape,
             weight.shape,
-            (*stride, *padding, *dilation, groups),
+            (*stride,),
+            (*padding,),
+            (*dilation,),
+            groups,
             transposed,
-            bias is not None,
+            None if bias is None else bias.shape,
             _channels_last(x, weight),
-            x.dtype,
-            weight.dtype,
-            x.dtype if bias is None else bias.dtype,
+            (x.device, weight.device, x.device if bias is None else bias.device),
+            (x.dtype, weight.dtype, x.dtype if bias is None else bias.dtype),
         )
         entry = self._entries.get(key) or self._enter(key, x, weight, stride, padding, dilation)
         entry.forward += 1
@@ -195,13 +197,15 @@ class Session:
         key = (
             x.shape,
             weight.shape,
-            (*stride, *padding, *dilation, groups),
+            (*stride,),
+            (*padding,),
+            (*dilation,),
+            groups,
             transposed,
-            bool(bias_sizes) and bias_sizes != [0],
+            (*bias_sizes,) if bias_sizes and bias_sizes != [0] else None,
             _channels_last(x, weight),
-            x.dtype,
-            weight.dtype,
-            grad.dtype,
+            (x.device, weight.device, grad.device),
+            (x.dtype, weight.dtype, grad.dtype),
         )
         entry = self._entries.get(key) or self._enter(key, x, weight, stride, padding, dilation)
         entry.backward += 1
@@ -239,9 +243,8 @@ class Session:
         padding: list[int],
         dilation: list[int],
     ) -> _Entry:
-        transposed, bias, channels_last = key[3:6]
-        groups = key[2][-1]
-        reason = _why_not(x, weight, key[6:], stride, padding, dilation, transposed, groups)
+        groups, transposed, bias, channels_last, devices, dtypes = key[5:]
+        reason = _why_not(x, weight, bias, devices, dtypes, stride, padding, dilation, transposed, groups)
         if reason:
             entry = _Entry(None, None, reason)
         else:
@@ -256,7 +259,7 @@ class Session:
                 padding=_both(padding),
                 dilation=_both(dilation),
                 groups=groups,
-                bias=bias,
+                bias=bias is not None,
                 dtype=x.dtype,
                 device=self.device,
                 channels_last=channels_last,
@@ -332,6 +335,8 @@ def _both(value: list[int]) -> tuple[int, int]:
 def _why_not(
     x: Tensor,
     weight: Tensor,
+    bias: tuple[int, ...] | None,
+    devices: tuple[torch.device, ...],
     dtypes: tuple[torch.dtype, ...],
     stride: list[int],
     padding: list[int],
@@ -339,7 +344,10 @@ def _why_not(
     transposed: bool,
     groups: int,
 ) -> str:
-    """Why a call is no problem for a route; empty when it is one."""
+    """Why a call is no problem for a route; empty when it is one.
+
+    Everything asked here is in the key of the call: the answer is remembered under it.
+    """
     if transposed:
         return "transposed convolution"
     if x.dim() != 4 or weight.dim() != 4:
@@ -357,7 +365,8 @@ def _why_not(
         groups < 1
         or weight.shape[1] * groups != x.shape[1]
         or weight.shape[0] % groups
-        or weight.device != x.device
+        or bias not in (None, weight.shape[:1])
+        or devices.count(x.device) != len(devices)
         or any(len(each) not in (1, 2) for each in settings)
         or min(*stride, *dilation) < 1
         or min(padding) < 0

@@ -212,6 +212,37 @@ def test_tensors_may_have_any_strides() -> None:
     assert_agrees(p, x, weight, bias, torch.ones(()).expand(grad.shape), TritonRoute(), FP32_ERROR)
 
 
+@pytest.mark.parametrize("groups", [1, 4], ids=["one group", "depthwise"])
+def test_a_bias_may_have_any_stride(groups: int) -> None:
+    p = problem(channels=4, filters=4, groups=groups, bias=True)
+    x, weight, _, grad = tensors(p)
+    for bias in (torch.randn(8)[::2], torch.randn(1).expand(4), torch.randn(9)[5:]):
+        assert_agrees(p, x, weight, bias, grad, TritonRoute(), FP32_ERROR)
+
+
+def shifted(t: Tensor) -> Tensor:
+    """The same values, one element past a multiple of 16 bytes."""
+    place = torch.empty(t.numel() + 8, dtype=t.dtype)[1 : t.numel() + 1].view(t.shape)
+    assert place.data_ptr() % 16
+    return place.copy_(t)
+
+
+def test_a_kernel_for_aligned_tensors_is_used_for_no_others() -> None:
+    p = problem(kernel=(1, 1), padding=(0, 0), size=(4, 4), bias=True)
+    x, weight, bias, grad = tensors(p)
+    served = TritonRoute()
+    served.forward(p, shifted(x), weight, bias)
+    served.forward(p, x, shifted(weight), bias)
+    assert bias is not None
+    served.forward(p, x, weight, shifted(bias))
+    assert len(served._forward) == 3
+    needs = (True, True, True)
+    served.backward(p, shifted(grad), x, weight, needs)
+    served.backward(p, grad, shifted(x), weight, needs)
+    served.backward(p, grad, x, shifted(weight), needs)
+    assert len(served._backward) == 3
+
+
 def test_channels_last_input_with_a_contiguous_gradient() -> None:
     p = problem(channels_last=True)
     x, weight, bias, grad = tensors(p)

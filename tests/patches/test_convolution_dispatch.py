@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -208,6 +210,10 @@ def test_an_integer_convolution_passes_through() -> None:
         lambda x, w: F.conv2d(x, w, stride=0),
         lambda x, w: F.conv2d(x, w, padding=-1),
         lambda x, w: F.conv2d(x, w, groups=3),
+        lambda x, w: F.conv2d(x, w, torch.ones(1)),
+        lambda x, w: F.conv2d(x, w, torch.ones(8)),
+        lambda x, w: F.conv2d(x, w, torch.ones(6, 1)),
+        lambda x, w: F.conv2d(x, w, torch.ones(())),
     ],
 )
 def test_a_wrong_call_raises_the_error_of_pytorch(call: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -218,6 +224,44 @@ def test_a_wrong_call_raises_the_error_of_pytorch(call: Callable[[Tensor, Tensor
         call(x, w)
     assert str(patched.value).splitlines()[0] == str(plain.value).splitlines()[0]
     assert patches.report().notes == ()
+
+
+def test_settings_of_one_and_of_two_numbers_are_not_mixed_up() -> None:
+    x, w = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+
+    def shapes() -> list[torch.Size]:
+        both = (([1], [1, 2]), ([1, 1], [2]))
+        return [torch.convolution(x, w, None, *each, [1, 1], False, [0, 0], 1).shape for each in both]
+
+    expected = shapes()
+    with patches.enabled("cpu", route="gemm"):
+        assert shapes() == expected == [(1, 4, 8, 10), (1, 4, 10, 10)]
+        assert routes_used() == {"gemm"}
+
+
+PLAIN: dict[str, Any] = {
+    "stride": [1, 1],
+    "padding": [0, 0],
+    "dilation": [1, 1],
+    "transposed": False,
+    "output_padding": [0, 0],
+    "groups": 1,
+}
+
+
+@pytest.mark.parametrize("wrong", ["weight", "bias"])
+def test_a_tensor_on_another_device_is_no_call_for_a_route_and_spoils_no_later_one(wrong: str) -> None:
+    x = torch.randn(2, 4, 6, 6)
+    good = {"weight": torch.randn(6, 4, 3, 3), "bias": torch.randn(6)}
+    bad = {**good, wrong: good[wrong].to("meta")}
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        for each in (bad, good, bad, good):
+            with contextlib.suppress(RuntimeError):
+                session._convolution(x, **each, **PLAIN)
+        assert patches.report().by_route() == {"gemm": 2}
+        assert passed() == {"malformed arguments": 2}
 
 
 def test_meta_tensors_are_left_alone() -> None:

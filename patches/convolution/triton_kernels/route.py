@@ -64,8 +64,18 @@ class TritonRoute:
 
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See ``Route.forward``."""
-        aligned = (x.data_ptr() | weight.data_ptr() | (0 if bias is None else bias.data_ptr())) & 15
-        key = (problem, x.stride(), weight.stride(), aligned, x.device.index)
+        if bias is not None:
+            # The kernels step through it by one, whatever its stride.
+            bias = bias.contiguous()
+        key = (
+            problem,
+            x.stride(),
+            weight.stride(),
+            x.data_ptr() & 15,
+            weight.data_ptr() & 15,
+            0 if bias is None else bias.data_ptr() & 15,
+            x.device.index,
+        )
         call = self._forward.get(key)
         if call is None:
             call = self._device(x).forward(problem, x, weight, bias)
@@ -76,8 +86,17 @@ class TritonRoute:
         self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """See ``Route.backward``."""
-        aligned = (grad.data_ptr() | x.data_ptr() | weight.data_ptr()) & 15
-        key = (problem, grad.stride(), x.stride(), weight.stride(), aligned, x.device.index, needs)
+        key = (
+            problem,
+            grad.stride(),
+            x.stride(),
+            weight.stride(),
+            grad.data_ptr() & 15,
+            x.data_ptr() & 15,
+            weight.data_ptr() & 15,
+            x.device.index,
+            needs,
+        )
         call = self._backward.get(key)
         if call is None:
             call = self._device(x).backward(problem, grad, x, weight, needs)
