@@ -89,6 +89,7 @@ class Session:
         self._planner: Planner | None = None
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
+        self._told_unsupported = False
         self._library: Any = None
         self._miopen_before: bool | None = None
 
@@ -292,6 +293,12 @@ class Session:
             return self.native if self.device == "cpu" else self.planner.choose(problem)
         wanted = self.routes.get(self.route, self.native)
         if not wanted.supports(problem):
+            if not self._told_unsupported:
+                self._told_unsupported = True
+                self.note(
+                    f"route {self.route} cannot serve {problem}; such problems go to PyTorch's own kernels "
+                    "(this is said once, the report counts them)"
+                )
             return self.native
         return wanted if self.device == "cpu" or self.planner.trusted(self.route) else self.native
 

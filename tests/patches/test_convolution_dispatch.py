@@ -446,6 +446,16 @@ def test_a_problem_beyond_the_budget_goes_to_pytorch() -> None:
         assert routes_used() == {"native"}
 
 
+def test_a_forced_route_that_cannot_serve_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "patches"), patches.enabled("cpu", route="library"):
+        for size in (5, 6, 6):
+            F.conv2d(torch.randn(1, 2, size, size), torch.randn(2, 2, 3, 3))
+        assert routes_used() == {"native"}
+    (note,) = patches.report().notes
+    assert note.startswith("route library cannot serve 1x2x5x5 -> 2, 3x3 stride 1, float32; ")
+    assert caplog.messages == [note]
+
+
 def test_threads_share_the_overrides() -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
     expected, found = F.conv2d(x, w), []
