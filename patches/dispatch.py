@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from patches import miopen
-from patches.convolution.native import call_backward, call_forward
+from patches.convolution.native import call_backward, call_forward, switch
 from patches.convolution.plan import Planner
 from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.convolution.routes import NAMES, make
@@ -90,6 +91,9 @@ class Session:
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
         self._told_unsupported = False
+        # Held by who decides about a key: one thread measures, and none chooses a route being struck off.
+        self._deciding = threading.RLock()
+        self._as_set: Any = nullcontext() if device == "cpu" else switch
         self._library: Any = None
         self._miopen_before: bool | None = None
 
@@ -170,9 +174,10 @@ class Session:
         entry.forward += 1
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
-            return call_forward(
-                None, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-            )
+            with self._as_set:
+                return call_forward(
+                    None, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+                )
         try:
             if self._guarded(x):
                 with self._guard(x):
@@ -213,20 +218,21 @@ class Session:
         problem, route = entry.problem, entry.route
         needs = (output_mask[0], output_mask[1], output_mask[2])
         if problem is None or route is None:
-            return call_backward(
-                None,
-                grad,
-                x,
-                weight,
-                bias_sizes,
-                stride,
-                padding,
-                dilation,
-                transposed,
-                output_padding,
-                groups,
-                needs,
-            )
+            with self._as_set:
+                return call_backward(
+                    None,
+                    grad,
+                    x,
+                    weight,
+                    bias_sizes,
+                    stride,
+                    padding,
+                    dilation,
+                    transposed,
+                    output_padding,
+                    groups,
+                    needs,
+                )
         try:
             if self._guarded(x):
                 with self._guard(x):
@@ -244,33 +250,45 @@ class Session:
         padding: list[int],
         dilation: list[int],
     ) -> _Entry:
+        with self._deciding:
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._decide(key, x, weight, stride, padding, dilation)
+                self._entries[key] = entry
+            return entry
+
+    def _decide(
+        self,
+        key: tuple[Any, ...],
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> _Entry:
         groups, transposed, bias, channels_last, devices, dtypes = key[5:]
         reason = _why_not(x, weight, bias, devices, dtypes, stride, padding, dilation, transposed, groups)
         if reason:
-            entry = _Entry(None, None, reason)
-        else:
-            problem = ConvProblem(
-                batch=x.shape[0],
-                channels_in=x.shape[1],
-                height=x.shape[2],
-                width=x.shape[3],
-                channels_out=weight.shape[0],
-                kernel=(weight.shape[2], weight.shape[3]),
-                stride=_both(stride),
-                padding=_both(padding),
-                dilation=_both(dilation),
-                groups=groups,
-                bias=bias is not None,
-                dtype=x.dtype,
-                device=self.device,
-                channels_last=channels_last,
-            )
-            if min(problem.output_size) < 1:
-                entry = _Entry(None, None, "malformed arguments")
-            else:
-                entry = _Entry(problem, self._choose(problem), "")
-        self._entries[key] = entry
-        return entry
+            return _Entry(None, None, reason)
+        problem = ConvProblem(
+            batch=x.shape[0],
+            channels_in=x.shape[1],
+            height=x.shape[2],
+            width=x.shape[3],
+            channels_out=weight.shape[0],
+            kernel=(weight.shape[2], weight.shape[3]),
+            stride=_both(stride),
+            padding=_both(padding),
+            dilation=_both(dilation),
+            groups=groups,
+            bias=bias is not None,
+            dtype=x.dtype,
+            device=self.device,
+            channels_last=channels_last,
+        )
+        if min(problem.output_size) < 1:
+            return _Entry(None, None, "malformed arguments")
+        return _Entry(problem, self._choose(problem), "")
 
     def _add_route(self, name: str, column_budget: int) -> None:
         try:
@@ -307,10 +325,11 @@ class Session:
         if route is self.native or isinstance(error, torch.cuda.OutOfMemoryError):
             raise error
         result = again()
-        if self.routes.pop(route.name, None) is not None:
-            self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
-            struck = [key for key, entry in self._entries.items() if entry.route is route]
-            self._retired += [self._entries.pop(key) for key in struck]
+        with self._deciding:
+            if self.routes.pop(route.name, None) is not None:
+                self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
+                struck = [key for key, entry in self._entries.items() if entry.route is route]
+                self._retired += [self._entries.pop(key) for key in struck]
         return result
 
     def _guarded(self, x: Tensor) -> bool:

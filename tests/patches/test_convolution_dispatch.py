@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import patches
 from patches import dispatch
+from patches.convolution import native
 from patches.convolution.gemm import Gemm
-from patches.convolution.problem import ConvProblem, Gradients
+from patches.convolution.problem import ConvProblem, Gradients, Route
 
 TORCH_1 = torch.__version__.startswith("1.")
 
@@ -469,6 +470,77 @@ def test_threads_share_the_overrides() -> None:
     assert len(found) == 4
     for out in found:
         torch.testing.assert_close(out, expected)
+
+
+def test_a_call_passed_on_on_the_card_sees_the_librarys_switch_as_it_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(native, "_forward", lambda *_: held.append(native.switch._is_owned()))
+    for device in ("cuda", "cpu"):
+        with patches.enabled(device, route="native"):
+            session = dispatch.current()
+            assert session is not None
+            arguments: dict[str, Any] = {**PLAIN, "transposed": True}
+            session._convolution(torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3), None, **arguments)
+    assert held == [True, False]
+
+
+def test_a_problem_that_two_threads_bring_at_once_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        inside, leave, decided, choose = threading.Event(), threading.Event(), [], session._choose
+
+        def slow(problem: ConvProblem) -> Route:
+            decided.append(problem)
+            inside.set()
+            leave.wait(10)
+            return choose(problem)
+
+        monkeypatch.setattr(session, "_choose", slow)
+        threads = [threading.Thread(target=lambda: F.conv2d(x, w)) for _ in range(2)]
+        threads[0].start()
+        assert inside.wait(10)
+        threads[1].start()
+        threads[1].join(0.3)
+        leave.set()
+        for thread in threads:
+            thread.join()
+        assert len(decided) == 1
+        assert patches.report().by_route() == {"gemm": 2}
+
+
+def test_a_route_struck_off_while_another_thread_chooses_it_is_gone_for_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3, requires_grad=True)
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        session.routes["gemm"] = Failing()
+        out = F.conv2d(x, w)
+        inside, leave, choose = threading.Event(), threading.Event(), session._choose
+
+        def slow(problem: ConvProblem) -> Route:
+            chosen = choose(problem)
+            inside.set()
+            leave.wait(10)
+            return chosen
+
+        monkeypatch.setattr(session, "_choose", slow)
+        chooser = threading.Thread(target=lambda: F.conv2d(x[:, :, :4], w.detach()))
+        striker = threading.Thread(target=lambda: out.sum().backward())
+        chooser.start()
+        assert inside.wait(10)
+        striker.start()
+        striker.join(0.3)
+        leave.set()
+        chooser.join()
+        striker.join()
+        assert {entry.route for entry in session._entries.values()} <= {session.native}
+        assert len(patches.report().notes) == 1
 
 
 def test_a_model_trained_with_patches_saves_a_plain_state() -> None:
