@@ -29,6 +29,9 @@ from patches.report import FallThrough, ProblemUse, Report
 
 ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
 
+MOST_KEYS = 8192
+"""Distinct calls remembered; a run with random image sizes must not grow without bound."""
+
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _log = logging.getLogger("patches")
@@ -90,6 +93,8 @@ class Session:
         self._planner: Planner | None = None
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
+        self._further: dict[str, int] = {}
+        self._passed: dict[str, int] = {}
         self._told_unsupported = False
         # Held by who decides about a key: one thread measures, and none chooses a route being struck off.
         self._deciding = threading.RLock()
@@ -129,7 +134,7 @@ class Session:
         """The counters as a value."""
         entries = [*self._retired, *self._entries.values()]
         uses: dict[tuple[ConvProblem, str], tuple[int, int]] = {}
-        passed: dict[str, int] = {}
+        passed = dict(self._passed)
         for entry in entries:
             if entry.problem is None or entry.route is None:
                 passed[entry.reason] = passed.get(entry.reason, 0) + entry.forward + entry.backward
@@ -143,6 +148,7 @@ class Session:
             problems=tuple(ProblemUse(problem, route, *counts) for (problem, route), counts in uses.items()),
             fall_throughs=tuple(FallThrough(reason, calls) for reason, calls in passed.items()),
             notes=tuple(self.notes),
+            further=tuple(self._further.items()),
         )
 
     def _convolution(
@@ -253,9 +259,22 @@ class Session:
         with self._deciding:
             entry = self._entries.get(key)
             if entry is None:
+                if len(self._entries) >= MOST_KEYS:
+                    self._forget()
                 entry = self._decide(key, x, weight, stride, padding, dilation)
                 self._entries[key] = entry
             return entry
+
+    def _forget(self) -> None:
+        """Drop every key, and keep of its counts what does not grow: the sums by route and by reason."""
+        for entry in (*self._retired, *self._entries.values()):
+            if entry.route is None:
+                sums, name = self._passed, entry.reason
+            else:
+                sums, name = self._further, entry.route.name
+            sums[name] = sums.get(name, 0) + entry.forward + entry.backward
+        self._retired.clear()
+        self._entries.clear()
 
     def _decide(
         self,

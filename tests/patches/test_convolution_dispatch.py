@@ -457,6 +457,24 @@ def test_a_forced_route_that_cannot_serve_says_so_once(caplog: pytest.LogCapture
     assert caplog.messages == [note]
 
 
+def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MOST_KEYS", 10)
+    w = torch.randn(2, 2, 3, 3)
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        for size in range(3, 53):
+            F.conv2d(torch.randn(1, 2, 3, size), w)
+            F.conv1d(torch.randn(1, 2, size), w[:, :, 0])
+            assert len(session._entries) + len(session._retired) <= 10
+        report = patches.report()
+    assert report.by_route() == {"gemm": 50}
+    assert passed() == {"1-d convolution": 50}
+    assert report.calls == 100
+    assert len(report.problems) == 5
+    assert "45 earlier calls of gemm not listed by problem" in str(report)
+
+
 def test_threads_share_the_overrides() -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
     expected, found = F.conv2d(x, w), []
