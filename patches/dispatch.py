@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,13 +21,16 @@ import torch
 from torch import Tensor
 
 from patches import miopen
-from patches.convolution.native import call_backward, call_forward
+from patches.convolution.native import call_backward, call_forward, switch
 from patches.convolution.plan import Planner
 from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.convolution.routes import NAMES, make
 from patches.report import FallThrough, ProblemUse, Report
 
 ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
+
+MOST_KEYS = 8192
+"""Distinct calls remembered; a run with random image sizes must not grow without bound."""
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -89,6 +93,12 @@ class Session:
         self._planner: Planner | None = None
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
+        self._further: dict[str, int] = {}
+        self._passed: dict[str, int] = {}
+        self._told_unsupported = False
+        # Held by who decides about a key: one thread measures, and none chooses a route being struck off.
+        self._deciding = threading.RLock()
+        self._as_set: Any = nullcontext() if device == "cpu" else switch
         self._library: Any = None
         self._miopen_before: bool | None = None
 
@@ -124,7 +134,7 @@ class Session:
         """The counters as a value."""
         entries = [*self._retired, *self._entries.values()]
         uses: dict[tuple[ConvProblem, str], tuple[int, int]] = {}
-        passed: dict[str, int] = {}
+        passed = dict(self._passed)
         for entry in entries:
             if entry.problem is None or entry.route is None:
                 passed[entry.reason] = passed.get(entry.reason, 0) + entry.forward + entry.backward
@@ -138,6 +148,7 @@ class Session:
             problems=tuple(ProblemUse(problem, route, *counts) for (problem, route), counts in uses.items()),
             fall_throughs=tuple(FallThrough(reason, calls) for reason, calls in passed.items()),
             notes=tuple(self.notes),
+            further=tuple(self._further.items()),
         )
 
     def _convolution(
@@ -169,9 +180,10 @@ class Session:
         entry.forward += 1
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
-            return call_forward(
-                None, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-            )
+            with self._as_set:
+                return call_forward(
+                    None, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+                )
         try:
             if self._guarded(x):
                 with self._guard(x):
@@ -212,20 +224,21 @@ class Session:
         problem, route = entry.problem, entry.route
         needs = (output_mask[0], output_mask[1], output_mask[2])
         if problem is None or route is None:
-            return call_backward(
-                None,
-                grad,
-                x,
-                weight,
-                bias_sizes,
-                stride,
-                padding,
-                dilation,
-                transposed,
-                output_padding,
-                groups,
-                needs,
-            )
+            with self._as_set:
+                return call_backward(
+                    None,
+                    grad,
+                    x,
+                    weight,
+                    bias_sizes,
+                    stride,
+                    padding,
+                    dilation,
+                    transposed,
+                    output_padding,
+                    groups,
+                    needs,
+                )
         try:
             if self._guarded(x):
                 with self._guard(x):
@@ -243,33 +256,58 @@ class Session:
         padding: list[int],
         dilation: list[int],
     ) -> _Entry:
+        with self._deciding:
+            entry = self._entries.get(key)
+            if entry is None:
+                if len(self._entries) >= MOST_KEYS:
+                    self._forget()
+                entry = self._decide(key, x, weight, stride, padding, dilation)
+                self._entries[key] = entry
+            return entry
+
+    def _forget(self) -> None:
+        """Drop every key, and keep of its counts what does not grow: the sums by route and by reason."""
+        for entry in (*self._retired, *self._entries.values()):
+            if entry.route is None:
+                sums, name = self._passed, entry.reason
+            else:
+                sums, name = self._further, entry.route.name
+            sums[name] = sums.get(name, 0) + entry.forward + entry.backward
+        self._retired.clear()
+        self._entries.clear()
+
+    def _decide(
+        self,
+        key: tuple[Any, ...],
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> _Entry:
         groups, transposed, bias, channels_last, devices, dtypes = key[5:]
         reason = _why_not(x, weight, bias, devices, dtypes, stride, padding, dilation, transposed, groups)
         if reason:
-            entry = _Entry(None, None, reason)
-        else:
-            problem = ConvProblem(
-                batch=x.shape[0],
-                channels_in=x.shape[1],
-                height=x.shape[2],
-                width=x.shape[3],
-                channels_out=weight.shape[0],
-                kernel=(weight.shape[2], weight.shape[3]),
-                stride=_both(stride),
-                padding=_both(padding),
-                dilation=_both(dilation),
-                groups=groups,
-                bias=bias is not None,
-                dtype=x.dtype,
-                device=self.device,
-                channels_last=channels_last,
-            )
-            if min(problem.output_size) < 1:
-                entry = _Entry(None, None, "malformed arguments")
-            else:
-                entry = _Entry(problem, self._choose(problem), "")
-        self._entries[key] = entry
-        return entry
+            return _Entry(None, None, reason)
+        problem = ConvProblem(
+            batch=x.shape[0],
+            channels_in=x.shape[1],
+            height=x.shape[2],
+            width=x.shape[3],
+            channels_out=weight.shape[0],
+            kernel=(weight.shape[2], weight.shape[3]),
+            stride=_both(stride),
+            padding=_both(padding),
+            dilation=_both(dilation),
+            groups=groups,
+            bias=bias is not None,
+            dtype=x.dtype,
+            device=self.device,
+            channels_last=channels_last,
+        )
+        if min(problem.output_size) < 1:
+            return _Entry(None, None, "malformed arguments")
+        return _Entry(problem, self._choose(problem), "")
 
     def _add_route(self, name: str, column_budget: int) -> None:
         try:
@@ -292,6 +330,12 @@ class Session:
             return self.native if self.device == "cpu" else self.planner.choose(problem)
         wanted = self.routes.get(self.route, self.native)
         if not wanted.supports(problem):
+            if not self._told_unsupported:
+                self._told_unsupported = True
+                self.note(
+                    f"route {self.route} cannot serve {problem}; such problems go to PyTorch's own kernels "
+                    "(this is said once, the report counts them)"
+                )
             return self.native
         return wanted if self.device == "cpu" or self.planner.trusted(self.route) else self.native
 
@@ -300,10 +344,11 @@ class Session:
         if route is self.native or isinstance(error, torch.cuda.OutOfMemoryError):
             raise error
         result = again()
-        if self.routes.pop(route.name, None) is not None:
-            self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
-            struck = [key for key, entry in self._entries.items() if entry.route is route]
-            self._retired += [self._entries.pop(key) for key in struck]
+        with self._deciding:
+            if self.routes.pop(route.name, None) is not None:
+                self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
+                struck = [key for key, entry in self._entries.items() if entry.route is route]
+                self._retired += [self._entries.pop(key) for key in struck]
         return result
 
     def _guarded(self, x: Tensor) -> bool:

@@ -38,6 +38,7 @@ class Report:
         problems: one entry for each problem and route, in the order in which they first came.
         fall_throughs: calls served by PyTorch's own kernels because they are no plain 2-d convolution.
         notes: what a person should know, oldest first: a forced route, a route struck off and why.
+        further: calls, forward and backward, by route, of problems that became too many to list.
     """
 
     enabled: bool
@@ -46,6 +47,7 @@ class Report:
     problems: tuple[ProblemUse, ...] = ()
     fall_throughs: tuple[FallThrough, ...] = ()
     notes: tuple[str, ...] = ()
+    further: tuple[tuple[str, int], ...] = ()
 
     @property
     def calls(self) -> int:
@@ -54,7 +56,7 @@ class Report:
 
     def by_route(self) -> dict[str, int]:
         """Calls, forward and backward, of each route."""
-        totals: dict[str, int] = {}
+        totals = dict(self.further)
         for use in self.problems:
             totals[use.route] = totals.get(use.route, 0) + use.forward + use.backward
         return totals
@@ -71,6 +73,9 @@ class Report:
                 f"  {use.forward:>9,} {use.backward:>9,}  {use.route:<8} {use.problem}"
                 for use in self.problems
             ]
+        lines += [
+            f"  {calls:,} earlier calls of {route} not listed by problem" for route, calls in self.further
+        ]
         lines += [f"  not ours: {each.reason}: {each.calls:,} calls" for each in self.fall_throughs]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -20,8 +20,8 @@ _KEY = torch._C.DispatchKey.CompositeExplicitAutograd
 _forward: Callable[..., Any] = torch.ops.aten.convolution.default._op_dk
 _backward: Callable[..., Any] = torch.ops.aten.convolution_backward.default._op_dk
 _NO_OUTPUT_PADDING = [0, 0]
-_switch = threading.RLock()
-"""Held while the process-wide switch of the vendor's library differs from what the user set."""
+switch = threading.RLock()
+"""Held by calls that change the process-wide switch of the vendor's library, or need it to stay as it is."""
 
 
 def call_forward(library: bool | None, *args: Any) -> Tensor:
@@ -31,22 +31,18 @@ def call_forward(library: bool | None, *args: Any) -> Tensor:
         library: whether the vendor's library may serve this call; None leaves PyTorch's switch as it is.
         args: the operator's arguments.
     """
-    if library is None or torch._C._get_cudnn_enabled() == library:
-        out: Tensor = _forward(_KEY, *args)
-        return out
-    return cast(Tensor, _switched(library, _forward, args))
+    return cast(Tensor, _call(library, _forward, args))
 
 
 def call_backward(library: bool | None, *args: Any) -> Gradients:
     """``aten::convolution_backward`` by PyTorch's own kernels; arguments as in :func:`call_forward`."""
-    if library is None or torch._C._get_cudnn_enabled() == library:
-        gradients: Gradients = _backward(_KEY, *args)
-        return gradients
-    return cast(Gradients, _switched(library, _backward, args))
+    return cast(Gradients, _call(library, _backward, args))
 
 
-def _switched(library: bool, operator: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    with _switch:
+def _call(library: bool | None, operator: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    if library is None:
+        return operator(_KEY, *args)
+    with switch:
         before = torch._C._get_cudnn_enabled()
         torch._C._set_cudnn_enabled(library)
         try:
@@ -75,7 +71,7 @@ class Native:
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See :class:`~patches.convolution.problem.Route`."""
         return call_forward(
-            self._switch(problem),
+            self._may_use(problem),
             x,
             weight,
             bias,
@@ -97,7 +93,7 @@ class Native:
     ) -> Gradients:
         """See :class:`~patches.convolution.problem.Route`."""
         return call_backward(
-            self._switch(problem),
+            self._may_use(problem),
             grad,
             x,
             weight,
@@ -111,5 +107,5 @@ class Native:
             needs,
         )
 
-    def _switch(self, problem: ConvProblem) -> bool | None:
+    def _may_use(self, problem: ConvProblem) -> bool | None:
         return None if problem.device == "cpu" else self.library

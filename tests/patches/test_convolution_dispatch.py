@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import patches
 from patches import dispatch
+from patches.convolution import native
 from patches.convolution.gemm import Gemm
-from patches.convolution.problem import ConvProblem, Gradients
+from patches.convolution.problem import ConvProblem, Gradients, Route
 
 TORCH_1 = torch.__version__.startswith("1.")
 
@@ -446,6 +447,34 @@ def test_a_problem_beyond_the_budget_goes_to_pytorch() -> None:
         assert routes_used() == {"native"}
 
 
+def test_a_forced_route_that_cannot_serve_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "patches"), patches.enabled("cpu", route="library"):
+        for size in (5, 6, 6):
+            F.conv2d(torch.randn(1, 2, size, size), torch.randn(2, 2, 3, 3))
+        assert routes_used() == {"native"}
+    (note,) = patches.report().notes
+    assert note.startswith("route library cannot serve 1x2x5x5 -> 2, 3x3 stride 1, float32; ")
+    assert caplog.messages == [note]
+
+
+def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MOST_KEYS", 10)
+    w = torch.randn(2, 2, 3, 3)
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        for size in range(3, 53):
+            F.conv2d(torch.randn(1, 2, 3, size), w)
+            F.conv1d(torch.randn(1, 2, size), w[:, :, 0])
+            assert len(session._entries) + len(session._retired) <= 10
+        report = patches.report()
+    assert report.by_route() == {"gemm": 50}
+    assert passed() == {"1-d convolution": 50}
+    assert report.calls == 100
+    assert len(report.problems) == 5
+    assert "45 earlier calls of gemm not listed by problem" in str(report)
+
+
 def test_threads_share_the_overrides() -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
     expected, found = F.conv2d(x, w), []
@@ -459,6 +488,77 @@ def test_threads_share_the_overrides() -> None:
     assert len(found) == 4
     for out in found:
         torch.testing.assert_close(out, expected)
+
+
+def test_a_call_passed_on_on_the_card_sees_the_librarys_switch_as_it_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(native, "_forward", lambda *_: held.append(native.switch._is_owned()))
+    for device in ("cuda", "cpu"):
+        with patches.enabled(device, route="native"):
+            session = dispatch.current()
+            assert session is not None
+            arguments: dict[str, Any] = {**PLAIN, "transposed": True}
+            session._convolution(torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3), None, **arguments)
+    assert held == [True, False]
+
+
+def test_a_problem_that_two_threads_bring_at_once_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        inside, leave, decided, choose = threading.Event(), threading.Event(), [], session._choose
+
+        def slow(problem: ConvProblem) -> Route:
+            decided.append(problem)
+            inside.set()
+            leave.wait(10)
+            return choose(problem)
+
+        monkeypatch.setattr(session, "_choose", slow)
+        threads = [threading.Thread(target=lambda: F.conv2d(x, w)) for _ in range(2)]
+        threads[0].start()
+        assert inside.wait(10)
+        threads[1].start()
+        threads[1].join(0.3)
+        leave.set()
+        for thread in threads:
+            thread.join()
+        assert len(decided) == 1
+        assert patches.report().by_route() == {"gemm": 2}
+
+
+def test_a_route_struck_off_while_another_thread_chooses_it_is_gone_for_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3, requires_grad=True)
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        session.routes["gemm"] = Failing()
+        out = F.conv2d(x, w)
+        inside, leave, choose = threading.Event(), threading.Event(), session._choose
+
+        def slow(problem: ConvProblem) -> Route:
+            chosen = choose(problem)
+            inside.set()
+            leave.wait(10)
+            return chosen
+
+        monkeypatch.setattr(session, "_choose", slow)
+        chooser = threading.Thread(target=lambda: F.conv2d(x[:, :, :4], w.detach()))
+        striker = threading.Thread(target=lambda: out.sum().backward())
+        chooser.start()
+        assert inside.wait(10)
+        striker.start()
+        striker.join(0.3)
+        leave.set()
+        chooser.join()
+        striker.join()
+        assert {entry.route for entry in session._entries.values()} <= {session.native}
+        assert len(patches.report().notes) == 1
 
 
 def test_a_model_trained_with_patches_saves_a_plain_state() -> None:

@@ -70,3 +70,29 @@ def test_two_threads_do_not_leave_the_switch_off(monkeypatch: pytest.MonkeyPatch
     first.join()
     second.join()
     assert torch.backends.cudnn.enabled
+
+
+def test_the_switch_does_not_change_under_a_call_that_found_it_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    inside, switched, looked = threading.Event(), threading.Event(), threading.Event()
+    seen: dict[str, bool] = {}
+
+    def operator(_: object, name: str) -> None:
+        if name == "native":
+            inside.set()
+            switched.wait(0.3)
+        else:
+            switched.set()
+            looked.wait(10)
+        seen[name] = torch.backends.cudnn.enabled
+        looked.set()
+
+    monkeypatch.setattr(native, "_forward", operator)
+    first = threading.Thread(target=native.call_forward, args=(False, "native"))
+    second = threading.Thread(target=native.call_forward, args=(True, "library"))
+    first.start()
+    assert inside.wait(10)
+    second.start()
+    first.join()
+    second.join()
+    assert seen == {"native": False, "library": True}
