@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +26,7 @@ NAMED_OFFENCES = 10
 
 
 _ID = re.compile(r"0|[1-9][0-9]{0,17}")
+_ID_KEY = re.compile(rb'"[0-9]+"\s*:')
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -121,7 +123,7 @@ class Detections:
 
         Raises:
             SubmissionError: the file is missing, cut off, no such JSON, another kind of file (a COCO
-                list, a COCO dataset, a truth file), or has lists of different lengths.
+                list, a COCO dataset, a truth file), names an id twice, or has lists of different lengths.
         """
         return cls.loads(read_bytes(path), str(path))
 
@@ -135,6 +137,7 @@ class Detections:
             # say which id is at fault.
             entries = _explain(_parse(data, source), source)
         ids = parse_ids(entries, source)
+        refuse_repeated_keys(data, len(ids), source)
         lengths = np.array([(len(e.boxes), len(e.scores), len(e.labels)) for e in entries.values()])
         lengths = lengths.reshape(-1, 3).astype(np.int64)
         uneven = np.flatnonzero((lengths != lengths[:, :1]).any(axis=1))
@@ -250,6 +253,27 @@ def parse_ids(keys: Iterable[str], source: str) -> npt.NDArray[np.int64]:
     return np.array([int(key) for key in keys], np.int64)
 
 
+def refuse_repeated_keys(data: bytes, distinct: int, source: str) -> None:
+    """Refuse a JSON object of ids that has a key twice: a parser would silently keep the last entry.
+
+    Keys of digits are counted, which is exact without backslashes unless entries have such keys inside.
+    Only where the count is another than ``distinct`` the file is parsed a second time, slowly.
+
+    Args:
+        data: the JSON, known to be an object whose keys are ids.
+        distinct: number of different keys.
+        source: names the file in messages.
+
+    Raises:
+        SubmissionError: an id is there twice; the first ten are named.
+    """
+    if b"\\" not in data and len(_ID_KEY.findall(data)) == distinct:
+        return
+    counts = Counter(key for key, _ in _parse(data, source, object_pairs_hook=list))
+    twice = [key for key, count in counts.items() if count > 1]
+    refuse(source, len(twice), (f"id {key} twice" for key in twice), expected="every id once")
+
+
 def refuse(source: str, count: int, offences: Iterable[str], expected: str, fix: str = "") -> None:
     """Raise one error that names the first ten offences and counts them all; nothing if there are none.
 
@@ -264,9 +288,11 @@ def refuse(source: str, count: int, offences: Iterable[str], expected: str, fix:
     raise SubmissionError(what, found=", ".join(named) + more, expected=expected, fix=fix)
 
 
-def _parse(data: bytes, source: str) -> Any:
+def _parse(
+    data: bytes, source: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=object_pairs_hook)
     except (ValueError, RecursionError) as error:
         raise SubmissionError(
             f"{source} is no JSON, or is cut off", found=str(error), expected="one JSON object that closes"

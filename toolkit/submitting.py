@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,10 +14,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from submission import Detections, templates
+from submission.archive import MEMBER
 from submission.codabench import COMPETITION, URL, Codabench
 from submission.templates import PHASES, Phase
 from submission.validate import check_ids, check_values
@@ -120,6 +123,27 @@ def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:
     )
 
 
+def check_place(archive: Path) -> None:
+    """Make sure that writing the archive and its receipt replaces nothing but their like.
+
+    Raises:
+        ToolkitError: the archive is not called ``.zip``, or there is another kind of file, such as the
+            predictions, in its place or in the receipt's.
+    """
+    if archive.suffix != ".zip":
+        raise ToolkitError(f"{archive} is no name for an archive", expected="a name that ends in .zip")
+    for path, kind, is_one in (
+        (archive, "submission", _is_archive),
+        (_receipt_of(archive), "receipt", _is_receipt),
+    ):
+        if path.exists() and not is_one(path):
+            raise ToolkitError(
+                f"{path} exists and would be overwritten",
+                expected=f"nothing, or an earlier {kind}",
+                fix="name another archive: --out",
+            )
+
+
 def write_receipt(
     archive: Path, checked: Submission, predictions: Path, run: Path | None, codabench: Mapping[str, Any]
 ) -> Path:
@@ -150,7 +174,7 @@ def write_receipt(
             receipt["validation"] = {key: values.get(key) for key in keys}
     if codabench:
         receipt["codabench"] = dict(codabench)
-    path = archive.with_suffix(".json")
+    path = _receipt_of(archive)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
     return path
@@ -188,6 +212,33 @@ def upload(archive: Path, checked: Submission, phase_id: int | None = None) -> d
     number = client.phase_id(str(checked.phase)) if phase_id is None else phase_id
     made = client.submit(archive.read_bytes(), number, archive.name)
     return {"url": client.url, "competition": COMPETITION, "phase": number, "submission": made}
+
+
+def _receipt_of(archive: Path) -> Path:
+    return archive.with_suffix(".json")
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return opened.namelist() == [MEMBER]
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _is_receipt(path: Path) -> bool:
+    try:
+        msgspec.json.decode(path.read_bytes(), type=_Receipt)
+    except (OSError, msgspec.DecodeError):
+        return False
+    return True
+
+
+class _Receipt(msgspec.Struct):
+    """What a receipt is known by."""
+
+    archive: dict[str, str]
+    predictions: dict[str, str]
 
 
 def _sha256(path: Path) -> str:

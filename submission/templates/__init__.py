@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from submission.detections import parse_ids, read_bytes
+from submission.detections import parse_ids, read_bytes, refuse_repeated_keys
 from submission.errors import SubmissionError
 
 Phase = Literal["development", "testing"]
@@ -58,7 +58,9 @@ def read(path: Path) -> npt.NDArray[np.int64]:
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if "images" not in keys:
-            return parse_ids(keys, str(path))
+            ids = parse_ids(keys, str(path))
+            refuse_repeated_keys(data, len(ids), str(path))
+            return ids
         ids = np.array([image.id for image in msgspec.json.decode(data, type=_Coco).images], np.int64)
     except (msgspec.DecodeError, OverflowError) as error:
         raise SubmissionError(

@@ -18,6 +18,9 @@ IMAGE = {"id": A, "file_name": "frames/20210114/clip_1_1/image_0001.jpg", "meta"
 ANNOTATION = {"id": 1, "image_id": A, "category_id": 1, "bbox": [10, 20, 5, 6.25], "iscrowd": 0}
 
 
+NOTHING = '{"boxes": [], "labels": []}'
+
+
 def read(value: Any, folder: Path) -> GroundTruth:
     path = folder / "truth.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
@@ -44,6 +47,7 @@ BAD = {
         "holds predictions.*swapped",
     ),
     "an image twice": ({"images": [IMAGE, IMAGE], "annotations": []}, "twice"),
+    "an id twice": (f'{{"{A}": {NOTHING}, "{A}": {NOTHING}}}', f"id {A} twice"),
     "an annotation of an unknown image": (
         {"images": [IMAGE], "annotations": [{**ANNOTATION, "image_id": A + 1}]},
         f"image id {A + 1}",

@@ -105,7 +105,21 @@ def test_an_empty_list_of_coco_results_is_no_detections(tmp_path: Path) -> None:
     assert len(Detections.read_coco(write(tmp_path, []))) == 0
 
 
+def twice(entry: Any, inner: str = "") -> str:
+    """A file that has image A twice, the second time with its first digit as ``inner`` has it."""
+    first, value = str(A), json.dumps(entry)
+    return f'{{"{first}": {value}, "{B}": {value}, "{inner or first[0]}{first[1:]}" : {value}}}'
+
+
+def test_keys_of_digits_inside_an_entry_are_no_ids(tmp_path: Path) -> None:
+    named = {**ENTRY, "names": {"1": "person", "2": "bicycle"}}
+    assert len(Detections.read(write(tmp_path, {str(A): named, str(B): named}))) == 2
+
+
 BAD_FILES = {
+    "an id twice": (twice(ENTRY), f"1 offence; id {A} twice"),
+    "an id twice, once escaped": (twice(ENTRY, "\\u0032"), f"id {A} twice"),
+    "an id twice and a NaN": (twice({**ENTRY, "scores": [float("nan")]}), f"id {A} twice"),
     "cut off": ('{"20210114222307015": {"boxes": [[1, 2', "cut off"),
     "no JSON": ("hello", "no JSON"),
     "empty": ("", "no JSON"),

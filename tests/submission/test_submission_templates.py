@@ -55,6 +55,7 @@ def test_a_template_file_gives_its_ids_in_order(value: Any, tmp_path: Path) -> N
         ("[1, 2]", "no template"),
         ('{"images": [{"name": "a"}]}', "no template.*id"),
         ('{"images": [{"id": 5}, {"id": 5}]}', "twice"),
+        ('{"5": {}, "6": {}, "5": {}}', "id 5 twice"),
         ('{"images": [', "no template"),
         ('{"clip_1/image_1.jpg": {}}', "clip_1"),
     ],

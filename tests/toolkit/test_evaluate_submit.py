@@ -249,6 +249,34 @@ def test_a_receipt_says_what_the_zip_was_made_from(sample: Path, toolkit: Comman
     assert "torch" in receipt["versions"]
 
 
+@pytest.mark.parametrize(
+    ("predictions", "out", "message"),
+    [
+        ("p.json", "p.json", "ends in .zip"),
+        ("p.json", "entry.json", "ends in .zip"),
+        ("p.json", "p.zip", "p.json exists"),
+        ("p.json", "data/sample/Valid.zip", "Valid.json exists"),
+        ("p.json", "frames.zip", "frames.zip exists"),
+        ("submission.json", None, "submission.json exists"),
+    ],
+)
+def test_submit_overwrites_nothing_but_earlier_submissions(
+    sample: Path, toolkit: Command, predictions: str, out: str | None, message: str
+) -> None:
+    write(sample / predictions, {str(i): HIT for i in VAL})
+    with zipfile.ZipFile(sample / "frames.zip", "w") as frames:
+        frames.writestr("frames/20200502/a.jpg", b"")
+    before = {path: path.read_bytes() for path in sample.rglob("*") if path.is_file()}
+    options = ["--out", out] if out else ["--zip"]
+    result = toolkit("submit", predictions, "--template", "data/sample/Valid.json", *options)
+    assert (result.status, message in result.err) == (1, True)
+    assert {path: path.read_bytes() for path in sample.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_submission_is_replaced(sample: Path, toolkit: Command) -> None:
+    assert [toolkit("submit", "--zip").status for _ in range(2)] == [0, 0]
+
+
 @pytest.fixture
 def codabench_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with codabench() as running:

@@ -66,6 +66,9 @@ def submit(
     if predictions is None:
         predictions = place.newest_predictions()
         console.note(f"newest predictions: {predictions}")
+    target = out or (predictions.parent / "submission.zip" if zip or upload else None)
+    if target is not None:
+        submitting.check_place(target)
     detections = Detections.read_coco(predictions) if from_coco else Detections.read(predictions)
     run = place.run_of(predictions)
     chosen: Phase | None = phase.value if phase else None
@@ -82,7 +85,6 @@ def submit(
         data_template=data_template,
         allow_missing=allow_missing or from_coco,
     )
-    target = out or (predictions.parent / "submission.zip" if zip or upload else None)
     if checked.rehearsal:
         console.warn(
             f"a rehearsal: the data is a sample, {checked.filled:,} of {len(checked.detections):,} ids have "

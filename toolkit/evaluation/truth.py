@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from submission.detections import locate, parse_ids, read_bytes, to_offsets
+from submission.detections import locate, parse_ids, read_bytes, refuse_repeated_keys, to_offsets
 from submission.errors import SubmissionError
 from toolkit.errors import ToolkitError
 
@@ -84,9 +84,9 @@ class GroundTruth:
         """Read the challenge's ``{"<id>": {"boxes", "labels"}}`` or a COCO file, told apart by content.
 
         Raises:
-            ToolkitError: the file is neither, holds predictions, names an image twice, or has a box of
+            ToolkitError: the file is neither, holds predictions, lists an image twice, or has a box of
                 an image that it does not list.
-            SubmissionError: the file cannot be read.
+            SubmissionError: the file cannot be read, or its keys are no ids or name one twice.
         """
         data = read_bytes(path)
         try:
@@ -94,7 +94,10 @@ class GroundTruth:
                 raise _swapped(path, "a JSON list")
             if "images" in msgspec.json.decode(data, type=dict[str, msgspec.Raw]):
                 return _from_coco(msgspec.json.decode(data, type=_Coco), path)
-            return _from_challenge(msgspec.json.decode(data, type=dict[str, _Entry]), path)
+            entries = msgspec.json.decode(data, type=dict[str, _Entry])
+            truth = _from_challenge(entries, path)
+            refuse_repeated_keys(data, len(truth), str(path))
+            return truth
         except msgspec.DecodeError as error:
             raise ToolkitError(
                 f"{path} is no truth file",
