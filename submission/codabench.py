@@ -8,6 +8,7 @@ Codabench alone: not to the storage address, not along a redirect, not into a me
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -48,7 +49,7 @@ class Codabench:
     """A Codabench account.
 
     Attributes:
-        token: the account's API token; never shown.
+        token: the account's API token; never shown; white space around it is taken off.
         url: the instance; plain http is accepted on this machine alone.
         timeout: seconds without an answer.
         sleep: waits between attempts; seconds.
@@ -62,6 +63,11 @@ class Codabench:
     note: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "token", self.token.strip())
+        if not re.fullmatch("[!-~]+", self.token):
+            raise SubmissionError(
+                "CODABENCH_TOKEN holds no token", expected="visible ASCII characters without white space"
+            )
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise SubmissionError(

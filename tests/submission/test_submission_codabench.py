@@ -124,3 +124,15 @@ def test_a_machine_that_is_not_there_is_said(server: Server) -> None:
 def test_a_token_is_not_sent_in_clear() -> None:
     with pytest.raises(SubmissionError, match="https"):
         Codabench(TOKEN, "http://www.example.org")
+
+
+def test_white_space_around_a_token_is_not_part_of_it(server: Server) -> None:
+    assert client(server, f" {TOKEN}\r\n").submit(b"zip", 72) == 4711
+
+
+@pytest.mark.parametrize("token", ["secret\nhalf", "secret half", "secret\u2019s", "secret\x7f", " "])
+def test_what_cannot_be_a_token_is_refused_without_showing_it(server: Server, token: str) -> None:
+    with pytest.raises(SubmissionError, match="CODABENCH_TOKEN holds no token") as caught:
+        client(server, token).submit(b"zip", 72)
+    assert "secret" not in str(caught.value)
+    assert not server.requests
