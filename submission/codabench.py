@@ -14,8 +14,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import Any
 
 from submission.errors import SubmissionError
@@ -35,6 +37,9 @@ TRANSIENT = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
+
+
+MAY_HAVE_ARRIVED = "it may have arrived all the same: look at your submissions before you try again"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -134,17 +139,19 @@ class Codabench:
         headers = {"Authorization": f"Token {self.token}", "Accept": "application/json"}
         request = urllib.request.Request(urllib.parse.urljoin(self.url, path), data, headers, method=method)
         answer = self._attempt(request, f"{method} {path}", attempts)
+        fix = MAY_HAVE_ARRIVED if attempts == 1 else ""
         try:
             value = json.loads(answer)
         except ValueError as error:
             raise SubmissionError(
-                f"{method} {path}: the answer is no JSON", found=repr(answer[:80])
+                f"{method} {path}: the answer is no JSON", found=repr(answer[:80]), fix=fix
             ) from error
         if not isinstance(value, dict) or not value.keys() >= set(needed):
             raise SubmissionError(
                 f"{method} {path}: an unexpected answer",
                 found=repr(answer[:80]),
                 expected="an object" + (" with " + " and ".join(needed) if needed else ""),
+                fix=fix,
             )
         return value
 
@@ -166,7 +173,8 @@ class Codabench:
                     body: bytes = response.read()
                     return body
             except urllib.error.HTTPError as error:
-                with error:
+                detail = ""
+                with error, suppress(OSError, HTTPException):
                     detail = error.read(300).decode(errors="replace").strip()
                 if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                     raise SubmissionError(
@@ -179,11 +187,12 @@ class Codabench:
                 trouble = f"status {error.code}"
             except TimeoutError:
                 trouble = f"no answer within {self.timeout:g} s"
-            except (urllib.error.URLError, ConnectionError) as error:
+            except OSError as error:
                 trouble = str(getattr(error, "reason", error))
-        fix = "try again later"
-        if attempts == 1:
-            fix = "it may have arrived all the same: look at your submissions before you try again"
+            except HTTPException as error:
+                trouble = f"a broken answer, {error!r:.80}"
         raise SubmissionError(
-            f"{what} failed after {attempts} attempt{'s' if attempts > 1 else ''}", found=trouble, fix=fix
+            f"{what} failed after {attempts} attempt{'s' if attempts > 1 else ''}",
+            found=trouble,
+            fix=MAY_HAVE_ARRIVED if attempts == 1 else "try again later",
         )

@@ -96,6 +96,34 @@ def test_a_submission_is_made_at_most_once(server: Server, trouble: int) -> None
     assert server.count("/api/submissions/") == 1
 
 
+BROKEN = {
+    "a body cut short": b"HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\n{",
+    "no status line": b"garbage\r\n\r\n",
+    "no answer at all": b"",
+    "an error cut short": b"HTTP/1.0 503 Busy\r\nContent-Length: 999\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("path", ["/api/can_make_submission/", "/api/datasets/", "/storage/"])
+def test_a_broken_answer_is_asked_for_again(server: Server, path: str, answer: bytes) -> None:
+    server.raw[path] = [answer]
+    assert client(server).submit(b"zip", 72) == 4711
+    assert server.count(path) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [*BROKEN.values(), b"HTTP/1.0 201 Created\r\n\r\n<html>", b"HTTP/1.0 201 Created\r\n\r\n{}"],
+    ids=[*BROKEN, "no JSON", "no number"],
+)
+def test_whatever_a_submission_is_answered_with_it_may_have_arrived(server: Server, answer: bytes) -> None:
+    server.raw["/api/submissions/"] = [answer]
+    with pytest.raises(SubmissionError, match="may have arrived"):
+        client(server).submit(b"zip", 72)
+    assert server.count("/api/submissions/") == 1
+
+
 def test_a_refusal_is_passed_on(server: Server) -> None:
     server.trouble["/api/datasets/"] = [400]
     with pytest.raises(SubmissionError, match="status 400"):
