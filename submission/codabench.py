@@ -158,7 +158,7 @@ class Codabench:
     def _send(self, url: str, archive: bytes) -> None:
         headers = {"Content-Type": "application/zip"}
         request = urllib.request.Request(url, archive, headers, method="PUT")
-        self._attempt(request, "sending the archive", ATTEMPTS)
+        self._attempt(request, "sending the archive to Codabench's storage", ATTEMPTS)
 
     def _attempt(self, request: urllib.request.Request, what: str, attempts: int) -> bytes:
         opener = urllib.request.build_opener(_NoRedirect)
@@ -176,14 +176,19 @@ class Codabench:
                 detail = ""
                 with error, suppress(OSError, HTTPException):
                     detail = error.read(300).decode(errors="replace").strip()
-                if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                refused = error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+                if refused and request.has_header("Authorization"):
                     raise SubmissionError(
                         f"{what}: Codabench refuses the token",
                         found=f"status {error.code}",
                         fix="set CODABENCH_TOKEN to the API token of an account that takes part",
                     ) from None
                 if error.code not in TRANSIENT:
-                    raise SubmissionError(f"{what} failed", found=f"status {error.code}: {detail}") from None
+                    raise SubmissionError(
+                        f"{what} failed",
+                        found=f"status {error.code}" + (f": {detail}" if detail else ""),
+                        fix="try again: each time it is sent to a new address" if refused else "",
+                    ) from None
                 trouble = f"status {error.code}"
             except TimeoutError:
                 trouble = f"no answer within {self.timeout:g} s"

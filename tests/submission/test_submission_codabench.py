@@ -55,6 +55,15 @@ def test_a_wrong_token_is_refused_at_once_and_never_shown(server: Server) -> Non
     assert "wrong-secret" not in str(caught.value) + "".join(told) + repr(client(server, "wrong-secret"))
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_storage_does_not_blame_the_token(server: Server, status: int) -> None:
+    server.trouble["/storage/"] = [status]
+    with pytest.raises(SubmissionError, match=f"storage failed; status {status}; try again") as caught:
+        client(server).submit(b"zip", 72)
+    assert "token" not in str(caught.value).lower()
+    assert not server.submissions
+
+
 def test_a_used_up_quota_is_said_before_anything_is_sent(server: Server) -> None:
     server.quota = False
     with pytest.raises(SubmissionError, match="maximum allowed submissions"):
