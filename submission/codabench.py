@@ -8,13 +8,16 @@ Codabench alone: not to the storage address, not along a redirect, not into a me
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import Any
 
 from submission.errors import SubmissionError
@@ -36,6 +39,9 @@ TRANSIENT = (
 )
 
 
+MAY_HAVE_ARRIVED = "it may have arrived all the same: look at your submissions before you try again"
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """urllib would carry the token along to wherever it is sent."""
 
@@ -48,7 +54,7 @@ class Codabench:
     """A Codabench account.
 
     Attributes:
-        token: the account's API token; never shown.
+        token: the account's API token; never shown; white space around it is taken off.
         url: the instance; plain http is accepted on this machine alone.
         timeout: seconds without an answer.
         sleep: waits between attempts; seconds.
@@ -62,6 +68,11 @@ class Codabench:
     note: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "token", self.token.strip())
+        if not re.fullmatch("[!-~]+", self.token):
+            raise SubmissionError(
+                "CODABENCH_TOKEN holds no token", expected="visible ASCII characters without white space"
+            )
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise SubmissionError(
@@ -128,24 +139,26 @@ class Codabench:
         headers = {"Authorization": f"Token {self.token}", "Accept": "application/json"}
         request = urllib.request.Request(urllib.parse.urljoin(self.url, path), data, headers, method=method)
         answer = self._attempt(request, f"{method} {path}", attempts)
+        fix = MAY_HAVE_ARRIVED if attempts == 1 else ""
         try:
             value = json.loads(answer)
         except ValueError as error:
             raise SubmissionError(
-                f"{method} {path}: the answer is no JSON", found=repr(answer[:80])
+                f"{method} {path}: the answer is no JSON", found=repr(answer[:80]), fix=fix
             ) from error
         if not isinstance(value, dict) or not value.keys() >= set(needed):
             raise SubmissionError(
                 f"{method} {path}: an unexpected answer",
                 found=repr(answer[:80]),
                 expected="an object" + (" with " + " and ".join(needed) if needed else ""),
+                fix=fix,
             )
         return value
 
     def _send(self, url: str, archive: bytes) -> None:
         headers = {"Content-Type": "application/zip"}
         request = urllib.request.Request(url, archive, headers, method="PUT")
-        self._attempt(request, "sending the archive", ATTEMPTS)
+        self._attempt(request, "sending the archive to Codabench's storage", ATTEMPTS)
 
     def _attempt(self, request: urllib.request.Request, what: str, attempts: int) -> bytes:
         opener = urllib.request.build_opener(_NoRedirect)
@@ -160,24 +173,31 @@ class Codabench:
                     body: bytes = response.read()
                     return body
             except urllib.error.HTTPError as error:
-                with error:
+                detail = ""
+                with error, suppress(OSError, HTTPException):
                     detail = error.read(300).decode(errors="replace").strip()
-                if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                refused = error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+                if refused and request.has_header("Authorization"):
                     raise SubmissionError(
                         f"{what}: Codabench refuses the token",
                         found=f"status {error.code}",
                         fix="set CODABENCH_TOKEN to the API token of an account that takes part",
                     ) from None
                 if error.code not in TRANSIENT:
-                    raise SubmissionError(f"{what} failed", found=f"status {error.code}: {detail}") from None
+                    raise SubmissionError(
+                        f"{what} failed",
+                        found=f"status {error.code}" + (f": {detail}" if detail else ""),
+                        fix="try again: each time it is sent to a new address" if refused else "",
+                    ) from None
                 trouble = f"status {error.code}"
             except TimeoutError:
                 trouble = f"no answer within {self.timeout:g} s"
-            except (urllib.error.URLError, ConnectionError) as error:
+            except OSError as error:
                 trouble = str(getattr(error, "reason", error))
-        fix = "try again later"
-        if attempts == 1:
-            fix = "it may have arrived all the same: look at your submissions before you try again"
+            except HTTPException as error:
+                trouble = f"a broken answer, {error!r:.80}"
         raise SubmissionError(
-            f"{what} failed after {attempts} attempt{'s' if attempts > 1 else ''}", found=trouble, fix=fix
+            f"{what} failed after {attempts} attempt{'s' if attempts > 1 else ''}",
+            found=trouble,
+            fix=MAY_HAVE_ARRIVED if attempts == 1 else "try again later",
         )

@@ -81,6 +81,23 @@ def test_weights_must_fit() -> None:
         fuse([FIRST, SECOND], FusionOptions(weights=(1, 2, 3)))
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_weights_must_be_finite_and_above_0(weight: float) -> None:
+    for weights in ((weight, 1.0), (1.0, weight)):
+        with pytest.raises(ToolkitError, match="finite numbers above 0"):
+            fuse([FIRST, SECOND], FusionOptions(weights=weights))
+
+
+@needs_ensemble_boxes
+@pytest.mark.parametrize("method", ["wbf", "nms", "soft-nms", "nmw"])
+def test_boxes_with_score_0_are_left_out(method: ensemble.Method) -> None:
+    """Where an image has no others, there was nothing to divide by."""
+    nothing = detections({A: [(10, 10, 50, 50, 0, 1)], B: [(10, 10, 50, 50, 0, 1), (0, 0, 9, 9, 0.5, 1)]})
+    fused = fuse([nothing, detections({A: [], B: []})], FusionOptions(method))
+    check_values(fused)
+    assert fused.counts.tolist() == [0, 1]
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ensemble, "find_spec", lambda name: None)
     with pytest.raises(ToolkitError, match=r"pip install ensemble-boxes"):

@@ -22,6 +22,7 @@ class Server:
     Attributes:
         trouble: path prefix -> statuses to answer with first, one a request; 0 lets the request wait.
         silent: paths that are answered with an empty object.
+        raw: path prefix -> bytes sent as they are instead of the next answers, one a request.
         quota: whether submissions are still allowed.
         requests: (method, path, token or None) of every request.
         archives: bodies that were stored.
@@ -31,6 +32,7 @@ class Server:
     url: str = ""
     trouble: dict[str, list[int]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    raw: dict[str, list[bytes]] = field(default_factory=dict)
     quota: bool = True
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     archives: list[bytes] = field(default_factory=list)
@@ -70,6 +72,10 @@ def codabench() -> Iterator[Server]:
                     self.send_header("Location", "/elsewhere/")
                     self.send_header("Content-Length", "0")
                     self.end_headers()
+                    return
+            for prefix, answers in state.raw.items():
+                if self.path.startswith(prefix) and answers:
+                    self.wfile.write(answers.pop(0))
                     return
             if self.path in state.silent:
                 self.answer(200, {})

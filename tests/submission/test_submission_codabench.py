@@ -55,6 +55,15 @@ def test_a_wrong_token_is_refused_at_once_and_never_shown(server: Server) -> Non
     assert "wrong-secret" not in str(caught.value) + "".join(told) + repr(client(server, "wrong-secret"))
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_storage_does_not_blame_the_token(server: Server, status: int) -> None:
+    server.trouble["/storage/"] = [status]
+    with pytest.raises(SubmissionError, match=f"storage failed; status {status}; try again") as caught:
+        client(server).submit(b"zip", 72)
+    assert "token" not in str(caught.value).lower()
+    assert not server.submissions
+
+
 def test_a_used_up_quota_is_said_before_anything_is_sent(server: Server) -> None:
     server.quota = False
     with pytest.raises(SubmissionError, match="maximum allowed submissions"):
@@ -96,6 +105,34 @@ def test_a_submission_is_made_at_most_once(server: Server, trouble: int) -> None
     assert server.count("/api/submissions/") == 1
 
 
+BROKEN = {
+    "a body cut short": b"HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\n{",
+    "no status line": b"garbage\r\n\r\n",
+    "no answer at all": b"",
+    "an error cut short": b"HTTP/1.0 503 Busy\r\nContent-Length: 999\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("path", ["/api/can_make_submission/", "/api/datasets/", "/storage/"])
+def test_a_broken_answer_is_asked_for_again(server: Server, path: str, answer: bytes) -> None:
+    server.raw[path] = [answer]
+    assert client(server).submit(b"zip", 72) == 4711
+    assert server.count(path) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [*BROKEN.values(), b"HTTP/1.0 201 Created\r\n\r\n<html>", b"HTTP/1.0 201 Created\r\n\r\n{}"],
+    ids=[*BROKEN, "no JSON", "no number"],
+)
+def test_whatever_a_submission_is_answered_with_it_may_have_arrived(server: Server, answer: bytes) -> None:
+    server.raw["/api/submissions/"] = [answer]
+    with pytest.raises(SubmissionError, match="may have arrived"):
+        client(server).submit(b"zip", 72)
+    assert server.count("/api/submissions/") == 1
+
+
 def test_a_refusal_is_passed_on(server: Server) -> None:
     server.trouble["/api/datasets/"] = [400]
     with pytest.raises(SubmissionError, match="status 400"):
@@ -124,3 +161,15 @@ def test_a_machine_that_is_not_there_is_said(server: Server) -> None:
 def test_a_token_is_not_sent_in_clear() -> None:
     with pytest.raises(SubmissionError, match="https"):
         Codabench(TOKEN, "http://www.example.org")
+
+
+def test_white_space_around_a_token_is_not_part_of_it(server: Server) -> None:
+    assert client(server, f" {TOKEN}\r\n").submit(b"zip", 72) == 4711
+
+
+@pytest.mark.parametrize("token", ["secret\nhalf", "secret half", "secret\u2019s", "secret\x7f", " "])
+def test_what_cannot_be_a_token_is_refused_without_showing_it(server: Server, token: str) -> None:
+    with pytest.raises(SubmissionError, match="CODABENCH_TOKEN holds no token") as caught:
+        client(server, token).submit(b"zip", 72)
+    assert "secret" not in str(caught.value)
+    assert not server.requests

@@ -42,5 +42,7 @@ def ensemble(
     sets = [Detections.read(path) for path in predictions]
     for path, detections in zip(predictions, sets, strict=True):
         check_values(detections, str(path))
-    fuse(sets, FusionOptions(method.value, trust, iou, max_det)).rounded().write(out)
+    fused = fuse(sets, FusionOptions(method.value, trust, iou, max_det)).rounded()
+    check_values(fused, "what came of fusing")
+    fused.write(out)
     typer.echo(out)

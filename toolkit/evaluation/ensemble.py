@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ class FusionOptions:
 
     Attributes:
         method: wbf (weighted boxes fusion: clusters are averaged), nms, soft-nms, nmw.
-        weights: trust in each set; None: alike.
+        weights: trust in each set, above 0; None: alike.
         iou: overlap from which two boxes of a class are the same object.
         max_det: boxes kept in an image, the best ones.
     """
@@ -46,7 +47,7 @@ class FusionOptions:
 
 
 def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> Detections:
-    """Fuse the predictions of the same images.
+    """Fuse the predictions of the same images; boxes with score 0 are left out.
 
     Args:
         sets: at least two; an image that one of them lacks counts as empty there.
@@ -56,7 +57,8 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
         Detections of all images that any set has, in ascending order of ids.
 
     Raises:
-        ToolkitError: fewer than two sets, weights that do not fit, or ensemble-boxes is not installed.
+        ToolkitError: fewer than two sets, weights that do not fit or cannot be used, or
+            ensemble-boxes is not installed.
     """
     options = options or FusionOptions()
     if len(sets) < 2:
@@ -64,6 +66,13 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
     if options.weights is not None and len(options.weights) != len(sets):
         raise ToolkitError(
             "weights do not fit", found=f"{len(options.weights)} weights", expected=f"{len(sets)}, one a file"
+        )
+    if options.weights and not (all(w > 0 for w in options.weights) and sum(options.weights) < math.inf):
+        raise ToolkitError(
+            "weights cannot be used",
+            found=", ".join(f"{weight:g}" for weight in options.weights),
+            expected="finite numbers above 0",
+            fix="leave out a file that deserves no trust",
         )
     if not find_spec("ensemble_boxes"):
         raise ToolkitError(
@@ -103,7 +112,9 @@ def _spread(
 
 def _image(detections: Detections, i: int) -> Columns:
     rows = slice(detections.offsets[i], detections.offsets[i + 1])
-    return detections.boxes[rows], detections.scores[rows], detections.labels[rows]
+    # Boxes are averaged by their scores: with none above 0 the package divides by 0.
+    kept = detections.scores[rows] > 0
+    return detections.boxes[rows][kept], detections.scores[rows][kept], detections.labels[rows][kept]
 
 
 def _fuse_images(images: list[list[Columns]], options: FusionOptions) -> list[Columns]:
