@@ -123,11 +123,20 @@ class Workspace:
             fix="name it with --data, or try `toolkit dataset sample data/sample`",
         )
 
+    def run(self, name: str) -> Path:
+        """The folder of a run: ``name`` itself if it is a folder, else the run of that name.
+
+        It need not exist.
+        """
+        path = Path(name)
+        return path if path.is_dir() else self.runs / name
+
     def weights(self, name: str) -> Path:
-        """A weights file: ``name`` itself, or for a bare ``best.pt`` or ``last.pt`` the newest run's.
+        """A weights file: ``name`` itself, for a bare ``best.pt`` or ``last.pt`` the newest run's, or the
+        best of the run of that name or folder.
 
         Raises:
-            ToolkitError: there is no such file.
+            ToolkitError: there is no such file or run, or the run has no weights.
         """
         path = Path(name)
         if path.is_file():
@@ -139,7 +148,14 @@ class Workspace:
             raise ToolkitError(
                 f"no {name}", found=f"no run with weights in {self.runs}", fix="train one: toolkit train"
             )
-        raise ToolkitError(f"no file {name}", expected="a YOLO checkpoint (.pt) or predictions (.json)")
+        run = self.run(name)
+        best = run / "weights" / "best.pt"
+        if best.is_file():
+            return best
+        raise ToolkitError(
+            f"no {best}" if run.is_dir() else f"no file or run {name}",
+            expected="a run with weights, a YOLO checkpoint (.pt) or predictions (.json)",
+        )
 
     def newest_predictions(self, split: str | None = None) -> Path:
         """The newest ``predictions-<split>.json`` of all runs, of any split if none is named.
@@ -165,7 +181,7 @@ class Workspace:
         path = Path(name)
         if path.is_file():
             return path
-        run = path if path.is_dir() else self.runs / name
+        run = self.run(name)
         kinds = [run / f"predictions-{split}.json"]
         if split == "val":
             kinds.append(run / "evaluation" / "predictions.json")

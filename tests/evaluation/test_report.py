@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from synthetic import synthetic
 
+from submission.validate import LABELS
 from toolkit.errors import ToolkitError
 from toolkit.evaluation import figures
 from toolkit.evaluation.context import Context
@@ -23,7 +24,7 @@ from toolkit.evaluation.figures import Evaluated
 from toolkit.evaluation.gallery import gallery
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.report import findings, write_report
-from toolkit.evaluation.scoring import Scores, align, score
+from toolkit.evaluation.scoring import Scores, align, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
 
 PICTURES = ["months", "classes", "precision_recall", "sizes", "counts", "conditions", "gallery"]
@@ -80,6 +81,33 @@ def test_the_findings_name_the_drift_the_weakest_month_and_the_weakest_class() -
     assert "drift between months costs" in told
     assert "Aug is the weakest month" in told
     assert "weakest class" in told
+
+
+def test_months_and_classes_that_show_the_same_score_are_named_together() -> None:
+    truth, found, _ = synthetic()
+    masks = month_masks(truth.image_ids)
+    lost = np.repeat(masks["jun"] | masks["jul"] | masks["aug"], np.diff(truth.offsets))
+    poor = replace(found, boxes=found.boxes + 900.0 * lost[:, None], labels=np.minimum(found.labels, 2))
+    told = " ".join(findings(score(truth, poor)))
+    assert "Jun, Jul and Aug are the weakest months (0.000)" in told
+    assert "Motorcycle and Vehicle are the weakest classes (AP@0.5 0.000; the others" in told
+    perfect = " ".join(findings(score(truth, replace(found, boxes=truth.boxes))))
+    assert "All months score alike (1.000)" in perfect
+    assert "All classes score alike (AP@0.5 1.000)" in perfect
+
+
+def test_the_legend_names_every_class_beside_the_curves() -> None:
+    truth, found, context = synthetic()
+    found = replace(found, labels=np.where(found.labels == 2, 1, found.labels))
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=0.4)
+    figure = figures.precision_recall(data).figure
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text().split()[0] for text in legend.get_texts()] == [
+        name.split()[0] for name in LABELS.values()
+    ]
+    assert "AP 0.000" in legend.get_texts()[1].get_text()
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
 
 
 def test_without_weather_and_frames_there_are_fewer_pictures(tmp_path: Path) -> None:

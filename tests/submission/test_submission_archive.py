@@ -43,7 +43,7 @@ def test_other_predictions_give_other_bytes() -> None:
     assert archive.pack(changed) != archive.pack(made)
 
 
-def test_rounding_keeps_three_and_four_decimals() -> None:
+def test_rounding_keeps_three_decimals_of_boxes_and_five_of_scores() -> None:
     rounded = some().rounded()
     np.testing.assert_allclose(rounded.boxes, some().boxes, atol=0.0005)
     np.testing.assert_allclose(rounded.scores, some().scores, atol=0.000005)

@@ -55,7 +55,7 @@ def test_the_version(toolkit: Command) -> None:
     ("arguments", "message"),
     [
         (("evaluate", "best.pt"), "no best.pt; found no run with weights"),
-        (("evaluate", "missing.json"), "no file missing.json"),
+        (("evaluate", "missing.json"), "no file or run missing.json"),
         (("predict", "best.pt", "--split", "test"), "toolkit train"),
         (("submit", "--zip"), "no predictions to submit"),
         (("train",), "cannot tell where the data is"),

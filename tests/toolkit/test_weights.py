@@ -49,6 +49,16 @@ def test_a_model_that_is_no_detector(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("predict", "--split", "val")])
+def test_a_run_stands_for_its_best_weights(
+    workspace: Path, toolkit: Command, command: tuple[str, ...]
+) -> None:
+    best = workspace / "runs" / "a" / "weights" / "best.pt"
+    best.parent.mkdir(parents=True)
+    best.write_text("junk")
+    assert "runs/a/weights/best.pt is no YOLO checkpoint" in toolkit(command[0], "a", *command[1:]).err
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("predict", "--split", "val")])
 def test_a_file_that_is_no_checkpoint_is_named_before_missing_data(
     workspace: Path, toolkit: Command, command: tuple[str, ...]
 ) -> None:

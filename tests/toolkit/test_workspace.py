@@ -54,8 +54,23 @@ def test_a_best_pt_that_is_a_file_is_taken_as_it_is(
 
 def test_another_name_is_never_guessed(place: Workspace) -> None:
     make_run(place, "new", age=1, data=make_dataset(place.root / "data"))
-    with pytest.raises(ToolkitError, match=r"no file bset\.pt"):
+    with pytest.raises(ToolkitError, match=r"no file or run bset\.pt"):
         place.weights("bset.pt")
+
+
+def test_a_run_is_meant_by_its_name_or_its_folder(place: Workspace) -> None:
+    run = make_run(place, "one", age=100, data=make_dataset(place.root / "data"))
+    make_run(place, "newer", age=1, data=place.root / "data")
+    for name in ("one", str(run)):
+        assert place.weights(name) == run / "weights" / "best.pt"
+        assert place.predictions(name, "test") == run / "predictions-test.json"
+
+
+def test_a_run_without_weights_is_said(place: Workspace) -> None:
+    run = make_run(place, "one", age=0, data=make_dataset(place.root / "data"))
+    (run / "weights" / "best.pt").unlink()
+    with pytest.raises(ToolkitError, match=r"no .*runs/one/weights/best\.pt"):
+        place.weights("one")
 
 
 def test_no_run_at_all_says_what_to_do(place: Workspace) -> None:

@@ -29,7 +29,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="WEIGHTS|PREDICTIONS.json",
-            help="Weights to predict with (best.pt means the newest run's), or predictions to score.",
+            help="Weights to predict with (best.pt: the newest run's; a run: its best), or predictions.",
         ),
     ],
     split: Annotated[Split, typer.Option(help="Split that is predicted and scored.")] = Split.val,

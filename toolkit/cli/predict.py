@@ -17,7 +17,7 @@ class Split(str, Enum):
 
 
 def predict(
-    weights: Annotated[str, typer.Argument(help="A checkpoint; best.pt means the newest run's.")],
+    weights: Annotated[str, typer.Argument(help="A checkpoint; best.pt: the newest run's; a run: its best.")],
     split: Annotated[Split, typer.Option(help="val is the development phase, test the testing phase.")],
     out: Annotated[Path | None, typer.Option(help="Default: predictions-SPLIT.json in the run.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,

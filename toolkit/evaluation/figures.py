@@ -229,11 +229,12 @@ def precision_recall(data: Evaluated) -> Picture:
         )
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     if axes.lines:
-        _legend(axes, loc="lower left")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, handlelength=2.4)
     return Picture(
         "precision_recall",
         "Precision over recall by class",
-        "At IoU 0.5, all months. Where a curve ends, lowering the threshold finds nothing more.",
+        "At IoU 0.5, all months. Where a curve ends, lowering the threshold finds nothing more. "
+        "A class without a curve: none of its true boxes was found.",
         figure,
     )
 
@@ -403,7 +404,7 @@ def _binned(
 def _curves(matches: Matches) -> dict[int, Curve]:
     labels: Sequence[int] = [label for label in LABELS if label in matches.problem.labels]
     curves = {label: matches.curve(label) for label in labels}
-    return {label: curve for label, curve in curves.items() if curve.positives and len(curve.scores)}
+    return {label: curve for label, curve in curves.items() if curve.positives}
 
 
 def _canvas(width: float, height: float, grid: bool = True, columns: int = 1) -> tuple[Figure, Any]:

@@ -117,7 +117,10 @@ def report_on(
 
 
 def findings(scores: Scores) -> list[str]:
-    """What costs the score, in sentences: the drift between months, the weakest month, the weakest class."""
+    """What costs the score, in sentences: the drift between months, the weakest month, the weakest class.
+
+    Months or classes that are alike in the digits shown are named together.
+    """
     told = []
     months = {name: s.map_50 for name, s in scores.months.items() if is_number(s.map_50)}
     if len(months) > 1 and is_number(scores.balanced):
@@ -126,11 +129,16 @@ def findings(scores: Scores) -> list[str]:
             f"The drift between months costs {lost:.3f}: with equal months the score would be "
             f"{scores.overall.map_50:.3f} instead of {scores.balanced:.3f}."
         )
-        worst, best = min(months, key=months.__getitem__), max(months, key=months.__getitem__)
-        told.append(
-            f"{worst.capitalize()} is the weakest month ({months[worst]:.3f}), "
-            f"{best.capitalize()} the strongest ({months[best]:.3f})."
-        )
+        shown = {name.capitalize(): f"{value:.3f}" for name, value in months.items()}
+        low, high = min(shown.values()), max(shown.values())
+        worst, best = ([name for name in shown if shown[name] == value] for value in (low, high))
+        if low == high:
+            told.append(f"All months score alike ({low}).")
+        else:
+            told.append(
+                f"{_are(worst)} the weakest month{'s' * (len(worst) > 1)} ({low}), "
+                f"{_listed(best)} the strongest ({high})."
+            )
     empty = [name.capitalize() for name, s in scores.months.items() if not is_number(s.map_50)]
     if empty:
         told.append(
@@ -139,14 +147,27 @@ def findings(scores: Scores) -> list[str]:
         )
     classes = {k: v for k, v in (scores.overall.map_50_per_class or {}).items() if is_number(v)}
     if len(classes) > 1:
-        label = min(classes, key=classes.__getitem__)
-        rest = float(np.mean([value for k, value in classes.items() if k != label]))
-        told.append(
-            f"{LABELS.get(label, str(label)).capitalize()} is the weakest class "
-            f"(AP@0.5 {classes[label]:.3f}; the others have {rest:.3f} on average). "
-            f"Each class is a {_share(len(classes))} of mAP."
-        )
+        low = f"{min(classes.values()):.3f}"
+        weak = [k for k, value in classes.items() if f"{value:.3f}" == low]
+        rest = [value for k, value in classes.items() if k not in weak]
+        names = [LABELS.get(k, str(k)).capitalize() for k in weak]
+        if not rest:
+            told.append(f"All classes score alike (AP@0.5 {low}).")
+        else:
+            told.append(
+                f"{_are(names)} the weakest class{'es' * (len(weak) > 1)} "
+                f"(AP@0.5 {low}; the others have {np.mean(rest):.3f} on average). "
+                f"Each class is a {_share(len(classes))} of mAP."
+            )
     return told
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _are(names: list[str]) -> str:
+    return f"{_listed(names)} {'are' if len(names) > 1 else 'is'}"
 
 
 def _share(n: int) -> str:
