@@ -43,7 +43,7 @@ TUNING_SECONDS = 180.0
 """Longest time that one process measures; later problems take the nearest choice, or PyTorch's kernels."""
 
 AGREEMENT = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1, torch.float64: 1e-9}
-"""Largest relative difference from PyTorch's own kernels; beyond it, one of the two is wrong."""
+"""Largest relative difference between two routes; beyond it, one of the two is wrong."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ class Planner:
 
     Args:
         device: "cuda" or "cpu".
-        routes: by name; "native" is among them and needs no test, because there is nothing behind it. A route
-            taken out of the mapping is not chosen again.
+        routes: by name. "native" is among them: it is tested like the others, and serves what no
+            trusted route can. A route taken out of the mapping is not chosen again.
         note: told what a person should know.
         card: what the plan is keyed by; the device's own when None.
         examine: the self-test.
@@ -253,20 +253,26 @@ class Planner:
             known = self.tune(problem).route
         if known is None:
             known = self._nearest(problem, math.inf)
-        return self.routes.get(known or "native", self.routes["native"])
+        if known is None or known not in self.routes:
+            known = next(self._candidates(problem), "native")
+        return self.routes.get(known, self.routes["native"])
+
+    def _candidates(self, problem: ConvProblem) -> Iterator[str]:
+        """The trusted routes that serve a problem, PyTorch's own kernels first."""
+        supporting = [name for name, route in self.routes.items() if route.supports(problem)]
+        return (name for name in supporting if self.trusted(name))
 
     def trusted(self, name: str) -> bool:
         """Whether a route passed its self-test on this card; tests it if nobody has."""
-        if name == "native":
-            return True
         verdict = self.file.verdicts.get(name)
         if verdict is None:
             with self.file.testing():
                 verdict = self.file.verdicts.get(name) or self._test(name)
         if not verdict.passed and name not in self._told:
             self._told.add(name)
+            use = "serves only what no other route can" if name == "native" else "is not used"
             self._note(
-                f"the convolution route {name} failed its self-test on this card and is not used: "
+                f"the convolution route {name} failed its self-test on this card and {use}: "
                 f"{verdict.reason} (to test it again, delete {self.file.path})"
             )
         return verdict.passed
@@ -282,9 +288,8 @@ class Planner:
         """Measure every trusted route on a problem and remember the fastest, unless that has been done."""
         self.file.refresh()
         choice = self.file.choices.get(_key(problem))
-        if choice is None or choice.route not in self.routes:
-            names = [name for name, route in self.routes.items() if route.supports(problem)]
-            names = [name for name in names if self.trusted(name)]
+        if choice is None or choice.route not in self.routes or not self.trusted(choice.route):
+            names = list(self._candidates(problem))
             start = time.monotonic()
             choice = self._measure(problem, names)
             self._spent += time.monotonic() - start
@@ -311,38 +316,58 @@ class Planner:
         return name if distance <= factor else None
 
     def _measure(self, problem: ConvProblem, names: list[str]) -> Choice:
+        """Judge and time trusted routes.
+
+        The judge is the first route that another one agrees with: a route that is wrong on this problem
+        cannot have all others rejected. Where no two agree, it is the first that works.
+        """
         seconds: dict[str, float] = {}
+        refused: dict[str, str] = {}
+        for judge in names:
+            found, complaints = self._measure_by(judge, problem, names)
+            if len(found) > len(seconds):
+                seconds, refused = found, complaints
+            elif not seconds:
+                refused.update(complaints)
+            if len(seconds) > 1:
+                break
+        for name, complaint in refused.items():
+            self._note(f"route {name} is not used for {problem}: {complaint}")
+        first = names[0] if names else "native"
+        return Choice(min(seconds, key=seconds.__getitem__, default=first), seconds)
+
+    def _measure_by(
+        self, judge: str, problem: ConvProblem, names: list[str]
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Seconds of the routes that agree with ``judge``, and what is wrong with the others."""
+        seconds: dict[str, float] = {}
+        refused: dict[str, str] = {}
         try:
             with torch.inference_mode():
                 tensors = _tensors(problem)
                 with _ieee_products(self.device):
-                    expected = _results(self.routes["native"], problem, tensors)
+                    expected = _results(self.routes[judge], problem, tensors)
                 for name in names:
-                    measured = self._measure_route(name, problem, tensors, expected)
-                    if measured is not None:
-                        seconds[name] = measured
+                    try:
+                        if name != judge:
+                            with _ieee_products(self.device):
+                                results = _results(self.routes[name], problem, tensors)
+                            _check(problem, results, expected, judge)
+                            del results
+                        seconds[name] = _seconds(self.routes[name], problem, tensors, self.device)
+                    except torch.cuda.OutOfMemoryError:
+                        torch.cuda.empty_cache()
+                    except Exception as error:
+                        refused[name] = f"{type(error).__name__}: {error}"
                     _double(tensors, expected)
         except torch.cuda.OutOfMemoryError:
             self._note(f"not enough memory to measure routes for {problem}")
+        except Exception as error:
+            refused[judge] = f"{type(error).__name__}: {error}"
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-        return Choice(min(seconds, key=seconds.__getitem__, default="native"), seconds)
-
-    def _measure_route(
-        self, name: str, problem: ConvProblem, tensors: Tensors, expected: Results
-    ) -> float | None:
-        """Seconds of one route; None when it needs more memory than there is, or is wrong."""
-        try:
-            if name != "native":
-                with _ieee_products(self.device):
-                    _check(problem, _results(self.routes[name], problem, tensors), expected)
-            return _seconds(self.routes[name], problem, tensors, self.device)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-        except Exception as error:
-            self._note(f"route {name} is not used for {problem}: {type(error).__name__}: {error}")
-        return None
+        return seconds, refused
 
 
 def _capturing(device: str) -> bool:
@@ -416,8 +441,8 @@ def _double(tensors: Tensors, expected: Results) -> None:
             tensor.mul_(factor)
 
 
-def _check(problem: ConvProblem, found: tuple[Tensor, Gradients], expected: tuple[Tensor, Gradients]) -> None:
-    """Raise ValueError where a route and PyTorch's own kernels disagree."""
+def _check(problem: ConvProblem, found: Results, expected: Results, judge: str) -> None:
+    """Raise ValueError where a route and its judge disagree."""
     names = ("output", "input gradient", "weight gradient", "bias gradient")
     values, truths = (found[0], *found[1]), (expected[0], *expected[1])
     for name, value, truth in zip(names, values, truths, strict=True):
@@ -427,7 +452,7 @@ def _check(problem: ConvProblem, found: tuple[Tensor, Gradients], expected: tupl
             raise ValueError(f"the {name} has the wrong form")
         difference = float((value.float() - truth.float()).norm() / truth.float().norm().clamp_min(1e-30))
         if not difference <= AGREEMENT[problem.dtype]:
-            raise ValueError(f"the {name} differs from PyTorch's by {difference:.1e}")
+            raise ValueError(f"the {name} differs from that of {judge} by {difference:.1e}")
 
 
 def _seconds(route: Route, problem: ConvProblem, tensors: Tensors, device: str) -> float:

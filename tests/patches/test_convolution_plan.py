@@ -14,13 +14,14 @@ import pytest
 import torch
 from fake_routes import Raising, Silent, Wrong
 from test_convolution_gemm import LAYER
+from torch import Tensor
 
 from patches import dispatch
 from patches.convolution import plan
 from patches.convolution.gemm import Gemm
 from patches.convolution.native import Native
 from patches.convolution.plan import Card, Choice, PlanFile, Planner
-from patches.convolution.problem import Route
+from patches.convolution.problem import ConvProblem, Route
 from patches.convolution.selftest import SelfTestResult
 
 CARD = Card("Radeon RX 5600 XT gfx1010", "amdgpu 6.1", "2.11.0", "3.5.0")
@@ -134,6 +135,63 @@ def test_a_route_that_failed_its_self_test_is_never_run(path: Path) -> None:
     assert any("route raising failed its self-test on this card and is not used: hangs" in n for n in notes)
     assert not any("is not used for" in note for note in notes)
     assert json.loads(path.read_text())["self_tests"]["raising"]["passed"] is False
+
+
+class Zero(Gemm):
+    """PyTorch's own kernels, as a card runs them that they were not built for: nothing is written."""
+
+    name = "native"
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.zeros_like(super().forward(problem, x, weight, bias))
+
+
+class RaisingNative(Raising):
+    name = "native"
+
+
+@pytest.mark.parametrize("native", [Zero(), RaisingNative()], ids=["zeros", "raises"])
+@pytest.mark.usefixtures("path")
+def test_where_pytorchs_own_kernels_fail_their_self_test_another_route_serves(native: Route) -> None:
+    notes: list[str] = []
+    chooser = planner(native, Gemm(), examine=Examiner("native"), notes=notes)
+    assert chooser.choose(LAYER).name == "gemm"
+    assert list(chooser.file.choices[str(LAYER)].seconds) == ["gemm"]
+    assert any("native failed its self-test on this card and serves only what" in note for note in notes)
+    assert not any("is not used for" in note for note in notes)
+
+
+@pytest.mark.parametrize("native", [Zero(), RaisingNative()], ids=["zeros", "raises"])
+@pytest.mark.usefixtures("path")
+def test_kernels_of_pytorch_that_are_wrong_on_one_problem_reject_no_other_route(native: Route) -> None:
+    notes: list[str] = []
+    chooser = planner(native, Gemm(), Timed("fast"), notes=notes)
+    assert chooser.choose(LAYER).name == "gemm"
+    assert set(chooser.file.choices[str(LAYER)].seconds) == {"gemm", "fast"}
+    assert [note.partition(" for ")[0] for note in notes if "not used" in note] == [
+        "route native is not used"
+    ]
+
+
+@pytest.mark.usefixtures("path")
+def test_kernels_of_pytorch_that_failed_do_not_serve_when_the_time_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "TUNING_SECONDS", 0.0)
+    assert planner(Timed("fast"), examine=Examiner("native")).choose(LAYER).name == "fast"
+
+
+@pytest.mark.usefixtures("path")
+def test_pytorchs_own_kernels_serve_when_no_route_is_trusted() -> None:
+    assert planner(Timed("fast"), examine=Examiner("native", "fast")).choose(LAYER).name == "native"
+
+
+def test_a_choice_of_pytorchs_own_kernels_is_measured_again_once_they_fail(path: Path) -> None:
+    planner(Timed("slow")).choose(LAYER)
+    content = json.loads(path.read_text())
+    content["self_tests"]["native"]["passed"] = False
+    path.write_text(json.dumps(content))
+    assert planner(Timed("slow")).choose(LAYER).name == "slow"
 
 
 def test_a_failure_is_remembered_and_told_once_in_each_process(path: Path) -> None:
