@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from submission.validate import check_ids, check_values
 from toolkit import __version__, console
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.provenance import origin_of, sha256
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
@@ -153,25 +153,30 @@ def write_receipt(
         archive: the zip.
         checked: what is in it.
         predictions: the file that it was made from.
-        run: the run that predicted, if known: its weights and validation scores are recorded.
+        run: the run that predicted, if known. Weights are recorded if the predictions' origin is known,
+            the run's validation scores if the same weights got them.
         codabench: answer of :func:`upload`; empty if it was not uploaded.
     """
     receipt: dict[str, Any] = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "archive": {"file": archive.name, "sha256": _sha256(archive)},
-        "predictions": {"file": str(predictions), "sha256": _sha256(predictions)},
+        "archive": {"file": archive.name, "sha256": sha256(archive)},
+        "predictions": {"file": str(predictions), "sha256": sha256(predictions)},
         **checked.as_dict(),
         "versions": {"ltdv2-toolkit": __version__, "python": platform.python_version(), **_versions()},
     }
     if run is not None:
-        weights = sorted((run / "weights").glob("*.pt"))
         receipt["run"] = run.name
-        receipt["weights"] = {path.name: _sha256(path) for path in weights}
+    origin = origin_of(predictions)
+    if origin is not None:
+        receipt["weights"] = {origin.weights: origin.weights_sha256}
+    if origin is not None and run is not None:
         scores = run / "evaluation" / "scores.json"
-        if scores.is_file():
+        scored = origin_of(scores)
+        if scored and (scored.split, scored.weights_sha256) == ("val", origin.weights_sha256):
             values = json.loads(scores.read_text(encoding="utf-8"))
             keys = ("global_map_bal", "global_map_50", "global_map_con", "global_map")
             receipt["validation"] = {key: values.get(key) for key in keys}
+            receipt["validation"]["truth_sha256"] = scored.truth_sha256
     if codabench:
         receipt["codabench"] = dict(codabench)
     path = _receipt_of(archive)
@@ -239,14 +244,6 @@ class _Receipt(msgspec.Struct):
 
     archive: dict[str, str]
     predictions: dict[str, str]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from codabench_server import TOKEN, Server, codabench
 from command import Command
 
 from submission import templates
+from toolkit import provenance
 
 VAL = templates.template("development")[:6].tolist()
 TEST = templates.template("testing")[:6].tolist()
@@ -236,17 +237,41 @@ def test_a_workspace_without_predictions_says_how_to_make_some(workspace: Path, 
 
 def test_a_receipt_says_what_the_zip_was_made_from(sample: Path, toolkit: Command) -> None:
     run = sample / "runs/first"
-    (run / "weights").mkdir()
-    (run / "weights/best.pt").write_bytes(b"weights")
+    for split in ("val", "test"):
+        provenance.record(run / f"predictions-{split}.json", split, "best.pt", "of best")
     toolkit("evaluate", run / "predictions-val.json")
     toolkit("submit", "--zip")
     receipt = json.loads((run / "submission.json").read_text())
     archive = hashlib.sha256((run / "submission.zip").read_bytes()).hexdigest()
     assert receipt["archive"] == {"file": "submission.zip", "sha256": archive}
-    assert receipt["weights"] == {"best.pt": hashlib.sha256(b"weights").hexdigest()}
+    assert receipt["weights"] == {"best.pt": "of best"}
     assert receipt["validation"]["global_map_50"] == 1.0
     assert receipt["phase"] == "testing"
     assert "torch" in receipt["versions"]
+
+
+@pytest.mark.parametrize("case", ["other weights", "split train", "a truth of one's own", "changed since"])
+def test_a_receipt_takes_no_other_scores_for_the_validations(
+    sample: Path, toolkit: Command, case: str
+) -> None:
+    run, options = sample / "runs/first", []
+    path, weights, split = run / "predictions-val.json", "of best", "val"
+    if case == "other weights":
+        weights = "of last"
+    elif case == "split train":
+        split, options = "train", ["--split", "train"]
+        shutil.copy(sample / "data/sample/Valid.json", sample / "data/sample/Train.json")
+    elif case == "a truth of one's own":
+        options = ["--truth", "data/sample/Valid.json"]
+    provenance.record(path, split, "some.pt", weights)
+    provenance.record(run / "predictions-test.json", "test", "best.pt", "of best")
+    if case == "changed since":
+        write(path, {str(i): HIT for i in VAL[:5]})
+    assert toolkit("evaluate", path, *options).status == 0
+    toolkit("submit", run / "predictions-test.json", "--zip")
+    receipt = json.loads((run / "submission.json").read_text())
+    assert receipt["weights"] == {"best.pt": "of best"}
+    assert "validation" not in receipt
 
 
 @pytest.mark.parametrize(
