@@ -109,8 +109,10 @@ def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:
     """The phase whose template contains all of these ids.
 
     Raises:
-        ToolkitError: none does.
+        ToolkitError: none does, or there are no ids.
     """
+    if not len(image_ids):
+        raise ToolkitError(f"{source} has no images", expected="predictions of at least one")
     shares = {phase: float(np.isin(image_ids, templates.template(phase)).mean()) for phase in PHASES}
     for phase, share in shares.items():
         if share == 1:

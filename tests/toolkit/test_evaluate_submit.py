@@ -221,6 +221,14 @@ def test_coco_results_are_converted_on_request_only(sample: Path, toolkit: Comma
     assert len(entries) == 49_430
 
 
+@pytest.mark.parametrize(("value", "options"), [({}, []), ([], ["--from-coco"])])
+def test_predictions_without_images_are_refused_in_one_line(
+    workspace: Path, toolkit: Command, value: Any, options: list[str]
+) -> None:
+    result = toolkit("submit", write(workspace / "p.json", value), *options)
+    assert (result.status, result.err.count("\n"), "no images" in result.err) == (1, 1, True)
+
+
 def test_the_same_predictions_give_the_same_zip(sample: Path, toolkit: Command) -> None:
     toolkit("submit", "--zip", "--out", "a.zip")
     path = sample / "runs/first/predictions-test.json"
