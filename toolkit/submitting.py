@@ -30,6 +30,9 @@ from toolkit.provenance import origin_of, sha256
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
 
+SPARSE = 0.5
+"""The largest share of ids without an entry that is uploaded without being asked for."""
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -187,22 +190,20 @@ def write_receipt(
     return path
 
 
-def upload(archive: Path, checked: Submission, phase_id: int | None = None) -> dict[str, Any]:
-    """Send a checked archive to Codabench.
+def check_upload(checked: Submission, phase_id: int | None = None, sparse: bool = False) -> Codabench:
+    """Make sure, before anything is written, that a submission may be uploaded.
 
     The token comes from ``CODABENCH_TOKEN``; ``CODABENCH_URL`` names another instance.
 
     Args:
-        archive: the zip.
-        checked: what is in it.
-        phase_id: Codabench's number of the phase; None finds it by the phase's name.
-
-    Returns:
-        What the receipt records: instance, competition, phase and number of the submission.
+        checked: what is to be sent.
+        phase_id: Codabench's number of the phase, if known.
+        sparse: send it even if most ids have no entry.
 
     Raises:
-        ToolkitError: there is no token, or the submission is a rehearsal.
-        SubmissionError: Codabench refuses it or does not answer.
+        ToolkitError: there is no token, the submission is a rehearsal or mostly empty, or nothing tells
+            its phase.
+        SubmissionError: the token would travel in clear.
     """
     token = os.environ.get("CODABENCH_TOKEN")
     if not token:
@@ -213,9 +214,35 @@ def upload(archive: Path, checked: Submission, phase_id: int | None = None) -> d
             found=f"{checked.filled:,} ids without predictions",
             expected="predictions of the whole split",
         )
+    if checked.filled > SPARSE * len(checked.detections) and not sparse:
+        raise ToolkitError(
+            "mostly empty predictions are not uploaded: they would use up a submission",
+            found=f"{checked.filled:,} of {len(checked.detections):,} ids without an entry",
+            expected=f"at most {SPARSE:.0%}",
+            fix="if that is meant: --upload-sparse",
+        )
     if phase_id is None and checked.phase is None:
         raise ToolkitError("cannot tell which phase to submit to", fix="name it: --phase or --phase-id")
-    client = Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
+    return Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
+
+
+def upload(
+    client: Codabench, archive: Path, checked: Submission, phase_id: int | None = None
+) -> dict[str, Any]:
+    """Send a checked archive to Codabench.
+
+    Args:
+        client: from :func:`check_upload`.
+        archive: the zip.
+        checked: what is in it.
+        phase_id: Codabench's number of the phase; None finds it by the phase's name.
+
+    Returns:
+        What the receipt records: instance, competition, phase and number of the submission.
+
+    Raises:
+        SubmissionError: Codabench refuses it or does not answer.
+    """
     number = client.phase_id(str(checked.phase)) if phase_id is None else phase_id
     made = client.submit(archive.read_bytes(), number, archive.name)
     return {"url": client.url, "competition": COMPETITION, "phase": number, "submission": made}

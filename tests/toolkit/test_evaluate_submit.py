@@ -335,7 +335,7 @@ def test_upload_sends_the_checked_zip_and_records_the_submission(
     assert TOKEN not in result.out + result.err + json.dumps(receipt)
 
 
-@pytest.mark.parametrize("case", ["rehearsal", "invalid", "no token"])
+@pytest.mark.parametrize("case", ["rehearsal", "invalid", "no token", "sparse"])
 def test_nothing_is_uploaded_unless_it_is_complete_and_valid(
     sample: Path,
     toolkit: Command,
@@ -349,6 +349,28 @@ def test_nothing_is_uploaded_unless_it_is_complete_and_valid(
     elif case == "no token":
         path = complete(sample)
         monkeypatch.delenv("CODABENCH_TOKEN")
-    result = toolkit("submit", path, "--upload")
+    elif case == "sparse":
+        path = write(sample / "few.json", {str(TEST[0]): HIT})
+    result = toolkit("submit", path, "--upload", *["--allow-missing"][: case == "sparse"])
     assert result.status == 1
     assert codabench_server.requests == []
+    assert not list(sample.rglob("*.zip"))
+
+
+def test_sparse_predictions_are_uploaded_when_that_is_meant(
+    sample: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    path = write(sample / "few.json", {str(TEST[0]): HIT})
+    assert toolkit("submit", path, "--upload", "--allow-missing", "--upload-sparse").status == 0
+    assert len(codabench_server.archives) == 1
+
+
+def test_a_failed_upload_leaves_the_receipt_of_its_own_archive(
+    sample: Path, toolkit: Command, codabench_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolkit("submit", "--zip", "--out", "entry.zip")
+    monkeypatch.setenv("CODABENCH_TOKEN", "another")
+    assert toolkit("submit", complete(sample), "--upload", "--out", "entry.zip").status == 1
+    receipt = json.loads((sample / "entry.json").read_text())
+    assert receipt["archive"]["sha256"] == hashlib.sha256((sample / "entry.zip").read_bytes()).hexdigest()
+    assert "codabench" not in receipt
