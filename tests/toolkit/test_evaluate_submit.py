@@ -76,6 +76,8 @@ def test_strict_refuses_and_writes_nothing(sample: Path, toolkit: Command) -> No
     result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json", "--strict")
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert f"missing id {VAL[5]}" in result.err
+    assert "p.json" in result.err
+    assert "--allow-missing" not in result.err
     assert not (sample / "evaluation").exists()
 
 

@@ -95,7 +95,7 @@ def evaluate(
         predictions = folder / "predictions.json"
         detections.write(predictions)
         origin = provenance.record(predictions, split.value, path.name, provenance.sha256(path))
-    scores = score(true, detections, engine=engine.value, strict=strict)
+    scores = score(true, detections, engine=engine.value, strict=strict, source=str(path))
     scores.write(folder / "scores.json")
     if origin is not None and origin.split == split.value and truth is None:
         hashes = origin.weights_sha256, provenance.sha256(answers)
