@@ -184,7 +184,14 @@ class Detections:
                 found=str(error),
                 expected='[{"image_id": ..., "category_id": ..., "bbox": [x, y, w, h], "score": ...}, ...]',
             ) from error
-        image = np.array([int(r.image_id) for r in results], np.int64)
+        try:
+            image = np.array([r.image_id for r in results], np.int64)
+            labels = np.array([r.category_id for r in results], np.int64)
+        except OverflowError as error:
+            raise SubmissionError(
+                f"{source}: an image_id or a category_id is too large",
+                expected="image ids such as 20200514222307015 and categories 1 to 4",
+            ) from error
         xywh = np.array([r.bbox for r in results], np.float64).reshape(-1, 4)
         ids, first, inverse = np.unique(image, return_index=True, return_inverse=True)
         position = np.empty(len(ids), np.int64)
@@ -197,7 +204,7 @@ class Detections:
             to_offsets(counts),
             np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])[order],
             np.array([r.score for r in results], np.float64)[order],
-            np.array([r.category_id for r in results], np.int64)[order],
+            labels[order],
         )
 
 

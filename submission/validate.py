@@ -59,6 +59,8 @@ def check_ids(
     *,
     allow_missing: bool = False,
     source: str = "the predictions",
+    whose: str = "the phase",
+    hints: bool = True,
 ) -> Detections:
     """Bring detections into the order of a phase's ids.
 
@@ -67,6 +69,8 @@ def check_ids(
         expected: (images,) int64, the phase's ids, each once.
         allow_missing: give ids without an entry empty lists instead of refusing.
         source: names the detections in messages.
+        whose: names what has the expected ids.
+        hints: name the options of ``toolkit submit`` that may help.
 
     Returns:
         Detections whose ``image_ids`` are ``expected``.
@@ -80,9 +84,9 @@ def check_ids(
     refuse(source, len(twice), (f"id {i} twice" for i in twice.tolist()), expected="every id once")
     unknown = ids[~np.isin(ids, expected)]
     if len(unknown):
-        hint = "is this the right phase? --phase, --template" if len(unknown) == len(ids) else ""
+        hint = "is this the right phase? --phase, --template" if hints and len(unknown) == len(ids) else ""
         refuse(
-            source, len(unknown), (f"unknown id {i}" for i in unknown.tolist()), "only ids of the phase", hint
+            source, len(unknown), (f"unknown id {i}" for i in unknown.tolist()), f"only ids of {whose}", hint
         )
     missing = expected[~np.isin(expected, ids)]
     if len(missing) and not allow_missing:
@@ -90,7 +94,7 @@ def check_ids(
             source,
             len(missing),
             (f"missing id {i}" for i in missing.tolist()),
-            f"all {len(expected):,} ids of the phase",
-            "fill them with empty lists: --allow-missing",
+            f"all {len(expected):,} ids of {whose}",
+            "fill them with empty lists: --allow-missing" if hints else "",
         )
     return detections.select(expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -26,9 +25,13 @@ from submission.validate import check_ids, check_values
 from toolkit import __version__, console
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.provenance import origin_of, sha256
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
+
+SPARSE = 0.5
+"""The largest share of ids without an entry that is uploaded without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,10 @@ def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:
     """The phase whose template contains all of these ids.
 
     Raises:
-        ToolkitError: none does.
+        ToolkitError: none does, or there are no ids.
     """
+    if not len(image_ids):
+        raise ToolkitError(f"{source} has no images", expected="predictions of at least one")
     shares = {phase: float(np.isin(image_ids, templates.template(phase)).mean()) for phase in PHASES}
     for phase, share in shares.items():
         if share == 1:
@@ -153,25 +158,30 @@ def write_receipt(
         archive: the zip.
         checked: what is in it.
         predictions: the file that it was made from.
-        run: the run that predicted, if known: its weights and validation scores are recorded.
+        run: the run that predicted, if known. Weights are recorded if the predictions' origin is known,
+            the run's validation scores if the same weights got them.
         codabench: answer of :func:`upload`; empty if it was not uploaded.
     """
     receipt: dict[str, Any] = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "archive": {"file": archive.name, "sha256": _sha256(archive)},
-        "predictions": {"file": str(predictions), "sha256": _sha256(predictions)},
+        "archive": {"file": archive.name, "sha256": sha256(archive)},
+        "predictions": {"file": str(predictions), "sha256": sha256(predictions)},
         **checked.as_dict(),
         "versions": {"ltdv2-toolkit": __version__, "python": platform.python_version(), **_versions()},
     }
     if run is not None:
-        weights = sorted((run / "weights").glob("*.pt"))
         receipt["run"] = run.name
-        receipt["weights"] = {path.name: _sha256(path) for path in weights}
+    origin = origin_of(predictions)
+    if origin is not None:
+        receipt["weights"] = {origin.weights: origin.weights_sha256}
+    if origin is not None and run is not None:
         scores = run / "evaluation" / "scores.json"
-        if scores.is_file():
+        scored = origin_of(scores)
+        if scored and (scored.split, scored.weights_sha256) == ("val", origin.weights_sha256):
             values = json.loads(scores.read_text(encoding="utf-8"))
             keys = ("global_map_bal", "global_map_50", "global_map_con", "global_map")
             receipt["validation"] = {key: values.get(key) for key in keys}
+            receipt["validation"]["truth_sha256"] = scored.truth_sha256
     if codabench:
         receipt["codabench"] = dict(codabench)
     path = _receipt_of(archive)
@@ -180,22 +190,20 @@ def write_receipt(
     return path
 
 
-def upload(archive: Path, checked: Submission, phase_id: int | None = None) -> dict[str, Any]:
-    """Send a checked archive to Codabench.
+def check_upload(checked: Submission, phase_id: int | None = None, sparse: bool = False) -> Codabench:
+    """Make sure, before anything is written, that a submission may be uploaded.
 
     The token comes from ``CODABENCH_TOKEN``; ``CODABENCH_URL`` names another instance.
 
     Args:
-        archive: the zip.
-        checked: what is in it.
-        phase_id: Codabench's number of the phase; None finds it by the phase's name.
-
-    Returns:
-        What the receipt records: instance, competition, phase and number of the submission.
+        checked: what is to be sent.
+        phase_id: Codabench's number of the phase, if known.
+        sparse: send it even if most ids have no entry.
 
     Raises:
-        ToolkitError: there is no token, or the submission is a rehearsal.
-        SubmissionError: Codabench refuses it or does not answer.
+        ToolkitError: there is no token, the submission is a rehearsal or mostly empty, or nothing tells
+            its phase.
+        SubmissionError: the token would travel in clear.
     """
     token = os.environ.get("CODABENCH_TOKEN")
     if not token:
@@ -206,9 +214,35 @@ def upload(archive: Path, checked: Submission, phase_id: int | None = None) -> d
             found=f"{checked.filled:,} ids without predictions",
             expected="predictions of the whole split",
         )
+    if checked.filled > SPARSE * len(checked.detections) and not sparse:
+        raise ToolkitError(
+            "mostly empty predictions are not uploaded: they would use up a submission",
+            found=f"{checked.filled:,} of {len(checked.detections):,} ids without an entry",
+            expected=f"at most {SPARSE:.0%}",
+            fix="if that is meant: --upload-sparse",
+        )
     if phase_id is None and checked.phase is None:
         raise ToolkitError("cannot tell which phase to submit to", fix="name it: --phase or --phase-id")
-    client = Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
+    return Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
+
+
+def upload(
+    client: Codabench, archive: Path, checked: Submission, phase_id: int | None = None
+) -> dict[str, Any]:
+    """Send a checked archive to Codabench.
+
+    Args:
+        client: from :func:`check_upload`.
+        archive: the zip.
+        checked: what is in it.
+        phase_id: Codabench's number of the phase; None finds it by the phase's name.
+
+    Returns:
+        What the receipt records: instance, competition, phase and number of the submission.
+
+    Raises:
+        SubmissionError: Codabench refuses it or does not answer.
+    """
     number = client.phase_id(str(checked.phase)) if phase_id is None else phase_id
     made = client.submit(archive.read_bytes(), number, archive.name)
     return {"url": client.url, "competition": COMPETITION, "phase": number, "submission": made}
@@ -239,14 +273,6 @@ class _Receipt(msgspec.Struct):
 
     archive: dict[str, str]
     predictions: dict[str, str]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

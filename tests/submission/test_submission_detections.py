@@ -180,6 +180,13 @@ def test_a_coco_list_that_is_none_is_refused(tmp_path: Path) -> None:
         Detections.read_coco(write(tmp_path, {str(A): ENTRY}))
 
 
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_a_number_beyond_64_bits_in_a_coco_list_is_refused(key: str, tmp_path: Path) -> None:
+    result = {"image_id": A, "category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5, key: 10**30}
+    with pytest.raises(SubmissionError, match="too large"):
+        Detections.read_coco(write(tmp_path, [result]))
+
+
 def test_the_first_ten_offences_are_named_and_all_are_counted(tmp_path: Path) -> None:
     bad = {str(A + n): {**ENTRY, "labels": []} for n in range(1234)}
     with pytest.raises(SubmissionError) as caught:

@@ -15,6 +15,7 @@ from codabench_server import TOKEN, Server, codabench
 from command import Command
 
 from submission import templates
+from toolkit import provenance
 
 VAL = templates.template("development")[:6].tolist()
 TEST = templates.template("testing")[:6].tolist()
@@ -75,6 +76,8 @@ def test_strict_refuses_and_writes_nothing(sample: Path, toolkit: Command) -> No
     result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json", "--strict")
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert f"missing id {VAL[5]}" in result.err
+    assert "p.json" in result.err
+    assert "--allow-missing" not in result.err
     assert not (sample / "evaluation").exists()
 
 
@@ -220,6 +223,14 @@ def test_coco_results_are_converted_on_request_only(sample: Path, toolkit: Comma
     assert len(entries) == 49_430
 
 
+@pytest.mark.parametrize(("value", "options"), [({}, []), ([], ["--from-coco"])])
+def test_predictions_without_images_are_refused_in_one_line(
+    workspace: Path, toolkit: Command, value: Any, options: list[str]
+) -> None:
+    result = toolkit("submit", write(workspace / "p.json", value), *options)
+    assert (result.status, result.err.count("\n"), "no images" in result.err) == (1, 1, True)
+
+
 def test_the_same_predictions_give_the_same_zip(sample: Path, toolkit: Command) -> None:
     toolkit("submit", "--zip", "--out", "a.zip")
     path = sample / "runs/first/predictions-test.json"
@@ -236,17 +247,41 @@ def test_a_workspace_without_predictions_says_how_to_make_some(workspace: Path, 
 
 def test_a_receipt_says_what_the_zip_was_made_from(sample: Path, toolkit: Command) -> None:
     run = sample / "runs/first"
-    (run / "weights").mkdir()
-    (run / "weights/best.pt").write_bytes(b"weights")
+    for split in ("val", "test"):
+        provenance.record(run / f"predictions-{split}.json", split, "best.pt", "of best")
     toolkit("evaluate", run / "predictions-val.json")
     toolkit("submit", "--zip")
     receipt = json.loads((run / "submission.json").read_text())
     archive = hashlib.sha256((run / "submission.zip").read_bytes()).hexdigest()
     assert receipt["archive"] == {"file": "submission.zip", "sha256": archive}
-    assert receipt["weights"] == {"best.pt": hashlib.sha256(b"weights").hexdigest()}
+    assert receipt["weights"] == {"best.pt": "of best"}
     assert receipt["validation"]["global_map_50"] == 1.0
     assert receipt["phase"] == "testing"
     assert "torch" in receipt["versions"]
+
+
+@pytest.mark.parametrize("case", ["other weights", "split train", "a truth of one's own", "changed since"])
+def test_a_receipt_takes_no_other_scores_for_the_validations(
+    sample: Path, toolkit: Command, case: str
+) -> None:
+    run, options = sample / "runs/first", []
+    path, weights, split = run / "predictions-val.json", "of best", "val"
+    if case == "other weights":
+        weights = "of last"
+    elif case == "split train":
+        split, options = "train", ["--split", "train"]
+        shutil.copy(sample / "data/sample/Valid.json", sample / "data/sample/Train.json")
+    elif case == "a truth of one's own":
+        options = ["--truth", "data/sample/Valid.json"]
+    provenance.record(path, split, "some.pt", weights)
+    provenance.record(run / "predictions-test.json", "test", "best.pt", "of best")
+    if case == "changed since":
+        write(path, {str(i): HIT for i in VAL[:5]})
+    assert toolkit("evaluate", path, *options).status == 0
+    toolkit("submit", run / "predictions-test.json", "--zip")
+    receipt = json.loads((run / "submission.json").read_text())
+    assert receipt["weights"] == {"best.pt": "of best"}
+    assert "validation" not in receipt
 
 
 @pytest.mark.parametrize(
@@ -302,7 +337,7 @@ def test_upload_sends_the_checked_zip_and_records_the_submission(
     assert TOKEN not in result.out + result.err + json.dumps(receipt)
 
 
-@pytest.mark.parametrize("case", ["rehearsal", "invalid", "no token"])
+@pytest.mark.parametrize("case", ["rehearsal", "invalid", "no token", "sparse"])
 def test_nothing_is_uploaded_unless_it_is_complete_and_valid(
     sample: Path,
     toolkit: Command,
@@ -316,6 +351,28 @@ def test_nothing_is_uploaded_unless_it_is_complete_and_valid(
     elif case == "no token":
         path = complete(sample)
         monkeypatch.delenv("CODABENCH_TOKEN")
-    result = toolkit("submit", path, "--upload")
+    elif case == "sparse":
+        path = write(sample / "few.json", {str(TEST[0]): HIT})
+    result = toolkit("submit", path, "--upload", *["--allow-missing"][: case == "sparse"])
     assert result.status == 1
     assert codabench_server.requests == []
+    assert not list(sample.rglob("*.zip"))
+
+
+def test_sparse_predictions_are_uploaded_when_that_is_meant(
+    sample: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    path = write(sample / "few.json", {str(TEST[0]): HIT})
+    assert toolkit("submit", path, "--upload", "--allow-missing", "--upload-sparse").status == 0
+    assert len(codabench_server.archives) == 1
+
+
+def test_a_failed_upload_leaves_the_receipt_of_its_own_archive(
+    sample: Path, toolkit: Command, codabench_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolkit("submit", "--zip", "--out", "entry.zip")
+    monkeypatch.setenv("CODABENCH_TOKEN", "another")
+    assert toolkit("submit", complete(sample), "--upload", "--out", "entry.zip").status == 1
+    receipt = json.loads((sample / "entry.json").read_text())
+    assert receipt["archive"]["sha256"] == hashlib.sha256((sample / "entry.zip").read_bytes()).hexdigest()
+    assert "codabench" not in receipt

@@ -63,7 +63,7 @@ def evaluate(
     """
     from submission import Detections
     from submission.validate import check_values
-    from toolkit import console, workspace
+    from toolkit import console, provenance, workspace
     from toolkit.evaluation.scoring import score
     from toolkit.evaluation.table import month_table
     from toolkit.evaluation.truth import GroundTruth
@@ -84,6 +84,7 @@ def evaluate(
     if is_predictions:
         detections = Detections.read(path)
         check_values(detections, str(path))
+        origin = provenance.origin_of(path)
         true = GroundTruth.read(answers)
     else:
         true = GroundTruth.read(answers)
@@ -91,9 +92,14 @@ def evaluate(
             imgsz=imgsz, batch=batch, device=device, tta=tta, patches=not no_patches
         )
         detections = prediction.predict(path, place.data_of(path, data), split.value, options)
-        detections.write(folder / "predictions.json")
-    scores = score(true, detections, engine=engine.value, strict=strict)
+        predictions = folder / "predictions.json"
+        detections.write(predictions)
+        origin = provenance.record(predictions, split.value, path.name, provenance.sha256(path))
+    scores = score(true, detections, engine=engine.value, strict=strict, source=str(path))
     scores.write(folder / "scores.json")
+    if origin is not None and origin.split == split.value and truth is None:
+        hashes = origin.weights_sha256, provenance.sha256(answers)
+        provenance.record(folder / "scores.json", split.value, origin.weights, *hashes)
     if scores.missing or scores.ignored:
         console.warn(
             f"{scores.missing:,} images of the truth have no predictions (scored as empty), "

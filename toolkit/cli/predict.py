@@ -37,7 +37,7 @@ def predict(
 
     Example: [bold]toolkit predict best.pt --split test[/bold]
     """
-    from toolkit import prediction, workspace
+    from toolkit import prediction, provenance, workspace
 
     place = workspace.current()
     checkpoint = place.weights(weights)
@@ -57,4 +57,5 @@ def predict(
     run = place.run_of(checkpoint)
     target = out or (run or place.root) / f"predictions-{split.value}.json"
     detections.write(target)
+    provenance.record(target, split.value, checkpoint.name, provenance.sha256(checkpoint))
     typer.echo(target)

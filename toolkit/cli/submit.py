@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +42,9 @@ def submit(
     ] = False,
     upload: Annotated[
         bool, typer.Option("--upload", help="Also send it to Codabench, with the token CODABENCH_TOKEN.")
+    ] = False,
+    upload_sparse: Annotated[
+        bool, typer.Option("--upload-sparse", help="Upload even if most ids have no entry.")
     ] = False,
     phase_id: Annotated[
         int | None, typer.Option(help="Codabench's number of the phase; default: found by its name.")
@@ -92,12 +95,15 @@ def submit(
         )
     elif checked.filled:
         console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
-    sent = {}
+    client = submitting.check_upload(checked, phase_id, upload_sparse) if upload else None
+    sent: dict[str, Any] = {}
     if target is not None:
         archive.write(target, checked.detections)
-        if upload:
-            sent = submitting.upload(target, checked, phase_id)
+        # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
         submitting.write_receipt(target, checked, predictions, run, sent)
+        if client is not None:
+            sent = submitting.upload(client, target, checked, phase_id)
+            submitting.write_receipt(target, checked, predictions, run, sent)
     if json:
         files = {"predictions": str(predictions), "zip": str(target) if target else None}
         console.print_json({**files, **checked.as_dict(), "codabench": sent or None})

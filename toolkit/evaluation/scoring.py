@@ -120,7 +120,11 @@ class Scores:
 
 
 def score(
-    truth: GroundTruth, predictions: Detections, engine: Engine = "auto", strict: bool = False
+    truth: GroundTruth,
+    predictions: Detections,
+    engine: Engine = "auto",
+    strict: bool = False,
+    source: str = "the predictions",
 ) -> Scores:
     """Score predictions as the challenge does.
 
@@ -130,6 +134,7 @@ def score(
         engine: ``pycocotools``, ``hotcoco``, or ``auto``: hotcoco where installed.
         strict: refuse ids on one side only, as the organisers' first evaluator does; otherwise missing
             ones count as empty and unknown ones are ignored, as in the later one.
+        source: names the predictions in messages.
 
     Raises:
         ToolkitError: the truth has no images, or the engine is not there.
@@ -139,7 +144,7 @@ def score(
         raise ToolkitError("the truth has no images", expected="at least one")
     chosen = resolve(engine)
     if strict:
-        check_ids(predictions, truth.image_ids)
+        check_ids(predictions, truth.image_ids, source=source, whose="the truth", hints=False)
     missing = int((~np.isin(truth.image_ids, predictions.image_ids)).sum())
     ignored = int((~np.isin(predictions.image_ids, truth.image_ids)).sum())
     problem = align(truth, predictions)
