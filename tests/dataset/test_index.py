@@ -76,6 +76,43 @@ def test_preparing_again_does_nothing_until_an_input_changes(copy: Path, edit: E
     assert len(list(third.folder.glob("index-*"))) == 1 + 2 * 3
 
 
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("damage", [lose, empty, cut_off])
+@pytest.mark.parametrize("table", ["-train-images.npy", "-train-boxes.npy", ".parquet"])
+def test_preparing_again_replaces_a_table_that_is_lost_or_cut_off(
+    copy: Path, table: str, damage: Callable[[Path], None]
+) -> None:
+    first = prepare(copy)
+    path = first.folder / (Path(first.manifest.index).stem + table)
+    content = path.read_bytes()
+    damage(path)
+    if table.endswith(".npy"):
+        with pytest.raises(ToolkitError, match=r"is incomplete.*toolkit dataset prepare"):
+            _ = load(copy).split("train").training
+    assert not prepare(copy).unchanged
+    assert path.read_bytes() == content
+    assert prepare(copy).unchanged
+
+
+def test_tables_of_two_indexes_are_not_taken_for_one(copy: Path) -> None:
+    first = prepare(copy)
+    train, val = (first.folder / f"{Path(first.manifest.index).stem}-{s}-boxes.npy" for s in ("train", "val"))
+    train.write_bytes(val.read_bytes())
+    with pytest.raises(ToolkitError, match="do not belong together"):
+        _ = load(copy).split("train").training
+
+
 def test_nothing_is_extracted_or_copied(copy: Path) -> None:
     before = {p.name for p in copy.iterdir()}
     prepare(copy)

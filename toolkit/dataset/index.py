@@ -152,7 +152,8 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
     with suppress(ToolkitError):
         manifest = read_manifest(folder)
-        if manifest.fingerprint == fingerprint and (folder / manifest.index).is_file():
+        index = DatasetIndex(data, folder / manifest.index, manifest)
+        if manifest.fingerprint == fingerprint and _is_whole(index):
             return Prepared(folder, manifest, unchanged=True)
     if folder.parent != data:
         console.note(f"{data} cannot be written: the index goes to {folder}")
@@ -328,14 +329,19 @@ class Split:
 
     @cached_property
     def training(self) -> TrainingTables:
-        """The tables that training reads, mapped into memory."""
+        """The tables that training reads, mapped into memory. Raises ToolkitError: one is lost or cut off."""
         paths = _training_paths(self.index.path.parent, self.index.path.name, self.name)
         try:
             images, boxes = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
-        except (OSError, ValueError) as error:
+            if len(images) != len(self) or images["box"][-1] + images["boxes"][-1] != len(boxes):
+                raise ValueError(
+                    f"{len(images):,} images and {len(boxes):,} boxes that do not belong together"
+                )
+        except (OSError, ValueError, EOFError) as error:  # numpy's EOFError: an empty file
             raise ToolkitError(
                 f"the index of {self.index.data} is incomplete",
                 found=str(error),
+                expected=f"{paths[0].name} and {paths[1].name} as they were written",
                 fix=f"toolkit dataset prepare {self.index.data}",
             ) from error
         return TrainingTables(images, boxes)
@@ -373,6 +379,19 @@ class _Log:
     def write(self, path: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(msgspec.json.Encoder().encode_lines(self.items))
+
+
+def _is_whole(index: DatasetIndex) -> bool:
+    """Whether the Parquet file opens and has all rows. Raises ToolkitError if a training table is not."""
+    import polars as pl
+
+    for name in index.manifest.images:
+        _ = index.split(name).training
+    try:
+        rows = pl.scan_parquet(index.path).select(pl.len()).collect().item()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return bool(rows == sum(index.manifest.images.values()))
 
 
 def _write_parquet(table: pl.DataFrame, path: Path) -> None:
