@@ -76,6 +76,33 @@ def test_preparing_again_does_nothing_until_an_input_changes(copy: Path, edit: E
     assert len(list(third.folder.glob("index-*"))) == 1 + 2 * 3
 
 
+@pytest.mark.parametrize("drop_bad", [False, True])
+def test_an_index_older_than_its_files_is_named_once_when_it_is_opened(
+    copy: Path, edit: Edit, capsys: pytest.CaptureFixture[str], drop_bad: bool
+) -> None:
+    prepare(copy, drop_bad=drop_bad)
+    load(copy)
+    assert "warning" not in capsys.readouterr().err
+    edit("Train.json", lambda content: content["annotations"].pop())
+    for _ in range(2):
+        load(copy)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "changed since its index was made" in line
+    assert line.endswith(f"toolkit dataset prepare {copy}")
+
+
+@pytest.mark.parametrize("gone", ["Train.json", "frames.zip"])
+def test_an_index_that_was_moved_or_has_outlived_its_files_is_not_called_old(
+    copy: Path, capsys: pytest.CaptureFixture[str], gone: str
+) -> None:
+    prepare(copy)
+    moved = copy.rename(copy.with_name("moved"))
+    load(moved)
+    (moved / gone).unlink()
+    load(moved)
+    assert "warning" not in capsys.readouterr().err
+
+
 def lose(path: Path) -> None:
     path.unlink()
 

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,7 +208,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def load(data: Path) -> DatasetIndex:
-    """Open the index of a data folder. Raises ToolkitError when ``prepare`` has not run."""
+    """Open the index of a data folder; warn when the files it was made from have changed since.
+
+    Raises ToolkitError when ``prepare`` has not run.
+    """
     data = Path(data)
     if not data.is_dir():
         raise ToolkitError(f"{data} is no folder", fix="toolkit dataset sample DIR draws a small dataset")
@@ -219,7 +222,28 @@ def load(data: Path) -> DatasetIndex:
         raise ToolkitError(
             f"{data} is not prepared", found=error.found, fix=f"toolkit dataset prepare {data}"
         ) from error
+    if _is_stale(data, manifest):
+        _warn_of_stale_index(data)
     return DatasetIndex(data, folder / manifest.index, manifest)
+
+
+def _is_stale(data: Path, manifest: Manifest) -> bool:
+    """Whether the files are others than the index was made from. False if one of them is gone."""
+    annotations = {split: data / name for split, name in FILES.items() if (data / name).exists()}
+    if not manifest.images.keys() <= annotations.keys():
+        return False
+    inputs = [*annotations.values(), data / manifest.frames]
+    try:
+        return all(_fingerprint(inputs, drop_bad) != manifest.fingerprint for drop_bad in (False, True))
+    except OSError:
+        return False
+
+
+@cache
+def _warn_of_stale_index(data: Path) -> None:
+    console.warn(
+        f"{data} has changed since its index was made, which is used as it is; toolkit dataset prepare {data}"
+    )
 
 
 @dataclass(frozen=True)
