@@ -142,6 +142,31 @@ def test_a_member_that_claims_to_be_huge_is_refused_unread(
         read_directory(path)
 
 
+@pytest.mark.parametrize(
+    ("size", "refusal"),
+    [(2 << 20, "claims more than 1 MiB"), (1_000, "is stored as it is and yet claims two sizes")],
+)
+def test_a_stored_member_that_understates_its_inflated_size_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, refusal: str
+) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1 << 20)
+    path = archive(tmp_path / "a.zip", {"frames/bomb.jpg": b"\0" * size})
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.rindex(b"PK\x01\x02") + 24, 10)
+    path.write_bytes(data)
+    with pytest.raises(ToolkitError, match=rf"{refusal}; found frames/bomb\.jpg"):
+        read_directory(path)
+
+
+def test_a_size_that_64_signed_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("frames/a.jpg", b"x")
+        file.filelist[0].file_size = file.filelist[0].compress_size = 2**64 - 5
+    with pytest.raises(ToolkitError, match="claims more than 32 MiB"):
+        read_directory(path)
+
+
 def test_a_member_that_inflates_beyond_its_stated_size_is_stopped(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", {"frames/bomb.jpg": b"\0" * 100_000}, zipfile.ZIP_DEFLATED)
     data = path.read_bytes().replace(struct.pack("<I", 100_000), struct.pack("<I", 10))

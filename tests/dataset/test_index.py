@@ -76,6 +76,70 @@ def test_preparing_again_does_nothing_until_an_input_changes(copy: Path, edit: E
     assert len(list(third.folder.glob("index-*"))) == 1 + 2 * 3
 
 
+@pytest.mark.parametrize("drop_bad", [False, True])
+def test_an_index_older_than_its_files_is_named_once_when_it_is_opened(
+    copy: Path, edit: Edit, capsys: pytest.CaptureFixture[str], drop_bad: bool
+) -> None:
+    prepare(copy, drop_bad=drop_bad)
+    load(copy)
+    assert "warning" not in capsys.readouterr().err
+    edit("Train.json", lambda content: content["annotations"].pop())
+    for _ in range(2):
+        load(copy)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "changed since its index was made" in line
+    assert line.endswith(f"toolkit dataset prepare {copy}")
+
+
+@pytest.mark.parametrize("gone", ["Train.json", "frames.zip"])
+def test_an_index_that_was_moved_or_has_outlived_its_files_is_not_called_old(
+    copy: Path, capsys: pytest.CaptureFixture[str], gone: str
+) -> None:
+    prepare(copy)
+    moved = copy.rename(copy.with_name("moved"))
+    load(moved)
+    (moved / gone).unlink()
+    load(moved)
+    assert "warning" not in capsys.readouterr().err
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("damage", [lose, empty, cut_off])
+@pytest.mark.parametrize("table", ["-train-images.npy", "-train-boxes.npy", ".parquet"])
+def test_preparing_again_replaces_a_table_that_is_lost_or_cut_off(
+    copy: Path, table: str, damage: Callable[[Path], None]
+) -> None:
+    first = prepare(copy)
+    path = first.folder / (Path(first.manifest.index).stem + table)
+    content = path.read_bytes()
+    damage(path)
+    if table.endswith(".npy"):
+        with pytest.raises(ToolkitError, match=r"is incomplete.*toolkit dataset prepare"):
+            _ = load(copy).split("train").training
+    assert not prepare(copy).unchanged
+    assert path.read_bytes() == content
+    assert prepare(copy).unchanged
+
+
+def test_tables_of_two_indexes_are_not_taken_for_one(copy: Path) -> None:
+    first = prepare(copy)
+    train, val = (first.folder / f"{Path(first.manifest.index).stem}-{s}-boxes.npy" for s in ("train", "val"))
+    train.write_bytes(val.read_bytes())
+    with pytest.raises(ToolkitError, match="do not belong together"):
+        _ = load(copy).split("train").training
+
+
 def test_nothing_is_extracted_or_copied(copy: Path) -> None:
     before = {p.name for p in copy.iterdir()}
     prepare(copy)

@@ -262,7 +262,7 @@ def read_directory(path: Path) -> Members:
     Raises:
         ToolkitError: no archive, cut off, split over volumes, encrypted, compressed with a method other than
             deflate, members that overlap or leave the archive, a path that is absolute or goes up, two
-            members of one name, or a member too large to be a frame.
+            members of one name, or a member too large to be a frame or of contradicting sizes.
     """
     try:
         with path.open("rb") as file:
@@ -290,11 +290,15 @@ def read_directory(path: Path) -> Members:
     order = order[np.argsort(offsets[order], kind="stable")]
     names = [names[i] for i in order.tolist()]
     offsets, sizes, raw_sizes = offsets[order], sizes[order], raw_sizes[order]
-    _refuse_if(raw_sizes > MAX_FRAME_BYTES, names, path, f"claims more than {MAX_FRAME_BYTES >> 20} MiB")
+    methods = entries["method"][order].astype(np.uint8)
+    largest = np.maximum(sizes.view(np.uint64), raw_sizes.view(np.uint64))  # ZIP64's sizes have no sign
+    _refuse_if(largest > MAX_FRAME_BYTES, names, path, f"claims more than {MAX_FRAME_BYTES >> 20} MiB")
     lengths = np.fromiter(map(len, names), np.int64, len(names))
     member_ends = offsets + _LOCAL_HEADER + lengths + sizes
     limits = np.append(offsets[1:], start)
     _refuse_if((member_ends > limits) | (offsets < 0), names, path, "overlaps its neighbour or the directory")
+    contradicts = (methods == STORED) & (sizes != raw_sizes)
+    _refuse_if(contradicts, names, path, "is stored as it is and yet claims two sizes")
     if len(set(names)) < len(names):
         first = dict(zip(reversed(names), range(len(names) - 1, -1, -1), strict=True))
         twice = np.array([first[name] != i for i, name in enumerate(names)])
@@ -304,7 +308,7 @@ def read_directory(path: Path) -> Members:
         offsets=offsets,
         sizes=sizes,
         raw_sizes=raw_sizes,
-        methods=entries["method"][order].astype(np.uint8),
+        methods=methods,
         crcs=entries["crc"][order].astype(np.int64),
     )
 

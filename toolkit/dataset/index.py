@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,7 +152,8 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
     with suppress(ToolkitError):
         manifest = read_manifest(folder)
-        if manifest.fingerprint == fingerprint and (folder / manifest.index).is_file():
+        index = DatasetIndex(data, folder / manifest.index, manifest)
+        if manifest.fingerprint == fingerprint and _is_whole(index):
             return Prepared(folder, manifest, unchanged=True)
     if folder.parent != data:
         console.note(f"{data} cannot be written: the index goes to {folder}")
@@ -207,7 +208,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def load(data: Path) -> DatasetIndex:
-    """Open the index of a data folder. Raises ToolkitError when ``prepare`` has not run."""
+    """Open the index of a data folder; warn when the files it was made from have changed since.
+
+    Raises ToolkitError when ``prepare`` has not run.
+    """
     data = Path(data)
     if not data.is_dir():
         raise ToolkitError(f"{data} is no folder", fix="toolkit dataset sample DIR draws a small dataset")
@@ -218,7 +222,28 @@ def load(data: Path) -> DatasetIndex:
         raise ToolkitError(
             f"{data} is not prepared", found=error.found, fix=f"toolkit dataset prepare {data}"
         ) from error
+    if _is_stale(data, manifest):
+        _warn_of_stale_index(data)
     return DatasetIndex(data, folder / manifest.index, manifest)
+
+
+def _is_stale(data: Path, manifest: Manifest) -> bool:
+    """Whether the files are others than the index was made from. False if one of them is gone."""
+    annotations = {split: data / name for split, name in FILES.items() if (data / name).exists()}
+    if not manifest.images.keys() <= annotations.keys():
+        return False
+    inputs = [*annotations.values(), data / manifest.frames]
+    try:
+        return all(_fingerprint(inputs, drop_bad) != manifest.fingerprint for drop_bad in (False, True))
+    except OSError:
+        return False
+
+
+@cache
+def _warn_of_stale_index(data: Path) -> None:
+    console.warn(
+        f"{data} has changed since its index was made, which is used as it is; toolkit dataset prepare {data}"
+    )
 
 
 @dataclass(frozen=True)
@@ -328,14 +353,19 @@ class Split:
 
     @cached_property
     def training(self) -> TrainingTables:
-        """The tables that training reads, mapped into memory."""
+        """The tables that training reads, mapped into memory. Raises ToolkitError: one is lost or cut off."""
         paths = _training_paths(self.index.path.parent, self.index.path.name, self.name)
         try:
             images, boxes = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
-        except (OSError, ValueError) as error:
+            if len(images) != len(self) or images["box"][-1] + images["boxes"][-1] != len(boxes):
+                raise ValueError(
+                    f"{len(images):,} images and {len(boxes):,} boxes that do not belong together"
+                )
+        except (OSError, ValueError, EOFError) as error:  # numpy's EOFError: an empty file
             raise ToolkitError(
                 f"the index of {self.index.data} is incomplete",
                 found=str(error),
+                expected=f"{paths[0].name} and {paths[1].name} as they were written",
                 fix=f"toolkit dataset prepare {self.index.data}",
             ) from error
         return TrainingTables(images, boxes)
@@ -373,6 +403,19 @@ class _Log:
     def write(self, path: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(msgspec.json.Encoder().encode_lines(self.items))
+
+
+def _is_whole(index: DatasetIndex) -> bool:
+    """Whether the Parquet file opens and has all rows. Raises ToolkitError if a training table is not."""
+    import polars as pl
+
+    for name in index.manifest.images:
+        _ = index.split(name).training
+    try:
+        rows = pl.scan_parquet(index.path).select(pl.len()).collect().item()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return bool(rows == sum(index.manifest.images.values()))
 
 
 def _write_parquet(table: pl.DataFrame, path: Path) -> None:
