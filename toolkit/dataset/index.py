@@ -357,7 +357,7 @@ class Split:
         paths = _training_paths(self.index.path.parent, self.index.path.name, self.name)
         try:
             images, boxes = (np.asarray(np.load(path, mmap_mode="r")) for path in paths)
-            if len(images) != len(self) or images["box"][-1] + images["boxes"][-1] != len(boxes):
+            if len(images) != len(self) or images["boxes"].sum() != len(boxes):
                 raise ValueError(
                     f"{len(images):,} images and {len(boxes):,} boxes that do not belong together"
                 )
