@@ -9,6 +9,7 @@ A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names anot
     runs/<name>/weights/environment.json   what it was made with, for toolkit reproduce
     runs/<name>/predictions-val.json   and predictions-test.json
     runs/<name>/evaluation/            scores.json and the report
+    runs/<name>/**/<file>.origin       which weights and split a predictions or scores file is of
     runs/<name>/submission.zip
 """
 
