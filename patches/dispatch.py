@@ -176,7 +176,7 @@ class Session:
             (x.device, weight.device, x.device if bias is None else bias.device),
             (x.dtype, weight.dtype, x.dtype if bias is None else bias.dtype),
         )
-        entry = self._entries.get(key) or self._enter(key, x, weight, stride, padding, dilation)
+        entry = self._entries.get(key) or self._enter(key, x, weight)
         entry.forward += 1
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
@@ -219,7 +219,7 @@ class Session:
             (x.device, weight.device, grad.device),
             (x.dtype, weight.dtype, grad.dtype),
         )
-        entry = self._entries.get(key) or self._enter(key, x, weight, stride, padding, dilation)
+        entry = self._entries.get(key) or self._enter(key, x, weight)
         entry.backward += 1
         problem, route = entry.problem, entry.route
         needs = (output_mask[0], output_mask[1], output_mask[2])
@@ -247,21 +247,13 @@ class Session:
         except Exception as error:
             return self._recover(route, error, lambda: self.native.backward(problem, grad, x, weight, needs))
 
-    def _enter(
-        self,
-        key: tuple[Any, ...],
-        x: Tensor,
-        weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-    ) -> _Entry:
+    def _enter(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
         with self._deciding:
             entry = self._entries.get(key)
             if entry is None:
                 if len(self._entries) >= MOST_KEYS:
                     self._forget()
-                entry = self._decide(key, x, weight, stride, padding, dilation)
+                entry = self._decide(key, x, weight)
                 self._entries[key] = entry
             return entry
 
@@ -276,16 +268,8 @@ class Session:
         self._retired.clear()
         self._entries.clear()
 
-    def _decide(
-        self,
-        key: tuple[Any, ...],
-        x: Tensor,
-        weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-    ) -> _Entry:
-        groups, transposed, bias, channels_last, devices, dtypes = key[5:]
+    def _decide(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
+        stride, padding, dilation, groups, transposed, bias, channels_last, devices, dtypes = key[2:]
         reason = _why_not(x, weight, bias, devices, dtypes, stride, padding, dilation, transposed, groups)
         if reason:
             return _Entry(None, None, reason)
@@ -373,7 +357,7 @@ def _channels_last(x: Tensor, weight: Tensor) -> bool:
     return False
 
 
-def _both(value: list[int]) -> tuple[int, int]:
+def _both(value: tuple[int, ...]) -> tuple[int, int]:
     return (value[0], value[-1])
 
 
@@ -383,9 +367,9 @@ def _why_not(
     bias: tuple[int, ...] | None,
     devices: tuple[torch.device, ...],
     dtypes: tuple[torch.dtype, ...],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
     transposed: bool,
     groups: int,
 ) -> str:
