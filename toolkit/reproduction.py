@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -17,6 +16,7 @@ import msgspec
 from toolkit import __version__, machine
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
+from toolkit.provenance import sha256
 
 if TYPE_CHECKING:
     from toolkit.training.session import TrainingPlan
@@ -95,8 +95,8 @@ def here(plan: TrainingPlan) -> Environment:
         },
         cards=(*(card.arch for card in found.cards), *gpus),
         driver=found.driver,
-        data=_digest(index.load(plan.data).path),
-        model=_digest(Path(plan.model)) if plan.model.endswith(".pt") else "",
+        data=sha256(index.load(plan.data).path),
+        model=sha256(Path(plan.model)) if plan.model.endswith(".pt") else "",
         seed=int(plan.arguments.get("seed", 0)),
         command=tuple(sys.argv[1:]),
         images=describe(plan.subsets),
@@ -146,11 +146,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
