@@ -404,17 +404,21 @@ def _pixels(problem: ConvProblem) -> float:
 
 
 def _tensors(problem: ConvProblem) -> Tensors:
-    """Random numbers; the process's random state is left alone."""
+    """Random numbers; the process's random state is left alone.
+
+    Small ones, so that a weight gradient is about 1 and :func:`_double` takes nothing out of fp16's range.
+    """
     generator = torch.Generator(problem.device).manual_seed(0)
+    small = float(problem.batch * math.prod(problem.output_size)) ** -0.25
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=problem.device, dtype=problem.dtype)
 
     memory_format = torch.channels_last if problem.channels_last else torch.contiguous_format
-    x = normal(problem.batch, problem.channels_in, problem.height, problem.width)
+    x = normal(problem.batch, problem.channels_in, problem.height, problem.width).mul_(small)
     weight = normal(problem.channels_out, problem.channels_in // problem.groups, *problem.kernel)
-    bias = normal(problem.channels_out) if problem.bias else None
-    grad = normal(problem.batch, problem.channels_out, *problem.output_size)
+    bias = normal(problem.channels_out).mul_(small) if problem.bias else None
+    grad = normal(problem.batch, problem.channels_out, *problem.output_size).mul_(small)
     return x.to(memory_format=memory_format), weight, bias, grad.to(memory_format=memory_format)
 
 

@@ -35,6 +35,14 @@ class Timed(Native):
         self.name = name
 
 
+class Renamed(Gemm):
+    """The route gemm under another name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
 SECONDS = {"fast": 1e-3, "native": 2e-3, "slow": 3e-3}
 
 
@@ -250,6 +258,14 @@ def test_running_out_of_memory_leaves_pytorchs_own_kernels(monkeypatch: pytest.M
 
     monkeypatch.setattr(plan, "_tensors", exhausted)
     assert planner(Timed("fast")).choose(LAYER).name == "native"
+
+
+@pytest.mark.usefixtures("path")
+def test_numbers_of_a_large_fp16_problem_stay_finite_for_every_route() -> None:
+    pixels = {"height": 640, "width": 640, "kernel": (1, 1), "padding": (0, 0)}
+    large = replace(LAYER, channels_in=1, channels_out=1, dtype=torch.float16, **pixels)
+    names = {"one", "two", "three", "four"}
+    assert planner(*map(Renamed, names)).tune(large).seconds.keys() >= names
 
 
 @pytest.mark.usefixtures("path")
