@@ -90,7 +90,7 @@ class Session:
         for name in NAMES:
             self._add_route(name, column_budget)
         self.native = self.routes["native"]
-        self._planner: Planner | None = None
+        self._planners: dict[int, Planner] = {}
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._retired: list[_Entry] = []
         self._further: dict[str, int] = {}
@@ -291,7 +291,8 @@ class Session:
         )
         if min(problem.output_size) < 1:
             return _Entry(None, None, "malformed arguments")
-        return _Entry(problem, self._choose(problem), "")
+        with self._guard(x):
+            return _Entry(problem, self._choose(problem), "")
 
     def _add_route(self, name: str, column_budget: int) -> None:
         try:
@@ -304,10 +305,11 @@ class Session:
 
     @property
     def planner(self) -> Planner:
-        """The plan of this device; made on first use, because that initialises the device."""
-        if self._planner is None:
-            self._planner = Planner(self.device, self.routes, self.note)
-        return self._planner
+        """The plan of the current device; made on first use, because that initialises the device."""
+        index = 0 if self.device == "cpu" else torch.cuda.current_device()
+        if index not in self._planners:
+            self._planners[index] = Planner(self.device, self.routes, self.note)
+        return self._planners[index]
 
     def _choose(self, problem: ConvProblem) -> Route:
         if self.route == "auto":
@@ -321,7 +323,8 @@ class Session:
                     "(this is said once, the report counts them)"
                 )
             return self.native
-        return wanted if self.device == "cpu" or self.planner.trusted(self.route) else self.native
+        trusted = self.device == "cpu" or self.planner.trusted(self.route, problem.dtype)
+        return wanted if trusted else self.native
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""

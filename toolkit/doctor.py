@@ -154,7 +154,7 @@ def examine(
 def _try(route: str, device: str, timeout: float) -> SelfTest:
     from patches.convolution import selftest
 
-    result = selftest.run(route, device, timeout)
+    result = selftest.run(route, device, timeout=timeout)
     return SelfTest(result.route, device, result.passed, result.reason, result.seconds)
 
 

@@ -73,6 +73,35 @@ class Raising(Gemm):
         raise NotImplementedError("no kernel image for this card")
 
 
+class Exhausted(Gemm):
+    """A card that is full."""
+
+    name = "exhausted"
+
+    def forward(self, *args: object) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class Killed(Gemm):
+    """A system that is short of memory and ends a process."""
+
+    name = "killed"
+
+    def forward(self, *args: object) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+class WrongInHalf(Gemm):
+    """A kernel that is right in fp32 and wrong in fp16."""
+
+    name = "wronginhalf"
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = super().forward(problem, x, weight, bias)
+        return out * 1.1 if problem.dtype == torch.float16 else out
+
+
 class Misshapen(Gemm):
     """A kernel that forgets the last row."""
 

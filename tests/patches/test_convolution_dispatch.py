@@ -138,6 +138,25 @@ def test_autocast_reaches_the_route_in_bf16_and_its_backward_is_not_cast_again()
         torch.testing.assert_close(out, conv(x), rtol=2e-2, atol=2e-2)
 
 
+def test_a_route_is_chosen_while_the_inputs_card_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    @contextlib.contextmanager
+    def guard(x: Tensor) -> Iterator[None]:
+        steps.append(f"to {x.device}")
+        yield
+        steps.append("back")
+
+    with patches.enabled("cpu", route="gemm"):
+        session = dispatch.current()
+        assert session is not None
+        choose = session._choose
+        monkeypatch.setattr(session, "_guard", guard)
+        monkeypatch.setattr(session, "_choose", lambda problem: (steps.append("choose"), choose(problem))[1])
+        F.conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3))
+    assert steps == ["to cpu", "choose", "back"]
+
+
 def test_gradients_and_second_gradients_pass_the_numeric_check() -> None:
     torch.manual_seed(4)
     x = torch.randn(1, 4, 4, 3, dtype=torch.float64, requires_grad=True)

@@ -192,7 +192,7 @@ def _serves(route: str, kind: str) -> bool:
         assert session is not None
         there = route in session.routes
         works = there and session.routes[route].supports(six_layers(1, kind)[0])
-        works = works and (kind == "cpu" or session.planner.trusted(route))
+        works = works and (kind == "cpu" or session.planner.trusted(route, torch.float32))
     if not works:
         console.note(f"route {route} is left out: it does not work on this device")
     return works
