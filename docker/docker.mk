@@ -11,8 +11,8 @@ PYTHON310 ?=
 
 ENGINE_PYTHON := $(if $(wildcard $(VENV)/.installed),$(BIN)/python,.venv-docker/bin/python)
 CONTAINER     := PYTHONPATH="$(CURDIR)" $(ENGINE_PYTHON) -m toolkit container
-IMAGE_OPTIONS := $(if $(PROFILE),--profile $(PROFILE))
-RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data $(DATA))
+IMAGE_OPTIONS := $(if $(PROFILE),--profile "$(PROFILE)")
+RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data "$(DATA)")
 
 .PHONY: docker-build docker-test docker-train docker-evaluate docker-submit docker-shell docker-doctor test-rocm52
 
@@ -22,10 +22,10 @@ RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data $(DATA))
 	touch $@
 
 docker-build: $(ENGINE_PYTHON)  ## build the image: PROFILE=cpu, or the card's own
-	$(CONTAINER) build $(IMAGE_OPTIONS) $(if $(BASE),--base $(BASE))
+	$(CONTAINER) build $(IMAGE_OPTIONS) $(if $(BASE),--base "$(BASE)")
 
 docker-test: setup  ## build the image and prove it by running it
-	PYTHON="$(abspath $(BIN))/python" scripts/container-test $(or $(PROFILE),cpu)
+	PYTHON="$(abspath $(BIN))/python" scripts/container-test "$(or $(PROFILE),cpu)"
 
 docker-train: docker-build  ## train in the container
 	$(CONTAINER) train $(RUN_OPTIONS) $(ARGS)

@@ -116,16 +116,25 @@ def test_the_data_is_read_only_unless_asked(workspace: Path) -> None:
     assert (workspace / "data/file").stat().st_uid == UID
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_command_inside(number: signal.Signals, workspace: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "arrives"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),  # the terminal was closed
+    ],
+)
+def test_a_signal_reaches_the_command_inside(
+    number: signal.Signals, arrives: signal.Signals, workspace: Path
+) -> None:
     line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.stdout.readline() == f"got {number.name}\n"
-    assert process.returncode == 40 + number
+        assert process.stdout.readline() == f"got {arrives.name}\n"
+    assert process.returncode == 40 + arrives
 
 
 def test_stopping_the_container_reaches_the_command_inside(
@@ -226,7 +235,9 @@ def test_a_terminal_outside_is_a_terminal_inside(workspace: Path) -> None:
     assert b"one\rtwo" in os.read(ours, 4096)
 
 
-def test_a_shell_takes_what_is_typed(workspace: Path) -> None:
+@contextmanager
+def shell(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A shell in a container at its prompt, and the other end of its terminal; it is waited for."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
     line = command("shell", workspace)
@@ -235,10 +246,23 @@ def test_a_shell_takes_what_is_typed(workspace: Path) -> None:
         seen = b""
         while b"$" not in seen:
             seen += os.read(ours, 4096)
-        os.write(ours, b"id -u; exit 5\r")
+        yield process, ours
+
+
+def test_a_shell_takes_what_is_typed(workspace: Path) -> None:
+    with shell(workspace) as (process, terminal):
+        os.write(terminal, b"id -u; exit 5\r")
+    seen = b""
     while str(UID).encode() not in seen:
-        seen += os.read(ours, 4096)
+        seen += os.read(terminal, 4096)
     assert process.returncode == 5
+
+
+def test_a_shell_ends_with_its_terminal(workspace: Path, client: docker.DockerClient) -> None:
+    with shell(workspace) as (process, terminal):
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+    assert not client.containers.list(all=True, filters={"label": "io.ltdv2-toolkit.command=bash"})
 
 
 def test_the_convolution_tests_pass_inside(workspace: Path) -> None:

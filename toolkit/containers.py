@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit import __version__, console
 from toolkit.doctor import GIB, best_card, recommend_profile
 from toolkit.errors import ToolkitError, reason
-from toolkit.machine import Machine
+from toolkit.machine import VISIBILITY, Machine
 from toolkit.reproduction import commit
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ OLDEST_API = (1, 40)
 """API of Docker 19.03, the first engine that is known to take every option that is used here."""
 
 BUILD_BYTES = {"cpu": 4 * GIB}
-ROCM_BUILD_BYTES = 30 * GIB
-"""Disk that building an image needs. The ROCm figure is an estimate: packed wheels and two copies."""
+ROCM_BUILD_BYTES = 20 * GIB
+"""Disk that building an image for the first time needs. The ROCm figure is derived: an engineer of AMD gives
+5.7 to 6.2 GB for PyTorch with the kernels of one card, installed (pull request 24137 of Ultralytics). The
+classic builder holds a layer twice while it commits it: 12.4 GB. Base, packages and wheels add 2 GB; the rest
+is room, and for rocm52, whose size nobody has measured here."""
 
 SHARED_MEMORY = 8 * GIB
 """Most that a container gets of ``/dev/shm``; never more than half of the RAM. Docker's own default, 64 MiB,
@@ -50,7 +53,7 @@ STOP_SECONDS = 70
 """What ``docker stop`` waits before it kills, ten seconds more than the supervisor does for a trainer.
 Docker's own default is ten seconds in all."""
 
-PASSED_ON = ("TOOLKIT_CONV_ROUTE", "HF_TOKEN", "HIP_VISIBLE_DEVICES", "TERM")
+PASSED_ON = ("TOOLKIT_CONV_ROUTE", "HF_TOKEN", *VISIBILITY, "TERM")
 """Environment variables that a container gets from its caller."""
 
 
@@ -240,7 +243,7 @@ def build(client: DockerClient, profile: Profile, base: str | None = None) -> st
     arguments["WHEELS"] = wheels(client, profile)
     if base is not None:
         arguments["BASE"] = base
-    image, last = "", ""
+    image = step = last = ""
     try:
         for event in client.api.build(
             path=str(ROOT),
@@ -253,30 +256,39 @@ def build(client: DockerClient, profile: Profile, base: str | None = None) -> st
             decode=True,
         ):
             if "error" in event:
-                raise _build_error(profile, str(event["error"]), last)
+                raise _build_error(arguments["BASE"], profile.image, str(event["error"]), step, last)
             if text := str(event.get("stream", "")).rstrip():
                 console.note(text)
                 last = text
+                if text.startswith("Step "):
+                    step = text
             image = event.get("aux", {}).get("ID", image)
     except APIError as error:
-        raise _build_error(profile, str(error.explanation or error), last) from error
+        found = str(error.explanation or error)
+        raise _build_error(arguments["BASE"], profile.image, found, step, last) from error
     return image
 
 
-def _build_error(profile: Profile, error: str, last: str) -> ToolkitError:
+def _build_error(base: str, image: str, error: str, step: str, last: str) -> ToolkitError:
     if "no space left on device" in error:
         return ToolkitError(
             "the disk is too full for the image", error, fix="docker system prune, or make room"
         )
-    if "manifest" in error or "pull access" in error or "not found" in error:
-        base = profile.pins["BASE"]
+    if " : FROM " in step:
         return ToolkitError(
             f"cannot get the base image {base}", error, fix="pull it, or name one with --base"
         )
-    return ToolkitError(f"building {profile.image} failed", f"{error} (after: {last.splitlines()[-1:]})")
+    return ToolkitError(f"building {image} failed", f"{error} (after: {''.join(last.splitlines()[-1:])})")
 
 
 def _check_disk(client: DockerClient, profile: Profile) -> None:
+    from docker.errors import ImageNotFound
+
+    with suppress(
+        ImageNotFound
+    ):  # built before: most layers are there, and a build that finds no room says so
+        client.images.get(profile.image)
+        return
     need = BUILD_BYTES.get(profile.name, ROCM_BUILD_BYTES)
     folder = Path(client.info().get("DockerRootDir", "/var/lib/docker"))
     with suppress(OSError):  # an engine on another machine, or a folder that only root may see
@@ -324,6 +336,9 @@ def create_arguments(
         tty: whether to give it a terminal.
         stdin: whether to connect standard input.
         environment: of the caller; :data:`PASSED_ON` of it go in.
+
+    Raises:
+        ToolkitError: the profile is for a card and the kernel driver shows none.
     """
     here = found.surroundings
     volumes = {
@@ -338,6 +353,7 @@ def create_arguments(
         "shm_size": min(SHARED_MEMORY, here.memory_bytes // 2) or SHARED_MEMORY,
     }
     if profile.cards:
+        _check_devices(profile, found)
         host |= {
             "devices": ["/dev/kfd:/dev/kfd:rwm", "/dev/dri:/dev/dri:rwm"],
             "group_add": sorted({node.gid for node in here.devices} - {0}),
@@ -354,6 +370,18 @@ def create_arguments(
         "stop_timeout": STOP_SECONDS,
         "host_config": host,
     }
+
+
+def _check_devices(profile: Profile, found: Machine) -> None:
+    paths = [node.path for node in found.surroundings.devices]
+    wanted = ("/dev/kfd", "/dev/dri/renderD")
+    missing = [name for name in wanted if not any(path.startswith(name) for path in paths)]
+    if missing:
+        raise ToolkitError(
+            f"no AMD GPU for the profile {profile.name}",
+            "no " + " and no ".join(missing),
+            fix="load the driver amdgpu, or say PROFILE=cpu (--profile cpu) to go without",
+        )
 
 
 def default_user() -> str:
@@ -384,13 +412,14 @@ def make_runs(folder: Path, user: str) -> None:
         ) from error
 
 
-def run(client: DockerClient, arguments: Mapping[str, Any]) -> int:
+def run(client: DockerClient, profile: Profile, arguments: Mapping[str, Any]) -> int:
     """Run a container to its end; its output is ours, our signals are its own.
 
     Ctrl-C and SIGTERM are forwarded as they are, so that training inside saves its checkpoint and decides how
-    to end. The container is removed afterwards.
+    to end; a terminal that is closed counts as SIGTERM. The container is removed afterwards.
 
     Args:
+        profile: whose image is run.
         arguments: of :func:`create_arguments`.
 
     Returns:
@@ -403,15 +432,18 @@ def run(client: DockerClient, arguments: Mapping[str, Any]) -> int:
 
     try:
         image = client.images.get(arguments["image"])
-        environment = {**arguments["environment"], "TOOLKIT_IMAGE": image.id or ""}
+        environment = {
+            **arguments["environment"],
+            "TOOLKIT_IMAGE": image.id or "",
+            "TOOLKIT_IMAGE_DIGESTS": " ".join(image.attrs.get("RepoDigests") or ()),
+        }
         host = client.api.create_host_config(**arguments["host_config"])
         created = {**arguments, "environment": environment, "host_config": host}
         container = client.containers.get(client.api.create_container(**created)["Id"])
     except ImageNotFound as error:
-        name = arguments["image"]
-        profile = name.partition(":")[2]
-        fix = f"make docker-build PROFILE={profile} (toolkit container build --profile {profile})"
-        raise ToolkitError(f"no image {name}", fix=fix) from error
+        name = profile.name
+        fix = f"make docker-build PROFILE={name} (toolkit container build --profile {name})"
+        raise ToolkitError(f"no image {profile.image}", fix=fix) from error
     except APIError as error:
         raise ToolkitError("the engine refused the container", str(error.explanation or error)) from error
     try:
@@ -439,7 +471,7 @@ def _follow(client: DockerClient, container: Container, *, tty: bool, stdin: boo
         else:
             output = client.api.attach(name, stream=True, logs=True, demux=True)
         pump = threading.Thread(target=_copy, args=(output,), daemon=True)
-        stack.enter_context(_forwarding(container, tty=tty))
+        stack.enter_context(_forwarding(container, tty=tty, shell=stdin))
         container.start()
         pump.start()
         if tty:
@@ -454,13 +486,15 @@ def _copy(stream: Iterator[Any]) -> None:
         out, err = chunk if isinstance(chunk, tuple) else (chunk, None)
         for data, target in ((out, sys.stdout.buffer), (err, sys.stderr.buffer)):
             if data:
-                target.write(data)
-                target.flush()
+                with suppress(OSError):  # the terminal is gone; what nobody reads would stop the container
+                    target.write(data)
+                    target.flush()
 
 
 def _type(socket: Any) -> None:
-    while data := os.read(sys.stdin.fileno(), 4096):
-        socket.sendall(data)
+    with suppress(OSError):  # the terminal is gone
+        while data := os.read(sys.stdin.fileno(), 4096):
+            socket.sendall(data)
 
 
 @contextmanager
@@ -475,19 +509,26 @@ def _raw_terminal() -> Iterator[None]:
         tty.setraw(keyboard)
         yield
     finally:
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
 @contextmanager
-def _forwarding(container: Container, *, tty: bool) -> Iterator[None]:
-    """Hand SIGINT, SIGTERM and changes of the window's size on to the container."""
+def _forwarding(container: Container, *, tty: bool, shell: bool) -> Iterator[None]:
+    """Hand SIGINT, SIGTERM and changes of the window's size on to the container.
+
+    A closed terminal stops it like SIGTERM (a shell, which heeds SIGHUP alone, gets that); under nohup not.
+    """
     from docker.errors import APIError
 
     def forward(number: int, _frame: object) -> None:
+        name = "SIGTERM" if number == signal.SIGHUP and not shell else signal.Signals(number).name
         with suppress(APIError):  # it has ended in the meantime
-            container.kill(signal=signal.Signals(number).name)
+            container.kill(signal=name)
 
     handlers: dict[int, Any] = {signal.SIGINT: forward, signal.SIGTERM: forward}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = forward
     if tty:
         handlers[signal.SIGWINCH] = lambda _number, _frame: _resize(container)
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

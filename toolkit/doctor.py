@@ -7,7 +7,6 @@ self-tests); :func:`examine` finds it. The verdicts of the findings add up to th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -39,6 +38,9 @@ NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 ROUTES = ("library", "native", "gemm", "triton")
 """Ways to compute a convolution that are tried on a GPU, as ``patches.convolution.routes`` names them."""
 
+CPU_ROUTES = ("native", "gemm")
+"""Those that are tried without a GPU: no vendor library is called there, and Triton's kernels need one."""
+
 VENDOR_ROUTES = frozenset({"library", "native"})
 """Those of them that are PyTorch's own kernels, with the vendor library and without."""
 
@@ -49,8 +51,12 @@ image. Measured on an H100: 0.8, 3.1 and 6.1 GiB for 4, 16 and 32 images."""
 USABLE = 0.8
 """Part of a card's memory to plan for: the desktop and the allocator's fragments take the rest."""
 
-SERVER_BYTES, WORKER_BYTES = GIB * 7 // 10, GIB // 8
-"""RAM of the loader's server, which has imported torch and ultralytics, and what each worker adds to it."""
+TRAINER_BYTES, SERVER_BYTES, WORKER_BYTES = 2 * GIB, GIB * 7 // 10, GIB // 8
+"""RAM of the training process, of the loader's server, which has imported torch and ultralytics, and of each
+worker."""
+
+MOST_WORKERS = 4
+"""Loader workers that keep up with a card of this class."""
 
 PREPARE_BYTES = 3 * GIB
 """RAM that ``toolkit dataset prepare`` may take on the full dataset."""
@@ -127,28 +133,25 @@ def examine(
     Args:
         sysfs: a folder that ``toolkit doctor --record`` wrote, or ``/sys``. Of a recorded machine the
             runtime's answer is the recorded one, and no self-test runs.
-        data: folder whose disk will hold the dataset.
+        data: folder whose disk will hold the dataset; of a recorded machine the recorded disk counts.
         imgsz: side of the training images, pixels.
         timeout: seconds that each child process may take.
 
     Raises:
         ToolkitError: the tree cannot be read.
     """
-    found = machine.read(sysfs)
-    free = shutil.disk_usage(_existing(data)).free
+    found = machine.read(sysfs, data)
     if sysfs != machine.SYSFS:
-        recorded = found.surroundings.runtime
-        runtime = msgspec.convert(recorded, Runtime) if recorded is not None else Runtime()
-        return diagnose(found, runtime, (), free, imgsz)
-    # Importing torch takes most of the time, in every child: the first two run side by side.
+        return diagnose(found, found.surroundings.runtime or Runtime(), (), imgsz)
+    # Importing torch takes most of the time, in every child: the first ones run side by side.
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(ask, timeout)
-        on_cpu = pool.submit(_try, "gemm", "cpu", timeout)
+        on_cpu = [pool.submit(_try, route, "cpu", timeout) for route in CPU_ROUTES]
         runtime = asked.result()
         if not runtime.devices:
-            return diagnose(found, runtime, [on_cpu.result()], free, imgsz)
+            return diagnose(found, runtime, [test.result() for test in on_cpu], imgsz)
     routes = [route for route in ROUTES if route != "triton" or runtime.triton]
-    return diagnose(found, runtime, [_try(route, "cuda", timeout) for route in routes], free, imgsz)
+    return diagnose(found, runtime, [_try(route, "cuda", timeout) for route in routes], imgsz)
 
 
 def _try(route: str, device: str, timeout: float) -> SelfTest:
@@ -158,15 +161,8 @@ def _try(route: str, device: str, timeout: float) -> SelfTest:
     return SelfTest(result.route, device, result.passed, result.reason, result.seconds)
 
 
-def diagnose(
-    found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], disk_free: int, imgsz: int = 640
-) -> Report:
-    """Draw the conclusions from what was found.
-
-    Args:
-        disk_free: free bytes where the dataset is or will be.
-        imgsz: side of the training images, pixels.
-    """
+def diagnose(found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int = 640) -> Report:
+    """Draw the conclusions from what was found; ``imgsz`` is the side of the training images, pixels."""
     recommendation = _recommend(found, runtime, self_tests, imgsz)
     findings = (
         *_cards(found, runtime),
@@ -174,7 +170,7 @@ def diagnose(
         *_software(found, runtime),
         *_vendor_library(found, runtime, self_tests),
         *_self_tests(self_tests),
-        *_room(found, runtime, recommendation, disk_free, imgsz),
+        *_room(found, recommendation, imgsz),
     )
     return Report(
         version=__version__,
@@ -189,27 +185,27 @@ def diagnose(
 def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
     findings = []
     for card in found.cards:
-        kind = "shared with the system" if card.integrated else "VRAM"
+        kind = "shared with the system" if card.shared else "VRAM"
         memory = f"{card.memory_bytes / GIB:.1f} GiB {kind}"
         title = f"{card.arch} {card.name}".rstrip()
-        known = card.arch in PROFILES
-        findings.append(
-            Finding(
-                f"card {card.node}",
-                Verdict.FINE if known else Verdict.LIMITS,
-                f"{title}, {card.compute_units} compute units, {memory}, {card.render_node}",
-                "" if known else f"no container profile for {card.arch}: install AMD's PyTorch by hand",
-            )
-        )
+        words = f"{title}, {card.compute_units} compute units, {memory}, {card.render_node}"
+        verdict, advice = Verdict.FINE, ""
+        if card not in found.visible:
+            words += f", hidden by {_hiders(found)}"
+        elif card.arch not in PROFILES:
+            verdict = Verdict.LIMITS
+            advice = f"no container profile for {card.arch}: install AMD's PyTorch by hand"
+        findings.append(Finding(f"card {card.node}", verdict, words, advice))
     if found.hidden_nodes:
-        findings.append(
-            Finding(
-                "card",
-                Verdict.FAILS,
-                f"{len(found.hidden_nodes)} GPU that the kernel hides from this process",
-                "start the container with --device /dev/kfd --device /dev/dri (toolkit container does)",
-            )
-        )
+        words = f"{len(found.hidden_nodes)} GPU that the kernel hides from this process"
+        if found.cards:  # a container may be given one card of several
+            findings.append(Finding("card", Verdict.FINE, words))
+        else:
+            advice = "start the container with --device /dev/kfd --device /dev/dri (toolkit container does)"
+            findings.append(Finding("card", Verdict.FAILS, words, advice))
+    if found.cards and not found.visible:
+        advice = "training runs on the CPU; unset what hides the card to use it"
+        findings.append(Finding("card", Verdict.LIMITS, f"none left by {_hiders(found)}", advice))
     if not found.cards and not found.hidden_nodes:
         if runtime.devices:
             names = ", ".join(f"{device.name} ({device.arch})" for device in runtime.devices)
@@ -220,11 +216,20 @@ def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
     return [*findings, *_architecture(found, runtime)]
 
 
+def _hiders(found: Machine) -> str:
+    environment = found.surroundings.environment
+    return " ".join(f"{name}={environment[name]}" for name in machine.VISIBILITY if environment.get(name))
+
+
 def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
-    if not found.cards:
+    if not found.visible:
         return []
-    true = [card.arch for card in found.cards]
-    override = machine.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
+    true = [card.arch for card in found.visible]
+    value = found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", "")
+    override = machine.override_name(value)
+    if value and not override:
+        advice = "the runtime expects three numbers such as 10.3.0 and does not start: unset it"
+        return [Finding("override", Verdict.FAILS, f"HSA_OVERRIDE_GFX_VERSION={value}", advice)]
     reported = [device.arch for device in runtime.devices]
     words = f"true {', '.join(true)}; runtime reports {', '.join(reported) or 'nothing'}"
     words += f"; override to {override}" if override else "; no override"
@@ -234,29 +239,31 @@ def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
         advice = "an override adds no kernels: unset HSA_OVERRIDE_GFX_VERSION, except with the profile rocm52"
     elif reported and sorted(reported) != sorted(true):
         verdict = Verdict.LIMITS
-        advice = "some cards are hidden: see HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
+        advice = f"PyTorch sees other cards than the kernel: see {', '.join(machine.VISIBILITY)}"
     return [Finding("architecture", verdict, words, advice)]
 
 
 def _permissions(found: Machine) -> list[Finding]:
-    if not found.cards:
+    if not found.visible:
         return []
     refused = []
-    for path in ("/dev/kfd", *(card.render_node for card in found.cards)):
+    for path in ("/dev/kfd", *(card.render_node for card in found.visible)):
         node = found.device(path)
         if node is None:
             advice = f"load the driver; in a container pass --device {path}"
             refused.append(Finding(path, Verdict.FAILS, "missing", advice))
         elif not found.may_use(path):
             name = found.surroundings.group_names.get(node.gid) or str(node.gid)
-            refused.append(
-                Finding(
-                    path,
-                    Verdict.FAILS,
-                    f"mode {node.mode:04o}, group {name}; this process is not in that group",
-                    f"sudo usermod -aG {name} $USER and log in again; in a container --group-add {node.gid}",
+            words = f"mode {node.mode:04o}, group {name}"
+            if node.gid and node.mode & 0o060 == 0o060:
+                words += "; this process is not in that group"
+                advice = (
+                    f"sudo usermod -aG {name} $USER and log in again; in a container --group-add {node.gid}"
                 )
-            )
+            else:
+                words += "; no group of users may use it"
+                advice = 'on the host, a udev rule: KERNEL=="kfd|renderD*", GROUP="render", MODE="0660"'
+            refused.append(Finding(path, Verdict.FAILS, words, advice))
     return refused or [Finding("devices", Verdict.FINE, "/dev/kfd and the render nodes can be opened")]
 
 
@@ -273,18 +280,18 @@ def _software(found: Machine, runtime: Runtime) -> list[Finding]:
     built = f"HIP {runtime.hip}" if runtime.hip else f"CUDA {runtime.cuda}" if runtime.cuda else "the CPU"
     words = f"{runtime.torch} built for {built}, torchvision {runtime.torchvision or 'missing'}"
     verdict, advice = Verdict.FINE, ""
-    if found.cards and not runtime.hip:
+    if found.visible and not runtime.hip:
         verdict, advice = Verdict.LIMITS, "this torch cannot use the card: use the container profile below"
-    elif found.cards and not runtime.devices:
+    elif found.visible and not runtime.devices:
         verdict, advice = Verdict.FAILS, "torch sees no GPU: mend the devices above, or use the profile below"
     elif not runtime.torchvision:
         verdict, advice = Verdict.FAILS, "install the torchvision that belongs to this torch"
     findings.append(Finding("torch", verdict, words, advice))
-    if found.cards and not runtime.triton:
+    if found.visible and not runtime.triton:
         findings.append(Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route"))
     else:
         findings.append(Finding("triton", Verdict.FINE, runtime.triton or "missing, and not needed"))
-    if any(card.arch in NO_BUFFER_STORES for card in found.cards):
+    if any(card.arch in NO_BUFFER_STORES for card in found.visible):
         value = found.surroundings.environment.get("AMDGCN_USE_BUFFER_OPS")
         advice = "Triton's buffer stores write nothing on this card: unset it, toolkit then sets 0"
         wrong = value not in (None, "0")
@@ -305,7 +312,7 @@ def _vendor_library(found: Machine, runtime: Runtime, self_tests: Sequence[SelfT
         return
     override = machine.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
     covered = any(test.passed and test.route not in VENDOR_ROUTES for test in self_tests)
-    for arch in dict.fromkeys(card.arch for card in found.cards):
+    for arch in dict.fromkeys(card.arch for card in found.visible):
         if arch in runtime.kernel_databases:
             yield Finding("MIOpen", Verdict.FINE, f"kernels for {arch}")
         else:
@@ -333,16 +340,18 @@ def _self_tests(self_tests: Sequence[SelfTest]) -> list[Finding]:
     ]
 
 
-def _room(
-    found: Machine, runtime: Runtime, recommendation: Recommendation, disk_free: int, imgsz: int
-) -> list[Finding]:
+def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Finding]:
     here = found.surroundings
     batch, workers = int(recommendation.batch.value), int(recommendation.workers.value)
+    training = TRAINER_BYTES + SERVER_BYTES + workers * WORKER_BYTES
     findings = []
     card = best_card(found)
     if card is not None:
         need = step_bytes(batch, imgsz)
         free = card.memory_bytes - card.memory_used_bytes
+        if card.shared:
+            free = min(free, here.memory_free_bytes)
+            training += need
         findings.append(
             _enough(
                 "GPU memory",
@@ -366,21 +375,19 @@ def _room(
         _enough(
             "RAM",
             here.memory_free_bytes,
-            max(PREPARE_BYTES, 2 * GIB + SERVER_BYTES + workers * WORKER_BYTES),
+            max(PREPARE_BYTES, training),
             "preparing and training on the full dataset",
             "lower --workers, or use a subset of the data",
         )
     )
-    findings.append(
-        _enough(
-            "disk",
-            disk_free,
-            DATASET_BYTES + RUN_BYTES,
-            "the full dataset and a run",
-            "enough for samples and subsets only" if disk_free > RUN_BYTES else "free some space",
-        )
-    )
-    return findings
+    return [*findings, _disk(here.disk_free_bytes)]
+
+
+def _disk(free: int | None) -> Finding:
+    if free is None:
+        return Finding("disk", Verdict.FINE, "not recorded")
+    advice = "enough for samples and subsets only" if free > RUN_BYTES else "free some space"
+    return _enough("disk", free, DATASET_BYTES + RUN_BYTES, "the full dataset and a run", advice)
 
 
 def _enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
@@ -401,8 +408,8 @@ def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
 
 
 def best_card(found: Machine) -> Card | None:
-    """The card to train on: one that a profile serves, discrete, with the most memory."""
-    known = [card for card in found.cards if card.arch in PROFILES] or list(found.cards)
+    """The visible card to train on: one that a profile serves, discrete, with the most memory."""
+    known = [card for card in found.visible if card.arch in PROFILES] or list(found.visible)
     return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
 
 
@@ -415,20 +422,39 @@ def _recommend(
         return Recommendation(
             profile,
             Choice("cpu", "no GPU"),
-            Choice("native", "PyTorch's own convolutions are the fastest on a CPU"),
+            _cpu_route(self_tests),
             Choice("4", "a step on a CPU takes seconds: small batches show progress"),
             Choice("0", "one process reads images faster than a CPU trains on them"),
         )
-    memory = card.memory_bytes if card else max(device.memory_bytes for device in runtime.devices)
+    if card is None:
+        memory = max(device.memory_bytes for device in runtime.devices)
+        device = Choice("0", runtime.devices[0].name)
+    else:
+        memory = card.memory_bytes
+        device = Choice(str(found.visible.index(card)), _why(card, found.visible))
+        if card.shared:
+            others = TRAINER_BYTES + SERVER_BYTES + MOST_WORKERS * WORKER_BYTES
+            memory = min(memory, max(found.surroundings.memory_free_bytes - others, 0))
     batch = _batch(memory, imgsz)
-    index = found.cards.index(card) if card else 0
-    name = f"{card.arch} with {memory / GIB:.1f} GiB" if card else runtime.devices[0].name
     return Recommendation(
         profile,
-        Choice(str(index), name + (", the card with the most memory" if len(found.cards) > 1 else "")),
+        device,
         _route(card, runtime, self_tests),
         batch,
         _workers(found, int(batch.value), imgsz),
+    )
+
+
+def _why(card: Card, cards: Sequence[Card]) -> str:
+    """Why :func:`best_card` chose this one of the cards."""
+    words = f"{card.arch} with {card.memory_bytes / GIB:.1f} GiB"
+    if len(cards) == 1:
+        return words
+    discrete = not card.integrated and any(other.integrated for other in cards)
+    served = card.arch in PROFILES and any(other.arch not in PROFILES for other in cards)
+    return (
+        f"{words}, the {'discrete ' if discrete else ''}card with the most memory"
+        f"{' that a profile serves' if served else ''}"
     )
 
 
@@ -443,7 +469,7 @@ def recommend_profile(card: Card | None, others: Sequence[RuntimeDevice] = ()) -
             "cpu", f"no profile holds kernels for {others[0].name}: train on it outside a container"
         )
     if card is None:
-        return Choice("cpu", "no AMD GPU in the kernel's topology")
+        return Choice("cpu", "no AMD GPU that this process may use")
     if card.arch not in PROFILES:
         return Choice("cpu", f"no profile holds kernels for {card.arch}")
     return Choice(PROFILES[card.arch], f"AMD publishes a PyTorch with kernels for {card.arch}")
@@ -463,6 +489,12 @@ def _route(card: Card | None, runtime: Runtime, self_tests: Sequence[SelfTest]) 
     return Choice("auto", reason + (f"; struck off: {', '.join(failed)}" if failed else ""))
 
 
+def _cpu_route(self_tests: Sequence[SelfTest]) -> Choice:
+    if any(test.route == "native" and not test.passed for test in self_tests):
+        return Choice("gemm", "PyTorch's own convolutions failed their self-test here")
+    return Choice("native", "PyTorch's own convolutions are the fastest on a CPU")
+
+
 def _batch(memory: int, imgsz: int) -> Choice:
     usable = int(memory * USABLE)
     batch = next((size for size in (64, 32, 16, 8, 4, 2) if step_bytes(size, imgsz) <= usable), 1)
@@ -477,15 +509,10 @@ def _workers(found: Machine, batch: int, imgsz: int) -> Choice:
     here = found.surroundings
     shared, free = here.shared_memory_bytes, here.memory_free_bytes
     limits = {
-        "four keep up with a card of this class": 4,
+        f"{MOST_WORKERS} keep up with a card of this class": MOST_WORKERS,
         f"{here.cpus} processors, one for the training process": here.cpus - 1,
         f"{shared / GIB:.2f} GiB of shared memory": shared // loader_bytes(batch, 1, imgsz),
-        f"{free / GIB:.1f} GiB of free RAM": (free - 2 * GIB - SERVER_BYTES) // WORKER_BYTES,
+        f"{free / GIB:.1f} GiB of free RAM": (free - TRAINER_BYTES - SERVER_BYTES) // WORKER_BYTES,
     }
     reason = min(limits, key=lambda words: limits[words])
     return Choice(str(max(limits[reason], 0)), reason)
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())

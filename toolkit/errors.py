@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ToolkitError(Exception):
     """A problem that the user can understand and mend.
@@ -31,6 +34,16 @@ class ToolkitError(Exception):
         if self.fix:
             parts.append(self.fix)
         return "; ".join(parts)
+
+
+@contextmanager
+def ending_with(exit_code: int) -> Iterator[None]:
+    """Inside, a :class:`ToolkitError` ends the command with this status."""
+    try:
+        yield
+    except ToolkitError as error:
+        error.exit_code = exit_code
+        raise
 
 
 def reason(error: Exception) -> str:

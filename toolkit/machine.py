@@ -8,27 +8,31 @@ a folder and examined elsewhere: :func:`record` copies the files that :func:`rea
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
+from toolkit.runtime import Runtime
 
 SYSFS = Path("/sys")
 RECORDED = "recorded.json"
 """The file of a recorded tree that holds what the kernel's files do not: :class:`Surroundings`."""
 
+VISIBILITY = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+"""Environment variables that hide cards: see :attr:`Machine.visible`."""
+
 VARIABLES = (
+    *VISIBILITY,
     "HSA_OVERRIDE_GFX_VERSION",
-    "HIP_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
     "AMDGCN_USE_BUFFER_OPS",
     "TRITON_CACHE_DIR",
     "MIOPEN_USER_DB_PATH",
@@ -82,9 +86,10 @@ class Surroundings(msgspec.Struct, frozen=True):
         cpus: processors that this process may use.
         memory_bytes, memory_free_bytes: RAM, within the limit of the container if there is one.
         shared_memory_bytes: size of ``/dev/shm``.
+        disk_free_bytes: free where the dataset is or will be; None in recordings older than this field.
         kernel: release of the kernel.
         rocm: version of a ROCm installed under ``/opt/rocm``, or "".
-        runtime: what PyTorch reported when the machine was recorded (see ``toolkit.runtime``), or None.
+        runtime: what PyTorch reported when the machine was recorded, or None.
     """
 
     devices: tuple[DeviceNode, ...] = ()
@@ -96,9 +101,10 @@ class Surroundings(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
     memory_free_bytes: int = 0
     shared_memory_bytes: int = 0
+    disk_free_bytes: int | None = None
     kernel: str = ""
     rocm: str = ""
-    runtime: dict[str, Any] | None = None
+    runtime: Runtime | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,8 @@ class Card:
         memory_bytes: VRAM; for integrated graphics the larger of the carve-out and the GTT.
         memory_used_bytes: VRAM in use, 0 when unknown.
         compute_units: number of compute units.
-        integrated: whether it shares the system's memory.
+        integrated: whether it is part of the processor.
+        shared: whether its memory is the system's RAM: what is free of that is the RAM's to say.
     """
 
     node: int
@@ -124,6 +131,7 @@ class Card:
     memory_used_bytes: int
     compute_units: int
     integrated: bool
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,16 @@ class Machine:
     hidden_nodes: tuple[int, ...]
     driver: str
     surroundings: Surroundings
+
+    @property
+    def visible(self) -> tuple[Card, ...]:
+        """The cards that the environment leaves to PyTorch, in PyTorch's order.
+
+        ``ROCR_VISIBLE_DEVICES`` chooses among the cards, ``HIP_VISIBLE_DEVICES`` among what that leaves, and
+        where it is not set ``CUDA_VISIBLE_DEVICES`` does.
+        """
+        rocr, hip, cuda = (self.surroundings.environment.get(name, "") for name in VISIBILITY)
+        return _choose(_choose(self.cards, rocr), hip or cuda)
 
     def may_use(self, path: str) -> bool:
         """Whether this process may open the device file ``path`` for reading and writing."""
@@ -153,30 +171,24 @@ def arch_name(version: int) -> str:
 
 
 def override_name(value: str) -> str:
-    """The architecture that ``HSA_OVERRIDE_GFX_VERSION=value`` makes the runtime report; "" if unset.
-
-    Raises:
-        ToolkitError: the value is not major.minor.step.
-    """
-    if not value:
+    """The architecture that ``HSA_OVERRIDE_GFX_VERSION=value`` makes the runtime report; "" if it is none."""
+    parts = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", value)
+    if parts is None:
         return ""
-    try:
-        major, minor, step = (int(part) for part in value.split("."))
-    except ValueError:
-        raise ToolkitError(
-            "HSA_OVERRIDE_GFX_VERSION is malformed", repr(value), "three numbers such as 10.3.0", "unset it"
-        ) from None
+    major, minor, step = (int(part) for part in parts.groups())
     return f"gfx{major}{minor:x}{step:x}"
 
 
-def read(sysfs: Path = SYSFS) -> Machine:
+def read(sysfs: Path = SYSFS, data: Path = Path()) -> Machine:
     """Examine this machine, or the one recorded in the folder ``sysfs``.
 
+    Args:
+        sysfs: a folder that :func:`record` wrote, or ``/sys``.
+        data: folder of this machine whose disk will hold the dataset.
+
     Raises:
-        ToolkitError: ``sysfs`` is no folder, or its ``recorded.json`` is damaged.
+        ToolkitError: ``sysfs`` is no recorded machine, or its ``recorded.json`` is damaged.
     """
-    if not sysfs.is_dir():
-        raise ToolkitError(f"cannot read {sysfs}", "no such folder", "a recorded tree", "check --sysfs")
     cards, hidden = [], []
     for path in sorted(sysfs.glob(_PROPERTIES), key=lambda path: int(path.parent.name)):
         node = int(path.parent.name)
@@ -187,15 +199,19 @@ def read(sysfs: Path = SYSFS) -> Machine:
             continue
         if properties.get("simd_count", 0) and properties.get("gfx_target_version", 0):
             cards.append(_card(sysfs, path.parent, node, properties))
-    surroundings = _surroundings() if sysfs == SYSFS else _recorded(sysfs / RECORDED)
+    surroundings = _surroundings(data) if sysfs == SYSFS else _recorded(sysfs / RECORDED)
     driver = _text(sysfs / "module/amdgpu/version") or (
         f"amdgpu of Linux {surroundings.kernel}" if (sysfs / "module/amdgpu").is_dir() else ""
     )
     return Machine(tuple(cards), tuple(hidden), driver, surroundings)
 
 
-def record(folder: Path, runtime: dict[str, Any] | None) -> None:
+def record(folder: Path, runtime: Runtime, data: Path = Path()) -> None:
     """Copy what :func:`read` looks at on this machine into ``folder``, for ``--sysfs`` and for tests.
+
+    Args:
+        runtime: what PyTorch reports.
+        data: as for :func:`read`.
 
     Raises:
         ToolkitError: the folder cannot be written.
@@ -210,7 +226,7 @@ def record(folder: Path, runtime: dict[str, Any] | None) -> None:
         for source in SYSFS.glob(pattern):
             with replacing(folder / source.relative_to(SYSFS)) as path:
                 shutil.copyfile(source, path)  # contents only: the size that sysfs states is a page
-    surroundings = msgspec.structs.replace(_surroundings(), runtime=runtime)
+    surroundings = msgspec.structs.replace(_surroundings(data), runtime=runtime)
     with replacing(folder / RECORDED) as path:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(surroundings), indent=2) + b"\n")
 
@@ -225,28 +241,36 @@ def _card(sysfs: Path, folder: Path, node: int, properties: dict[str, int]) -> C
     render = f"renderD{properties.get('drm_render_minor', 0)}"
     total, used, gtt, _busy = (_number(sysfs / "class/drm" / render / "device" / n) for n in _CARD_FILES)
     integrated = arch in INTEGRATED
+    shared = integrated and gtt > total
     return Card(
         node=node,
         arch=arch,
         name=_text(folder / "name"),
         render_node=f"/dev/dri/{render}",
-        memory_bytes=max(total, gtt) if integrated else total,
-        memory_used_bytes=used,
+        memory_bytes=gtt if shared else total,
+        memory_used_bytes=0 if shared else used,
         compute_units=properties["simd_count"] // max(properties.get("simd_per_cu", 2), 1),
         integrated=integrated,
+        shared=shared,
     )
+
+
+def _choose(cards: tuple[Card, ...], value: str) -> tuple[Card, ...]:
+    """The cards with the numbers in ``value``; one that is no card's ends the list, as in the runtime."""
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", value):  # unset, or UUIDs, which the topology does not tell
+        return cards
+    wanted = itertools.takewhile(lambda number: 0 <= number < len(cards), map(int, value.split(",")))
+    return tuple(cards[number] for number in wanted)
 
 
 def _recorded(path: Path) -> Surroundings:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Surroundings)
-    except FileNotFoundError:
-        return Surroundings()
-    except msgspec.DecodeError as error:
-        raise ToolkitError(f"cannot read {path}", str(error), "what --record wrote", "record again") from None
+    except (OSError, ValueError) as error:
+        raise ToolkitError(f"cannot read {path}", reason(error), "what --record wrote") from None
 
 
-def _surroundings() -> Surroundings:
+def _surroundings(data: Path) -> Surroundings:
     devices = tuple(
         DeviceNode(str(path), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
         for path in (Path("/dev/kfd"), *sorted(Path("/dev/dri").glob("*[dD][0-9]*")))
@@ -264,6 +288,7 @@ def _surroundings() -> Surroundings:
         memory_bytes=total,
         memory_free_bytes=free,
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
+        disk_free_bytes=shutil.disk_usage(_existing(data)).free,
         kernel=os.uname().release,
         rocm=_text(Path("/opt/rocm/.info/version")),
     )
@@ -282,6 +307,11 @@ def memory() -> tuple[int, int]:
         if 0 < most < total:
             total, free = most, min(free, most - _number(Path(used)))
     return total, max(free, 0)
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _group_name(gid: int) -> str:

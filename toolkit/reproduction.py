@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from toolkit import __version__, machine
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.provenance import sha256
+from toolkit.runtime import TRITON, installed
 
 if TYPE_CHECKING:
     from toolkit.training.session import TrainingPlan
@@ -25,7 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = "environment.json"
 """Name of the file, in the run's folder of weights."""
 
-PACKAGES = ("torch", "torchvision", "triton", "ultralytics-opencv-headless", "numpy", "polars", "hotcoco")
+PACKAGES = ("torch", "torchvision", "ultralytics-opencv-headless", "numpy", "polars", "hotcoco")
+"""Packages that compute, beside Triton, which has several names."""
+
+VARIABLES = ("TOOLKIT_CONV_ROUTE", "HSA_OVERRIDE_GFX_VERSION", "AMDGCN_USE_BUFFER_OPS")
+"""Environment variables that choose the kernels."""
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -34,7 +39,7 @@ class Environment(msgspec.Struct, frozen=True):
     Attributes:
         image: id of the container's image, "" outside a container.
         profile: of the image.
-        commit: of the source, with "-dirty" when files differ from it; "" when unknown.
+        commit: of the source, with "-dirty-" and a hash of what differs from it; "" when unknown.
         versions: of Python, this project and the packages that compute.
         cards: AMD GPUs by their true architecture, and the GPUs that PyTorch names.
         driver: of the kernel.
@@ -43,6 +48,9 @@ class Environment(msgspec.Struct, frozen=True):
         seed: of the run.
         command: what was typed.
         images: which of each split were used.
+        digests: names under which registries serve the image; they say where to get it and are not compared.
+        variables: those of :data:`VARIABLES` that are set.
+        threads: of the trainer on the CPU; sums depend on it.
     """
 
     image: str
@@ -56,19 +64,34 @@ class Environment(msgspec.Struct, frozen=True):
     seed: int
     command: tuple[str, ...]
     images: str = "all images"
+    digests: tuple[str, ...] = ()
+    variables: dict[str, str] = {}
+    threads: str = "1"
 
 
 def commit() -> str:
-    """The source's commit: of the checkout, or of the image."""
-    git = ["git", "-C", str(ROOT)]
+    """The source's commit: of the checkout, with a hash of what differs from it, or of the image."""
     if not (ROOT / ".git").exists():
         return os.environ.get("TOOLKIT_COMMIT", "")
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        head = _git("rev-parse", "HEAD").decode().strip()
+        changed = _git("diff", "--binary", "HEAD")
+        untracked = _git("ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+    if not changed and not untracked:
+        return head
+    digest = hashlib.sha256(changed)
+    for name in untracked:
+        path = ROOT / os.fsdecode(name)
+        if path.is_file():
+            digest.update(name + b"\0" + sha256(path).encode())
+    return f"{head}-dirty-{digest.hexdigest()[:12]}"
+
+
+def _git(*arguments: str) -> bytes:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def here(plan: TrainingPlan) -> Environment:
@@ -91,7 +114,8 @@ def here(plan: TrainingPlan) -> Environment:
         versions={
             "python": platform.python_version(),
             "ltdv2-toolkit": __version__,
-            **{name: _version(name) for name in PACKAGES},
+            "triton": installed(*TRITON),
+            **{name: installed(name) for name in PACKAGES},
         },
         cards=(*(card.arch for card in found.cards), *gpus),
         driver=found.driver,
@@ -100,6 +124,9 @@ def here(plan: TrainingPlan) -> Environment:
         seed=int(plan.arguments.get("seed", 0)),
         command=tuple(sys.argv[1:]),
         images=describe(plan.subsets),
+        digests=tuple(os.environ.get("TOOLKIT_IMAGE_DIGESTS", "").split()),
+        variables={name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
+        threads=os.environ.get("OMP_NUM_THREADS") or "1",
     )
 
 
@@ -117,14 +144,14 @@ def read(weights: Path) -> Environment:
     """
     try:
         return msgspec.json.decode((weights / FILE).read_bytes(), type=Environment)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ToolkitError(
             f"cannot read {weights / FILE}", reason(error), "what `toolkit train` wrote beside the weights"
         ) from error
 
 
 def differences(then: Environment, now: Environment) -> list[str]:
-    """What is not as it was, a line each; the command that was typed does not count."""
+    """What is not as it was, a line each; what was typed and where an image is served do not count."""
     before, after = _flat(then), _flat(now)
     return [
         f"{name}: then {before.get(name) or 'none'}, now {after.get(name) or 'none'}"
@@ -135,14 +162,8 @@ def differences(then: Environment, now: Environment) -> list[str]:
 
 def _flat(environment: Environment) -> Mapping[str, str]:
     fields = msgspec.structs.asdict(environment)
-    del fields["command"]
-    versions: dict[str, str] = fields.pop("versions")
+    for name in ("command", "digests", "versions", "variables"):
+        del fields[name]
     fields["cards"] = ", ".join(environment.cards)
-    return {**{name: str(value) for name, value in fields.items()}, **versions}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    plain = {name: str(value) for name, value in fields.items()}
+    return {**plain, **environment.versions, **environment.variables}

@@ -9,9 +9,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
+
+TRITON = ("triton", "pytorch-triton-rocm", "triton-rocm")
+"""Names under which Triton is installed."""
 
 
 class RuntimeDevice(msgspec.Struct, frozen=True):
@@ -67,15 +72,16 @@ def ask(timeout: float = 60.0) -> Runtime:
     return msgspec.json.decode(child.stdout.splitlines()[-1], type=Runtime)
 
 
+def installed(*names: str) -> str:
+    """Version of the first of these packages that is installed, "" if none is."""
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return ""
+
+
 def _examine() -> Runtime:
-    from importlib.metadata import distributions
-
     import torch
-
-    versions = {found.metadata["Name"].lower(): found.version for found in distributions()}
-
-    def installed(*names: str) -> str:
-        return next((versions[name] for name in names if name in versions), "")
 
     devices = []
     for index in range(torch.cuda.device_count()):
@@ -87,7 +93,7 @@ def _examine() -> Runtime:
     return Runtime(
         torch=str(torch.__version__),
         torchvision=installed("torchvision"),
-        triton=installed("triton", "pytorch-triton-rocm", "triton-rocm"),
+        triton=installed(*TRITON),
         ultralytics=installed("ultralytics-opencv-headless", "ultralytics"),
         numpy=installed("numpy"),
         hip=hip,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import docker
+import msgspec
 import pytest
 from docker.errors import DockerException, ImageNotFound
 from packaging.requirements import Requirement
@@ -60,6 +63,12 @@ def test_a_radeon_gets_its_devices_and_the_hosts_numeric_groups(places: containe
 def test_the_cpu_gets_no_device_and_no_privilege(places: containers.Places) -> None:
     given = arguments("cpu", "no-card", "toolkit", "train", places=places)
     assert not {"devices", "group_add", "security_opt", "privileged"} & set(given["host_config"])
+
+
+@pytest.mark.parametrize("profile", ["rdna1", "rdna2", "rocm52"])
+def test_a_profile_for_a_card_says_so_where_there_is_none(profile: str, places: containers.Places) -> None:
+    with pytest.raises(ToolkitError, match=r"no AMD GPU .* found no /dev/kfd and no /dev/dri.*PROFILE=cpu"):
+        arguments(profile, "no-card", "toolkit", "train", places=places)
 
 
 def test_data_is_read_only_runs_are_not_and_caches_are_kept(places: containers.Places) -> None:
@@ -112,9 +121,10 @@ def test_a_user_without_numbers_is_one_clear_line(tmp_path: Path, user: str) -> 
 
 
 def test_only_named_variables_go_in(places: containers.Places) -> None:
-    environment = {"HF_TOKEN": "secret", "PATH": "/bin", "TOOLKIT_CONV_ROUTE": "gemm"}
+    passed = {"HF_TOKEN": "secret", "TOOLKIT_CONV_ROUTE": "gemm", "ROCR_VISIBLE_DEVICES": "1"}
+    environment = {"PATH": "/bin", "HSA_OVERRIDE_GFX_VERSION": "10.3.0", **passed}
     given = arguments("cpu", "no-card", "true", places=places, environment=environment)
-    assert given["environment"] == {"HF_TOKEN": "secret", "TOOLKIT_CONV_ROUTE": "gemm"}
+    assert given["environment"] == passed
 
 
 @pytest.mark.parametrize(
@@ -130,6 +140,12 @@ def test_only_named_variables_go_in(places: containers.Places) -> None:
 def test_the_card_chooses_profile_and_kernels(tree: str, image: str, extra: str) -> None:
     profile = containers.choose_profile(None, machine.read(TREES / tree))
     assert (profile.image, profile.pins["TORCH_EXTRA"]) == (image, extra)
+
+
+def test_a_hidden_card_chooses_no_profile() -> None:
+    found = machine.read(TREES / "two-cards")
+    hidden = msgspec.structs.replace(found.surroundings, environment={"HIP_VISIBLE_DEVICES": "0"})
+    assert containers.choose_profile(None, replace(found, surroundings=hidden)).name == "rdna1"
 
 
 def test_without_a_card_the_cpu_profile_is_offered() -> None:
@@ -294,17 +310,39 @@ def test_a_build_hands_over_every_pin_and_says_what_it_is() -> None:
 
 @pytest.mark.usefixtures("no_wheels")
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("step", "error", "line"),
     [
-        ("write /layer: no space left on device", "the disk is too full for the image"),
-        ("manifest for python:3 not found", "cannot get the base image"),
-        ("The command returned a non-zero code: 1", "building ltdv2-toolkit:cpu failed"),
+        ("RUN false", "write /layer: no space left on device", "the disk is too full for the image"),
+        ("FROM ${BASE} AS base", "manifest for python:3 not found", "cannot get the base image mine:1"),
+        (
+            "FROM ${BASE} AS base",
+            "Get https://registry/v2/: dial tcp: refused",
+            "cannot get the base image mine:1",
+        ),
+        ("RUN false", "The command returned a non-zero code: 1", "building ltdv2-toolkit:cpu failed"),
+        (
+            "RUN gcc",
+            "The command 'gcc' failed: gcc: not found",
+            r"building .* failed.*\(after: .*gcc: not found\)",
+        ),
     ],
 )
-def test_a_build_that_fails_is_one_clear_line(error: str, line: str) -> None:
-    client = FakeClient(events=[{"stream": "Step 9/9 : RUN false\n"}, {"error": error}])
+def test_a_build_that_fails_is_one_clear_line(step: str, error: str, line: str) -> None:
+    events = [
+        {"stream": f"Step 9/9 : {step}\n"},
+        {"stream": "/bin/sh: 1: gcc: not found\n"},
+        {"error": error},
+    ]
     with pytest.raises(ToolkitError, match=line):
-        containers.build(client, containers.load_profile("cpu"))  # type: ignore[arg-type]
+        containers.build(FakeClient(events=events), containers.load_profile("cpu"), "mine:1")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_wheels")
+def test_a_full_disk_does_not_keep_an_image_that_exists_from_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
+    client = FakeClient(events=[{"aux": {"ID": "sha256:1234"}}])
+    client.tags.append("ltdv2-toolkit:rdna1")
+    assert containers.build(client, containers.load_profile("rdna1")) == "sha256:1234"  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_noticed_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +363,72 @@ def test_a_missing_image_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, t
     result = CliRunner().invoke(app, ["container", "train", "--profile", "cpu", "--epochs", "3"])
     assert isinstance(result.exception, ToolkitError)
     assert "make docker-build PROFILE=cpu" in result.exception.line()
+
+
+def test_the_image_of_another_card_is_built_by_its_profiles_name(places: containers.Places) -> None:
+    found = machine.read(TREES / "rx6700xt")
+    profile = containers.choose_profile(None, found)
+    given = containers.create_arguments(profile, found, places, ["true"], "1:1")
+    with pytest.raises(
+        ToolkitError, match=r"no image ltdv2-toolkit:rdna2-gfx1031; make docker-build PROFILE=rdna2 "
+    ):
+        containers.run(FakeClient(), profile, given)  # type: ignore[arg-type]
+
+
+def test_an_examination_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**_: object) -> None:
+        raise DockerException("FileNotFoundError(2)")
+
+    monkeypatch.setattr(docker, "from_env", refuse)
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    result = CliRunner().invoke(app, ["container", "doctor", "--profile", "cpu"])
+    assert isinstance(result.exception, ToolkitError)
+    assert result.exception.exit_code == 2
+
+
+@pytest.mark.parametrize(("shell", "sent"), [(False, "SIGTERM"), (True, "SIGHUP")])
+def test_a_closed_terminal_stops_the_container(shell: bool, sent: str) -> None:
+    kills: list[str] = []
+    container: Any = SimpleNamespace(kill=lambda signal: kills.append(signal))
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with containers._forwarding(container, tty=False, shell=shell):
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with containers._forwarding(container, tty=False, shell=shell):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert kills == [sent]
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What make would run."""
+    return subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", *arguments],
+        cwd=containers.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_make_hands_over_a_folder_with_a_space() -> None:
+    assert (
+        '--profile "cpu" --data "my data/ltdv2"'
+        in make("docker-shell", "PROFILE=cpu", "DATA=my data/ltdv2").stdout
+    )
+
+
+def test_a_profile_that_does_not_exist_is_refused_before_anything_is_installed() -> None:
+    result = subprocess.run(
+        [containers.ROOT / "scripts/container-test", "nope"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "container-test: no profile nope; expected cpu, rdna1, rdna2, rdna3, rdna4, rocm52\n"
+    )
 
 
 def test_under_sudo_files_belong_to_who_typed_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from patches.convolution import routes, selftest
+from patches.convolution.problem import ConvProblem
 from toolkit import doctor, machine
 from toolkit.cli import app
-from toolkit.doctor import GIB, ROUTES, Report, SelfTest, Verdict, diagnose, step_bytes
+from toolkit.doctor import CPU_ROUTES, GIB, ROUTES, Report, SelfTest, Verdict, diagnose, step_bytes
 from toolkit.errors import ToolkitError
+from toolkit.machine import Card, Machine
 from toolkit.runtime import Runtime, RuntimeDevice, ask
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
-PLENTY = 200 * GIB
 
 
-def diagnosed(tree: str, *self_tests: SelfTest, disk_free: int = PLENTY) -> Report:
+def changed(tree: str, **surroundings: Any) -> Machine:
+    """A machine of the fixtures with other surroundings."""
     found = machine.read(TREES / tree)
-    runtime = msgspec.convert(found.surroundings.runtime, Runtime)
-    return diagnose(found, runtime, self_tests, disk_free)
+    return replace(found, surroundings=msgspec.structs.replace(found.surroundings, **surroundings))
+
+
+def diagnosed(tree: str, *self_tests: SelfTest, **surroundings: Any) -> Report:
+    found = changed(tree, **surroundings)
+    return diagnose(found, found.surroundings.runtime or Runtime(), self_tests)
 
 
 def verdicts(report: Report) -> dict[str, Verdict]:
@@ -77,12 +88,107 @@ def test_a_missing_permission_names_the_group_to_join() -> None:
     assert verdicts(report)["/dev/kfd"] == verdicts(report)["/dev/dri/renderD128"] == Verdict.FAILS
     assert "usermod -aG render" in said(report, "/dev/kfd")
     assert "--group-add 992" in said(report, "/dev/kfd")
+    assert said(report, "rocBLAS").startswith("kernels for gfx1010")
+
+
+@pytest.mark.parametrize(("mode", "gid"), [(0o600, 992), (0o660, 0)])
+def test_where_no_group_can_help_none_is_advised(mode: int, gid: int) -> None:
+    devices = [
+        msgspec.structs.replace(node, mode=mode, gid=gid)
+        for node in machine.read(TREES / "rx5600xt").surroundings.devices
+    ]
+    report = diagnosed("rx5600xt", *PASSED, devices=tuple(devices))
+    assert verdicts(report)["/dev/kfd"] == Verdict.FAILS
+    assert "udev rule" in said(report, "/dev/kfd")
+    assert "usermod" not in said(report, "/dev/kfd")
 
 
 def test_integrated_graphics_count_the_memory_they_share() -> None:
     (card,) = machine.read(TREES / "strix-halo").cards
     assert card.integrated
+    assert card.shared
     assert card.memory_bytes > 60 * GIB
+
+
+def test_memory_shared_with_the_system_is_no_more_than_is_free_there() -> None:
+    report = diagnosed("strix-halo", *PASSED, memory_free_bytes=8 * GIB)
+    assert report.recommendation.batch.value == "16"
+    assert said(report, "GPU memory").startswith("8.0 GiB free")
+    assert verdicts(report)["RAM"] == Verdict.FINE
+    report = diagnosed("strix-halo", *PASSED, memory_free_bytes=3 * GIB)
+    assert report.recommendation.batch.value == "1"
+    assert verdicts(report)["RAM"] == Verdict.LIMITS
+
+
+def test_a_carve_out_is_memory_of_the_cards_own(tmp_path: Path) -> None:
+    shutil.copytree(TREES / "strix-halo", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "class/drm/renderD128/device/mem_info_vram_total").write_text(f"{96 * GIB}\n")
+    (card,) = machine.read(tmp_path).cards
+    assert not card.shared
+    assert card.memory_bytes == 96 * GIB
+    assert card.memory_used_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "device", "arch", "batch"),
+    [
+        ({"HIP_VISIBLE_DEVICES": "0"}, "0", "gfx1010", "16"),
+        ({"HIP_VISIBLE_DEVICES": "1"}, "0", "gfx1031", "32"),
+        ({"ROCR_VISIBLE_DEVICES": "1"}, "0", "gfx1031", "32"),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, "0", "gfx1031", "32"),
+        ({"ROCR_VISIBLE_DEVICES": "1,0", "HIP_VISIBLE_DEVICES": "1"}, "0", "gfx1010", "16"),
+        ({"HIP_VISIBLE_DEVICES": "0", "CUDA_VISIBLE_DEVICES": "1"}, "0", "gfx1010", "16"),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-0123456789abcdef"}, "1", "gfx1031", "32"),
+        ({"HIP_VISIBLE_DEVICES": "0,7,1"}, "0", "gfx1010", "16"),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, "cpu", "", "4"),
+    ],
+)
+def test_only_a_card_that_is_left_visible_is_recommended(
+    variables: dict[str, str], device: str, arch: str, batch: str
+) -> None:
+    found = changed("two-cards", environment=variables)
+    runtime = found.surroundings.runtime
+    assert runtime is not None
+    seen = [one for card in found.visible for one in runtime.devices if one.arch == card.arch]
+    report = diagnose(found, msgspec.structs.replace(runtime, devices=tuple(seen)), PASSED)
+    chosen = report.recommendation
+    assert (chosen.device.value, chosen.batch.value) == (device, batch)
+    assert chosen.device.reason.startswith(arch)
+    if arch:
+        assert report.verdict == Verdict.FINE
+    else:
+        assert said(report, "card").startswith("none left by HIP_VISIBLE_DEVICES=-1")
+        assert report.verdict == Verdict.LIMITS
+
+
+def test_one_card_of_two_that_the_container_does_not_get_leaves_the_other_fine() -> None:
+    found = machine.read(TREES / "two-cards")
+    runtime = found.surroundings.runtime
+    assert runtime is not None
+    one = replace(found, cards=found.cards[:1], hidden_nodes=(2,))
+    report = diagnose(one, msgspec.structs.replace(runtime, devices=runtime.devices[:1]), PASSED)
+    assert report.verdict == Verdict.FINE
+    assert "1 GPU that the kernel hides" in said(report, "card")
+
+
+def card(arch: str, memory: int, *, integrated: bool = False) -> Card:
+    return Card(1, arch, "", "/dev/dri/renderD128", memory * GIB, 0, 36, integrated, integrated)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (card("gfx1012", 4), "the card with the most memory"),
+        (card("gfx1036", 16, integrated=True), "the discrete card with the most memory"),
+        (card("gfx906", 16), "the card with the most memory that a profile serves"),
+    ],
+)
+def test_the_reason_for_a_card_is_true_of_it(other: Card, reason: str) -> None:
+    found = machine.read(TREES / "rx5600xt")
+    both = replace(found, cards=(other, *found.cards))
+    report = diagnose(both, found.surroundings.runtime or Runtime(), PASSED)
+    assert report.recommendation.device.value == "1"
+    assert report.recommendation.device.reason.endswith(f", {reason}")
 
 
 def test_a_route_that_fails_its_self_test_is_struck_off() -> None:
@@ -96,17 +202,20 @@ def test_a_route_that_fails_its_self_test_is_struck_off() -> None:
 
 def test_the_routes_that_are_tried_are_those_that_exist() -> None:
     assert set(ROUTES) == set(routes.NAMES)
+    one = ConvProblem(2, 16, 8, 8, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cpu", False)
+    serving = {name for name in set(ROUTES) - {"triton"} if routes.make(name).supports(one)}
+    assert set(CPU_ROUTES) == serving
 
 
 @pytest.mark.parametrize(
     ("devices", "triton", "tried"),
     [
-        ((), "3.8.0", [("gemm", "cpu")]),
+        ((), "3.8.0", [("native", "cpu"), ("gemm", "cpu")]),
         ((GPU,), "3.8.0", [(route, "cuda") for route in ROUTES]),
         ((GPU,), "", [(route, "cuda") for route in ROUTES if route != "triton"]),
     ],
 )
-def test_every_route_is_tried_on_the_gpu_and_one_on_the_cpu_without(
+def test_every_route_is_tried_where_it_can_run(
     devices: tuple[RuntimeDevice, ...],
     triton: str,
     tried: list[tuple[str, str]],
@@ -126,22 +235,22 @@ def test_every_route_is_tried_on_the_gpu_and_one_on_the_cpu_without(
         assert "struck off: library" in report.recommendation.route.reason
 
 
+def test_without_a_gpu_a_route_that_fails_is_not_recommended() -> None:
+    wrong = SelfTest("native", "cpu", False, "wrong", 1.0)
+    report = diagnosed("no-card", wrong, SelfTest("gemm", "cpu", True, "", 1.0))
+    assert report.recommendation.route.value == "gemm"
+
+
 def test_a_full_disk_and_little_shared_memory_are_limits() -> None:
-    assert verdicts(diagnosed("rx6700xt", *PASSED, disk_free=GIB))["disk"] == Verdict.LIMITS
-    found = machine.read(TREES / "rx6700xt")
-    surroundings = msgspec.structs.replace(found.surroundings, shared_memory_bytes=16 << 20)
-    cramped = machine.Machine(found.cards, found.hidden_nodes, found.driver, surroundings)
-    report = diagnose(cramped, msgspec.convert(surroundings.runtime, Runtime), PASSED, disk_free=PLENTY)
+    assert verdicts(diagnosed("rx6700xt", *PASSED, disk_free_bytes=GIB))["disk"] == Verdict.LIMITS
+    report = diagnosed("rx6700xt", *PASSED, shared_memory_bytes=16 << 20)
     assert report.recommendation.workers.value == "0"
     assert verdicts(report)["shared memory"] == Verdict.LIMITS
     assert "--shm-size" in said(report, "shared memory")
 
 
 def test_buffer_operations_left_on_are_found() -> None:
-    found = machine.read(TREES / "rx5600xt")
-    surroundings = msgspec.structs.replace(found.surroundings, environment={"AMDGCN_USE_BUFFER_OPS": "1"})
-    risky = machine.Machine(found.cards, (), found.driver, surroundings)
-    report = diagnose(risky, msgspec.convert(surroundings.runtime, Runtime), PASSED, PLENTY)
+    report = diagnosed("rx5600xt", *PASSED, environment={"AMDGCN_USE_BUFFER_OPS": "1"})
     assert verdicts(report)["buffer operations"] == Verdict.LIMITS
 
 
@@ -153,10 +262,11 @@ def test_architecture_names_are_those_of_llvm(version: int, arch: str) -> None:
     assert machine.arch_name(version) == arch
 
 
-def test_a_malformed_override_is_refused() -> None:
-    assert machine.override_name("10.3.0") == "gfx1030"
-    with pytest.raises(ToolkitError, match="three numbers"):
-        machine.override_name("gfx1030")
+@pytest.mark.parametrize("value", ["gfx1030", "10.3", "10.3.0.0", "-1.3.0", "ten"])
+def test_a_malformed_override_is_a_row_of_the_report(value: str) -> None:
+    report = diagnosed("rx5600xt", *PASSED, environment={"HSA_OVERRIDE_GFX_VERSION": value})
+    assert report.verdict == verdicts(report)["override"] == Verdict.FAILS
+    assert "three numbers such as 10.3.0" in said(report, "override")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +283,7 @@ def test_a_card_that_the_container_does_not_get_is_counted_as_hidden(monkeypatch
 
     monkeypatch.setattr(machine, "_properties", refuse)
     found = machine.read(TREES / "rx5600xt")
-    report = diagnose(found, Runtime(torch="2.11.0", torchvision="0.26.0"), (), PLENTY)
+    report = diagnose(found, Runtime(torch="2.11.0", torchvision="0.26.0"), ())
     assert found.hidden_nodes == (0, 1)
     assert report.verdict == Verdict.FAILS
     assert "--device /dev/kfd" in said(report, "card")
@@ -182,22 +292,42 @@ def test_a_card_that_the_container_does_not_get_is_counted_as_hidden(monkeypatch
 def test_what_was_recorded_reads_like_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = TREES / "two-cards"
     monkeypatch.setattr(machine, "SYSFS", source)
-    machine.record(tmp_path / "copy", {"torch": "2.11.0"})
+    machine.record(tmp_path / "copy", Runtime(torch="2.11.0"), tmp_path)
     monkeypatch.undo()
     copy = machine.read(tmp_path / "copy")
     assert copy.cards == machine.read(source).cards
     assert copy.driver == "6.12.12"
-    assert copy.surroundings.runtime == {"torch": "2.11.0"}
+    assert copy.surroundings.runtime == Runtime(torch="2.11.0")
+    assert copy.surroundings.disk_free_bytes
     assert copy.surroundings.cpus >= 1
     assert 0 < copy.surroundings.memory_free_bytes <= copy.surroundings.memory_bytes
 
 
-def test_a_damaged_or_absent_recording_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ToolkitError, match="no such folder"):
-        machine.read(tmp_path / "absent")
-    (tmp_path / "recorded.json").write_text('{"uid": "zero"}')
-    with pytest.raises(ToolkitError, match=r"cannot read .*recorded\.json"):
-        machine.read(tmp_path)
+@pytest.mark.parametrize(
+    "content",
+    [None, b'{"uid": "zero"}', b'{"runtime": {"devices": 1}}', b'{"runtime": []}', b'{"kernel": "\xff"}'],
+)
+def test_a_damaged_or_absent_recording_is_one_clear_line_and_no_verdict(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "recorded.json").write_bytes(content)
+    result = CliRunner().invoke(app, ["doctor", "--sysfs", str(tmp_path)])
+    assert isinstance(result.exception, ToolkitError)
+    assert re.match(r"cannot read .*recorded\.json; found ", result.exception.line())
+    assert result.exception.exit_code == Verdict.FAILS
+
+
+def test_the_disk_of_a_recorded_machine_is_its_own(tmp_path: Path) -> None:
+    shutil.copytree(TREES / "rx5600xt", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "recorded.json"
+    recorded = json.loads(file.read_text())
+    recorded["disk_free_bytes"] = 3 * GIB
+    file.write_text(json.dumps(recorded))
+    assert said(doctor.examine(tmp_path), "disk").startswith("3.0 GiB free")
+    del recorded["disk_free_bytes"]
+    file.write_text(json.dumps(recorded))
+    assert said(doctor.examine(tmp_path), "disk").startswith("not recorded")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +347,7 @@ def test_a_runtime_that_hangs_or_dies_is_reported(
     monkeypatch.setattr(sys, "executable", str(fake))
     runtime = ask(timeout=1.0)
     assert reason in runtime.error
-    report = diagnose(machine.read(TREES / "rx5600xt"), runtime, (), PLENTY)
+    report = diagnose(machine.read(TREES / "rx5600xt"), runtime, ())
     assert verdicts(report)["torch"] == Verdict.FAILS
 
 

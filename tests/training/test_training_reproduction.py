@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import torch
 
-from toolkit import reproduction
+from toolkit import reproduction, runtime
 from toolkit.errors import ToolkitError
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,7 @@ def test_the_same_run_twice_gives_the_same_weights_and_a_change_is_named(data: P
 
     file = tmp_path / "runs/first/weights/environment.json"
     written = json.loads(file.read_text())
+    assert written["variables"]["TOOLKIT_CONV_ROUTE"] == "gemm"
     written["versions"]["torch"] = "1.13.1+rocm5.2"
     file.write_text(json.dumps(written))
     other = toolkit(tmp_path, "reproduce", "first", "--name", "other")
@@ -97,6 +98,60 @@ def some_environment() -> reproduction.Environment:
     )
 
 
+@pytest.mark.parametrize("name", ["TOOLKIT_CONV_ROUTE", "HSA_OVERRIDE_GFX_VERSION", "AMDGCN_USE_BUFFER_OPS"])
+def test_a_variable_that_changes_the_computation_is_a_difference(name: str) -> None:
+    then = msgspec.structs.replace(some_environment(), variables={name: "1"})
+    assert reproduction.differences(then, some_environment()) == [f"{name}: then 1, now none"]
+
+
+def test_where_an_image_is_served_is_no_difference() -> None:
+    now = msgspec.structs.replace(some_environment(), digests=("ghcr.io/someone/image@sha256:2",))
+    assert reproduction.differences(some_environment(), now) == []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, in the place of this one."""
+    (tmp_path / "module.py").write_text("one\n")
+    (tmp_path / ".gitignore").write_text("/runs/\n")
+    someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *someone, *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(reproduction, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_two_different_dirty_trees_have_different_names(checkout: Path) -> None:
+    clean = reproduction.commit()
+    assert len(clean) == 40
+    (checkout / "runs").mkdir()
+    (checkout / "runs/result").touch()
+    assert reproduction.commit() == clean
+    names = {clean}
+    for content in ("two\n", "three\n"):
+        (checkout / "module.py").write_text(content)
+        names.add(reproduction.commit())
+        assert reproduction.commit() in names
+    for content in ("new", "newer"):
+        (checkout / "a file.py").write_text(content)
+        names.add(reproduction.commit())
+    subprocess.run(["git", "add", "a file.py"], cwd=checkout, check=True)
+    names.add(reproduction.commit())
+    assert len(names) == 6
+    assert all(name.startswith(f"{clean}-dirty-") for name in names - {clean})
+
+
+def test_triton_has_a_version_under_the_name_that_rocm_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "pytorch-triton-rocm":
+            raise runtime.PackageNotFoundError
+        return "3.2.0"
+
+    monkeypatch.setattr(runtime, "version", version)
+    assert runtime.installed(*runtime.TRITON) == "3.2.0"
+    assert runtime.installed("triton") == ""
+
+
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     reproduction.write(some_environment(), tmp_path / "weights")
     assert reproduction.read(tmp_path / "weights") == some_environment()
@@ -118,6 +173,7 @@ def test_every_difference_is_a_line_but_what_was_typed() -> None:
 def test_a_missing_or_damaged_record_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match=r"cannot read .*environment\.json"):
         reproduction.read(tmp_path)
-    (tmp_path / "environment.json").write_text('{"image": 1}')
-    with pytest.raises(ToolkitError, match=r"cannot read .*environment\.json"):
-        reproduction.read(tmp_path)
+    for content in (b'{"image": 1}', b'{"image": "\xff"}', b"[]"):
+        (tmp_path / "environment.json").write_bytes(content)
+        with pytest.raises(ToolkitError, match=r"cannot read .*environment\.json"):
+            reproduction.read(tmp_path)

@@ -81,9 +81,15 @@ def evaluate(
 def doctor(context: typer.Context, profile: Profile = None, user: User = None) -> None:
     """Examine the machine from inside the image, with the image's PyTorch.
 
+    Exit status: that of [bold]toolkit doctor[/bold], 2 as well when the container cannot be started.
+
     Example: [bold]toolkit container doctor --json[/bold]
     """
-    _run(["toolkit", "doctor", *context.args], profile, None, None, user)
+    from toolkit.doctor import Verdict
+    from toolkit.errors import ending_with
+
+    with ending_with(Verdict.FAILS):
+        _run(["toolkit", "doctor", *context.args], profile, None, None, user)
 
 
 @app.command()
@@ -122,8 +128,9 @@ def _run(
     user = user or containers.default_user()
     containers.make_runs(folder, user)
     found = machine.read()
+    chosen = containers.choose_profile(profile, found)
     arguments = containers.create_arguments(
-        containers.choose_profile(profile, found),
+        chosen,
         found,
         containers.Places(data, folder, writable),
         command,
@@ -132,4 +139,4 @@ def _run(
         stdin=interactive,
     )
     with containers.engine() as client:
-        raise typer.Exit(containers.run(client, arguments))
+        raise typer.Exit(containers.run(client, chosen, arguments))

@@ -22,7 +22,7 @@ def doctor(
 ) -> None:
     """Examine the card, its true architecture, driver, PyTorch, permissions and memory; recommend settings.
 
-    Exit status: 0 fine, 1 works with limits, 2 will not work.
+    Exit status: 0 fine, 1 works with limits, 2 will not work or could not be examined.
 
     Example: [bold]toolkit doctor --json | jq .recommendation[/bold]
     """
@@ -30,11 +30,13 @@ def doctor(
 
     from toolkit import console, machine
     from toolkit.doctor import Verdict, examine
+    from toolkit.errors import ending_with
 
-    report = examine(sysfs or machine.SYSFS, data, imgsz, timeout)
-    if record is not None:
-        machine.record(record, msgspec.to_builtins(report.runtime))
-        console.note(f"recorded in {record}")
+    with ending_with(Verdict.FAILS):  # 1 is a verdict
+        report = examine(sysfs or machine.SYSFS, data, imgsz, timeout)
+        if record is not None:
+            machine.record(record, report.runtime, data)
+            console.note(f"recorded in {record}")
     if as_json:
         console.print_json(msgspec.to_builtins(report))
         raise typer.Exit(report.verdict)

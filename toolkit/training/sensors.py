@@ -37,7 +37,7 @@ def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | N
     if device == "cpu":
         return lambda: None
     number = int(device.split(",")[0])
-    cards = machine.read(sysfs).cards
+    cards = machine.read(sysfs).visible
     if number < len(cards):
         folder = sysfs / "class" / "drm" / Path(cards[number].render_node).name / "device"
         return lambda: _read_amdgpu(folder)

@@ -192,7 +192,8 @@ class _Supervisor:
             self.command,
             bufsize=0,
             stdin=stdin,
-            env=environment,
+            # As Ultralytics sets it, which is too late in a process that has imported torch before.
+            env={"OMP_NUM_THREADS": "1", **environment},
             start_new_session=True,
             pass_fds=[self.lock],
         )
