@@ -132,7 +132,10 @@ def verify(
 def cache(
     folder: Folder,
     split: Annotated[list[str] | None, typer.Option(help="Default: train and val.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare the cache with its checksums.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare with the checksums; bad blocks are written by the next run."),
+    ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Delete the cache.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take.")] = False,
 ) -> None:
@@ -154,14 +157,17 @@ def cache(
         bad = {name: blocks for name in names if (blocks := frame_cache.check(index.split(name)))}
         if bad:
             raise ToolkitError(
-                "the cache is damaged", found=str(bad), fix="toolkit dataset cache DIR --remove"
+                "the cache is damaged",
+                found=", ".join(f"{len(blocks):,} bad blocks of {name}" for name, blocks in bad.items()),
+                fix=f"toolkit dataset cache {folder} writes these again",
             )
         console.note("the cache is sound")
         return
-    needed = frame_cache.plan(index, names)
+    needed, place = frame_cache.plan(index, names), frame_cache.folder(index)
+    minutes, seconds = divmod(round(needed.seconds), 60)
     console.note(
-        f"the cache takes {needed.size / 1e9:.1f} GB, {needed.left / 1e9:.1f} GB of it still to write: "
-        f"about {needed.seconds / 60:.0f} minutes"
+        f"the cache takes {needed.size / 1e9:.1f} GB in {place}, {needed.left / 1e9:.1f} GB of it still to "
+        f"write: about {f'{minutes} min ' if minutes else ''}{seconds} s"
     )
     if not dry_run:
         frame_cache.build(index, names)
