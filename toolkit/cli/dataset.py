@@ -47,13 +47,14 @@ def sample(
 def download(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the four files go.")],
     source: Annotated[
-        Path | None, typer.Option("--from", help="An existing copy: check and link its files.")
+        Path | None,
+        typer.Option("--from", help="An existing copy: check and link its files, without the hub too."),
     ] = None,
     revision: Annotated[str, typer.Option(help="Of the dataset on the hub; default: the pinned one.")] = "",
 ) -> None:
     """Fetch LTDv2 (48 GB); run it again to continue. HF_TOKEN and HF_ENDPOINT (a mirror) are honoured.
 
-    Example: [bold]toolkit dataset download data/LTDv2[/bold]
+    Example: [bold]toolkit dataset download data/ltdv2[/bold]
     """
     from toolkit import console
     from toolkit.dataset import download as hub
@@ -72,7 +73,7 @@ def prepare(
 ) -> None:
     """Write the index that training and evaluation read. Extracts nothing, copies nothing.
 
-    Example: [bold]toolkit dataset prepare data/LTDv2[/bold]
+    Example: [bold]toolkit dataset prepare data/ltdv2[/bold]
     """
     import msgspec
 
@@ -109,7 +110,7 @@ def verify(
 ) -> None:
     """Check the frames against the index; list all bad ones; exit with 1 if there is one.
 
-    Example: [bold]toolkit dataset verify data/LTDv2 --deep[/bold]
+    Example: [bold]toolkit dataset verify data/ltdv2 --deep[/bold]
     """
     import msgspec
 
@@ -141,7 +142,7 @@ def cache(
 ) -> None:
     """Keep decoded frames in one file that training maps into memory. Run it again to continue.
 
-    Example: [bold]toolkit dataset cache data/LTDv2 --split train[/bold]
+    Example: [bold]toolkit dataset cache data/ltdv2 --split train[/bold]
     """
     from toolkit import console
     from toolkit.dataset import cache as frame_cache
@@ -177,33 +178,35 @@ def cache(
 def stats(
     folder: Folder,
     out: Annotated[
-        Path | None, typer.Option(help="Where the page goes; default: DIR/prepared/stats.")
+        Path | None, typer.Option(help="Where the page goes; default: a folder stats beside the index.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count objects by class, month, hour and size; write a page with frames of every month.
+    """Count objects, clips and weather by month, hour and size; write a page with frames of every month.
 
-    Example: [bold]toolkit dataset stats data/LTDv2[/bold]
+    Example: [bold]toolkit dataset stats data/ltdv2[/bold]
     """
     import msgspec
     from rich.table import Table
 
     from toolkit import console
-    from toolkit.dataset.index import load, prepared_folder
+    from toolkit.dataset.index import load, writable_folder
     from toolkit.dataset.stats import describe, write_report
 
     index = load(folder)
+    counts = describe(index)
     if as_json:
-        console.print_json(msgspec.to_builtins(describe(index)))
+        console.print_json(msgspec.to_builtins(counts))
         return
-    *_, page = write_report(index, out or prepared_folder(folder) / "stats")
-    for name, split in describe(index).items():
+    page = write_report(index, counts, out or writable_folder(folder) / "stats")
+    for name, split in counts.items():
         table = Table(title=f"{name}: {split.images:,} images, {split.clips:,} clips, {split.boxes:,} boxes")
-        for column in ("month", "images", *split.boxes_by_class_and_month):
+        for column in ("month", "clips", "images", *split.boxes_by_class_and_month):
             table.add_column(column, justify="right")
         for month, images in split.images_by_month.items():
             boxes = (by_month.get(month, 0) for by_month in split.boxes_by_class_and_month.values())
-            table.add_row(month, f"{images:,}", *(f"{n:,}" for n in boxes))
+            counts_of_month = (split.clips_by_month[month].clips, images, *boxes)
+            table.add_row(month, *(f"{n:,}" for n in counts_of_month))
         console.out.print(table)
     console.note(f"frames of every month: {page}")
 
@@ -221,7 +224,7 @@ def export(
 ) -> None:
     """Write Ultralytics' images/labels/data.yaml layout, for plain `yolo train`.
 
-    Example: [bold]toolkit dataset export data/LTDv2 --format yolo --out data/yolo --extract[/bold]
+    Example: [bold]toolkit dataset export data/ltdv2 --format yolo --out data/yolo --extract[/bold]
     """
     from toolkit import console
     from toolkit.dataset.export import export_yolo
