@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
@@ -15,18 +17,18 @@ from toolkit.errors import ToolkitError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; on success flush it and rename it to ``path``.
 
-    On any exception, Ctrl-C included, the temporary file is removed and ``path`` is as it was.
+    On any exception, Ctrl-C included, the temporary file is removed and ``path`` is as it was. What a killed
+    process left is removed by the next one that writes ``path``.
 
     Raises:
         ToolkitError: the disk is full or the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        _remove_abandoned(path)
+        handle, temporary = _temporary(path)
     except OSError as error:
         raise _write_error(path, error) from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -38,6 +40,29 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+        os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, locked for as long as its handle is open.
+
+    A lock ends with its process and is seen from other containers, which a process id in the name is not.
+    """
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # another writer took it for abandoned before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of ``path`` that nobody holds a lock on."""
+    for old in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        with suppress(OSError), old.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            old.unlink()
 
 
 def _umask() -> int:

@@ -68,6 +68,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_annotations(tmp_path / "Train.json")
 
 
+def test_a_category_that_is_no_integer_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    content = coco()
+    content["annotations"][0]["category_id"] = "1"
+    with pytest.raises(
+        ToolkitError, match=r"a category that is not an integer.*found text.*1 person"
+    ) as error:
+        read_annotations(write(tmp_path, content))
+    assert "17 digits" not in error.value.line()
+
+
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.9, 0.999])
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, part: float) -> None:
     text = json.dumps(coco())

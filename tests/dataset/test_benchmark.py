@@ -14,6 +14,7 @@ from toolkit.dataset import benchmark
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+from toolkit.errors import ToolkitError
 
 
 def test_bench_data_shows_every_stage_and_loader(
@@ -46,3 +47,9 @@ def test_the_loader_serves_epoch_after_epoch_from_workers_that_cannot_see_a_gpu(
         assert all(torch.equal(batch["img"][:, 0], batch["img"][:, 1]) for batch in loader)
     finally:
         loader.close()
+
+
+def test_bench_data_refuses_two_channels(sample: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", "data", str(sample), "--channels", "2"])
+    assert isinstance(done.exception, ToolkitError)
+    assert done.exception.line() == "no images with 2 channels; expected 1 or 3"

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
 import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +18,7 @@ from toolkit.cli import app
 from toolkit.dataset import cache
 from toolkit.dataset.cache import CachedFrames, build, check, choose, open_cache, plan, remove
 from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.sample import write_sample
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 
@@ -114,18 +121,141 @@ def test_a_frame_that_does_not_decode_stays_bad_in_the_cache(prepared: DatasetIn
         cached.grey(5)
 
 
-def test_a_damaged_cache_is_noticed_and_can_be_removed(prepared: DatasetIndex) -> None:
+def test_the_damaged_blocks_of_a_cache_and_no_others_are_written_again(
+    prepared: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(prepared, ["train"])
     split = prepared.split("train")
     (path,) = prepared.path.parent.glob("*-train-grey.npy")
+    sound = path.read_bytes()
     with path.open("r+b") as file:
         file.seek(128 + 20 * 288 * 384)
         file.write(b"x")
-    assert check(split) == [1]
-    done = CliRunner().invoke(app, ["dataset", "cache", str(prepared.data), "--split", "train", "--check"])
+    command = ["dataset", "cache", str(prepared.data), "--split", "train"]
+    done = CliRunner().invoke(app, [*command, "--check"])
     assert isinstance(done.exception, ToolkitError)
+    assert "1 bad blocks of train" in done.exception.line()
+    assert choose(split) == (False, "decoded from frames.zip: its cache is unfinished")
+    decoded: list[int] = []
+    real = cache._grey
+    monkeypatch.setattr(cache, "_grey", lambda *a: decoded.append(a[1]) or real(*a))
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert sorted(decoded) == list(range(16, 32))
+    assert path.read_bytes() == sound
+    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 0
     remove(split)
     assert open_cache(split) is None
+
+
+def lose_record(npy: Path) -> None:
+    npy.with_suffix(".json").unlink()
+
+
+def lose_checksums(npy: Path) -> None:
+    npy.with_suffix(".json").write_text('{"crcs": [], "bad": []}')
+
+
+def unfinish(npy: Path) -> None:
+    npy.rename(f"{npy}.part")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lose_record, lose_checksums, unfinish])
+def test_a_cache_that_is_not_finished_or_has_no_checksums_is_neither_sound_nor_used(
+    prepared: DatasetIndex, damage: Callable[[Path], None]
+) -> None:
+    split = prepared.split("train")
+    build(prepared, ["train"])
+    (path,) = prepared.path.parent.glob("*-train-grey.npy")
+    sound = path.read_bytes()
+    damage(path)
+    with pytest.raises(
+        ToolkitError, match=r"no finished cache of train.*toolkit dataset cache .* --split train"
+    ):
+        check(split)
+    assert open_cache(split) is None
+    build(prepared, ["train"])
+    assert check(split) == []
+    assert path.read_bytes() == sound
+
+
+def break_header(npy: Path) -> None:
+    with npy.open("r+b") as file:
+        file.write(b"?")
+
+
+def cut_off(npy: Path) -> None:
+    with npy.open("r+b") as file:
+        file.truncate(npy.stat().st_size - 1)
+
+
+@pytest.mark.parametrize(("damage", "blocks"), [(break_header, [0]), (cut_off, [2])])
+def test_a_cache_that_cannot_be_opened_is_not_used_and_mended(
+    prepared: DatasetIndex, damage: Callable[[Path], None], blocks: list[int]
+) -> None:
+    split = prepared.split("train")
+    build(prepared, ["train"])
+    (path,) = prepared.path.parent.glob("*-train-grey.npy")
+    damage(path)
+    assert open_cache(split) is None
+    assert check(split) == blocks
+    build(prepared, ["train"])
+    assert check(split) == []
+    assert open_cache(split) is not None
+
+
+def test_a_full_disk_is_one_clear_line_and_the_next_run_continues(copy: Path) -> None:
+    write_sample(copy / "more", train=1100, val=1, test=1, seed=0)
+    data = copy / "more"
+    prepare(data)
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (70_000_000, 70_000_000))
+
+    command = [sys.executable, "-m", "toolkit", "dataset", "cache", str(data), "--split", "train"]
+    done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: cannot write the cache" in done.stderr
+    assert "Traceback" not in done.stderr
+    split = load(data).split("train")
+    assert open_cache(split) is None
+    assert plan(load(data), ["train"]).left == (1100 - cache.BLOCK) * 288 * 384
+    build(load(data), ["train"])
+    assert check(split) == []
+
+
+def test_decoded_frames_outlive_their_index_while_they_are_still_its_frames(
+    copy: Path,
+    edit: Callable[[str, Callable[[dict[str, Any]], None]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepare(copy)
+    build(load(copy), ["train", "val"])
+    edit("Train.json", lambda content: content["annotations"].pop())
+    edit("Valid.json", lambda content: content["images"].pop(0))
+    edit("Valid.json", lambda content: content.update(annotations=[]))
+    capsys.readouterr()
+    prepare(copy)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "removing" in line]
+    assert "-val-grey.npy, 0.0 GB of decoded frames" in line
+    after = load(copy)
+    assert check(after.split("train")) == []
+    assert open_cache(after.split("val")) is None
+    assert len(list((copy / "prepared").glob("*-grey.*"))) == 2
+
+
+def test_beside_an_index_that_cannot_be_written_the_cache_goes_to_the_users_folder(
+    prepared: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(prepared, ["val"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = os.access
+    inside = prepared.path.parent
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != inside and real(path, mode))
+    done = CliRunner().invoke(app, ["dataset", "cache", str(prepared.data)])
+    assert f"in {tmp_path / 'cache'}" in done.stderr
+    assert open_cache(prepared.split("train")) is not None
+    assert open_cache(prepared.split("val")) is not None
+    assert len(list(inside.glob("*-grey.npy"))) == len(list(tmp_path.glob("cache/**/*-grey.npy"))) == 1
 
 
 def test_too_little_space_is_said_before_anything_is_written(

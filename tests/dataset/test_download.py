@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -331,3 +332,61 @@ def test_a_copy_that_is_not_what_the_hub_lists_is_refused(
     with pytest.raises(ToolkitError, match=message):
         download(tmp_path / "new", source=copy)
     assert not (tmp_path / "new" / "frames.zip").exists()
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+
+
+def test_without_the_hub_a_copy_is_linked_and_what_was_not_checked_is_said(
+    no_hub: None, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        download(tmp_path, source=sample)
+        said = capsys.readouterr().err
+        assert "the hub cannot be asked" in said
+        assert "Train.json is whole: 48 images" in said
+        assert "frames.zip is whole: " in said
+        assert "not checked: whether these are the hub's files" in said
+    assert all((tmp_path / name).samefile(sample / name) for name in FILES)
+    assert not (tmp_path / "download.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Valid.json", r"Valid\.json is cut off"),
+        ("frames.zip", r"frames\.zip is cut off"),
+        (None, "no Valid"),
+    ],
+)
+def test_without_the_hub_a_copy_that_is_not_whole_is_refused(
+    no_hub: None, sample: Path, tmp_path: Path, name: str | None, message: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in FILES:
+        data = (sample / file).read_bytes()
+        (source / file).write_bytes(data[:-30] if file == name else data)
+    if name is None:
+        (source / "Valid.json").unlink()
+    with pytest.raises(ToolkitError, match=message):
+        download(tmp_path / "new", source=source)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_without_the_hub_a_copy_that_was_fetched_is_held_against_the_hashes_of_then(
+    hub: Hub, tmp_path: Path
+) -> None:
+    source = tmp_path / "fetched"
+    download(source)
+    hub.listing_failures = 2
+    download(tmp_path / "new", source=source)
+    assert complete(tmp_path / "new")
+    (source / "frames.zip").write_bytes(flip(CONTENT["frames.zip"]))
+    with pytest.raises(ToolkitError, match=r"another file than the hub lists.*with another hash"):
+        download(tmp_path / "newer", source=source)

@@ -58,7 +58,7 @@ def test_members_are_what_zipfile_reads(
     source = ZipFrames(path, read_directory(path))
     assert {source.name(i): source.read(i) for i in range(len(source))} == members
     for i in range(len(source)):
-        source.check(i)
+        source.read_checked(i)
 
 
 def test_offsets_beyond_four_gigabytes_are_read(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_damaged_archives_never_raise_anything_else(tmp_path: Path) -> None:
             source = ZipFrames(path, read_directory(path))
             for row in range(len(source)):
                 source.name(row)
-                source.check(row)
+                source.read_checked(row)
         except ToolkitError:
             pass
 
@@ -260,3 +260,13 @@ def test_an_archive_that_changed_after_prepare_is_noticed(index: DatasetIndex, t
     other.write_bytes(b"\0" * 100 + (index.data / "frames.zip").read_bytes())
     with pytest.raises(FrameError, match="not where the index says"):
         ZipFrames(other, source.members).read(3)
+
+
+def test_another_member_at_the_place_of_a_frame_is_noticed(tmp_path: Path) -> None:
+    names = ("frames/a.jpg", "frames/b.jpg")
+    members = read_directory(archive(tmp_path / "a.zip", dict.fromkeys(names, b"x")))
+    other = archive(tmp_path / "b.zip", dict.fromkeys(reversed(names), b"x"))
+    with pytest.raises(
+        FrameError, match=r"a\.jpg is not where the index says.*found frames/b\.jpg at byte 0"
+    ):
+        ZipFrames(other, members).read(0)

@@ -348,3 +348,75 @@ def test_two_datasets_at_one_path_that_cannot_be_written_have_an_index_each(
         load(copy)
     assert prepare(copy).folder != first
     assert len(load(copy).split("val")) == 24
+
+
+def test_an_older_index_in_a_folder_that_cannot_be_written_is_replaced_in_the_cache(
+    copy: Path,
+    edit: Edit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    older = prepare(copy)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: copy not in Path(path).parents and real(path, mode))
+    assert prepare(copy).unchanged
+    assert prepare(copy).folder == older.folder
+    for turn in range(2):
+        edit("Train.json", lambda content: content["annotations"].pop())
+        newer = prepare(copy)
+        assert newer.folder.is_relative_to(tmp_path / "cache")
+        said = capsys.readouterr().err
+        assert f"cannot be written: the index goes to {newer.folder}" in said
+        assert ("were made of other files at this path" in said) == (turn == 1)
+        assert load(copy).manifest == newer.manifest != older.manifest
+    assert prepare(copy).unchanged
+    assert read_manifest(older.folder) == older.manifest
+
+
+def test_two_members_that_are_one_frame_are_refused_or_the_first_counts(copy: Path) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    name = sorted(members)[3]
+    members[f"backup/{name}"] = members[sorted(members)[4]]
+    with zipfile.ZipFile(copy / "frames.zip", "w") as new:
+        for member, data in members.items():
+            new.writestr(member, data)
+    with pytest.raises(ToolkitError, match=rf"1 x duplicate member.*dataset prepare {copy} --drop-bad"):
+        prepare(copy)
+    assert prepare(copy, drop_bad=True).manifest.discrepancies == {"duplicate member": 1}
+    assert discrepancies(copy) == [
+        {"kind": "duplicate member", "file": "frames.zip", "frame": name, "detail": f"backup/{name}"}
+    ]
+
+
+@pytest.mark.parametrize("path", ["frames/../../secret.jpg", "/etc/secret.jpg"])
+def test_a_frame_outside_the_data_folder_is_refused(copy: Path, edit: Edit, path: str) -> None:
+    edit("Train.json", lambda content: content["images"][3].update(file_name=path))
+    with pytest.raises(ToolkitError, match=rf"Train\.json is refused.*found {path}"):
+        prepare(copy)
+
+
+def test_an_archive_with_a_folder_around_its_frames_is_read(copy: Path, index: DatasetIndex) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(copy / "frames.zip", "w") as new:
+        for name, data in members.items():
+            new.writestr(f"LTDv2/{name}", data)
+    prepare(copy)
+    assert load(copy).split("val").frames().read(3) == index.split("val").frames().read(3)
+
+
+def test_a_weather_entry_that_is_no_number_is_left_out(copy: Path, edit: Edit) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"][0]["meta"] = {"Temperature": [1, 2], "Wind": 3, "Sky": "grey", "Night": True}
+        content["images"][1]["meta"] = ["no", "dictionary"]
+        content["images"][2]["meta"] = None
+
+    edit("Train.json", change)
+    prepare(copy)
+    weather = load(copy).split("train").meta()
+    assert weather["Temperature"].null_count() == 3
+    assert weather["Wind"].drop_nulls().to_list() == [3.0]
+    assert not {"Sky", "Night"} & set(weather.columns)

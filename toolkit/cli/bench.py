@@ -104,7 +104,7 @@ def data(
 ) -> None:
     """Show how many training images a second arrive: by stage, and by number of loader workers.
 
-    Example: [bold]toolkit bench data data/LTDv2 --workers 0,2,4[/bold]
+    Example: [bold]toolkit bench data data/ltdv2 --workers 0,2,4[/bold]
     """
     import msgspec
     from rich.table import Table

@@ -47,13 +47,14 @@ def sample(
 def download(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the four files go.")],
     source: Annotated[
-        Path | None, typer.Option("--from", help="An existing copy: check and link its files.")
+        Path | None,
+        typer.Option("--from", help="An existing copy: check and link its files, without the hub too."),
     ] = None,
     revision: Annotated[str, typer.Option(help="Of the dataset on the hub; default: the pinned one.")] = "",
 ) -> None:
     """Fetch LTDv2 (48 GB); run it again to continue. HF_TOKEN and HF_ENDPOINT (a mirror) are honoured.
 
-    Example: [bold]toolkit dataset download data/LTDv2[/bold]
+    Example: [bold]toolkit dataset download data/ltdv2[/bold]
     """
     from toolkit import console
     from toolkit.dataset import download as hub
@@ -72,7 +73,7 @@ def prepare(
 ) -> None:
     """Write the index that training and evaluation read. Extracts nothing, copies nothing.
 
-    Example: [bold]toolkit dataset prepare data/LTDv2[/bold]
+    Example: [bold]toolkit dataset prepare data/ltdv2[/bold]
     """
     import msgspec
 
@@ -109,7 +110,7 @@ def verify(
 ) -> None:
     """Check the frames against the index; list all bad ones; exit with 1 if there is one.
 
-    Example: [bold]toolkit dataset verify data/LTDv2 --deep[/bold]
+    Example: [bold]toolkit dataset verify data/ltdv2 --deep[/bold]
     """
     import msgspec
 
@@ -132,13 +133,16 @@ def verify(
 def cache(
     folder: Folder,
     split: Annotated[list[str] | None, typer.Option(help="Default: train and val.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare the cache with its checksums.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare with the checksums; bad blocks are written by the next run."),
+    ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Delete the cache.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take.")] = False,
 ) -> None:
     """Keep decoded frames in one file that training maps into memory. Run it again to continue.
 
-    Example: [bold]toolkit dataset cache data/LTDv2 --split train[/bold]
+    Example: [bold]toolkit dataset cache data/ltdv2 --split train[/bold]
     """
     from toolkit import console
     from toolkit.dataset import cache as frame_cache
@@ -154,14 +158,17 @@ def cache(
         bad = {name: blocks for name in names if (blocks := frame_cache.check(index.split(name)))}
         if bad:
             raise ToolkitError(
-                "the cache is damaged", found=str(bad), fix="toolkit dataset cache DIR --remove"
+                "the cache is damaged",
+                found=", ".join(f"{len(blocks):,} bad blocks of {name}" for name, blocks in bad.items()),
+                fix=f"toolkit dataset cache {folder} writes these again",
             )
         console.note("the cache is sound")
         return
-    needed = frame_cache.plan(index, names)
+    needed, place = frame_cache.plan(index, names), frame_cache.folder(index)
+    minutes, seconds = divmod(round(needed.seconds), 60)
     console.note(
-        f"the cache takes {needed.size / 1e9:.1f} GB, {needed.left / 1e9:.1f} GB of it still to write: "
-        f"about {needed.seconds / 60:.0f} minutes"
+        f"the cache takes {needed.size / 1e9:.1f} GB in {place}, {needed.left / 1e9:.1f} GB of it still to "
+        f"write: about {f'{minutes} min ' if minutes else ''}{seconds} s"
     )
     if not dry_run:
         frame_cache.build(index, names)
@@ -171,33 +178,35 @@ def cache(
 def stats(
     folder: Folder,
     out: Annotated[
-        Path | None, typer.Option(help="Where the page goes; default: DIR/prepared/stats.")
+        Path | None, typer.Option(help="Where the page goes; default: a folder stats beside the index.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count objects by class, month, hour and size; write a page with frames of every month.
+    """Count objects, clips and weather by month, hour and size; write a page with frames of every month.
 
-    Example: [bold]toolkit dataset stats data/LTDv2[/bold]
+    Example: [bold]toolkit dataset stats data/ltdv2[/bold]
     """
     import msgspec
     from rich.table import Table
 
     from toolkit import console
-    from toolkit.dataset.index import load, prepared_folder
+    from toolkit.dataset.index import load, writable_folder
     from toolkit.dataset.stats import describe, write_report
 
     index = load(folder)
+    counts = describe(index)
     if as_json:
-        console.print_json(msgspec.to_builtins(describe(index)))
+        console.print_json(msgspec.to_builtins(counts))
         return
-    *_, page = write_report(index, out or prepared_folder(folder) / "stats")
-    for name, split in describe(index).items():
+    page = write_report(index, counts, out or writable_folder(folder) / "stats")
+    for name, split in counts.items():
         table = Table(title=f"{name}: {split.images:,} images, {split.clips:,} clips, {split.boxes:,} boxes")
-        for column in ("month", "images", *split.boxes_by_class_and_month):
+        for column in ("month", "clips", "images", *split.boxes_by_class_and_month):
             table.add_column(column, justify="right")
         for month, images in split.images_by_month.items():
             boxes = (by_month.get(month, 0) for by_month in split.boxes_by_class_and_month.values())
-            table.add_row(month, f"{images:,}", *(f"{n:,}" for n in boxes))
+            counts_of_month = (split.clips_by_month[month].clips, images, *boxes)
+            table.add_row(month, *(f"{n:,}" for n in counts_of_month))
         console.out.print(table)
     console.note(f"frames of every month: {page}")
 
@@ -215,7 +224,7 @@ def export(
 ) -> None:
     """Write Ultralytics' images/labels/data.yaml layout, for plain `yolo train`.
 
-    Example: [bold]toolkit dataset export data/LTDv2 --format yolo --out data/yolo --extract[/bold]
+    Example: [bold]toolkit dataset export data/ltdv2 --format yolo --out data/yolo --extract[/bold]
     """
     from toolkit import console
     from toolkit.dataset.export import export_yolo

@@ -211,8 +211,15 @@ def _refusal(path: Path, error: msgspec.DecodeError, where: str) -> ToolkitError
     text = str(error)
     if isinstance(error, msgspec.ValidationError):
         place = text.rpartition(" - at ")[2].strip("`") if " - at " in text else ""
-        if place.endswith(("id", "image_id")) and ("`float`" in text or "`str`" in text):
-            kind = "a decimal number" if "`float`" in text else "text"
+        key, kind = place.rpartition(".")[2], "a decimal number" if "`float`" in text else "text"
+        no_integer = "`float`" in text or "`str`" in text
+        if key == "category_id" and no_integer:
+            return ToolkitError(
+                f"{path} has a category that is not an integer ({where}, {place})",
+                found=kind,
+                expected=", ".join(f"{i} {name}" for i, name in CATEGORIES.items()),
+            )
+        if key in ("id", "image_id") and where and no_integer:
             return ToolkitError(
                 f"{path} has an id that is not an integer ({where}, {place})",
                 found=kind,

@@ -7,6 +7,7 @@ one dense file. Rows are those of the split; the file is usable by anything that
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
@@ -15,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from toolkit import console
 from toolkit.dataset.frames import FrameError, Frames
-from toolkit.dataset.index import DatasetIndex, Split
+from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.machine import memory
@@ -42,12 +42,17 @@ class CacheState(msgspec.Struct):
     """What is written of a cache (a .json file beside it).
 
     Attributes:
-        crcs: CRC-32 of each finished block of :data:`BLOCK` frames.
+        crcs: CRC-32 of each block of :data:`BLOCK` frames; None: still to write.
         bad: rows of frames that could not be decoded; their pixels are 0.
     """
 
-    crcs: list[int]
+    crcs: list[int | None]
     bad: list[int]
+
+    @property
+    def missing(self) -> list[int]:
+        """Blocks still to write."""
+        return [i for i, crc in enumerate(self.crcs) if crc is None]
 
 
 class CachePlan(msgspec.Struct, frozen=True):
@@ -82,20 +87,45 @@ class CachedFrames:
         return np.array(self.pixels[row])
 
 
-def _paths(split: Split) -> tuple[Path, Path]:
-    stem = split.index.path.with_suffix("")
-    return Path(f"{stem}-{split.name}-grey.npy"), Path(f"{stem}-{split.name}-grey.json")
+def folder(index: DatasetIndex) -> Path:
+    """Where new caches go: beside the index, or to the user's cache folder if that cannot be written."""
+    beside = index.path.parent
+    return beside if os.access(beside, os.W_OK) else writable_folder(index.data)
 
 
-def _partial(split: Split) -> Path:
-    return Path(f"{_paths(split)[0]}.part")
+def _paths(split: Split) -> tuple[Path, Path, Path]:
+    """The finished file, the record of what is written, the unfinished file."""
+    index = split.index.path
+    final, record, partial = frame_cache(index.parent, index.name, split.name)
+    if final.exists() and record.exists():
+        return final, record, partial
+    return frame_cache(folder(split.index), index.name, split.name)
 
 
 def _state(split: Split) -> CacheState:
+    """What the record says; if it is lost or does not fit the files, nothing is written."""
+    final, record, partial = _paths(split)
+    blocks = -(-len(split) // BLOCK)
+    with suppress(OSError, msgspec.DecodeError):
+        state = msgspec.json.decode(record.read_bytes(), type=CacheState)
+        if len(state.crcs) == blocks and (final.exists() or partial.exists()):
+            return state
+    return CacheState([None] * blocks, [])
+
+
+def _write_state(split: Split, state: CacheState) -> None:
+    with replacing(_paths(split)[1]) as temporary:
+        temporary.write_bytes(msgspec.json.encode(state))
+
+
+def _pixels(split: Split) -> npt.NDArray[np.uint8] | None:
+    """The finished file, mapped; None if there is none, it was cut off, or its record is not complete."""
+    final, _, _ = _paths(split)
     try:
-        return msgspec.json.decode(_paths(split)[1].read_bytes(), type=CacheState)
-    except (OSError, msgspec.DecodeError):
-        return CacheState([], [])
+        pixels: npt.NDArray[np.uint8] = np.load(final, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return None if len(pixels) != len(split) or _state(split).missing else pixels
 
 
 def _shape(split: Split) -> tuple[int, int, int]:
@@ -116,13 +146,17 @@ def plan(index: DatasetIndex, splits: Sequence[str]) -> CachePlan:
         split = index.split(name)
         count, height, width = _shape(split)
         size += count * height * width
-        if not _paths(split)[0].exists():
-            missing = count - min(BLOCK * len(_state(split).crcs), count)
+        if _pixels(split) is None:
+            missing = sum(len(_rows(split, block)) for block in _state(split).missing)
             left += missing * height * width
             frames += missing
             rate = 1 / _seconds_per_frame(split.frames(), len(split))
     threads = len(os.sched_getaffinity(0))
     return CachePlan(size, left, frames / (rate * threads))
+
+
+def _rows(split: Split, block: int) -> range:
+    return range(block * BLOCK, min((block + 1) * BLOCK, len(split)))
 
 
 def build(index: DatasetIndex, splits: Sequence[str]) -> None:
@@ -131,55 +165,68 @@ def build(index: DatasetIndex, splits: Sequence[str]) -> None:
     Raises:
         ToolkitError: the disk has too little space or is written to the full.
     """
-    needed = plan(index, splits)
-    free = shutil.disk_usage(index.path.parent).free
-    if needed.left > free:
-        raise ToolkitError(
-            f"{index.path.parent} has too little space for the cache",
-            found=f"{free / 1e9:.1f} GB free",
-            expected=f"{needed.left / 1e9:.1f} GB",
-        )
-    for name in splits:
-        split = index.split(name)
-        if not _paths(split)[0].exists():
-            _build(split)
-
-
-def _build(split: Split) -> None:
-    final, record = _paths(split)
-    partial, state, frames = _partial(split), _state(split), split.frames()
-    shape = _shape(split)
-    if not partial.exists():
-        state = CacheState([], [])
+    needed, place = plan(index, splits), folder(index)
     try:
-        mode = "r+" if state.crcs else "w+"
-        options: dict[str, Any] = {} if state.crcs else {"dtype": np.uint8, "shape": shape}
-        pixels = np.lib.format.open_memmap(partial, mode=mode, **options)
-        with (
-            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-            console.progress(f"caching {split.name}", len(split)) as advance,
-        ):
-            advance(min(BLOCK * len(state.crcs), len(split)))
-            for start in range(BLOCK * len(state.crcs), len(split), BLOCK):
-                rows = range(start, min(start + BLOCK, len(split)))
-                images = pool.map(lambda row: _grey(frames, row, shape[1:]), rows)
-                for row, image in zip(rows, images, strict=True):
-                    pixels[row] = 0 if image is None else image
-                    if image is None:
-                        state.bad.append(row)
-                pixels.flush()
-                state.crcs.append(zlib.crc32(pixels[rows.start : rows.stop]))
-                with replacing(record) as temporary:
-                    temporary.write_bytes(msgspec.json.encode(state))
-                advance(len(rows))
-        del pixels
-        partial.replace(final)
+        place.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(place).free
+        if needed.left > free:
+            raise ToolkitError(
+                f"{place} has too little space for the cache",
+                found=f"{free / 1e9:.1f} GB free",
+                expected=f"{needed.left / 1e9:.1f} GB",
+            )
+        for name in splits:
+            split = index.split(name)
+            if _pixels(split) is None:
+                _build(split)
     except OSError as error:
         raise ToolkitError(
-            f"cannot write {partial}",
+            f"cannot write the cache in {place}",
             found=error.strerror or str(error),
             fix="free some space; the next run continues where this one stopped",
         ) from error
+
+
+def _build(split: Split) -> None:
+    final, _, partial = _paths(split)
+    state, shape, frames = _state(split), _shape(split), split.frames()
+    header = _header(shape)
+    if final.exists():  # and was cut off, or its record is lost
+        final.replace(partial)
+    partial.touch()
+    with (
+        partial.open("r+b") as file,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+        console.progress(f"caching {split.name}", len(split)) as advance,
+    ):
+        file.write(header)
+        missing = state.missing
+        advance(len(split) - sum(len(_rows(split, block)) for block in missing))
+        for block in missing:
+            rows = _rows(split, block)
+            pixels = np.zeros((len(rows), *shape[1:]), np.uint8)
+            bad = {row for row in state.bad if row not in rows}
+            images = pool.map(lambda row: _grey(frames, row, shape[1:]), rows)
+            for place, (row, image) in enumerate(zip(rows, images, strict=True)):
+                if image is None:
+                    bad.add(row)
+                else:
+                    pixels[place] = image
+            # Written, not mapped: a full disk is an error for a write, and a deadly signal for a mapped page.
+            file.seek(len(header) + rows.start * pixels[0].size)
+            file.write(pixels.data)
+            file.flush()
+            os.fsync(file.fileno())
+            state.crcs[block], state.bad = zlib.crc32(pixels), sorted(bad)
+            _write_state(split, state)
+            advance(len(rows))
+    partial.replace(final)
+
+
+def _header(shape: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
 
 
 def _grey(frames: Frames, row: int, size: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
@@ -192,32 +239,64 @@ def _grey(frames: Frames, row: int, size: tuple[int, ...]) -> npt.NDArray[np.uin
 
 
 def check(split: Split) -> list[int]:
-    """Blocks of a finished cache whose bytes have changed since they were written."""
-    final, _ = _paths(split)
-    pixels, state = np.load(final, mmap_mode="r"), _state(split)
-    blocks = console.track(list(enumerate(state.crcs)), f"checking {final.name}", unit="blocks")
-    return [i for i, crc in blocks if zlib.crc32(pixels[i * BLOCK : (i + 1) * BLOCK]) != crc]
+    """Blocks of a finished cache whose bytes have changed since they were written.
+
+    A damaged cache is unfinished from then on: training does not use it, and :func:`build` writes these
+    blocks again and no others.
+
+    Raises:
+        ToolkitError: there is no finished cache, or a damaged one cannot be taken out of use.
+    """
+    final, _, partial = _paths(split)
+    state, shape = _state(split), _shape(split)
+    if not final.exists() or state.missing:
+        blocks = len(state.crcs)
+        raise ToolkitError(
+            f"there is no finished cache of {split.name}",
+            found=f"{blocks - len(state.missing):,} of {blocks:,} blocks with a checksum",
+            fix=f"toolkit dataset cache {split.index.data} --split {split.name}",
+        )
+    start, frame = len(_header(shape)), shape[1] * shape[2]
+    bad = []
+    with final.open("rb") as file:
+        for block in console.track(range(len(state.crcs)), f"checking {final.name}", unit="blocks"):
+            rows = _rows(split, block)
+            file.seek(start + rows.start * frame)
+            if zlib.crc32(file.read(len(rows) * frame)) != state.crcs[block]:
+                bad.append(block)
+    if not bad and _pixels(split) is None:
+        bad = [0]  # the header; writing any block writes it too
+    if bad:
+        console.warn(f"{final.name} is damaged: {len(bad):,} of {len(state.crcs):,} blocks have changed")
+        for block in bad:
+            state.crcs[block] = None
+        _write_state(split, state)
+        final.replace(partial)
+    return bad
 
 
 def remove(split: Split) -> None:
-    """Delete a split's cache, finished or not."""
-    for path in (*_paths(split), _partial(split)):
-        path.unlink(missing_ok=True)
+    """Delete a split's cache, finished or not. Raises ToolkitError if its folder cannot be written."""
+    final, *others = _paths(split)
+    try:
+        for path in (final, *others):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ToolkitError(f"cannot remove {final}", found=error.strerror or str(error)) from error
 
 
 def open_cache(split: Split) -> CachedFrames | None:
     """The finished cache of a split, or None if there is none."""
-    final, _ = _paths(split)
-    if not final.exists():
-        return None
-    return CachedFrames(split.frames(), np.load(final, mmap_mode="r"), _state(split).bad)
+    pixels = _pixels(split)
+    return None if pixels is None else CachedFrames(split.frames(), pixels, _state(split).bad)
 
 
 def choose(split: Split) -> tuple[bool, str]:
     """Whether a split's frames should come from its cache; where they come from and why, in words."""
     cached, archive = open_cache(split), split.index.manifest.frames
     if cached is None:
-        return False, f"decoded from {archive}: there is no cache"
+        begun = any(path.exists() for path in _paths(split))
+        return False, f"decoded from {archive}: {'its cache is unfinished' if begun else 'there is no cache'}"
     size, (_, free) = cached.pixels.nbytes, memory()
     if size <= MEMORY_SHARE * free:
         fits = f"its {size / 1e9:.1f} GB fit into the {free / 1e9:.1f} GB that are free"

@@ -22,6 +22,8 @@ from typing import Any, cast
 import msgspec
 
 from toolkit import console
+from toolkit.dataset.annotations import read_annotations
+from toolkit.dataset.frames import read_directory
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 
@@ -74,13 +76,18 @@ class _Retry(Exception):
         self.pause = pause
 
 
+_MAY_PASS = (_Retry, msgspec.DecodeError, http.client.HTTPException, OSError)
+
+
 def download(folder: Path, *, revision: str = REVISION, source: Path | None = None) -> None:
     """Fetch the four files into ``folder``. Files that are there and sound stay; partial ones are continued.
 
     Args:
         folder: where they go.
         revision: of the dataset on the hub; the default is the one that this package was written for.
-        source: an existing copy: its files are checked as well, and linked instead of fetched.
+        source: an existing copy: its files are checked as well, and linked instead of fetched. Where the hub
+            cannot be reached they are held against the copy's own ``download.json``, or else against
+            themselves, and it is said what that leaves open.
 
     Raises:
         ToolkitError: no access, no space, another file than the hub lists in ``folder`` or ``source``, or the
@@ -89,11 +96,20 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        entries = _listing(revision)
         if source is None:
+            entries = _listing(revision)
             _check_space(folder, entries)
         else:
-            _check_sizes(Path(source), entries)
+            source = Path(source)
+            try:
+                entries = _ask(revision)
+            except _MAY_PASS as error:
+                console.warn(f"the hub cannot be asked for sizes and hashes: {error}")
+                entries = _recorded(source)
+                if not entries:
+                    _link_unlisted(source, folder)
+                    return
+            _check_sizes(source, entries)
         for name in FILES:
             entry, final = entries[name], folder / name
             if final.exists():
@@ -102,8 +118,8 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
             elif source is None:
                 _fetch(folder, name, entry, revision)
             else:
-                _require_sound(Path(source) / name, entry)
-                _link(Path(source) / name, final)
+                _require_sound(source / name, entry)
+                _link(source / name, final)
             _record(folder, name, entry)
     except OSError as error:
         raise ToolkitError(
@@ -118,6 +134,39 @@ def _link(file: Path, final: Path) -> None:
         os.link(file, final)
     except OSError:  # on another disk
         final.symlink_to(file.resolve())
+
+
+def _recorded(source: Path) -> dict[str, _Entry]:
+    """What the hub listed when ``source`` was fetched, as its ``download.json`` has it; empty without one."""
+    receipt = _receipt(source)
+    if not receipt.keys() >= set(FILES):
+        return {}
+    console.note(f"comparing with the hub's sizes and hashes in {source / 'download.json'}")
+    return {
+        name: _Entry(name, file.size, file.digest, _Lfs(file.digest) if len(file.digest) == 64 else None)
+        for name, file in receipt.items()
+    }
+
+
+def _link_unlisted(source: Path, folder: Path) -> None:
+    """Link a copy after checking what its files prove by themselves: that they are whole and can be read."""
+    if missing := [name for name in FILES if not (source / name).is_file()]:
+        raise ToolkitError(f"{source} is no copy of LTDv2", found="no " + ", no ".join(missing))
+    for name in FILES:
+        file = folder / name if (folder / name).exists() else source / name
+        if file.suffix == ".zip":
+            console.note(f"{name} is whole: {len(read_directory(file)):,} members")
+        else:
+            annotations = read_annotations(file)
+            images, boxes = len(annotations.image_ids), len(annotations.labels)
+            console.note(f"{name} is whole: {images:,} images, {boxes:,} boxes")
+    for name in FILES:
+        if not (folder / name).exists():
+            _link(source / name, folder / name)
+    console.warn(
+        f"not checked: whether these are the hub's files (run this again when it can be reached), and the "
+        f"frames' bytes (toolkit dataset verify {folder} --deep, once it is prepared)"
+    )
 
 
 def _check_sizes(source: Path, entries: dict[str, _Entry]) -> None:
@@ -171,15 +220,21 @@ def _open(address: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
 
 
 def _listing(revision: str) -> dict[str, _Entry]:
-    """Sizes and hashes of the files at a revision."""
-    address = _address(f"api/datasets/{REPOSITORY}/tree/{revision}/data")
+    """:func:`_ask`, as often as it takes."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with _open(address) as response:
-                entries = msgspec.json.decode(response.read(), type=list[_Entry])
+            entries = _ask(revision)
             break
-        except (_Retry, msgspec.DecodeError, http.client.HTTPException, OSError) as error:
+        except _MAY_PASS as error:
             _pause(attempt, "the list of files", error)
+    return entries
+
+
+def _ask(revision: str) -> dict[str, _Entry]:
+    """Sizes and hashes of the files at a revision. Raises one of _MAY_PASS, or ToolkitError."""
+    address = _address(f"api/datasets/{REPOSITORY}/tree/{revision}/data")
+    with _open(address) as response:
+        entries = msgspec.json.decode(response.read(), type=list[_Entry])
     found = {entry.path.rpartition("/")[2]: entry for entry in entries}
     missing = [name for name in FILES if name not in found]
     if missing:

@@ -164,14 +164,22 @@ class ZipFrames:
         return bytes(self.members.names[row]).decode(errors="replace")
 
     def read(self, row: int) -> bytes:
-        """The member's bytes, inflated. The local header is read along with them and must agree."""
+        """The member's bytes, inflated.
+
+        The local header is read along with them and must be that of a member whose name ends like the frame's
+        (the archive may have a folder around ``frames/``). Raises FrameError.
+        """
         members = self.members
         offset, size = int(members.offsets[row]), int(members.sizes[row])
         wanted = _LOCAL_HEADER + len(members.names[row]) + _LOCAL_EXTRA + size
         data = self._pread(row, wanted)
-        start = _LOCAL_HEADER + sum(struct.unpack_from("<HH", data, 26))
+        name_length, extra_length = struct.unpack_from("<HH", data, 26)
+        start = _LOCAL_HEADER + name_length + extra_length
         if len(data) < start + size:
             data = self._pread(row, start + size)
+        name = data[_LOCAL_HEADER : _LOCAL_HEADER + name_length]
+        if not name.endswith(bytes(members.names[row])):
+            raise self._moved(row, f"{name.decode(errors='replace')} at byte {offset:,}")
         body = data[start : start + size]
         if len(body) < size:
             found = f"{len(body):,} of {size:,} bytes after {offset:,}"
@@ -189,11 +197,12 @@ class ZipFrames:
         if end > self.path.stat().st_size:
             raise FrameError(self.name(row), f"is cut off in {self.path.name}")
 
-    def check(self, row: int) -> None:
-        """Read a member and compare its CRC-32. Raises FrameError."""
+    def read_checked(self, row: int) -> bytes:
+        """:meth:`read`, and compare the CRC-32. Raises FrameError."""
         data = self.read(row)
         if zlib.crc32(data) != int(self.members.crcs[row]):
             raise FrameError(self.name(row), "is damaged", "another CRC-32 than the archive's directory has")
+        return data
 
     def _pread(self, row: int, size: int) -> bytes:
         """Up to ``size`` bytes from the member's local header on; at least the whole header."""
@@ -209,13 +218,14 @@ class ZipFrames:
                 self.name(row), f"cannot be read from {self.path}", str(error.strerror)
             ) from error
         if len(data) < _LOCAL_HEADER or data[:4] != b"PK\x03\x04":
-            raise FrameError(
-                self.name(row),
-                f"is not where the index says in {self.path.name}",
-                f"no member at byte {offset:,}",
-                "an archive that has not changed since `toolkit dataset prepare`",
-            )
+            raise self._moved(row, f"no member at byte {offset:,}")
         return data
+
+    def _moved(self, row: int, found: str) -> FrameError:
+        what = f"is not where the index says in {self.path.name}"
+        return FrameError(
+            self.name(row), what, found, "an archive that has not changed since `toolkit dataset prepare`"
+        )
 
 
 def _inflate(name: str, body: bytes, raw_size: int) -> bytes:
@@ -282,7 +292,7 @@ def read_directory(path: Path) -> Members:
     _refuse_if(entries["flags"] & 1 != 0, names, path, "is encrypted")
     _refuse_if(~np.isin(entries["method"], (STORED, DEFLATED)), names, path, "uses an unknown compression")
     _refuse_if(entries["disk"] != 0, names, path, "lies in another volume of a split archive")
-    unsafe = np.array([_leaves(name) for name in names], np.bool_)
+    unsafe = np.array([leaves(name) for name in names], np.bool_)
     _refuse_if(unsafe, names, path, "has an absolute path or one that goes up ('..')")
 
     is_file = np.array([not name.endswith(b"/") for name in names], np.bool_)
@@ -413,7 +423,8 @@ def _find_wide_field(
         at[other] += 4 + head[other, 1]
 
 
-def _leaves(name: bytes) -> bool:
+def leaves(name: bytes) -> bool:
+    """Whether a path is absolute or goes up."""
     return name[:1] in (b"/", b"\\") or name[1:2] == b":" or b".." in name.replace(b"\\", b"/").split(b"/")
 
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
-from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, read_directory
+from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, leaves, read_directory
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 
@@ -97,7 +97,7 @@ class TrainingTables:
     boxes: npt.NDArray[np.void]
 
 
-REFUSED = ("duplicate image id", "duplicate frame", "unknown image", "unknown category")
+REFUSED = ("duplicate image id", "duplicate frame", "duplicate member", "unknown image", "unknown category")
 """Kinds that mean a wrong or damaged file: ``prepare`` refuses them unless told to drop them."""
 
 
@@ -111,7 +111,14 @@ class Prepared:
 
 
 def prepared_folder(data: Path) -> Path:
-    """Where the index of a data folder lives: inside it, or in the user's cache if that cannot be written.
+    """Where the index of a data folder is: in :func:`writable_folder`, or an older one inside ``data``."""
+    inside, folder = data / "prepared", writable_folder(data)
+    has_index = (folder / "manifest.json").is_file()
+    return inside if not has_index and (inside / "manifest.json").is_file() else folder
+
+
+def writable_folder(data: Path) -> Path:
+    """Where what is made of a data folder goes: inside it, or to the user's cache if that cannot be written.
 
     In the cache its name depends on the files as well as on the path, because a container sees every dataset
     at the same path.
@@ -119,11 +126,10 @@ def prepared_folder(data: Path) -> Path:
     inside = data / "prepared"
     if os.access(inside if inside.is_dir() else data, os.W_OK):
         return inside
+    files = [path for path in (data / name for name in (*FILES.values(), "frames.zip")) if path.exists()]
+    path, content = hashlib.sha256(str(data.resolve()).encode()).hexdigest(), _fingerprint(files, False)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    files = [data / name for name in (*FILES.values(), "frames.zip")]
-    identity = f"{data.resolve()} {_fingerprint([path for path in files if path.exists()], drop_bad=False)}"
-    outside = cache / "ltdv2-toolkit" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return inside if (inside / "manifest.json").is_file() and not outside.is_dir() else outside
+    return cache / "ltdv2-toolkit" / f"data-{path[:12]}-{content[:12]}"
 
 
 def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
@@ -148,15 +154,17 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
             fix="toolkit dataset download DIR fetches LTDv2, toolkit dataset sample DIR draws a small one",
         )
     archive = _frames_of(data)
-    folder = prepared_folder(data)
     fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
+    before = None
     with suppress(ToolkitError):
-        manifest = read_manifest(folder)
+        folder = prepared_folder(data)
+        before = manifest = read_manifest(folder)
         index = DatasetIndex(data, folder / manifest.index, manifest)
         if manifest.fingerprint == fingerprint and _is_whole(index):
             return Prepared(folder, manifest, unchanged=True)
+    folder = writable_folder(data)
     if folder.parent != data:
-        console.note(f"{data} cannot be written: the index goes to {folder}")
+        _say_outside(data, folder)
 
     log = _Log()
     tables = []
@@ -170,10 +178,10 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
         listing = folder / "refused.jsonl"
         log.write(listing)
         raise ToolkitError(
-            f"the annotation files of {data} contradict themselves",
+            f"the files of {data} contradict themselves",
             found=", ".join(f"{n:,} x {kind}" for kind, n in refused.items()) + f" (listed in {listing})",
-            expected="each image once, and boxes of known images and categories",
-            fix="download the files again, or drop these entries: toolkit dataset prepare --drop-bad",
+            expected="each image and frame once, and boxes of known images and categories",
+            fix=f"download the files again, or drop these entries: toolkit dataset prepare {data} --drop-bad",
         )
 
     manifest = _summary(images, fingerprint, archive.name, len(unlisted), log)
@@ -188,9 +196,7 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     with replacing(folder / "manifest.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     # The manifest above is the commit; whatever it does not name is an older index.
-    for old in folder.glob("index-*"):
-        if not old.name.startswith(Path(manifest.index).stem):
-            old.unlink(missing_ok=True)
+    _remove_older(folder, manifest, before)
     (folder / "refused.jsonl").unlink(missing_ok=True)
     return Prepared(folder, manifest, unchanged=False)
 
@@ -344,12 +350,16 @@ class Split:
         return self.table("label").explode("label").drop_nulls().to_series().to_numpy().astype(np.int64)
 
     def meta(self) -> pl.DataFrame:
-        """The weather numbers of each image, one column a key; null where an image lacks it."""
+        """The weather numbers of each image, one float64 column a key; null where an image lacks it."""
         import polars as pl
 
-        texts = self.table("meta").to_series()
-        rows = [msgspec.json.decode(text) for text in texts]
-        return pl.DataFrame(rows, infer_schema_length=None) if any(rows) else pl.DataFrame()
+        metas = [msgspec.json.decode(text) for text in self.table("meta").to_series()]
+        rows = [
+            {k: float(v) for k, v in meta.items() if type(v) in (int, float)} if type(meta) is dict else {}
+            for meta in metas
+        ]
+        keys = dict.fromkeys(key for row in rows for key in row)
+        return pl.DataFrame({key: [row.get(key) for row in rows] for key in keys})
 
     @cached_property
     def training(self) -> TrainingTables:
@@ -418,6 +428,46 @@ def _is_whole(index: DatasetIndex) -> bool:
     return bool(rows == sum(index.manifest.images.values()))
 
 
+def _say_outside(data: Path, folder: Path) -> None:
+    console.note(f"{data} cannot be written: the index goes to {folder}")
+    others = [f for f in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*") if f != folder]
+    if others:
+        size = sum(file.stat().st_size for other in others for file in other.rglob("*"))
+        names = " ".join(map(str, others))
+        console.note(
+            f"{size / 1e9:.1f} GB were made of other files at this path; delete them if unused: {names}"
+        )
+
+
+def _remove_older(folder: Path, manifest: Manifest, before: Manifest | None) -> None:
+    """Remove what belongs to other indexes, except decoded frames (``cache.py``) that a split still has."""
+    stem = Path(manifest.index).stem
+    if before is not None:
+        for split in manifest.images:
+            if _has_same_frames(folder, split, manifest, before):
+                for path in frame_cache(folder, before.index, split):
+                    with suppress(FileNotFoundError):
+                        path.replace(folder / path.name.replace(Path(before.index).stem, stem))
+    for old in folder.glob("index-*"):
+        if not old.name.startswith(stem):
+            if "-grey.npy" in old.name:
+                size = old.stat().st_size / 1e9
+                console.warn(f"removing {old.name}, {size:.1f} GB of decoded frames that have changed since")
+            old.unlink(missing_ok=True)
+
+
+def _has_same_frames(folder: Path, split: str, manifest: Manifest, before: Manifest) -> bool:
+    """Whether two indexes have the same frames in a split, by name, size and checksum; a folder has none."""
+    paths = (_training_paths(folder, m.index, split)[0] for m in (manifest, before))
+    try:
+        ours, theirs = (np.load(path, mmap_mode="r") for path in paths)
+    except (OSError, ValueError, EOFError):
+        return False
+    columns = ("name", "width", "height", "raw_size", "crc")
+    zipped = manifest.frames == before.frames == "frames.zip"
+    return zipped and len(ours) == len(theirs) and all((ours[c] == theirs[c]).all() for c in columns)
+
+
 def _write_parquet(table: pl.DataFrame, path: Path) -> None:
     import polars as pl
 
@@ -430,6 +480,12 @@ def _write_parquet(table: pl.DataFrame, path: Path) -> None:
 def _training_paths(folder: Path, index: str, split: str) -> tuple[Path, Path]:
     stem = Path(index).stem
     return folder / f"{stem}-{split}-images.npy", folder / f"{stem}-{split}-boxes.npy"
+
+
+def frame_cache(folder: Path, index: str, split: str) -> tuple[Path, Path, Path]:
+    """The files of a split's decoded frames: finished, what is written of them, unfinished (``cache.py``)."""
+    stem = f"{Path(index).stem}-{split}-grey"
+    return folder / f"{stem}.npy", folder / f"{stem}.json", folder / f"{stem}.npy.part"
 
 
 def _write_training_tables(images: pl.DataFrame, folder: Path, index: str, split: str) -> None:
@@ -490,6 +546,12 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
     import polars as pl
 
     a, file = annotations, annotations.path.name
+    if outside := [name for name in a.file_names if leaves(name.encode())]:
+        raise ToolkitError(
+            f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute or goes up",
+            found=outside[0],
+            expected="paths below the data folder",
+        )
     images = pl.DataFrame(
         {
             "image_id": a.image_ids,
@@ -604,7 +666,12 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
         },
         schema_overrides={"member": pl.String},
     ).with_columns(("frames/" + pl.col("member").str.replace(r"^(.*/)?frames/", "")).alias("file_name"))
-    where = where.drop("member").unique("file_name", keep="first", maintain_order=True)
+    first = pl.col("file_name").is_first_distinct()
+    log.add(
+        Discrepancy("duplicate member", archive.name, frame=name, detail=member)
+        for name, member in where.filter(~first).select("file_name", "member").iter_rows()
+    )
+    where = where.filter(first).drop("member")
     located = images.join(where, on="file_name", how="left").with_columns(
         pl.col("offset").fill_null(-1),
         *(pl.col(c).fill_null(0) for c in ("size", "raw_size", "method", "crc")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,20 @@ COLOURS = {1: (0, 158, 230), 2: (115, 158, 0), 3: (167, 121, 204), 4: (66, 228, 
 """Blue, green, red of each label's boxes, which colour-blind readers can tell apart (Okabe and Ito)."""
 
 Counts = dict[str, dict[str, int]]
+Rows = Mapping[str, Mapping[str, int | float | str]]
+
+
+class ClipRange(msgspec.Struct, frozen=True):
+    """Clips of a month, and images a clip: fewest, median, most."""
+
+    clips: int
+    fewest: int
+    median: float
+    most: int
 
 
 class WeatherRange(msgspec.Struct, frozen=True):
-    """A weather number over a split: smallest, mean, largest."""
+    """A weather number over a split or a month of it: smallest, mean, largest."""
 
     low: float
     mean: float
@@ -46,8 +57,10 @@ class SplitStats(msgspec.Struct, frozen=True):
     Attributes:
         images, clips, boxes: how many.
         images_by_month, images_by_hour: by YYYYMM, and by hour of ``date_captured`` where it has one.
+        clips_by_month: by YYYYMM.
         boxes_by_class_and_month, boxes_by_class_and_size, boxes_by_class_and_hour: by class, then by that.
         weather: range of each number in ``meta``.
+        weather_by_month: by YYYYMM, then by number.
     """
 
     images: int
@@ -55,10 +68,12 @@ class SplitStats(msgspec.Struct, frozen=True):
     boxes: int
     images_by_month: dict[str, int]
     images_by_hour: dict[str, int]
+    clips_by_month: dict[str, ClipRange]
     boxes_by_class_and_month: Counts
     boxes_by_class_and_size: Counts
     boxes_by_class_and_hour: Counts
     weather: dict[str, WeatherRange]
+    weather_by_month: dict[str, dict[str, WeatherRange]]
 
 
 def describe(index: DatasetIndex) -> dict[str, SplitStats]:
@@ -83,21 +98,20 @@ def _describe(split: Split) -> SplitStats:
         },
         schema_overrides={"class": pl.String, "size": pl.String},
     )
-    weather = {}
-    for column in split.meta().iter_columns():
-        if column.dtype.is_numeric() and column.null_count() < len(column):
-            low, mean, high = column.min(), column.mean(), column.max()
-            weather[column.name] = WeatherRange(*(float(v) for v in (low, mean, high)))  # type: ignore[arg-type]
+    meta = split.meta()
+    months = np.unique(split.months).tolist() if meta.width else []
     return SplitStats(
         images=len(split),
         clips=images["clip"].n_unique(),
         boxes=len(boxes),
         images_by_month=_counts(images, "month"),
         images_by_hour=_counts(images, "hour"),
+        clips_by_month=_clips(images),
         boxes_by_class_and_month=_cross(boxes, "month"),
         boxes_by_class_and_size=_cross(boxes, "size"),
         boxes_by_class_and_hour=_cross(boxes, "hour"),
-        weather=weather,
+        weather=_weather(meta),
+        weather_by_month={str(m): _weather(meta.filter(pl.Series(split.months == m))) for m in months},
     )
 
 
@@ -112,12 +126,30 @@ def _cross(boxes: pl.DataFrame, column: str) -> Counts:
     return found
 
 
-def sheet(split: Split) -> npt.NDArray[np.uint8]:
-    """A picture, (height, width, 3) BGR: :data:`COLUMNS` frames of each month, boxes on every second.
+def _clips(images: pl.DataFrame) -> dict[str, ClipRange]:
+    import polars as pl
 
-    Frames are spread over the month's clips; one that does not decode leaves its place black.
+    length = pl.col("len")
+    ranges = (pl.len(), length.min().alias("min"), length.median().alias("median"), length.max().alias("max"))
+    by_month = images.group_by("month", "clip").len().group_by("month").agg(*ranges).sort("month")
+    return {str(month): ClipRange(*row) for month, *row in by_month.iter_rows()}
+
+
+def _weather(meta: pl.DataFrame) -> dict[str, WeatherRange]:
+    return {
+        column.name: WeatherRange(column.min(), column.mean(), column.max())  # type: ignore[arg-type]
+        for column in meta.iter_columns()
+        if column.null_count() < len(column)
+    }
+
+
+def sheet(split: Split) -> npt.NDArray[np.uint8]:
+    """A picture, (height, width, 3) BGR: a legend and :data:`COLUMNS` frames of each month.
+
+    Every second one shows its boxes. Frames are spread over the month's clips; one that does not decode
+    leaves its place black.
     """
-    frames, rows = split.frames(), []
+    frames, rows = split.frames(), [_legend()]
     for month in np.unique(split.months):
         of_month = np.flatnonzero(split.months == month)
         chosen = of_month[np.linspace(0, len(of_month) - 1, COLUMNS).astype(int)]
@@ -137,6 +169,15 @@ def sheet(split: Split) -> npt.NDArray[np.uint8]:
     return np.vstack(rows)
 
 
+def _legend() -> Any:
+    strip = np.zeros((28, COLUMNS * 256, 3), np.uint8)
+    for place, (label, name) in enumerate(CATEGORIES.items()):
+        x = 12 + 140 * place
+        cv2.rectangle(strip, (x, 8), (x + 16, 20), COLOURS[label], 2)
+        cv2.putText(strip, name, (x + 24, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1, cv2.LINE_AA)
+    return strip
+
+
 def _draw_boxes(image: Any, split: Split, row: int) -> None:
     boxes = slice(int(split.box_offsets[row]), int(split.box_offsets[row + 1]))
     for box, label in zip(split.boxes[boxes].round().astype(int), split.labels[boxes], strict=True):
@@ -144,13 +185,12 @@ def _draw_boxes(image: Any, split: Split, row: int) -> None:
         cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[int(label)], 1)
 
 
-def write_report(index: DatasetIndex, folder: Path) -> list[Path]:
-    """Write ``stats.json``, a PNG sheet a split and ``stats.html``, one file that needs no other.
+def write_report(index: DatasetIndex, stats: dict[str, SplitStats], folder: Path) -> Path:
+    """Write ``stats.json``, a PNG sheet a split and ``stats.html``, which needs no other file.
 
     Returns:
-        The paths, the page last.
+        The path of the page.
     """
-    stats = describe(index)
     pictures = {name: cv2.imencode(".png", sheet(index.split(name)))[1].tobytes() for name in stats}
     contents = {
         "stats.json": msgspec.json.format(msgspec.json.encode(stats)),
@@ -158,17 +198,17 @@ def write_report(index: DatasetIndex, folder: Path) -> list[Path]:
         "stats.html": _page(index, stats, pictures).encode(),
     }
     for name, content in contents.items():
-        with replacing(Path(folder) / name) as temporary:
+        with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
-    return [Path(folder) / name for name in contents]
+    return folder / "stats.html"
 
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:100rem;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.6rem 0 1.4rem}
-td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right}
+td,th{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}
 td:first-child,th:first-child,caption{text-align:left}
-caption{font-weight:600}
+caption{font-weight:600;white-space:nowrap}
 img{max-width:100%}
 """
 
@@ -178,6 +218,7 @@ def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str,
     for name, s in stats.items():
         parts.append(f"<h2>{name}: {s.images:,} images, {s.clips:,} clips, {s.boxes:,} boxes</h2>")
         parts.append(_table("images by month", {"images": s.images_by_month}))
+        parts.append(_table("clips by month", _clip_rows(s.clips_by_month)))
         parts.append(_table("boxes by month", s.boxes_by_class_and_month))
         sizes = "boxes by size (small below 32 x 32, large from 96 x 96)"
         parts.append(_table(sizes, s.boxes_by_class_and_size))
@@ -185,6 +226,7 @@ def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str,
         parts.append(_table("boxes by hour", s.boxes_by_class_and_hour))
         ranges = {k: {"lowest": w.low, "mean": w.mean, "highest": w.high} for k, w in s.weather.items()}
         parts.append(_table("weather", ranges))
+        parts.append(_table("weather by month: mean, lowest to highest", _weather_rows(s.weather_by_month)))
         picture = base64.b64encode(pictures[name]).decode()
         parts.append(f'<img alt="frames of each month" src="data:image/png;base64,{picture}">')
     title = f"<title>{html.escape(index.data.name)}</title>"
@@ -192,17 +234,42 @@ def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str,
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def _table(caption: str, rows: dict[str, dict[str, int]] | dict[str, dict[str, float]]) -> str:
+def _clip_rows(clips: dict[str, ClipRange]) -> Rows:
+    return {
+        "clips": {month: c.clips for month, c in clips.items()},
+        "fewest images a clip": {month: c.fewest for month, c in clips.items()},
+        "median": {month: c.median for month, c in clips.items()},
+        "most": {month: c.most for month, c in clips.items()},
+    }
+
+
+def _weather_rows(by_month: dict[str, dict[str, WeatherRange]]) -> Rows:
+    rows: dict[str, dict[str, str]] = {}
+    for month, ranges in by_month.items():
+        for key, w in ranges.items():
+            low, mean, high = map(_text, (w.low, w.mean, w.high))
+            rows.setdefault(key, dict.fromkeys(by_month, ""))[month] = (
+                f"{mean}<br><small>{low} to {high}</small>"
+            )
+    return rows
+
+
+def _table(caption: str, rows: Rows) -> str:
     columns = sorted({key for row in rows.values() for key in row}, key=_order)
     if not columns:
         return ""
     header = "".join(f"<th>{html.escape(c)}</th>" for c in ("", *columns))
     body = ""
     for name, row in rows.items():
-        cells = (row.get(c, 0) for c in columns)
-        numbers = "".join(f"<td>{n:,}</td>" if isinstance(n, int) else f"<td>{n:,.1f}</td>" for n in cells)
-        body += f"<tr><td>{html.escape(name)}</td>{numbers}</tr>"
+        cells = "".join(f"<td>{_text(row.get(c, 0))}</td>" for c in columns)
+        body += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
     return f"<table><caption>{html.escape(caption)}</caption><tr>{header}</tr>{body}</table>"
+
+
+def _text(cell: float | str) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.{1 if abs(cell) >= 1 else 2}f}"
 
 
 def _order(column: str) -> tuple[int, str]:

@@ -44,7 +44,12 @@ def data_dictionary(index: DatasetIndex, channels: int) -> dict[str, Any]:
     Args:
         index: the dataset.
         channels: input channels of the model, 1 or 3.
+
+    Raises:
+        ToolkitError: another number of channels.
     """
+    if channels not in (1, 3):
+        raise ToolkitError(f"no images with {channels} channels", expected="1 or 3")
     splits = {name: name for name in ("train", "val", "test") if index.manifest.images.get(name)}
     return {
         "path": index.data,

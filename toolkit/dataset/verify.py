@@ -9,7 +9,7 @@ from itertools import islice
 import msgspec
 
 from toolkit import console
-from toolkit.dataset.frames import FrameError, Frames, ZipFrames
+from toolkit.dataset.frames import FrameError, Frames, ZipFrames, decode_grey
 from toolkit.dataset.index import FILES, DatasetIndex
 from toolkit.errors import ToolkitError
 
@@ -79,9 +79,8 @@ def _check(frames: Frames, row: int, size: tuple[int, int], deep: bool) -> None:
     if not deep:
         frames.probe(row)
         return
-    if isinstance(frames, ZipFrames):
-        frames.check(row)
-    height, width = frames.grey(row).shape
+    data = frames.read_checked(row) if isinstance(frames, ZipFrames) else frames.read(row)
+    height, width = decode_grey(frames.name(row), data).shape
     if (height, width) != size:
         raise FrameError(
             frames.name(row), "has another size", f"{width} x {height}", f"{size[1]} x {size[0]} pixels"
