@@ -32,7 +32,7 @@ from patches import dispatch  # noqa: E402
 from patches.convolution.plan import PATH_VARIABLE  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from toolkit.benchmark import accuracy  # noqa: E402
-from toolkit.benchmark.measure import BASELINE, load_layers, measure  # noqa: E402
+from toolkit.benchmark.measure import BASELINE, forced_route, load_layers, measure  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
 Row = tuple[str, str, str]
@@ -164,6 +164,8 @@ def main() -> None:
     names = parser.parse_args().sections or list(SECTIONS)
     if not set(names) <= set(SECTIONS):
         parser.error(f"expected some of {', '.join(SECTIONS)}")
+    if forced_route():
+        sys.exit(forced_route())
     if not torch.cuda.is_available():
         sys.exit("no GPU that PyTorch can use")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from toolkit.benchmark.measure import BASELINE, Measurement, load_layers, measure  # noqa: E402
+from toolkit.benchmark.measure import BASELINE, Measurement, forced_route, load_layers, measure  # noqa: E402
 
 ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library", "triton")}
 
@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="samples of each median")
     parser.add_argument("--csv", type=Path, help="write one row for each layer and route")
     options = parser.parse_args()
+    if forced_route():
+        sys.exit(forced_route())
 
     layers = ROOT / "scripts" / "layers" / f"{options.model}.json"
     problems = load_layers(layers, options.batch, options.device, getattr(torch, options.dtype))

@@ -31,6 +31,7 @@ import patches
 from patches import dispatch
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem, Gradients
+from toolkit.benchmark.measure import forced_route
 
 LAYERS = {"1x1": (1, 1), "3x3": (3, 1), "3x3 depthwise": (3, 64)}
 """Kernel and groups."""
@@ -105,6 +106,8 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device: str = parser.parse_args().device
+    if forced_route():
+        sys.exit(forced_route())
     route = "gemm" if device == "cpu" else "triton"
     size = 1 if device == "cpu" else 20
     print(f"{'microseconds a call':<30} {'PyTorch':>9} {'patched':>9} {'override':>9}")

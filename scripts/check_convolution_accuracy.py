@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from toolkit.benchmark import accuracy
+from toolkit.benchmark.measure import forced_route
 
 
 def main() -> int:
@@ -34,6 +35,8 @@ def main() -> int:
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if forced_route():
+        sys.exit(forced_route())
 
     problems = accuracy.problems(options.problems, options.device, options.seed)
     if options.route == "triton" and options.device == "cuda":

@@ -63,12 +63,24 @@ def running(device: str, *, patched: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_output_to_stderr())
         if patched:
-            try:
-                stack.enter_context(patches.enabled(torch_device(device).type))
-            except ValueError as error:
-                raise ToolkitError("the convolution patches cannot be enabled", found=str(error)) from error
+            stack.enter_context(patched_convolutions(torch_device(device).type))
             patches.ultralytics.apply()
             stack.callback(patches.ultralytics.restore)
+        yield
+
+
+@contextmanager
+def patched_convolutions(kind: str, route: str = "auto") -> Iterator[None]:
+    """:func:`patches.enabled` on "cuda" or "cpu".
+
+    Raises:
+        ToolkitError: an unknown or missing route.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(patches.enabled(kind, route))
+        except ValueError as error:
+            raise ToolkitError("the convolution patches cannot be enabled", found=str(error)) from error
         yield
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from command import Command
+from rich.console import Console
 from torch import nn
 
 from toolkit.benchmark import commands, measure
@@ -83,6 +90,19 @@ def test_steps_know_their_spread_and_their_growth() -> None:
     assert steps.growth == 10 * 80
 
 
+def test_the_mean_lies_within_its_interval_which_slow_spells_widen() -> None:
+    rng = random.Random(0)
+    even = tuple(rng.gauss(1.0, 0.1) for _ in range(400))
+    spells = tuple(s + (i // 50 % 2) for i, s in enumerate(even))
+    (low, high), (lower, higher) = (Steps(each, 0, (0,)).mean_interval() for each in (even, spells))
+    assert low < Steps(even, 0, (0,)).mean < high
+    # 1.645 standard errors of independent steps on both sides.
+    assert high - low == pytest.approx(2 * 1.645 * 0.1 / math.sqrt(400), rel=0.25)
+    shuffled = tuple(rng.sample(spells, len(spells)))
+    among_themselves = Steps(shuffled, 0, (0,)).mean_interval()
+    assert higher - lower > 2 * (among_themselves[1] - among_themselves[0])
+
+
 def test_a_training_step_of_a_detector_moves_its_weights_by_a_finite_loss() -> None:
     step = measure.TrainingStep("yolov8n.yaml", 2, 64, "cpu")
     before = step.model.model[0].conv.weight.detach().clone()
@@ -123,7 +143,8 @@ def test_all_layers_are_timed_written_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(commands, "six_layers", lambda *_: [SMALL])
-    monkeypatch.setattr(commands, "_layers", lambda *_: [SMALL, replace(SMALL, groups=1), SMALL])
+    layers = [SMALL, replace(SMALL, groups=1), SMALL]
+    monkeypatch.setattr(commands, "layers_of", lambda *_: layers)
     monkeypatch.setattr(commands, "measure", lambda p, r, **_: measure.measure(p, r, repeats=1, seconds=0.0))
     commands.convolutions("yolov8n", 1, 64, "cpu", tmp_path / "layers.csv", tmp_path / "layers.png")
     rows = list(csv.DictReader((tmp_path / "layers.csv").open()))
@@ -136,6 +157,80 @@ def test_all_layers_are_timed_written_and_drawn(
 def test_tuning_a_cpu_is_refused() -> None:
     with pytest.raises(ToolkitError, match="nothing to tune"):
         commands.tune("yolov8n", 1, 64, "cpu")
+
+
+def test_what_is_tuned_is_what_training_runs() -> None:
+    net = commands._network("yolov8n", 64, training=True)
+    layers = measure.layers_of(net, 16, 64, "cuda", commands._dtype(True))
+    assert str(layers[0]) == "16x1x64x64 -> 16, 3x3 stride 2 pad 1, float16"
+    assert {layer.channels_out for layer in layers if layer.bias} == {64, 4}
+    assert {layer.dtype for layer in layers} == {torch.float16}
+
+
+COMMANDS = (("conv",), ("conv", "--tune=yolov8n"), ("stress",), ("train",))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_nothing_is_measured_while_the_environment_forces_a_route(
+    command: tuple[str, ...], toolkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "gemm")
+    result = toolkit("bench", *command, "--device=cpu")
+    assert (result.status, result.out) == (1, "")
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: TOOLKIT_CONV_ROUTE=gemm would be measured in place of every route; unset")
+
+
+@pytest.mark.parametrize("script", ["bench_card", "bench_convolution", "bench_host_path"])
+def test_no_script_measures_while_the_environment_forces_a_route(script: str) -> None:
+    path = Path(__file__).parents[2] / "scripts" / f"{script}.py"
+    environment = {**os.environ, "TOOLKIT_CONV_ROUTE": "gemm"}
+    done = subprocess.run(
+        [sys.executable, path], env=environment, capture_output=True, text=True, check=False
+    )
+    expected = "TOOLKIT_CONV_ROUTE=gemm would be measured in place of every route\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("stress", "--route=fastest"), "found route 'fastest': expected one of auto, native"),
+        (("train", "--route=fastest"), "found route 'fastest': expected one of auto, native"),
+        (("stress", "--iterations=1"), "Invalid value for '--iterations'"),
+        (("conv", "--imgsz=32", "--batch=1"), "yolov8n cannot train on images of 32 px; expected a multiple"),
+        (("train", "--imgsz=100"), "yolov8n cannot train on images of 100 px; expected a multiple of 32, at"),
+        (("conv", "--model=nonsense"), "no model nonsense.yaml"),
+        (("train", "--model=nonsense"), "no model nonsense.yaml"),
+    ],
+)
+def test_bad_options_end_with_one_line_before_anything_is_measured(
+    command: tuple[str, ...], said: str, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        pytest.fail("something was measured")
+
+    for name in ("measure", "run_steps"):
+        monkeypatch.setattr(commands, name, measured)
+    result = toolkit("bench", *command, "--device=cpu")
+    assert result.status != 0
+    assert said in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_schedule_is_estimated_from_the_mean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nine steps of 0.1 s and one of 1.1 s are 0.2 s a step, whatever the median says."""
+    steps = Steps((0.1,) * 9 + (1.1,), 0, (0,) * 10)
+    monkeypatch.setattr(commands, "timed_training", lambda *_: (steps, 2**20))
+    monkeypatch.setattr(commands.console, "out", Console(width=200))
+    commands.train("yolov8n", 8, 64, 10, 50, "cpu", "native", None)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "patches" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    hours = 50 * math.ceil(329_299 / 8) * 0.2 / 3600
+    assert cells[:4] == ["patches, native", "5.00", "200.0", "100.0"]
+    assert cells[-1].startswith(f"{hours // 24:.0f} d {hours % 24:.1f} h (")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1800.0, "0.5 h"), (90_000.0, "1 d 1.0 h")])

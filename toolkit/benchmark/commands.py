@@ -17,19 +17,22 @@ from torch import Tensor
 import patches
 from patches import dispatch
 from patches.convolution.problem import ConvProblem
+from patches.dispatch import ROUTE_VARIABLE
 from toolkit import console
 from toolkit.benchmark.measure import (
     BASELINE,
+    CLASSES,
     Measurement,
     Steps,
     TrainingStep,
+    forced_route,
     layers_of,
     measure,
     run_steps,
     six_layers,
     stress_step,
 )
-from toolkit.device import resolve_device, running, torch_device
+from toolkit.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 
@@ -43,14 +46,15 @@ WARM_UP = 10
 """Steps before the clock starts: self-tests, measurements and compilation happen in them."""
 
 
-def tune(model: str, batch: int, image_size: int, device: str | None) -> None:
-    """Measure every layer of a model for the plan and show the choices."""
+def tune(model: str, batch: int, image_size: int, device: str | None, amp: bool = False) -> None:
+    """Measure every layer of a model, as training has it, for the plan and show the choices."""
     with _on(device) as kind:
         if kind == "cpu":
             raise ToolkitError(
                 "nothing to tune", found="a CPU, where PyTorch's own kernels serve all", expected="a GPU"
             )
-        problems = list(dict.fromkeys(_layers(model, batch, image_size, kind)))
+        net = _network(model, image_size, training=True)
+        problems = list(dict.fromkeys(layers_of(net, batch, image_size, kind, _dtype(amp))))
         table = Table("layer", "route", "ms", "library off, ms", title=f"{model}, batch {batch}")
         with patches.enabled(kind):
             session = dispatch.current()
@@ -65,20 +69,28 @@ def tune(model: str, batch: int, image_size: int, device: str | None) -> None:
 
 
 def convolutions(
-    model: str, batch: int, image_size: int, device: str | None, csv_path: Path | None, plot: Path | None
+    model: str,
+    batch: int,
+    image_size: int,
+    device: str | None,
+    csv_path: Path | None,
+    plot: Path | None,
+    amp: bool = False,
 ) -> None:
-    """Time the six published layers at batch 4 and all layers of a model, by every route."""
+    """Time the six published layers at batch 4 in fp32 and all layers of a model, by every route."""
     with _on(device) as kind:
+        layers = layers_of(_network(model, image_size), batch, image_size, kind, _dtype(amp))
         routes = (
             [BASELINE, "gemm", "native"]
             if kind == "cpu"
             else [BASELINE, "gemm", "native", "library", "triton"]
         )
-        routes = [route for route in routes if route == BASELINE or _serves(route, kind)]
+        routes = [route for route in routes if route == BASELINE or _serves(route, kind, layers)]
         six = _measured("six layers", six_layers(4, kind), routes)
-        found = _measured(model, _layers(model, batch, image_size, kind), routes)
+        found = _measured(model, layers, routes)
+    title = f"{model}, batch {batch}, {image_size} px" + ", fp16" * amp
     console.out.print(_layer_table(six, "six layers, batch 4, milliseconds"))
-    console.out.print(_total_table(found, f"all convolutions of {model}, batch {batch}, {image_size} px"))
+    console.out.print(_total_table(found, f"all convolutions of {title}"))
     if csv_path:
         rows = [("six layers", m) for m in six] + [(model, m) for m in found]
         _write_csv(
@@ -90,7 +102,7 @@ def convolutions(
             ],
         )
     if plot:
-        _plot(plot, found, f"{model}, batch {batch}, {image_size} px")
+        _plot(plot, found, title)
 
 
 def stress(iterations: int, batch: int, device: str | None, route: str, csv_path: Path | None) -> None:
@@ -99,7 +111,7 @@ def stress(iterations: int, batch: int, device: str | None, route: str, csv_path
     Raises:
         ToolkitError: a number was not finite, or memory grew.
     """
-    with _on(device) as kind, patches.enabled(kind, route):
+    with _on(device) as kind, patched_convolutions(kind, route):
         steps = _run(stress_step(batch, kind), iterations, kind, "stress")
     console.out.print(_steps_table(steps, f"six layers, batch {batch}, {iterations} steps, {kind}"))
     console.note(str(patches.report()))
@@ -123,23 +135,26 @@ def train(
 ) -> None:
     """Time training steps, patched and as PyTorch comes, and estimate the schedule."""
     count = epochs * math.ceil(TRAINING_IMAGES / batch)
-    table = Table("", "steps/s", "median ms", "10 % to 90 %, ms", "peak MiB", f"{epochs} epochs of LTDv2")
+    schedule = f"{epochs} epochs of LTDv2 (90 % interval)"
+    table = Table("", "steps/s", "mean ms", "median ms", "10 % to 90 %, ms", "peak MiB", schedule)
     with _on(device) as kind:
-        with patches.enabled(kind, route):
+        _network(model, image_size)
+        with patched_convolutions(kind, route):
             steps, peak = timed_training(model, batch, image_size, iterations, kind)
             shares = ", ".join(f"{name} {calls:,}" for name, calls in patches.report().by_route().items())
         for name, result, most in (
             (f"patches, {route}", steps, peak),
             *_unpatched(model, batch, image_size, iterations, kind),
         ):
-            low, high = result.quantile(0.1), result.quantile(0.9)
+            low, high = result.mean_interval()
             table.add_row(
                 name,
-                f"{1 / result.quantile(0.5):.2f}",
+                f"{1 / result.mean:.2f}",
+                f"{result.mean * 1e3:.1f}",
                 f"{result.quantile(0.5) * 1e3:.1f}",
-                f"{low * 1e3:.1f} to {high * 1e3:.1f}",
+                f"{result.quantile(0.1) * 1e3:.1f} to {result.quantile(0.9) * 1e3:.1f}",
                 f"{most / 2**20:,.0f}",
-                f"{_duration(count * low)} to {_duration(count * high)}",
+                f"{_duration(count * result.mean)} ({_duration(count * low)} to {_duration(count * high)})",
             )
     console.out.print(table)
     console.note(f"calls: {shares}; loading, validation and pauses come on top")
@@ -176,7 +191,16 @@ def _run(step: Callable[[], Tensor], iterations: int, kind: str, title: str) -> 
 
 @contextmanager
 def _on(device: str | None) -> Iterator[str]:
-    """Quiet Ultralytics, unpatched, on a device: "cpu" or "cuda", with the GPU made current."""
+    """Quiet Ultralytics, unpatched, on a device: "cpu" or "cuda", with the GPU made current.
+
+    Raises:
+        ToolkitError: the environment forces a route.
+    """
+    forced = forced_route()
+    if forced:
+        raise ToolkitError(
+            forced, fix=f"unset {ROUTE_VARIABLE}; `bench stress` and `bench train` take --route"
+        )
     flag = resolve_device(device)
     chosen = torch_device(flag)
     with running(flag, patched=False):
@@ -185,14 +209,15 @@ def _on(device: str | None) -> Iterator[str]:
         yield chosen.type
 
 
-def _serves(route: str, kind: str) -> bool:
-    """Whether a route can be used here at all; says so where it cannot."""
+def _serves(route: str, kind: str, layers: list[ConvProblem]) -> bool:
+    """Whether a route can be used here at all, in fp32 and in the layers' dtypes; says so where it cannot."""
+    dtypes = {torch.float32, *(layer.dtype for layer in layers)}
     with patches.enabled(kind):
         session = dispatch.current()
         assert session is not None
         there = route in session.routes
         works = there and session.routes[route].supports(six_layers(1, kind)[0])
-        works = works and (kind == "cpu" or session.planner.trusted(route, torch.float32))
+        works = works and (kind == "cpu" or all(session.planner.trusted(route, each) for each in dtypes))
     if not works:
         console.note(f"route {route} is left out: it does not work on this device")
     return works
@@ -202,10 +227,32 @@ def _named(model: str) -> str:
     return model if Path(model).suffix else f"{model}.yaml"
 
 
-def _layers(model: str, batch: int, image_size: int, kind: str) -> list[ConvProblem]:
-    from ultralytics import YOLO
+def _network(model: str, image_size: int, *, training: bool = False) -> Any:
+    """A model as it is, or as ``toolkit train`` makes it: the challenge's classes, grey images.
 
-    return layers_of(YOLO(_named(model)).model, batch, image_size, kind)
+    Raises:
+        ToolkitError: no such model, or images of a size that it cannot train on.
+    """
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import DetectionModel
+
+    from toolkit.training.session import check_model
+
+    name = check_model(_named(model))
+    net: Any = YOLO(name).model
+    if training:
+        net = DetectionModel(net.yaml, ch=1, nc=CLASSES, verbose=False)
+    stride = int(net.stride.max())
+    if image_size % stride or image_size < 2 * stride:
+        raise ToolkitError(
+            f"{model} cannot train on images of {image_size} px",
+            expected=f"a multiple of {stride}, at least {2 * stride}",
+        )
+    return net
+
+
+def _dtype(amp: bool) -> torch.dtype:
+    return torch.float16 if amp else torch.float32
 
 
 def _measured(title: str, problems: list[ConvProblem], routes: list[str]) -> list[Measurement]:

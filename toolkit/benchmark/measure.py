@@ -7,7 +7,9 @@ Needs torch alone, so that the scripts run on a machine without this project's o
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import statistics
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 import patches
 from patches.convolution.problem import ConvProblem
+from patches.dispatch import ROUTE_VARIABLE
 
 BASELINE = "unfold"
 """The name of unfold + matmul, the convolution that people copy when the vendor's library fails."""
@@ -91,12 +94,14 @@ def six_layers(batch: int, device: str) -> list[ConvProblem]:
     ]
 
 
-def layers_of(model: nn.Module, batch: int, image_size: int, device: str) -> list[ConvProblem]:
-    """Every call of a Conv2d in a training forward pass of ``model``, in order, in fp32 and NCHW.
+def layers_of(
+    model: nn.Module, batch: int, image_size: int, device: str, dtype: torch.dtype = torch.float32
+) -> list[ConvProblem]:
+    """Every call of a Conv2d in a training forward pass of ``model``, in order, in NCHW.
 
     Args:
-        model: on the CPU; runs once on one black image.
-        batch, device: what the problems are to say.
+        model: on the CPU, in fp32; runs once on one black image.
+        batch, device, dtype: what the problems are to say.
         image_size: side of the square input, pixels.
     """
     found: list[ConvProblem] = []
@@ -117,7 +122,7 @@ def layers_of(model: nn.Module, batch: int, image_size: int, device: str) -> lis
                 dilation=(module.dilation[0], module.dilation[1]),
                 groups=module.groups,
                 bias=module.bias is not None,
-                dtype=torch.float32,
+                dtype=dtype,
                 device=device,
                 channels_last=False,
             )
@@ -214,6 +219,12 @@ def _steps(
     return forward, lambda: torch.autograd.grad(forward(), leaves, grad)
 
 
+def forced_route() -> str | None:
+    """Why nothing can be compared: the environment puts one route in place of all; None if it does not."""
+    forced = os.environ.get(ROUTE_VARIABLE)
+    return f"{ROUTE_VARIABLE}={forced} would be measured in place of every route" if forced else None
+
+
 @contextmanager
 def ieee_products() -> Iterator[None]:
     """Without TF32, which would compare different arithmetic."""
@@ -279,6 +290,26 @@ class Steps:
     def quantile(self, share: float) -> float:
         """Seconds that ``share`` of the steps stay below."""
         return sorted(self.seconds)[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
+
+    @property
+    def mean(self) -> float:
+        """Seconds of a step, the slow ones counted in full: what a sum over many steps is made of."""
+        return statistics.fmean(self.seconds)
+
+    def mean_interval(self, share: float = 0.9, draws: int = 1000) -> tuple[float, float]:
+        """Where the mean lies with a probability of ``share``, by the circular block bootstrap.
+
+        Neighbouring steps are alike (clocks, heat, a garbage collection), so blocks of sqrt(n) neighbours are
+        drawn instead of single steps (Politis and Romano 1992).
+        """
+        n = len(self.seconds)
+        length = max(1, math.isqrt(n))
+        ring = self.seconds * 2
+        blocks = [statistics.fmean(ring[i : i + length]) for i in range(n)]
+        rng = random.Random(0)
+        means = sorted(statistics.fmean(rng.choices(blocks, k=-(-n // length))) for _ in range(draws))
+        tail = int((1 - share) / 2 * draws)
+        return means[tail], means[-1 - tail]
 
     @property
     def growth(self) -> int:

@@ -17,6 +17,7 @@ Device = Annotated[
 Model = Annotated[str, typer.Option(help="An Ultralytics configuration (yolov8n) or a checkpoint.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images a step.")]
 ImageSize = Annotated[int, typer.Option(min=32, help="Side of the square images, pixels.")]
+Amp = Annotated[bool, typer.Option("--amp", help="The model's layers in fp16, as mixed precision has them.")]
 Route = Annotated[str, typer.Option(help="auto, native, library, gemm or triton.")]
 Csv = Annotated[Path | None, typer.Option(help="Write the numbers here as well.")]
 
@@ -34,28 +35,31 @@ def conv(
     ] = None,
     batch: Batch = 4,
     imgsz: ImageSize = 640,
+    amp: Amp = False,
     device: Device = None,
     csv: Csv = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the totals into this PNG.")] = None,
 ) -> None:
     """Time convolutions by every route: unfold + matmul, gemm, triton, cuDNN or MIOpen on and off.
 
-    First the six layers of the published table at batch 4, then all layers of a model.
+    First the six layers of the published table at batch 4, then all layers of a model. --tune takes a model
+    as training has it (four classes, one channel), in fp32, or with --amp in fp16: as the run will be.
 
     Example: [bold]toolkit bench conv --model yolo11n --batch 16 --csv layers.csv[/bold]
     Example: [bold]toolkit bench conv --tune yolov8n --batch 16 --imgsz 640[/bold]
+    Example: [bold]toolkit bench conv --tune yolo11m --batch 16 --imgsz 480 --amp[/bold]
     """
     from toolkit.benchmark import commands
 
     if tune:
-        commands.tune(tune, batch, imgsz, device)
+        commands.tune(tune, batch, imgsz, device, amp)
     else:
-        commands.convolutions(model, batch, imgsz, device, csv, plot)
+        commands.convolutions(model, batch, imgsz, device, csv, plot, amp)
 
 
 @app.command()
 def stress(
-    iterations: Annotated[int, typer.Option(min=1, help="Steps to run.")] = 1000,
+    iterations: Annotated[int, typer.Option(min=10, help="Steps to run.")] = 1000,
     batch: Batch = 4,
     device: Device = None,
     route: Route = "auto",

@@ -174,7 +174,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         )
     if select_by == "global_map_bal":
         _check_selection(data, score_every)
-    model = _check_model(options.model or defaults.model or preset.model)
+    model = check_model(options.model or defaults.model or preset.model)
     return TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
@@ -211,7 +211,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         value = getattr(options, key)
         begun = before.arguments.get(key) if key in ("epochs", "imgsz", "seed") else getattr(before, key)
         if value is not None and key == "model":
-            value = _check_model(value)
+            value = check_model(value)
         if value not in (None, begun):
             flag = "--" + key.replace("_", "-")
             raise ToolkitError(
@@ -402,7 +402,7 @@ def _check_selection(data: Path, score_every: int) -> None:
         )
 
 
-def _check_model(model: str) -> str:
+def check_model(model: str) -> str:
     """A checkpoint must be a file: nothing is fetched. A YAML is a file or one of Ultralytics' own."""
     from ultralytics.nn import tasks
 
