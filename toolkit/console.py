@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -36,6 +36,32 @@ err = Console(stderr=True)
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines when the output is no terminal."""
+
+
+class _PatientStream:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_readers() -> None:
+    """From now on, what this process prints to a full disk, a closed terminal or a pipe without a reader is
+    lost, and nothing else."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _PatientStream):
+            setattr(sys, name, _PatientStream(stream))
 
 
 def note(message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit.training import heartbeat
-from toolkit.training.rundir import RunFiles
+from toolkit.training.rundir import Batch, RunFiles
 from toolkit.training.worker import SPARE
 
 run = Path(sys.argv[1])
@@ -34,7 +35,7 @@ scenes = (run / "script.jsonl").read_text().splitlines()
 scene = json.loads(scenes[min(number, len(scenes) - 1)])
 
 if "place" in scene:
-    heartbeat.Place(files).set(*scene["place"])
+    heartbeat.Place(files).set(Batch(*scene["place"]))
 
 
 def stop(*_: object) -> None:
@@ -46,7 +47,11 @@ def stop(*_: object) -> None:
     os._exit(1)
 
 
-signal.signal(signal.SIGTERM, stop)
+(run / "pid").write_text(str(os.getpid()))
+signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in scene else stop)
+if "leaves" in scene:  # torchrun's ranks have sessions of their own
+    left = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (run / "left").write_text(str(left.pid))
 end = time.monotonic() + scene.get("seconds", 0.0)
 count = 0
 while True:
@@ -57,6 +62,8 @@ while True:
         break
     time.sleep(0.05)
 time.sleep(scene.get("silent", 0.0))
+if "written" in scene:
+    files.exit_status.write_text(str(scene["written"]))
 if scene["exit"] < 0:
     os.kill(os.getpid(), -scene["exit"])
 files.exit_status.write_text(str(scene["exit"]))

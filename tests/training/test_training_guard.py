@@ -15,6 +15,8 @@ import torch
 from tiny_run import plan, train
 
 from toolkit.dataset import index
+from toolkit.dataset.frames import FrameError
+from toolkit.dataset.ultralytics import LTDv2Dataset
 from toolkit.training import checkpoints, events, heartbeat
 from toolkit.training.durable import RollBackNeeded
 from toolkit.training.rundir import RunFiles, Saving
@@ -108,6 +110,13 @@ def test_a_dead_worker_is_recorded_and_replaced_and_no_sample_is_lost(data: Path
     for a, b in zip(trace.steps, calm.steps, strict=True):
         assert a.losses == pytest.approx(b.losses, abs=1e-6)
     assert events.count(events.read(RunFiles(planned.run).events)) == {"worker died": 1}
+
+
+def test_a_bad_frame_on_a_full_disk_is_replaced_all_the_same() -> None:
+    dataset = LTDv2Dataset.__new__(LTDv2Dataset)
+    dataset.skipped, dataset.skip_log = {}, Path("/dev/full")
+    dataset._skip(FrameError("a.jpg", "cut short"))
+    assert dataset.skipped == {"a.jpg": 1}
 
 
 def test_frames_that_cannot_be_read_are_replaced_and_counted(data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from toolkit.cli import main
 from toolkit.training import events, heartbeat, session, watching
 from toolkit.training.heartbeat import Beat
-from toolkit.training.rundir import RunFiles, Summary, write_json
+from toolkit.training.rundir import Batch, RunFiles, Summary, write_json
 from toolkit.training.session import Options
 from toolkit.training.watching import duration
 from toolkit.workspace import Workspace
@@ -52,7 +52,7 @@ def files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFil
     )
     heartbeat.write(made, beat)
     (made.run / "results.csv").write_text(CSV)
-    events.record(made.events, "hang", "restarted", "no sign of life for 121 s", epoch=2, batch=17)
+    events.record(made.events, "hang", "restarted", "no sign of life for 121 s", Batch(2, 136, 8))
     write_json(made.summary, Summary(state="running", images_per_second=41.5))
     return made
 
@@ -174,3 +174,5 @@ def test_an_event_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"time": "2026-11-2')
     assert [event.kind for event in events.read(path)] == ["hang"]
+    events.record(path, "slow", "noted")
+    assert [event.kind for event in events.read(path)] == ["hang", "slow"], "it takes no other with it"

@@ -12,12 +12,15 @@ from types import MethodType
 import pytest
 import torch
 from tiny_run import Step, Trace, plan, train
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from toolkit import console
+from toolkit.errors import ToolkitError
 from toolkit.training import checkpoints, events
 from toolkit.training.rundir import RunFiles, Saving
+from toolkit.training.session import TrainingPlan
 from toolkit.training.trainer import LTDv2Trainer
-from toolkit.training.worker import PatientStream
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,9 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
     whole: Trace, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """A limit on the size of files stands for the disk, from the third to the ninth batch."""
-    monkeypatch.setattr(sys, "stderr", PatientStream(sys.stderr))
+    for name in ("stdout", "stderr"):  # put back at the end
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    console.outlive_readers()
     planned = plan(data, tmp_path / "run", saving=Saving(batches=1))
     files = RunFiles(planned.run)
     kept: list[int] = []
@@ -189,3 +194,53 @@ def test_ultralytics_own_loop_sees_the_same_warm_up_and_updates(data: Path, tmp_
     for a, b in zip(ours.steps, theirs.steps, strict=True):
         assert a.losses == pytest.approx(b.losses, abs=1e-6), (a.epoch, a.batch)
         assert a.rate == pytest.approx(b.rate, rel=1e-9)
+
+
+@pytest.fixture
+def interrupted(data: Path, tmp_path: Path) -> TrainingPlan:
+    """A run that was stopped in its second epoch."""
+    planned = plan(data, tmp_path / "run", epochs=2, saving=Saving(batches=4))
+    train(planned, stop_after=8)
+    return planned
+
+
+def test_a_log_that_a_power_cut_spoiled_does_not_stop_the_training(interrupted: TrainingPlan) -> None:
+    with (interrupted.run / "results.csv").open("ab") as file:
+        file.write(b"\xff\xfe\0\0,1,2\n")
+    train(interrupted)
+    assert [row[0] for row in rows(interrupted.run)[1:]] == ["1", "2"]
+
+
+def test_a_run_without_an_intact_checkpoint_is_not_begun_anew_in_silence(interrupted: TrainingPlan) -> None:
+    files = RunFiles(interrupted.run)
+    kept = checkpoints.listed(files.checkpoints)
+    for one in kept:
+        one.path.write_bytes(b"")
+    with pytest.raises(ToolkitError, match="checkpoints can be read"):
+        train(interrupted)
+    assert checkpoints.listed(files.checkpoints) == kept
+    assert len(rows(interrupted.run)) == 2
+
+
+def test_a_full_disk_at_the_best_epoch_does_not_freeze_best_pt(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitness = iter([0.1, 0.9, 0.5])
+
+    def validate(trainer: LTDv2Trainer) -> tuple[dict[str, float], float]:
+        value = next(fitness)
+        trainer.best_fitness = max(trainer.best_fitness or 0.0, value)
+        return {"fitness": value}, value
+
+    def save(trainer: LTDv2Trainer) -> bool:
+        if trainer.epoch == 1:
+            raise OSError(28, "No space left on device")
+        return saved(trainer)
+
+    saved = BaseTrainer.save_model
+    monkeypatch.setattr(BaseTrainer, "save_model", save)
+    monkeypatch.setattr(LTDv2Trainer, "validate", validate)
+    planned = plan(data, tmp_path / "run", epochs=3)
+    train(planned)
+    best = torch.load(planned.run / "weights" / "best.pt", weights_only=False)
+    assert best["best_fitness"] == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolkit.training.rundir import Batch
 from toolkit.training.sampling import EpochSampler, derived_seed
 
 sizes = st.integers(1, 200)
@@ -63,8 +64,14 @@ def test_a_batch_that_is_skipped_takes_no_other_with_it(n: int, batch: int, seed
     sampler = EpochSampler(n, batch, seed)
     sampler.enter(0)
     whole = images(sampler)
-    sampler.enter(0, skipped=frozenset({1}))
+    poisoned = frozenset({Batch(0, batch, batch)})
+    sampler.enter(0, skipped=poisoned)
     assert images(sampler) == whole[:batch] + whole[2 * batch :]
+    sampler.enter(1, skipped=poisoned)
+    assert len(images(sampler)) == n
+    larger = EpochSampler(n, batch + 1, seed)
+    larger.enter(0, skipped=poisoned)
+    assert images(larger) == whole, "a batch of another size holds other samples"
 
 
 def test_epochs_and_seeds_shuffle_differently() -> None:

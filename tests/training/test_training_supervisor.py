@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_run import plan
 
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events
+from toolkit.training import checkpoints, events, session
 from toolkit.training.health import Action, Rule, Rules
-from toolkit.training.rundir import Exit, RunFiles, read_summary, state_of
-from toolkit.training.supervisor import Policy, supervise
+from toolkit.training.rundir import Exit, Orders, RunFiles, read_summary, state_of, write_json
+from toolkit.training.supervisor import Policy, _Supervisor, supervise
 
 FAKE = Path(__file__).parent / "fake_trainer.py"
 NAN = {"skipped_in_a_row": 12, "loss": {"box": None}}
@@ -31,12 +34,14 @@ class Stage:
         self.files, self.data = RunFiles(run), data
         run.mkdir()
 
-    def play(self, *lives: dict[str, Any], rules: Rules | None = None, **policy: Any) -> None:
+    def play(
+        self, *lives: dict[str, Any], rules: Rules | None = None, device: str = "cpu", **policy: Any
+    ) -> None:
         (self.files.run / "script.jsonl").write_text("\n".join(map(json.dumps, lives)))
         planned = plan(self.data, self.files.run)
-        planned = replace(planned, rules=rules or Rules())
-        patience = Policy(look=0.05, poll=0.02, stop_grace=5.0, **policy)
-        supervise(planned, patience, [sys.executable, str(FAKE), str(self.files.run)])
+        planned = replace(planned, rules=rules or Rules(), device=device)
+        patience = {"look": 0.05, "poll": 0.02, "stop_grace": 5.0, "pause": 0.01} | policy
+        supervise(planned, Policy(**patience), [sys.executable, str(FAKE), str(self.files.run)])
 
     @property
     def orders(self) -> list[dict[str, Any]]:
@@ -58,6 +63,27 @@ def test_a_trainer_that_finishes_is_left_alone(stage: Stage) -> None:
     stage.play({"exit": 0})
     assert stage.actions == []
     assert state_of(stage.files) == "finished"
+
+
+def test_a_trainer_that_falls_over_after_it_has_finished_is_not_started_again(stage: Stage) -> None:
+    checkpoints.write(stage.files.checkpoints, 10, {"images": 10})
+    stage.play({"written": 0, "exit": -11})
+    assert (stage.actions, len(stage.orders)) == ([], 1)
+    assert state_of(stage.files) == "finished"
+    assert not stage.files.checkpoints.exists()
+
+
+def test_the_checkpoints_outlive_a_supervisor_that_could_not_write_that_the_run_has_finished(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.write(stage.files.checkpoints, 10, {"images": 10})
+
+    def full(*_: Any) -> None:
+        raise ToolkitError("No space left on device")
+
+    monkeypatch.setattr("toolkit.training.summary.write_json", full)
+    stage.play({"exit": 0})
+    assert checkpoints.newest(stage.files.checkpoints)[0]
 
 
 def test_an_error_that_trying_again_would_not_mend_is_not_tried_again(stage: Stage) -> None:
@@ -82,7 +108,7 @@ def test_a_trainer_that_never_gets_to_a_batch_is_given_up_after_three_lives(stag
 
 
 def test_faults_at_different_places_are_restarted_until_the_hour_is_used_up(stage: Stage) -> None:
-    lives = [{"exit": 70, "place": [0, n]} for n in range(9)]
+    lives = [{"exit": 70, "place": [0, 8 * n, 8]} for n in range(9)]
     with pytest.raises(ToolkitError, match="4 restarts within the hour"):
         stage.play(*lives, restarts=4)
     assert stage.actions == ["restarted"] * 4 + ["given up"]
@@ -104,11 +130,11 @@ def test_a_trainer_that_was_only_slow_is_left_alone(stage: Stage) -> None:
 
 
 def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(stage: Stage) -> None:
-    fault = {"exit": -11, "place": [3, 14]}
+    fault = {"exit": -11, "place": [3, 112, 8]}
     stage.play(fault, fault, {"exit": 0})
-    assert [order["skip"] for order in stage.orders] == [[], [], [[3, 14]]]
+    assert [order["skip"] for order in stage.orders] == [[], [], [[3, 112, 8]]]
     stage.play({"exit": 0})
-    assert stage.orders[-1]["skip"] == [[3, 14]]
+    assert stage.orders[-1]["skip"] == [[3, 112, 8]]
     summary = read_summary(stage.files)
     assert summary is not None
     assert summary.skipped_batches == 1
@@ -133,16 +159,17 @@ def test_weights_that_are_not_finite_roll_back_too(stage: Stage) -> None:
     assert stage.actions == ["rolled back to the start, learning rate x 0.5"]
 
 
-def test_a_hang_that_ignores_the_request_to_end_is_killed(stage: Stage) -> None:
-    frozen = {"exit": -19, "place": [1, 1]}  # SIGSTOP
+def test_a_stopped_trainer_is_killed_without_the_time_to_answer(stage: Stage) -> None:
+    frozen = {"exit": -19, "place": [1, 8, 8]}  # SIGSTOP
     rules = Rules(hang=Rule(1.0, Action.RESTART))
-    stage.play(frozen, {"exit": 0}, rules=rules, hang_grace=0.2)
+    stage.play(frozen, {"exit": 0}, rules=rules, hang_grace=3600.0)
     (event,) = events.read(stage.files.events)
     assert (event.kind, event.action, event.epoch, event.batch) == ("hang", "restarted", 1, 1)
 
 
 def test_too_many_bad_frames_end_the_run_with_the_reason(stage: Stage) -> None:
     beat = {"frames": 1000, "bad_frames": 30}
+    stage.files.skipped_frames.write_text("{}\n" * 30)
     with pytest.raises(ToolkitError, match="30 of 1,000 frames did not decode"):
         stage.play({"seconds": 30, "exit": 0, "beat": beat})
     summary = read_summary(stage.files)
@@ -156,8 +183,127 @@ def test_a_rule_that_only_notes_does_so_once_while_it_applies(stage: Stage) -> N
     assert [(e.kind, e.action) for e in events.read(stage.files.events)] == [("disk", "noted")]
 
 
-def test_a_trainer_that_was_told_to_stop_by_somebody_else_is_not_started_again(stage: Stage) -> None:
+def test_a_trainer_that_somebody_else_told_to_stop_is_started_again(stage: Stage) -> None:
+    stage.play({"exit": int(Exit.STOPPED), "place": [0, 8, 8]}, {"exit": 0})
+    (event,) = events.read(stage.files.events)
+    assert event.line() == "trainer died at epoch 1, batch 1: asked to end by another process; restarted"
+
+
+def test_a_silent_trainer_is_not_waited_for_when_the_run_is_to_stop(stage: Stage) -> None:
+    def stop_when_silent() -> None:
+        while not stage.files.heartbeat.exists():
+            time.sleep(0.05)
+        time.sleep(3.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_silent, daemon=True).start()
+    with pytest.raises(ToolkitError, match="was stopped"):
+        stage.play({"exit": 0, "silent": 60, "deaf": True}, stop_grace=3600.0, silence=1.0, hang_grace=0.1)
+
+
+def test_what_a_killed_torchrun_leaves_is_killed_before_the_next_one(stage: Stage) -> None:
+    """Ranks have sessions of their own; two groups would train one run."""
+    leaving = {"exit": -9, "leaves": True, "seconds": 0.5, "place": [0, 8, 8]}
+    stage.play(leaving, {"exit": 0}, device="0,1")
+    assert stage.actions == ["restarted"]
+    assert not psutil.pid_exists(int((stage.files.run / "left").read_text()))
+
+
+def test_a_frozen_trainer_whose_supervisor_is_gone_does_not_keep_the_run(stage: Stage) -> None:
+    session.record(plan(stage.data, stage.files.run))
+    (stage.files.run / "script.jsonl").write_text(json.dumps({"exit": -19}))
+    write_json(stage.files.orders, Orders(supervisor=99_999_999))
+    with stage.files.locked() as lock:
+        frozen = subprocess.Popen(
+            [sys.executable, str(FAKE), str(stage.files.run)], pass_fds=[lock], start_new_session=True
+        )
+    os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
+    assert stage.files.is_locked()
+    threading.Thread(target=frozen.wait, daemon=True).start()
+    stage.play({"exit": 0})
+    assert frozen.returncode == -signal.SIGKILL
+    assert stage.actions == ["ended"]
+
+
+def test_restarts_from_the_same_checkpoint_wait_longer_each_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(_Supervisor, "_wait", lambda _, seconds: waited.append(seconds))
+    lives = [{"exit": 70, "place": [0, 8 * n, 8]} for n in range(9)]
+    with pytest.raises(ToolkitError, match="6 restarts within the hour"):
+        stage.play(*lives, restarts=6, pause=2.0, longest_pause=10.0)
+    assert waited == [0.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_sigterm_ends_the_wait_before_a_restart(stage: Stage) -> None:
+    def stop_in_the_wait() -> None:
+        while len(events.read(stage.files.events)) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_in_the_wait, daemon=True).start()
+    lives = [{"exit": 70, "place": [0, 8 * n, 8]} for n in range(2)]
     with pytest.raises(ToolkitError, match="was stopped") as stopped:
-        stage.play({"exit": int(Exit.STOPPED)})
+        stage.play(*lives, pause=3600.0, longest_pause=3600.0)
     assert stopped.value.exit_code == Exit.STOPPED
-    assert state_of(stage.files) == "stopped"
+    assert len(stage.orders) == 2
+
+
+def test_a_trainer_that_has_not_begun_is_stopped_at_once(stage: Stage) -> None:
+    """It has nothing to save, and would listen only after its first batch."""
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    frozen = {"exit": 0, "seconds": 30, "deaf": True, "beat": {"phase": "starting"}}
+    with pytest.raises(ToolkitError, match="was stopped") as stopped:
+        stage.play(frozen, stop_grace=3600.0)
+    assert stopped.value.exit_code == Exit.STOPPED
+
+
+def test_a_trainer_that_even_sigkill_does_not_end_is_reported_with_where_it_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    monkeypatch.setattr(psutil.Process, "kill", lambda _: None)
+    monkeypatch.setattr(_Supervisor, "prepare_spare", lambda *_: None)
+    rules = Rules(hang=Rule(1.0, Action.RESTART))
+    try:
+        with pytest.raises(ToolkitError, match="stuck in the kernel, in a disk"):
+            stage.play({"exit": -19, "place": [1, 8, 8]}, rules=rules, kill_grace=0.2)
+    finally:
+        killed(int((stage.files.run / "pid").read_text()), signal.SIGKILL)
+    assert [(e.kind, e.action) for e in events.read(stage.files.events)] == [("trainer stuck", "given up")]
+    assert state_of(stage.files) in ("running", "failed")  # the stuck process holds the run
+    summary = read_summary(stage.files)
+    assert summary is not None
+    assert (summary.state, summary.reason.split(" is ")[0].split()[0]) == ("failed", "process")
+
+
+def test_a_full_disk_at_a_restart_is_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = iter([False, True, True, True])
+
+    def write(path: Path, value: Any) -> None:
+        if next(full, False):
+            raise ToolkitError("No space left on device")
+        write_json(path, value)
+
+    monkeypatch.setattr("toolkit.training.supervisor.write_json", write)
+    stage.play({"exit": -9, "place": [0, 8, 8]}, {"exit": 0})
+    assert stage.actions == ["restarted", "waiting for room", "there is room again"]
+    assert state_of(stage.files) == "finished"
+
+
+def test_an_error_after_a_batch_was_trained_is_tried_again(stage: Stage) -> None:
+    """Data on a disk that is away for a moment is an error like one that nothing mends."""
+    failed = {"exit": int(Exit.FAILED)}
+    stage.play({"exit": -9, "place": [0, 8, 8]}, failed, failed, failed, failed, {"exit": 0})
+    assert stage.actions == ["restarted"] * 5
+
+
+def test_a_trainer_that_ends_before_its_first_batch_takes_nothing_from_the_summary(stage: Stage) -> None:
+    done = {"exit": -9, "place": [2, 8, 8], "beat": {"epoch": 2, "epochs": 5, "best": 0.25}}
+    with pytest.raises(ToolkitError, match="was given up"):
+        stage.play(done, {"exit": -9, "beat": {"phase": "starting"}}, restarts=2)
+    summary = read_summary(stage.files)
+    assert summary is not None
+    assert (summary.epochs, summary.epochs_planned, summary.best, summary.restarts) == (2, 5, 0.25, 2)

@@ -8,10 +8,10 @@ third of the work.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -351,11 +351,8 @@ class LTDv2Dataset(YOLODataset):
         if self.skip_log is not None:
             line = json.dumps({"frame": error.name, "reason": error.line()}) + "\n"
             # One write of a short line at the end of the file: lines of several workers do not mix.
-            fd = os.open(self.skip_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(fd, line.encode())
-            finally:
-                os.close(fd)
+            with suppress(OSError), self.skip_log.open("ab", buffering=0) as file:  # the disk may be full
+                file.write(line.encode())
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker opens the frames itself and starts with an empty buffer.

@@ -100,9 +100,11 @@ class DurableTrainer(DetectionTrainer):
         self.saved_at = -1
         self.skipped_updates = self.skipped_in_a_row = 0
         self.frames = 0
+        self._bad_before = files.bad_frames()
         self._since_update = 0
         self._loss_is_finite = True
         self._beats = 0
+        self._phase: heartbeat.Phase | None = None
         self._last_beat = self._last_save = self._last_batch_end = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._waits: deque[float] = deque(maxlen=WINDOW)
@@ -126,17 +128,26 @@ class DurableTrainer(DetectionTrainer):
             "on_fit_epoch_end": self._on_fit_epoch_end,
         }.items():
             self.add_callback(event, lambda _, handler=handler: handler())
-        self._beat("starting", now=True)
+        self._beat("starting")
 
     # Resuming
 
     def _find_state(self) -> dict[str, Any] | None:
         """The newest intact checkpoint that the orders allow."""
         checkpoint, damaged = checkpoints.newest(self.files.checkpoints, self.orders.before)
+        last = self.files.best.with_name("last.pt")
+        if checkpoint is None and damaged and last.exists():
+            raise ToolkitError(
+                f"run {self.files.run.name} cannot go on",
+                found=f"none of its {len(damaged)} checkpoints can be read, or is what was written",
+                expected=f"a checkpoint in {self.files.checkpoints}",
+                fix=f"begin a new run with --model {last}, or remove that folder to begin this one anew",
+            )
         if MAIN:
             checkpoints.remove_leftovers(self.files.checkpoints)
             for one in damaged:
-                self._record("checkpoint damaged", "the one before it is used", one.path.name)
+                what = "the one before it is used" if checkpoint else "begun anew"
+                self._record("checkpoint damaged", what, one.path.name)
                 one.path.unlink(missing_ok=True)
             if checkpoint is not None:
                 checkpoints.discard_after(self.files.checkpoints, checkpoint.images)
@@ -185,7 +196,7 @@ class DurableTrainer(DetectionTrainer):
         self.progress = _Progress(state["epoch"], state["samples"], sums, count)
         self._since_update = state["since_update"]
         self.batches_done = self.saved_at = self._batches_until(state["epoch"], state["samples"])
-        self.skipped_updates, self.frames = state["skipped_updates"], state["frames"]
+        self.skipped_updates = state["skipped_updates"]
         self._losses.extend(state["recent_losses"])
         self.loss_names = tuple(state["loss_names"])
         self.loss_items = {k: torch.tensor(v, device=self.device) for k, v in state["loss_items"].items()}
@@ -237,11 +248,14 @@ class DurableTrainer(DetectionTrainer):
         """Remove from results.csv what will be trained again."""
         if not MAIN or not self.csv.exists():
             return
-        with self.csv.open(newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
-        kept = [row for row in rows if len(row) == len(header) and float(row[0]) <= epoch]
-        with replacing(self.csv) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *kept] if header else [])
+        text = self.csv.read_text(errors="replace").replace("\0", "")  # a power cut leaves zeros
+        header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+        kept = [row for row in rows if len(row) == len(header) and _number(row[0]) <= epoch]
+        try:
+            with replacing(self.csv) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([header, *kept] if header else [])
+        except ToolkitError as error:
+            self._record("results not written", "training goes on", error.line())
 
     # The loop
 
@@ -389,6 +403,7 @@ class DurableTrainer(DetectionTrainer):
                         os.fsync(file.fileno())
                     path.replace(final[name])
         except OSError as error:
+            self.best_fitness = self._fitness_of_best()  # what the next epoch must beat is what is there
             self._record("weights not written", "training goes on", f"{self.wdir}: {error.strerror}")
             return False
         finally:
@@ -400,9 +415,12 @@ class DurableTrainer(DetectionTrainer):
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Append the epoch to results.csv; a full disk costs the row."""
+        size = self.csv.stat().st_size if self.csv.exists() else 0
         try:
             super().save_metrics(metrics)
         except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.csv, size)  # no part of a row, which the next one would continue
             self._record("results not written", "training goes on", f"{self.csv}: {error.strerror}")
 
     def close(self) -> None:
@@ -420,8 +438,7 @@ class DurableTrainer(DetectionTrainer):
     def _on_epoch_start(self) -> None:
         if self.progress.epoch != self.epoch:
             self.progress = _Progress(self.epoch)
-        skipped = frozenset(batch for epoch, batch in self.orders.skip if epoch == self.epoch)
-        self.train_loader.order.enter(self.epoch, self.progress.samples, skipped)
+        self.train_loader.order.enter(self.epoch, self.progress.samples, frozenset(self.orders.skip))
         if self._state is not None:
             parameters = dict(unwrap_model(self.model).named_parameters())
             for name, gradient in self._state["gradients"].items():
@@ -431,7 +448,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _on_batch_start(self) -> None:
         if MAIN:
-            self._place.set(self.epoch, self.train_loader.batch_number)
+            self._place.set(self.train_loader.place)
         self._waits.append(time.monotonic() - self._last_batch_end)
 
     def _on_batch_end(self) -> None:
@@ -451,7 +468,7 @@ class DurableTrainer(DetectionTrainer):
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
         self.frames += round(len(self._images) * (1 + 3 * self._mosaic()))
         if MAIN:
-            self._place.set(self.epoch, loader.batch_number + 1)
+            self._place.set(loader.order.next())
         now = time.monotonic()
         self._seconds.append(now - self._last_batch_end)
         self._last_batch_end = now
@@ -467,7 +484,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _on_validation_start(self) -> None:
         self._validation_start = time.monotonic()
-        self._beat("validating", now=True)
+        self._beat("validating")
 
     def _on_validation_batch(self) -> None:
         self._beat("validating")
@@ -479,7 +496,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _on_fit_epoch_end(self) -> None:
         self.progress = _Progress(self.epoch + 1)
-        self._beat("finished" if self.stop else "training", now=True)
+        self._beat("finished" if self.stop else "training")
         if not self.stop:
             self._save_if_due()
 
@@ -564,22 +581,20 @@ class DurableTrainer(DetectionTrainer):
                 "possible_stop": bool(self.stopper.possible_stop),
             },
             "skipped_updates": self.skipped_updates,
-            "frames": self.frames,
             "elapsed": time.time() - self.train_time_start,
         }
 
     def _record(self, kind: str, action: str, detail: str = "") -> None:
         if MAIN:
-            place = heartbeat.Place.read(self.files) or (-1, -1)
-            event = events.record(self.files.events, kind, action, detail, epoch=place[0], batch=place[1])
+            event = events.record(self.files.events, kind, action, detail, heartbeat.Place.read(self.files))
             console.warn(event.line())
 
-    def _beat(self, phase: heartbeat.Phase, *, now: bool = False) -> None:
+    def _beat(self, phase: heartbeat.Phase) -> None:
         self._beats += 1
         clock = time.monotonic()
-        if not MAIN or (not now and clock - self._last_beat < heartbeat.INTERVAL):
+        if not MAIN or (phase == self._phase and clock - self._last_beat < heartbeat.INTERVAL):
             return
-        self._last_beat = clock
+        self._last_beat, self._phase = clock, phase
         loader = getattr(self, "train_loader", None)
         optimizer = getattr(self, "optimizer", None)
         seconds = sum(self._seconds)
@@ -604,7 +619,7 @@ class DurableTrainer(DetectionTrainer):
             skipped_updates=self.skipped_updates,
             skipped_in_a_row=self.skipped_in_a_row,
             frames=self.frames,
-            bad_frames=_lines(self.files),
+            bad_frames=self.files.bad_frames() - self._bad_before,
             best=_float_or_none(self.best_fitness),
             saved=self.saved_at,
         )
@@ -620,15 +635,15 @@ def _finite_or_none(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    with suppress(ValueError):
+        return float(text)
+    return math.nan
+
+
 def _quartiles(values: deque[float]) -> tuple[float, float, float]:
     if not values:
         return 0.0, 0.0, 0.0
     low, middle, high = np.percentile(list(values), [25, 50, 75]).tolist()
     return low, middle, high
-
-
-def _lines(files: RunFiles) -> int:
-    try:
-        return files.skipped_frames.read_bytes().count(b"\n")
-    except OSError:
-        return 0

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from toolkit.training.rundir import Batch
+
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that happened to a run.
@@ -36,18 +38,19 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"{self.kind}{where}: {self.detail + '; ' if self.detail else ''}{self.action}"
 
 
-def record(
-    path: Path, kind: str, action: str, detail: str = "", *, epoch: int = -1, batch: int = -1
-) -> Event:
+def record(path: Path, kind: str, action: str, detail: str = "", place: Batch | None = None) -> Event:
     """Append an event. A full disk loses the line, never the run."""
+    epoch, batch = (place.epoch, place.number) if place else (-1, -1)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     event = Event(now, kind, action, detail, epoch, batch)
     line = msgspec.json.encode(event) + b"\n"
     with suppress(OSError):
         # One write with O_APPEND: lines of the supervisor and of the trainer never mix.
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            os.write(handle, line)
+            size = os.fstat(handle).st_size
+            torn = size and os.pread(handle, 1, size - 1) != b"\n"  # by a full disk or a power cut
+            os.write(handle, b"\n" + line if torn else line)
         finally:
             os.close(handle)
     return event

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from toolkit.training.rundir import RunFiles
+from toolkit.training.rundir import Batch, RunFiles
 
 INTERVAL = 2.0
 """Seconds between two writes of the heartbeat while a phase lasts."""
@@ -37,7 +37,7 @@ class Beat(msgspec.Struct, frozen=True):
         memory: bytes resident in the trainer.
         skipped_updates: updates left out because of a loss or gradient that was not finite.
         skipped_in_a_row: how many of them since the last good update.
-        frames, bad_frames: frames read in this run, and those replaced because they did not decode.
+        frames, bad_frames: frames that this trainer has read, and those replaced because they did not decode.
         best: highest so far of what chooses best.pt; null before the first validation.
         saved: batches done when the newest checkpoint was written, over all epochs; -1 before the first.
     """
@@ -86,12 +86,20 @@ class Beat(msgspec.Struct, frozen=True):
 def write(files: RunFiles, beat: Beat) -> None:
     """Replace the heartbeat, without a flush to the disk: it is old news after a power cut.
 
-    A full disk loses the beat, never the run.
+    A full disk has no room for a second file. The beat is then written over the last one, in the block that
+    is there: a run whose beats are lost would look like one that hangs.
     """
+    content = msgspec.json.encode(beat)
     temporary = files.run / ".heartbeat.tmp"
-    with suppress(OSError):
-        temporary.write_bytes(msgspec.json.encode(beat))
+    try:
+        temporary.write_bytes(content)
         temporary.replace(files.heartbeat)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            with files.heartbeat.open("r+b") as file:
+                file.write(content)
+                file.truncate()
 
 
 def read(files: RunFiles) -> Beat | None:
@@ -112,16 +120,16 @@ class Place:
     def __init__(self, files: RunFiles) -> None:
         self._handle = os.open(files.place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    def set(self, epoch: int, batch: int) -> None:
+    def set(self, batch: Batch) -> None:
         """The trainer begins this batch."""
         with suppress(OSError):
-            os.pwrite(self._handle, f"{epoch:8d} {batch:12d}\n".encode(), 0)
+            os.pwrite(self._handle, "{:8d} {:12d} {:8d}\n".format(*batch).encode(), 0)
 
     @staticmethod
-    def read(files: RunFiles) -> tuple[int, int] | None:
-        """Epoch and batch; None before the first."""
+    def read(files: RunFiles) -> Batch | None:
+        """The batch; None before the first."""
         try:
-            epoch, batch = files.place.read_text().split()
-            return int(epoch), int(batch)
+            epoch, first, size = files.place.read_text().split()
+            return Batch(int(epoch), int(first), int(size))
         except (OSError, ValueError):
             return None

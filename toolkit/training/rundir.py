@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,25 @@ class Exit(enum.IntEnum):
     STOPPED = 75  # sysexits' EX_TEMPFAIL: saved and stopped on request; `toolkit train --resume` goes on
 
 
+class Batch(NamedTuple):
+    """Which samples of a run's shuffled epochs a batch holds, whatever the size of the batches around it.
+
+    Attributes:
+        epoch: counted from 0.
+        first: sample of the epoch that it begins with.
+        size: of a whole batch; the last one of an epoch may hold less.
+    """
+
+    epoch: int
+    first: int
+    size: int
+
+    @property
+    def number(self) -> int:
+        """In its epoch, if all batches are of this size."""
+        return self.first // self.size
+
+
 class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the supervisor tells a trainer that it starts.
 
@@ -35,13 +54,13 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             started the trainer.
         before: resume from the newest checkpoint with fewer images than this; None: from the newest.
         lr_scale: part of the planned learning rate to use.
-        skip: (epoch, batch) pairs to leave out.
+        skip: batches to leave out; with another size there are none such.
     """
 
     supervisor: int = 0
     before: int | None = None
     lr_scale: float = 1.0
-    skip: tuple[tuple[int, int], ...] = ()
+    skip: tuple[Batch, ...] = ()
 
 
 def read_orders(files: RunFiles) -> Orders:
@@ -91,7 +110,7 @@ class RunFiles:
 
     @property
     def place(self) -> Path:
-        """Epoch and batch that the trainer is working on, written before each batch."""
+        """The :class:`Batch` that the trainer is working on, written before each batch."""
         return self.run / "place"
 
     @property
@@ -123,6 +142,13 @@ class RunFiles:
     def best(self) -> Path:
         """Ultralytics' best.pt."""
         return self.run / "weights" / "best.pt"
+
+    def bad_frames(self) -> int:
+        """How often a frame did not decode and was replaced, in the whole run."""
+        try:
+            return self.skipped_frames.read_bytes().count(b"\n")
+        except OSError:
+            return 0
 
     @contextmanager
     def locked(self) -> Iterator[int]:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from toolkit.dataset.loader import PREFETCH, use_server
+from toolkit.training.rundir import Batch
 
 WORKER_RETRIES = 3
 """Times that loader workers may die over one batch before the batch is left to the supervisor."""
@@ -53,31 +54,36 @@ class EpochSampler(Sampler[int]):
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
         self.start = 0
-        self.skipped: frozenset[int] = frozenset()
+        self.skipped: frozenset[Batch] = frozenset()
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch."""
         whole, rest = divmod(self.images, self.batch)
         return (whole * self.batch + max(rest, self.ranks if rest else 0)) // self.ranks
 
-    def enter(self, epoch: int, start: int = 0, skipped: frozenset[int] = frozenset()) -> None:
-        """Continue with ``epoch`` at sample ``start``, without the batches numbered ``skipped``."""
+    def enter(self, epoch: int, start: int = 0, skipped: frozenset[Batch] = frozenset()) -> None:
+        """Continue with ``epoch`` at sample ``start``, without the batches ``skipped``."""
         self.epoch, self.start, self.skipped = epoch, start, skipped
 
     def set_epoch(self, epoch: int) -> None:
         """What Ultralytics calls with several ranks; :meth:`enter` has been called before it."""
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """(number in the epoch, first sample) of the batches that are left."""
+    def places(self) -> Iterator[Batch]:
+        """The batches that are left."""
         for first in range(self.start, self.images, self.batch):
-            number = first // self.batch
-            if number not in self.skipped:
-                yield number, first
+            batch = Batch(self.epoch, first, self.batch)
+            if batch not in self.skipped:
+                yield batch
+
+    def next(self) -> Batch:
+        """The batch that is due; behind the last one, the place where there would be another."""
+        end = -(-self.images // self.batch) * self.batch
+        return next(self.places(), Batch(self.epoch, end, self.batch))
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
-        for _, first in self.places():
-            positions = np.arange(first, min(first + self.batch, self.images))
+        for place in self.places():
+            positions = np.arange(place.first, min(place.first + self.batch, self.images))
             # The last batch may hold fewer images than there are ranks: every rank still needs one.
             shared = np.resize(positions, max(len(positions), self.ranks))
             for position in shared[self.rank :: self.ranks].tolist():
@@ -90,7 +96,7 @@ class ResumableLoader(DataLoader[Any]):
     A worker that dies costs nothing: the workers are started again at the batch that was due.
 
     Attributes:
-        batch_number: of the batch last yielded, in its epoch.
+        place: the batch last yielded; None before the first.
         samples_done: samples of the epoch, over all ranks, up to the end of that batch.
 
     Args:
@@ -123,7 +129,7 @@ class ResumableLoader(DataLoader[Any]):
         use_server(self)
         self.order = order
         self.on_worker_death = on_worker_death
-        self.batch_number = -1
+        self.place: Batch | None = None
         self.samples_done = 0
 
     def __len__(self) -> int:
@@ -133,27 +139,32 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: no worker is started before the first batch is asked for.
         order = self.order
-        deaths: Counter[int] = Counter()
+        deaths: Counter[Batch] = Counter()
         places = deque(order.places())
         batches = super().__iter__()
         while places:
-            number, first = places[0]
+            place = places[0]
             try:
                 batch = next(batches)
             except (
                 Exception
             ) as error:  # a dead worker shows as a RuntimeError, a reset connection, a lost file
-                deaths[number] += 1
-                if not self._worker_is_dead() or deaths[number] >= WORKER_RETRIES:
+                deaths[place] += 1
+                if not self._worker_is_dead() or deaths[place] >= WORKER_RETRIES:
                     raise
                 self.on_worker_death(f"{type(error).__name__}: {error}")
                 self.reset()
                 batches = super().__iter__()
                 continue
             places.popleft()
-            self.batch_number = number
-            self.samples_done = order.start = min(first + order.batch, order.images)
+            self.place = place
+            self.samples_done = order.start = min(place.first + place.size, order.images)
             yield batch
+
+    @property
+    def batch_number(self) -> int:
+        """Of the batch last yielded, in its epoch; -1 before the first."""
+        return self.place.number if self.place else -1
 
     def _worker_is_dead(self) -> bool:
         # A connection breaks a moment before its process counts as dead.

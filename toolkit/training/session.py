@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -331,7 +330,6 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
 
     frames = index.load(plan.data)
     with running(plan.device, patched=plan.patches):
-        from toolkit.training.durable import MAIN
         from toolkit.training.trainer import LTDv2Trainer
 
         trainer = LTDv2Trainer(plan, frames, orders, stop_wanted)
@@ -344,8 +342,6 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
             console.note("convolution calls by route: " + ", ".join(shares))
     if not trainer.best.is_file():
         raise ToolkitError("training ended without weights", expected=str(trainer.best))
-    if MAIN:
-        shutil.rmtree(trainer.files.checkpoints, ignore_errors=True)
 
 
 def train(plan: TrainingPlan) -> Path:
@@ -360,6 +356,7 @@ def train(plan: TrainingPlan) -> Path:
     from toolkit.dataset import index
     from toolkit.training.supervisor import supervise
 
+    console.outlive_readers()
     images = count_images(plan, index.load(plan.data))
     if plan.subsets:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
+
+import msgspec
 
 from toolkit.errors import ToolkitError
 from toolkit.training import events, heartbeat
-from toolkit.training.rundir import RunFiles, RunState, Summary, read_orders, write_json
+from toolkit.training.rundir import RunFiles, RunState, Summary, read_orders, read_summary, write_json
 
 
 def write(
     files: RunFiles, state: RunState, reason: str = "", *, seconds: float = 0.0, restarts: int = 0
 ) -> Summary:
-    """Put together from the run's files what happened, and keep it; a full disk loses the file only."""
-    beat = heartbeat.read(files) or heartbeat.Beat(pid=0, count=0, phase="starting")
-    summary = Summary(
+    """Put together from the run's files what happened, and keep it; a full disk loses the file only.
+
+    The checkpoints go when it is on the disk that the run has finished: without both it would begin anew.
+    """
+    beat = heartbeat.read(files)
+    summary = read_summary(files) or Summary(state)
+    if beat is not None and beat.phase != "starting":  # one that starts knows less than the summary
+        summary = msgspec.structs.replace(
+            summary,
+            epochs=beat.epoch,
+            epochs_planned=beat.epochs,
+            best=beat.best,
+            images_per_second=beat.images_per_second,
+            gpu_memory=beat.gpu_memory,
+            skipped_updates=beat.skipped_updates,
+        )
+    summary = msgspec.structs.replace(
+        summary,
         state=state,
         reason=reason,
-        epochs=beat.epoch,
-        epochs_planned=beat.epochs,
-        best=beat.best,
-        images_per_second=beat.images_per_second,
-        gpu_memory=beat.gpu_memory,
         seconds=seconds,
         restarts=restarts,
-        skipped_updates=beat.skipped_updates,
-        bad_frames=beat.bad_frames,
+        bad_frames=files.bad_frames(),
         skipped_batches=len(read_orders(files).skip),
         events=events.count(events.read(files.events)),
     )
     with suppress(ToolkitError):
         write_json(files.summary, summary)
+        if state == "finished":
+            shutil.rmtree(files.checkpoints, ignore_errors=True)
     return summary

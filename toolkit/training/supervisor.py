@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import msgspec
 import psutil
@@ -24,7 +25,7 @@ from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary, worker
 from toolkit.training.health import Action
-from toolkit.training.rundir import Exit, RunFiles, RunState, Summary, read_orders, write_json
+from toolkit.training.rundir import Batch, Exit, RunFiles, RunState, Summary, read_orders, write_json
 
 HOUR = 3600.0
 LOWER = 0.5
@@ -42,6 +43,11 @@ class Policy:
         look: seconds between two checks of the health rules.
         stop_grace: seconds that the trainer has to save when it is asked to stop.
         hang_grace: the same for one that hangs.
+        silence: seconds without a sign of life, beyond three usual batches, after which a trainer that is to
+            stop is not given more than that.
+        kill_grace: seconds until a trainer that was killed must be gone.
+        pause: seconds before the second restart from the same checkpoint, doubled for each one more.
+        longest_pause: where that ends.
         linger: seconds to end after the status has been written.
     """
 
@@ -51,6 +57,10 @@ class Policy:
     look: float = 1.0
     stop_grace: float = 60.0
     hang_grace: float = 5.0
+    silence: float = 10.0
+    kill_grace: float = 60.0
+    pause: float = 5.0
+    longest_pause: float = 60.0
     linger: float = 2.0
 
 
@@ -90,6 +100,7 @@ def supervise(
             Ctrl-C), or could not be kept alive.
     """
     files = RunFiles(plan.run)
+    _end_orphan(files)
     with files.locked() as lock:
         session.record(plan)
         keeper = _Supervisor(plan, files, policy, list(command or trainer_command(plan)), lock)
@@ -112,8 +123,13 @@ class _Supervisor:
     roll_backs: list[float] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
     spare: subprocess.Popen[bytes] | None = None
-    last_fault: tuple[int, int] | None = None
+    last_fault: Batch | None = None
     faults_there: int = 0
+    restarted_from: int | None = None
+    restarts_from_there: int = 0
+    restarted: int = 0
+    has_trained: bool = False
+    family: list[psutil.Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.start = time.monotonic()
@@ -139,17 +155,39 @@ class _Supervisor:
     def run(self) -> Path:
         """Start the trainer until it finishes, is stopped, or cannot be helped."""
         while True:
+            self._stop_if_wanted()
             self._summarise("running")
-            write_json(self.files.orders, self.orders)
+            self._write_orders()
             end = self._attempt()
-            if end.code == Exit.FINISHED and end.verdict is None:
+            if end.code == Exit.FINISHED:
                 console.note(self._describe(self._summarise("finished")))
                 return self.files.best
-            if self.stopped_by or (end.code == Exit.STOPPED and end.verdict is None):
-                self._stop()
-            if end.code == Exit.FAILED and end.verdict is None:
-                self._fail("the trainer reported an error that trying again would not mend")
+            self._stop_if_wanted()
+            self.has_trained = self.has_trained or heartbeat.Place.read(self.files) is not None
+            if end.code == Exit.FAILED and end.verdict is None and not self.has_trained:
+                reason = "the trainer reported an error that trying again would not mend"
+                self._record("trainer died", "given up", reason)
+                self._fail(reason)
             self._decide(end)
+
+    def _write_orders(self) -> None:
+        """Tell the next trainer what to do; on a full disk, where it could not begin, wait for room."""
+        problem = self._try_orders()
+        if problem is None:
+            return
+        self._record("disk full", "waiting for room", problem)
+        while self._try_orders() is not None:
+            self._wait(self.policy.pause)
+            self._stop_if_wanted()
+        self._record("disk full", "there is room again", "")
+
+    def _try_orders(self) -> str | None:
+        """Write the orders, or say why that is not possible."""
+        try:
+            write_json(self.files.orders, self.orders)
+        except ToolkitError as error:
+            return error.line()
+        return None
 
     def _attempt(self) -> _End:
         """Run one trainer process to its end, and end it if a rule says so."""
@@ -159,24 +197,40 @@ class _Supervisor:
         history = health.History()
         self.active.clear()
         child = self._launch()
+        verdict, grace = None, 0.0
         try:
-            next_look = 0.0
-            while (code := child.poll()) is None:
-                if self.stopped_by:
-                    return _End(self._status(self._end(child, self.policy.stop_grace)))
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + self.policy.look
-                    verdict = self._look(history)
-                    if self.plan.ranks == 1:
-                        self.prepare_spare(health.hang_is_near(history, self.plan.rules))
-                    if verdict is not None:
-                        graces = {Action.RESTART: self.policy.hang_grace, Action.ROLL_BACK: 0.0}
-                        grace = graces.get(verdict.action, self.policy.stop_grace)
-                        return _End(self._end(child, grace), verdict)
-                time.sleep(self.policy.poll)
-            return _End(self._status(code))
+            verdict = self._watch(child, history)
+            grace = self._grace(history, verdict)
         finally:
-            self._end(child, 0.0)
+            code = self._end(child, grace)
+        return _End(self._status(code), verdict)
+
+    def _watch(self, child: subprocess.Popen[bytes], history: health.History) -> health.Verdict | None:
+        """Look at the trainer until it has ended, is to stop, or a rule says that it must."""
+        next_look = 0.0
+        while child.poll() is None and not self.stopped_by:
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + self.policy.look
+                verdict = self._look(history)
+                if self.plan.ranks == 1:
+                    self.prepare_spare(health.hang_is_near(history, self.plan.rules))
+                else:
+                    self.family = _family(child)  # of a torchrun that is killed the ranks live on
+                if verdict is not None:
+                    return verdict
+            time.sleep(self.policy.poll)
+        return None
+
+    def _grace(self, history: health.History, verdict: health.Verdict | None) -> float:
+        """Seconds that the trainer is given to save before it is killed."""
+        if verdict is None or verdict.action is Action.GIVE_UP:
+            beat = heartbeat.read(self.files)
+            if beat is None or beat.phase == "starting":
+                return 0.0  # it has nothing to save, and does not listen
+            patience = self.policy.silence + 3 * beat.step_seconds[1]
+            silent = history.now - history.last_progress > patience
+            return self.policy.hang_grace if silent else self.policy.stop_grace
+        return self.policy.hang_grace if verdict.action is Action.RESTART else 0.0
 
     def _launch(self) -> subprocess.Popen[bytes]:
         """The trainer that was prepared, told to begin; without one, a new one."""
@@ -207,14 +261,16 @@ class _Supervisor:
             self.spare = None
 
     def _status(self, code: int) -> int:
-        """The trainer's own status, which torchrun turns into 1, and so does Python when an import fails."""
-        if code != 1:
-            return code
+        """The trainer's own status: torchrun turns it into 1, and so does Python when an import fails.
+
+        A trainer that had written that it finished has, whatever its teardown came to.
+        """
         status: int = Exit.FAULT
         with suppress(OSError, ValueError):
             status = int(self.files.exit_status.read_text())
-        # torchrun asks the ranks that are left to stop when one has died: that is nobody's wish.
-        return status if self.stopped_by or status != Exit.STOPPED else Exit.FAULT
+        if code != 1 and status != Exit.FINISHED:
+            return code
+        return status
 
     def _look(self, history: health.History) -> health.Verdict | None:
         """Observe the trainer; note what is to be noted; return what needs more than that."""
@@ -228,10 +284,15 @@ class _Supervisor:
         return next((verdict for verdict in verdicts if verdict.action is not Action.NOTE), None)
 
     def _end(self, child: subprocess.Popen[bytes], grace: float) -> int:
-        """Ask the trainer to end, wait for ``grace`` seconds, then kill it and everything it started."""
-        family = []
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(child.pid).children(recursive=True)
+        """Ask the trainer to end, wait for ``grace`` seconds, then kill it and everything it started.
+
+        Raises:
+            ToolkitError: something of it cannot be killed.
+        """
+        family = [*_family(child), *self.family]
+        self.family = []
+        if any(_state(process) == psutil.STATUS_STOPPED for process in family):
+            grace = 0.0  # SIGSTOP: it cannot hear what it is asked
         if grace and child.poll() is None:
             child.terminate()
             deadline = time.monotonic() + grace
@@ -246,6 +307,11 @@ class _Supervisor:
         for process in family:  # and what made a group of its own
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        deadline = time.monotonic() + self.policy.kill_grace
+        while left := [process for process in family if _state(process) not in _GONE]:
+            if time.monotonic() > deadline:
+                self._fail_stuck(left[0])
+            time.sleep(self.policy.poll)
         return child.wait()
 
     def _decide(self, end: _End) -> None:
@@ -258,7 +324,9 @@ class _Supervisor:
             self._roll_back(verdict)
         else:
             self._restart(end)
-        console.note("starting the trainer again")
+        pause = self._seconds_to_pause()
+        console.note("starting the trainer again" + (f" in {pause:.0f} s" if pause else ""))
+        self._wait(pause)
 
     def _restart(self, end: _End) -> None:
         place = heartbeat.Place.read(self.files)
@@ -270,12 +338,15 @@ class _Supervisor:
             self._record(kind, "given up", detail)
             self._fail(f"{kind} ({detail}), and {self.policy.restarts} restarts within the hour did not help")
         skip = place is not None and place not in self.orders.skip and self.faults_there >= 2
-        if self.faults_there >= 3 and not skip:
+        # What worked before and fails before its first batch may wait for a disk or a card that is away.
+        hopeless = place is not None or not self.has_trained
+        if self.faults_there >= 3 and not skip and hopeless:
             self._record(kind, "given up", detail)
             self._fail(f"{kind} ({detail}) {self.faults_there} times at the same place")
         self.orders = msgspec.structs.replace(
             self.orders, before=None, skip=(*self.orders.skip, place) if skip and place else self.orders.skip
         )
+        self.restarted += 1
         self._record(kind, "restarted without this batch" if skip else "restarted", detail)
 
     def _roll_back(self, verdict: health.Verdict | None) -> None:
@@ -298,7 +369,11 @@ class _Supervisor:
         where = f"image {target.images:,}" if target else "the start"
         self._record(kind, f"rolled back to {where}, learning rate x {scale:g}", detail)
 
-    def _stop(self) -> None:
+    def _stop_if_wanted(self) -> None:
+        if self.stopped_by:
+            self._stop()
+
+    def _stop(self) -> NoReturn:
         self._summarise("stopped", "stopped on request")
         code = 130 if self.stopped_by == signal.SIGINT else int(Exit.STOPPED)
         saved = checkpoints.newest(self.files.checkpoints)[0]
@@ -309,7 +384,7 @@ class _Supervisor:
             exit_code=code,
         )
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str) -> NoReturn:
         console.note(self._describe(self._summarise("failed", reason)))
         raise ToolkitError(
             f"run {self.files.run.name} was given up",
@@ -318,14 +393,39 @@ class _Supervisor:
             f"--name {self.files.run.name}",
         )
 
+    def _fail_stuck(self, process: psutil.Process) -> NoReturn:
+        """Give up: a second trainer beside one that the kernel holds would meet what holds it."""
+        holder = "a disk"
+        if self.plan.device != "cpu":
+            holder = "the GPU's driver, which a reset of the card or a reboot frees, or a disk"
+        detail = (
+            f"process {process.pid} is still there {self.policy.kill_grace:.0f} s after SIGKILL "
+            f"({_state(process)}): it is stuck in the kernel, in {holder}"
+        )
+        self._record("trainer stuck", "given up", detail)
+        self._fail(detail)
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, unless the run is to stop."""
+        end = time.monotonic() + seconds
+        while not self.stopped_by and time.monotonic() < end:
+            time.sleep(self.policy.poll)
+
+    def _seconds_to_pause(self) -> float:
+        """None before the first restart from a checkpoint, then longer ones while no newer one is written."""
+        newest = next((one.images for one in checkpoints.listed(self.files.checkpoints)), 0)
+        self.restarts_from_there = self.restarts_from_there + 1 if newest == self.restarted_from else 0
+        self.restarted_from = newest
+        doubled = self.policy.pause * 2 ** (self.restarts_from_there - 1)
+        return min(doubled, self.policy.longest_pause) if self.restarts_from_there else 0.0
+
     def _record(self, kind: str, action: str, detail: str) -> None:
-        epoch, batch = heartbeat.Place.read(self.files) or (-1, -1)
-        event = events.record(self.files.events, kind, action, detail, epoch=epoch, batch=batch)
+        event = events.record(self.files.events, kind, action, detail, heartbeat.Place.read(self.files))
         console.warn(event.line())
 
     def _summarise(self, state: RunState, reason: str = "") -> Summary:
         seconds = time.monotonic() - self.start
-        return summary.write(self.files, state, reason, seconds=seconds, restarts=len(self.restarts))
+        return summary.write(self.files, state, reason, seconds=seconds, restarts=self.restarted)
 
     def _describe(self, went: Summary) -> str:
         """The summary for a person."""
@@ -339,6 +439,41 @@ class _Supervisor:
             f"  what happened: {happened}",
         ]
         return "\n".join(lines)
+
+
+_GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+
+
+def _family(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The trainer and all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        trainer = psutil.Process(child.pid)
+        return [trainer, *trainer.children(recursive=True)]
+    return []
+
+
+def _end_orphan(files: RunFiles) -> None:
+    """Kill a trainer that is frozen and whose supervisor is gone: it holds the run and cannot end itself."""
+    beat, supervisor = heartbeat.read(files), read_orders(files).supervisor
+    if beat is None or not supervisor or psutil.pid_exists(supervisor) or not files.is_locked():
+        return
+    with suppress(psutil.Error, OSError):
+        trainer = psutil.Process(beat.pid)
+        silent = time.time() - files.heartbeat.stat().st_mtime > 2 * worker.ORPHAN_GRACE
+        frozen = silent or trainer.status() == psutil.STATUS_STOPPED
+        if frozen and str(files.run) in trainer.cmdline():
+            os.killpg(beat.pid, signal.SIGKILL)
+            trainer.wait(5.0)
+            detail = f"process {beat.pid} without a supervisor"
+            console.warn(events.record(files.events, "trainer frozen", "ended", detail).line())
+
+
+def _state(process: psutil.Process) -> str:
+    """What the kernel says that a process is doing."""
+    with suppress(psutil.NoSuchProcess):
+        if process.is_running():
+            return str(process.status())
+    return str(psutil.STATUS_DEAD)
 
 
 def _allowed(times: list[float], limit: int, clock: Callable[[], float] = time.monotonic) -> bool:
@@ -355,4 +490,6 @@ def _describe_code(code: int) -> str:
     if code < 0:
         with suppress(ValueError):
             return f"killed by {signal.Signals(-code).name}"
+    if code == Exit.STOPPED:
+        return "asked to end by another process"
     return f"exit status {code}"

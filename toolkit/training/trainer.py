@@ -132,8 +132,11 @@ class LTDv2Trainer(DurableTrainer):
         return found
 
     def final_eval(self) -> None:
-        """Drop the optimiser from the finished checkpoints; `toolkit evaluate` does the scoring."""
+        """Drop the optimiser from the finished checkpoints; `toolkit evaluate` does the scoring.
+
+        best.pt keeps its fitness: a run that is cut off now trains its last minutes again.
+        """
         for weights in (self.last, self.best):
             if MAIN and weights.exists():
                 with replacing(weights) as temporary:
-                    strip_optimizer(weights, str(temporary))
+                    strip_optimizer(weights, str(temporary), updates={"best_fitness": self.best_fitness})

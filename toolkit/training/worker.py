@@ -11,7 +11,6 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
 
 import msgspec
 import psutil
@@ -27,25 +26,6 @@ ORPHAN_GRACE = 30.0
 
 SPARE = "TOOLKIT_SPARE_TRAINER"
 """Set for a trainer that gets ready and waits for a byte on its standard input before it begins."""
-
-
-class PatientStream:
-    """A stream whose disk may be full or whose reader gone: what cannot be written is lost, nothing else."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class StopRequest:
@@ -83,7 +63,7 @@ def main(run: Path) -> int:
     files = RunFiles(run)
     if os.environ.pop(SPARE, None) and not _told_to_begin(files):
         return Exit.STOPPED
-    sys.stdout, sys.stderr = PatientStream(sys.stdout), PatientStream(sys.stderr)
+    console.outlive_readers()
     status = _train(files)
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
