@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,29 @@ def test_the_state_of_a_run_follows_its_lock_and_its_summary(files: RunFiles) ->
         assert watch.look().state == "running"
     write_json(files.summary, Summary(state="failed", reason="too_hot: GPU at 97 C"))
     assert (watch.look().state, watch.look().reason) == ("failed", "too_hot: GPU at 97 C")
+
+
+def test_looking_at_a_run_keeps_nobody_from_training_it(files: RunFiles) -> None:
+    (files.run / ".lock").touch()
+    watched, trained = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not trained.is_set():
+            files.is_locked()
+            watched.set()
+
+    watchers = [threading.Thread(target=look) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        watched.wait()
+        for _ in range(300):
+            with files.locked():
+                pass
+    finally:
+        trained.set()
+        for watcher in watchers:
+            watcher.join()
 
 
 @pytest.mark.parametrize("words", [("monitor", "first"), ("monitor",)])
