@@ -399,9 +399,16 @@ class DurableTrainer(DetectionTrainer):
         return True
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
-        """Append the epoch to results.csv; a full disk costs the row."""
+        """Append the epoch to results.csv; a full disk costs the row.
+
+        Ultralytics would write nan, which makes polars read the column as text, also into its checkpoints.
+        """
+        row = {"epoch": self.epoch + 1, "time": time.time() - self.train_time_start, **metrics}
+        lines = [] if self.csv.exists() else [",".join(row)]
+        lines.append(",".join(f"{value:.6g}".replace("nan", "NaN") for value in row.values()))
         try:
-            super().save_metrics(metrics)
+            with self.csv.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             self._record("results not written", "training goes on", f"{self.csv}: {error.strerror}")
 
