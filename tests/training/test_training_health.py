@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import ToolkitError
 from toolkit.training import health
+from toolkit.training.durable import WINDOW
 from toolkit.training.health import Action, History, Rule, Rules
 from toolkit.training.heartbeat import Beat
 from toolkit.training.sensors import Sensors, reader
@@ -107,12 +110,27 @@ def test_ten_updates_in_a_row_that_are_not_finite_roll_back() -> None:
     assert flags(rolled) == {"not_finite": Action.ROLL_BACK}
 
 
-def test_a_loss_far_above_its_median_rolls_back_if_it_stays_there() -> None:
-    def at(second: int) -> Beat:
-        return beat(second, loss={"box": 30.0 if second >= 100 else 1.0, "cls": 1.0})
-
-    assert flags(history(110, at)) == {}
-    assert flags(history(122, at)) == {"loss_jump": Action.ROLL_BACK}
+@settings(max_examples=30)
+@given(
+    rate=st.floats(0.5, 500.0),
+    healthy=st.integers(40, 900),
+    factor=st.floats(15.0, 1e6),
+)
+def test_a_loss_that_stays_far_above_its_median_rolls_back_at_any_speed(
+    rate: float, healthy: int, factor: float
+) -> None:
+    """Beats as the trainer writes them: every two seconds, with the median of its last 200 batches."""
+    seen, losses, written = History(), deque([2.0] * WINDOW, maxlen=WINDOW), beat(0)
+    for second in range(healthy + 30):
+        loss = 2.0 if second < healthy else 2.0 * factor
+        losses.extend([loss] * (int(rate * (second + 1)) - int(rate * second)))
+        if second % 2 == 0:
+            newest = losses[-1]
+            written = beat(second, loss={"box": newest}, median_loss=statistics.median(losses))
+        seen.add(float(second), written, None, 100 * GIB)
+        if second == healthy + 15:
+            assert flags(seen) == {}
+    assert flags(seen) == {"loss_jump": Action.ROLL_BACK}
 
 
 def test_heat_is_noted_after_a_minute_and_stops_the_run_at_once_when_it_is_too_much() -> None:

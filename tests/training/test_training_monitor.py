@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import shutil
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from toolkit import provenance
 from toolkit.cli import main
 from toolkit.training import events, heartbeat, session, watching
 from toolkit.training.heartbeat import Beat
@@ -22,6 +28,11 @@ CSV = """epoch,time,metrics/mAP50(B),metrics/mAP50-95(B)
 1,10,0.30,0.10
 2,20,0.50,0.25
 3,30,0.45,0.24
+"""
+
+SCORED = """epoch,metrics/mAP50(B),metrics/mAP50-95(B),global_map_bal
+1,0.3,0.1,NaN
+2,0.5,0.25,0.2
 """
 
 
@@ -57,6 +68,13 @@ def files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFil
     return made
 
 
+def evaluated(files: RunFiles, split: str, score: float) -> None:
+    path = files.run / "evaluation" / "scores.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"global_map_bal": score}))
+    provenance.record(path, split, "best.pt", "0" * 64)
+
+
 def toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["toolkit", *words])
     capsys.readouterr()
@@ -74,6 +92,29 @@ def test_the_state_of_a_run_follows_its_lock_and_its_summary(files: RunFiles) ->
         assert watch.look().state == "running"
     write_json(files.summary, Summary(state="failed", reason="too_hot: GPU at 97 C"))
     assert (watch.look().state, watch.look().reason) == ("failed", "too_hot: GPU at 97 C")
+
+
+def test_looking_at_a_run_keeps_nobody_from_training_it(files: RunFiles) -> None:
+    (files.run / ".lock").touch()
+    watched, trained = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not trained.is_set():
+            files.is_locked()
+            watched.set()
+
+    watchers = [threading.Thread(target=look) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        watched.wait()
+        for _ in range(300):
+            with files.locked():
+                pass
+    finally:
+        trained.set()
+        for watcher in watchers:
+            watcher.join()
 
 
 @pytest.mark.parametrize("words", [("monitor", "first"), ("monitor",)])
@@ -114,13 +155,82 @@ def test_a_terminal_sees_everything_at_a_glance(files: RunFiles) -> None:
 def test_runs_are_listed_with_state_score_and_size(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (files.run / "evaluation").mkdir()
-    (files.run / "evaluation" / "scores.json").write_text('{"global_map_bal": 0.448}')
+    evaluated(files, "val", 0.448)
     table = toolkit(monkeypatch, capsys, "runs")
     for word in ("first", "interrupted", "smoke", "3/10", "0.5000", "0.4480"):
         assert word in table
     (shown,) = json.loads(toolkit(monkeypatch, capsys, "runs", "--json"))
     assert shown["bytes"] == sum(p.stat().st_size for p in files.run.rglob("*"))
+
+
+def test_the_score_of_a_run_is_that_of_the_validation_split(files: RunFiles) -> None:
+    evaluated(files, "val", 0.448)
+    assert watching.describe(files).global_map_bal == 0.448
+    evaluated(files, "val", math.nan)
+    assert watching.describe(files).global_map_bal is None
+    evaluated(files, "train", 0.9)
+    assert watching.describe(files).global_map_bal is None
+    (files.run / "results.csv").write_text(SCORED)
+    assert watching.describe(files).global_map_bal == 0.2
+
+
+def break_plan(run: Path) -> None:
+    (run / "plan.json").write_text("{")
+
+
+def forget_epochs(run: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "arguments": {}}))
+
+
+def lose_record(run: Path) -> None:
+    (run / "run.json").unlink()
+
+
+def garble_results(run: Path) -> None:
+    (run / "results.csv").write_bytes(b"epoch\n\xff\n")
+
+
+def void_score(run: Path) -> None:
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "scores.json").write_text('{"global_map_bal": null}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (break_plan, "plan.json"),
+        (forget_epochs, "epochs"),
+        (lose_record, "run.json"),
+        (garble_results, "results.csv"),
+        (void_score, "scores.json"),
+    ],
+)
+def test_a_damaged_run_is_listed_as_such_and_hides_no_other(
+    files: RunFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    file: str,
+) -> None:
+    broken = RunFiles(files.run.with_name("broken"))
+    shutil.copytree(files.run, broken.run)
+    damage(broken.run)
+    os.utime(broken.plan, ns=(2**62, 2**62))
+    listed = {run["name"]: run for run in json.loads(toolkit(monkeypatch, capsys, "runs", "--json"))}
+    assert {name: run["state"] for name, run in listed.items()} == {
+        "broken": "damaged",
+        "first": "interrupted",
+    }
+    assert file in listed["broken"]["reason"]
+    assert "damaged" in toolkit(monkeypatch, capsys, "runs")
+    assert toolkit(monkeypatch, capsys, "monitor").startswith("first: ")
+
+
+def test_results_that_cannot_be_read_keep_nobody_from_watching(files: RunFiles) -> None:
+    garble_results(files.run)
+    seen = watching.Watch(files).look()
+    assert (seen.map50, seen.beat and seen.beat.batch) == (None, 120)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -107,6 +107,15 @@ def test_an_undefined_score_is_worse_than_a_negative_one(data: Path, tmp_path: P
     assert run.best() == 1
 
 
+def test_an_undefined_score_is_a_number_among_the_results_that_a_checkpoint_carries(
+    data: Path, tmp_path: Path
+) -> None:
+    run = made(data, tmp_path / "run", math.nan, 0.2, math.nan)
+    run.train()
+    results = torch.load(run.plan.run / "weights" / "last.pt", weights_only=False)["train_results"]
+    assert results["global_map_bal"] == pytest.approx(list(run.scores), nan_ok=True)
+
+
 def test_early_stopping_waits_for_the_score(data: Path, tmp_path: Path) -> None:
     run = made(data, tmp_path / "run", 0.5, 0.4, 0.6)
     run.plan = replace(run.plan, arguments={**run.plan.arguments, "patience": 1})

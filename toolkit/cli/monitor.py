@@ -91,6 +91,9 @@ def runs(
         if console.out.measure(_table(lines, shown), options=unlimited).maximum > console.out.width:
             shown.remove(spare)
     console.out.print(_table(lines, shown))
+    for line in lines:
+        if line.reason:
+            console.warn(f"{line.name} is damaged: {line.reason}")
 
 
 def _table(lines: list[RunLine], shown: list[str]) -> Table:
@@ -109,7 +112,7 @@ def _table(lines: list[RunLine], shown: list[str]) -> Table:
             "state": f"[{_COLOURS[line.state]}]{line.state}[/]",
             "preset": line.preset,
             "model": escape(line.model),
-            "epochs": f"{line.epochs}/{line.epochs_planned}",
+            "epochs": f"{line.epochs}/{line.epochs_planned}" if line.epochs_planned else "-",
             "mAP50": number(line.map50, ".4f"),
             "bal": number(line.global_map_bal, ".4f"),
             "MiB": f"{line.bytes / 2**20:,.1f}",
@@ -139,6 +142,7 @@ _COLOURS = {
     "stopped": "yellow",
     "interrupted": "yellow",
     "failed": "bold red",
+    "damaged": "bold red",
 }
 
 

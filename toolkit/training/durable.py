@@ -414,10 +414,17 @@ class DurableTrainer(DetectionTrainer):
         return True
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
-        """Append the epoch to results.csv; a full disk costs the row."""
+        """Append the epoch to results.csv; a full disk costs the row.
+
+        Ultralytics would write nan, which makes polars read the column as text, also into its checkpoints.
+        """
         size = self.csv.stat().st_size if self.csv.exists() else 0
+        row = {"epoch": self.epoch + 1, "time": time.time() - self.train_time_start, **metrics}
+        lines = [] if size else [",".join(row)]
+        lines.append(",".join(f"{value:.6g}".replace("nan", "NaN") for value in row.values()))
         try:
-            super().save_metrics(metrics)
+            with self.csv.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.csv, size)  # no part of a row, which the next one would continue

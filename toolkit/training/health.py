@@ -53,7 +53,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         hang_starting: the same before the first batch (imports, first-step compilation).
         hang_validating: the same in validation.
         not_finite: updates in a row with a loss or gradient that is NaN or infinite.
-        loss_jump: loss as a multiple of its running median.
+        loss_jump: loss as a multiple of what its running median usually was in the ten minutes before.
         gpu_idle: percent of time that the GPU is busy.
         hot, too_hot: temperature of the GPU in degrees Celsius.
         gpu_memory: part of the card's memory in use: 5 GB on a card of 6 GB.
@@ -166,6 +166,11 @@ class History:
         kept = self._recent if seconds <= self.FULL else self.observations
         return [observation for observation in kept if observation.at >= start]
 
+    def before(self, seconds: float) -> list[Observation]:
+        """Observations of the ten minutes (:attr:`FULL`) that ended ``seconds`` ago."""
+        end = self._now - seconds
+        return [observation for observation in self.observations if end - self.FULL <= observation.at < end]
+
 
 def check(history: History, rules: Rules) -> list[Verdict]:
     """Every rule that applies now, the most drastic first."""
@@ -234,16 +239,22 @@ def _not_finite(history: History, rule: Rule) -> str | None:
 
 
 def _loss_jump(history: History, rule: Rule) -> str | None:
-    recent = history.recent(rule.seconds)
-    factors = []
-    for observation in recent:
+    losses = []
+    for observation in history.recent(rule.seconds):
         beat = observation.beat
-        if beat is None or beat.phase != "training" or beat.total_loss is None or not beat.median_loss:
+        if beat is None or beat.phase != "training" or beat.total_loss is None:
             return None
-        factors.append(beat.total_loss / beat.median_loss)
-    if not factors or min(factors) <= rule.limit:
+        losses.append(beat.total_loss)
+    # The running median itself looks back on a number of batches, which a quick card trains within seconds.
+    medians = [
+        beat.median_loss
+        for observation in history.before(rule.seconds)
+        if (beat := observation.beat) is not None and beat.phase == "training" and beat.median_loss
+    ]
+    if not losses or not medians:
         return None
-    return f"loss {min(factors):.1f} times its running median, limit {rule.limit:g}"
+    factor = min(losses) / statistics.median(medians)
+    return f"loss {factor:.1f} times its usual median, limit {rule.limit:g}" if factor > rule.limit else None
 
 
 def _sustained(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -162,15 +163,13 @@ class RunFiles:
         self.run.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not _lock(handle):
                 holder = os.pread(handle, 32, 0).decode().strip()
                 raise ToolkitError(
                     f"run {self.run.name} is being trained already",
                     found=f"process {holder}" if holder else "",
                     fix=f"watch it with `toolkit monitor {self.run.name}`, or give this one another --name",
-                ) from error
+                )
             os.ftruncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode(), 0)
             yield handle
@@ -190,6 +189,16 @@ class RunFiles:
         finally:
             os.close(handle)
         return False
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file, unless another process keeps it for longer than :meth:`RunFiles.is_locked` does."""
+    for _ in range(100):
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.01)
+    return False
 
 
 RunState = Literal["running", "interrupted", "stopped", "finished", "failed"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
+from toolkit.provenance import origin_of
 from toolkit.training import events, heartbeat, sensors, session
 from toolkit.training.rundir import RunFiles, RunState, read_summary, state_of
 
@@ -84,28 +87,32 @@ class RunLine(msgspec.Struct, frozen=True):
     """A row of ``toolkit runs``.
 
     Attributes:
-        name, state, preset, model: of the run.
+        name, preset, model: of the run.
+        state: what it is doing, or that its files cannot be read.
+        reason: what is damaged.
         epochs, epochs_planned: done and wanted.
         map50: best on the validation split, by Ultralytics' validator.
-        global_map_bal: the challenge's score, by `toolkit evaluate` or else the best of the scored epochs.
+        global_map_bal: the challenge's score on the validation split, by `toolkit evaluate` or else the best
+            of the scored epochs.
         bytes: size of the folder.
         begun: when it was begun, ISO 8601.
     """
 
     name: str
-    state: RunState
-    preset: str
-    model: str
-    epochs: int
-    epochs_planned: int
-    map50: float | None
-    global_map_bal: float | None
-    bytes: int
-    begun: str
+    state: RunState | Literal["damaged"]
+    preset: str = ""
+    model: str = ""
+    epochs: int = 0
+    epochs_planned: int = 0
+    map50: float | None = None
+    global_map_bal: float | None = None
+    bytes: int = 0
+    begun: str = ""
+    reason: str = ""
 
 
 def find(runs: Path, name: str | None) -> RunFiles:
-    """The run called ``name``; without a name the one that is being trained, else the newest.
+    """The run called ``name``; without a name the one that is being trained, else the newest that is whole.
 
     Raises:
         ToolkitError: there is no such run.
@@ -119,7 +126,11 @@ def find(runs: Path, name: str | None) -> RunFiles:
     found = list(all_runs(runs))
     if not found:
         raise ToolkitError("no run to watch", found=f"none in {runs}", fix="start one: toolkit train")
-    return next((files for files in found if files.is_locked()), found[0])
+    for wanted in (RunFiles.is_locked, lambda files: describe(files).state != "damaged"):
+        chosen = next(filter(wanted, found), None)
+        if chosen is not None:
+            return chosen
+    return found[0]
 
 
 def all_runs(runs: Path) -> Iterator[RunFiles]:
@@ -148,7 +159,9 @@ class Watch:
             silent = max(time.time() - files.heartbeat.stat().st_mtime, 0.0)
         reading = self._sensors() or sensors.Sensors()
         past = events.read(files.events)
-        map50, map50_95, balanced = _best(files)
+        map50 = map50_95 = balanced = None
+        with suppress(ToolkitError):  # `toolkit runs` names what is damaged; here there is more to see
+            map50, map50_95, balanced = _best(files)
         return Snapshot(
             name=files.run.name,
             state=state,
@@ -170,13 +183,23 @@ class Watch:
 
 def describe(files: RunFiles) -> RunLine:
     """The row of a run in ``toolkit runs``."""
+    try:
+        return _describe(files)
+    except (ToolkitError, LookupError, TypeError, ValueError) as error:
+        return RunLine(files.run.name, "damaged", bytes=_size(files.run), reason=str(error))
+
+
+def _describe(files: RunFiles) -> RunLine:
     plan = session.read_plan(files)
     beat = heartbeat.read(files)
     summary = read_summary(files)
     map50, _, score = _best(files)
-    with suppress(OSError, msgspec.DecodeError, KeyError):
-        scores = msgspec.json.decode((files.run / "evaluation" / "scores.json").read_bytes())
-        score = float(scores["global_map_bal"])
+    evaluated = _evaluated(files)
+    record = files.run / "run.json"
+    try:
+        begun = record.stat().st_mtime
+    except OSError as error:
+        raise ToolkitError(f"cannot read {record}", found=reason(error)) from error
     return RunLine(
         name=files.run.name,
         state=state_of(files),
@@ -185,26 +208,53 @@ def describe(files: RunFiles) -> RunLine:
         epochs=beat.epoch if beat else summary.epochs if summary else 0,
         epochs_planned=int(plan.arguments["epochs"]),
         map50=map50,
-        global_map_bal=score,
+        global_map_bal=score if evaluated is None else evaluated,
         bytes=_size(files.run),
-        begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime((files.run / "run.json").stat().st_mtime)),
+        begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime(begun)),
     )
 
 
 def _best(files: RunFiles) -> tuple[float | None, float | None, float | None]:
     """From results.csv: mAP@0.5 and mAP@0.5:0.95 of the epoch with the best of the latter, and the best
-    global_map_bal."""
+    global_map_bal.
+
+    Raises:
+        ToolkitError: the file is no text.
+    """
+    path = files.run / "results.csv"
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        return None, None, None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ToolkitError(f"cannot read {path}", found=reason(error), expected="a row an epoch") from error
     best: tuple[float, float] | None = None
     balanced: float | None = None
-    with suppress(OSError), (files.run / "results.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            with suppress(KeyError, TypeError, ValueError):
-                values = float(row["metrics/mAP50-95(B)"]), float(row["metrics/mAP50(B)"])
-                best = max(best or values, values)
-                value = float(row["global_map_bal"])
-                if not math.isnan(value):
-                    balanced = value if balanced is None else max(balanced, value)
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError):
+            values = float(row["metrics/mAP50-95(B)"]), float(row["metrics/mAP50(B)"])
+            best = max(best or values, values)
+            value = float(row["global_map_bal"])
+            if not math.isnan(value):
+                balanced = value if balanced is None else max(balanced, value)
     return (best[1], best[0], balanced) if best else (None, None, None)
+
+
+def _evaluated(files: RunFiles) -> float | None:
+    """The score of `toolkit evaluate`; None where it is of another split, undefined, or not there.
+
+    Raises:
+        ToolkitError: the file has no score.
+    """
+    path = files.run / "evaluation" / "scores.json"
+    try:
+        score = float(json.loads(path.read_bytes())["global_map_bal"])  # msgspec knows no NaN
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ToolkitError(f"cannot read {path}", found=reason(error), expected="global_map_bal") from error
+    origin = origin_of(path)
+    return score if origin and origin.split == "val" and not math.isnan(score) else None
 
 
 def _size(folder: Path) -> int:
