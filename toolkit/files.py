@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path.parent, escape(path.name))
         handle, temporary = _temporary(path)
     except OSError as error:
         raise _write_error(path, error) from error
@@ -57,9 +57,9 @@ def _temporary(path: Path) -> tuple[int, Path]:
         os.close(handle)  # another writer took it for abandoned before it was locked
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of ``path`` that nobody holds a lock on."""
-    for old in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+def remove_abandoned(folder: Path, names: str) -> None:
+    """Remove temporary files in ``folder`` of files with such names (a glob) that nobody holds a lock on."""
+    for old in folder.glob(f".{names}.*.tmp"):
         with suppress(OSError), old.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             old.unlink()

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from toolkit.cli import app
 from toolkit.dataset.export import export_yolo
+from toolkit.dataset.frames import ZipFrames
 from toolkit.dataset.index import DatasetIndex, load, prepare
 from toolkit.errors import ToolkitError
 
@@ -52,6 +53,16 @@ def test_verify_lists_every_bad_frame_and_fails(copy: Path) -> None:
     found = json.loads(done.stdout)["bad"]
     assert sorted(b["frame"] for b in found) == bad
     assert all("CRC" in b["reason"] for b in found)
+
+
+def test_verify_deep_reads_every_frame_once(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = ZipFrames._pread
+    monkeypatch.setattr(
+        ZipFrames, "_pread", lambda self, row, size: read.append(row) or real(self, row, size)
+    )
+    assert runner.invoke(app, ["dataset", "verify", str(sample), "--deep"]).exit_code == 0
+    assert len(read) == 48 + 24 + 18
 
 
 def test_verify_without_deep_notices_a_shortened_archive(copy: Path) -> None:

@@ -70,7 +70,10 @@ def test_preparing_again_does_nothing_until_an_input_changes(copy: Path, edit: E
     assert (first.unchanged, again.unchanged) == (False, True)
     assert (first.folder / first.manifest.index).stat().st_mtime_ns == written
     edit("Train.json", lambda content: content["annotations"].pop())
+    killed = first.folder / ".index-of-a-killed-run.parquet.1234.tmp"
+    killed.touch()
     third = prepare(copy)
+    assert not killed.exists()
     assert not third.unchanged
     assert third.manifest.boxes["train"] == first.manifest.boxes["train"] - 1
     assert len(list(third.folder.glob("index-*"))) == 1 + 2 * 3

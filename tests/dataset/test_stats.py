@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
 import cv2
+import pytest
 from typer.testing import CliRunner
 
 from toolkit.cli import app
@@ -57,3 +59,18 @@ def test_the_command_prints_a_table_or_json(sample: Path, tmp_path: Path) -> Non
     assert done.stdout.count("202101") == 3
     done = CliRunner().invoke(app, ["dataset", "stats", str(sample), "--json"])
     assert json.loads(done.stdout)["val"]["images"] == 24
+
+
+def test_the_page_of_a_folder_that_cannot_be_written_goes_to_the_users_cache(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != sample / "prepared" and real(path, mode)
+    )
+    done = CliRunner().invoke(app, ["dataset", "stats", str(sample)])
+    assert done.exit_code == 0, done.output
+    (page,) = tmp_path.rglob("stats.html")
+    assert str(page) in done.stderr
+    assert not (sample / "prepared" / "stats").exists()

@@ -168,15 +168,17 @@ def build(index: DatasetIndex, splits: Sequence[str]) -> None:
     needed, place = plan(index, splits), folder(index)
     try:
         place.mkdir(parents=True, exist_ok=True)
+        sources = [index.split(name) for name in splits]
+        files = [path for split in sources for path in _paths(split)[::2] if path.exists()]
+        wanted = needed.size - sum(512 * path.stat().st_blocks for path in files)
         free = shutil.disk_usage(place).free
-        if needed.left > free:
+        if wanted > free:
             raise ToolkitError(
                 f"{place} has too little space for the cache",
                 found=f"{free / 1e9:.1f} GB free",
-                expected=f"{needed.left / 1e9:.1f} GB",
+                expected=f"{wanted / 1e9:.1f} GB",
             )
-        for name in splits:
-            split = index.split(name)
+        for split in sources:
             if _pixels(split) is None:
                 _build(split)
     except OSError as error:

@@ -171,14 +171,15 @@ class ZipFrames:
         """
         members = self.members
         offset, size = int(members.offsets[row]), int(members.sizes[row])
-        wanted = _LOCAL_HEADER + len(members.names[row]) + _LOCAL_EXTRA + size
+        frame: bytes = members.names[row]
+        wanted = _LOCAL_HEADER + len(frame) + _LOCAL_EXTRA + size
         data = self._pread(row, wanted)
         name_length, extra_length = struct.unpack_from("<HH", data, 26)
         start = _LOCAL_HEADER + name_length + extra_length
         if len(data) < start + size:
             data = self._pread(row, start + size)
         name = data[_LOCAL_HEADER : _LOCAL_HEADER + name_length]
-        if not name.endswith(bytes(members.names[row])):
+        if not name.endswith(frame):
             raise self._moved(row, f"{name.decode(errors='replace')} at byte {offset:,}")
         body = data[start : start + size]
         if len(body) < size:

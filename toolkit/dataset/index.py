@@ -27,7 +27,7 @@ from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
 from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, leaves, read_directory
 from toolkit.errors import ToolkitError, reason
-from toolkit.files import replacing
+from toolkit.files import remove_abandoned, replacing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -451,21 +451,24 @@ def _remove_older(folder: Path, manifest: Manifest, before: Manifest | None) -> 
     for old in folder.glob("index-*"):
         if not old.name.startswith(stem):
             if "-grey.npy" in old.name:
+                zipped = manifest.frames == "frames.zip"
+                why = "the split has other frames now" if zipped else "files in a folder are not compared"
                 size = old.stat().st_size / 1e9
-                console.warn(f"removing {old.name}, {size:.1f} GB of decoded frames that have changed since")
+                console.warn(f"removing {old.name} ({size:.1f} GB of decoded frames): {why}")
             old.unlink(missing_ok=True)
+    remove_abandoned(folder, "index-*")
 
 
 def _has_same_frames(folder: Path, split: str, manifest: Manifest, before: Manifest) -> bool:
     """Whether two indexes have the same frames in a split, by name, size and checksum; a folder has none."""
-    paths = (_training_paths(folder, m.index, split)[0] for m in (manifest, before))
-    try:
-        ours, theirs = (np.load(path, mmap_mode="r") for path in paths)
-    except (OSError, ValueError, EOFError):
+    if not manifest.frames == before.frames == "frames.zip":
         return False
+    paths = (_training_paths(folder, m.index, split)[0] for m in (manifest, before))
     columns = ("name", "width", "height", "raw_size", "crc")
-    zipped = manifest.frames == before.frames == "frames.zip"
-    return zipped and len(ours) == len(theirs) and all((ours[c] == theirs[c]).all() for c in columns)
+    with suppress(OSError, ValueError, EOFError):  # a table is lost, cut off or of another version
+        ours, theirs = (np.load(path, mmap_mode="r") for path in paths)
+        return len(ours) == len(theirs) and all((ours[c] == theirs[c]).all() for c in columns)
+    return False
 
 
 def _write_parquet(table: pl.DataFrame, path: Path) -> None:
