@@ -255,6 +255,7 @@ class Planner:
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
+        # One entry a problem that was measured, so at most as many as TUNING_SECONDS allow or the file holds.
         self._families: dict[ConvProblem, dict[float, str]] = {}
         self._told: set[str] = set()
         self._spent = 0.0
