@@ -79,13 +79,13 @@ class Session:
             raise ValueError(f"column budget {column_budget}: expected a positive number of bytes")
         self.device = device
         self.notes: list[str] = []
-        forced = os.environ.get(ROUTE_VARIABLE)
-        if forced and forced != route:
-            self.note(f"{ROUTE_VARIABLE}={forced} overrules route {route!r}")
-            route = forced
-        if route not in ("auto", *NAMES):
-            raise ValueError(f"route {route!r}: expected one of auto, {', '.join(NAMES)}")
-        self.route = route
+        self.route = os.environ.get(ROUTE_VARIABLE) or route
+        forced = self.route != route
+        if self.route not in ("auto", *NAMES):
+            named = f"{ROUTE_VARIABLE}={self.route}" if forced else f"route {route!r}"
+            raise ValueError(f"{named}: expected one of auto, {', '.join(NAMES)}")
+        if forced:
+            self.note(f"{ROUTE_VARIABLE}={self.route} overrules route {route!r}")
         self.routes: dict[str, Route] = {}
         for name in NAMES:
             self._add_route(name, column_budget)

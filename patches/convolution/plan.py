@@ -136,13 +136,13 @@ class PlanFile:
         """Add to the plan and to its file; a file that cannot be written is a note, not an error."""
         self.choices.update(choices)
         self.verdicts.update(verdicts)
-        if self._foreign:
-            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_suffix(".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self.refresh()
+                if self._foreign:
+                    return
                 self.choices.update(choices)
                 self.verdicts.update(verdicts)
                 self._replace()
@@ -255,6 +255,7 @@ class Planner:
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
+        # One entry a problem that was measured, so at most as many as TUNING_SECONDS allow or the file holds.
         self._families: dict[ConvProblem, dict[float, str]] = {}
         self._told: set[str] = set()
         self._spent = 0.0

@@ -1,9 +1,9 @@
 """Trust no kernel before it has shown on this device that it computes what it should.
 
 A kernel can hang, kill its process, or write nothing and report success. Therefore a route is tried in a
-child process under a time limit, on a handful of problems in one dtype; every buffer that it allocates is
-filled with NaN first, and output and gradients are compared with float64 on the CPU. Importing this module
-imports no torch.
+child process under a time limit, on a handful of problems in one dtype; every buffer that its Python code
+allocates is filled with NaN first, and output and gradients are compared with float64 on the CPU. Importing
+this module imports no torch.
 """
 
 from __future__ import annotations

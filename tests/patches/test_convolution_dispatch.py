@@ -420,6 +420,15 @@ def test_the_environment_forces_a_route_and_says_so(
     assert "TOOLKIT_CONV_ROUTE=gemm" in patches.report().notes[0]
 
 
+def test_a_route_that_the_environment_misspells_is_refused_without_a_note(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "fastest")
+    with pytest.raises(ValueError, match=r"^TOOLKIT_CONV_ROUTE=fastest: expected one of auto, native"):
+        patches.enable("cpu")
+    assert caplog.text == ""
+
+
 class Failing(Gemm):
     """A route whose backward raises, as a kernel that does not compile on a card would."""
 

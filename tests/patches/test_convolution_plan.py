@@ -371,6 +371,16 @@ def test_the_plan_of_another_card_is_neither_used_nor_written(path: Path, measur
     assert told.startswith(f"the convolution plan {path} is of another card")
 
 
+def test_of_two_cards_that_are_given_one_new_file_the_second_does_not_write(path: Path) -> None:
+    notes: list[str] = []
+    first, second = (planner(card=replace(CARD, driver=name), notes=notes) for name in ("one", "two"))
+    first.choose(LAYER)
+    before = path.read_bytes()
+    second.choose(LAYER)
+    assert path.read_bytes() == before
+    assert len([note for note in notes if "of another card" in note]) == 1
+
+
 def test_every_card_driver_and_version_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOOLKIT_CONV_PLAN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
