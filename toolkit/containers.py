@@ -374,7 +374,7 @@ def create_arguments(
 
 def _check_devices(profile: Profile, found: Machine) -> None:
     paths = [node.path for node in found.surroundings.devices]
-    wanted = ("/dev/kfd", "/dev/dri/renderD")
+    wanted = ("/dev/kfd", "/dev/dri")
     missing = [name for name in wanted if not any(path.startswith(name) for path in paths)]
     if missing:
         raise ToolkitError(

@@ -19,7 +19,7 @@ from typing import Any
 import docker
 import msgspec
 import pytest
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
@@ -373,6 +373,27 @@ def test_the_image_of_another_card_is_built_by_its_profiles_name(places: contain
         ToolkitError, match=r"no image ltdv2-toolkit:rdna2-gfx1031; make docker-build PROFILE=rdna2 "
     ):
         containers.run(FakeClient(), profile, given)  # type: ignore[arg-type]
+
+
+def test_a_container_knows_its_image_and_where_that_is_served(places: containers.Places) -> None:
+    given: dict[str, Any] = {}
+
+    def create(**arguments: Any) -> None:
+        given.update(arguments)
+        raise APIError("no more is needed")
+
+    image = SimpleNamespace(id="sha256:1", attrs={"RepoDigests": ["one@sha256:2", "other@sha256:2"]})
+    client: Any = SimpleNamespace(
+        images=SimpleNamespace(get=lambda name: image),
+        api=SimpleNamespace(create_host_config=dict, create_container=create),
+        containers=SimpleNamespace(get=None),
+    )
+    with pytest.raises(ToolkitError, match="the engine refused the container"):
+        containers.run(
+            client, containers.load_profile("cpu"), arguments("cpu", "no-card", "true", places=places)
+        )
+    assert given["environment"]["TOOLKIT_IMAGE"] == "sha256:1"
+    assert given["environment"]["TOOLKIT_IMAGE_DIGESTS"] == "one@sha256:2 other@sha256:2"
 
 
 def test_an_examination_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
