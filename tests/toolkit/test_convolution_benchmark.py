@@ -9,8 +9,10 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from command import Command
 from rich.console import Console
 from torch import nn
 
+from patches.convolution.plan import Choice
+from patches.convolution.problem import ConvProblem
 from toolkit.benchmark import commands, measure
 from toolkit.benchmark.measure import Steps
 from toolkit.errors import ToolkitError
@@ -165,6 +169,37 @@ def test_what_is_tuned_is_what_training_runs() -> None:
     assert str(layers[0]) == "16x1x64x64 -> 16, 3x3 stride 2 pad 1, float16"
     assert {layer.channels_out for layer in layers if layer.bias} == {64, 4}
     assert {layer.dtype for layer in layers} == {torch.float16}
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [(False, torch.float32), (True, torch.float16)])
+def test_every_layer_of_training_is_tuned_in_the_dtype_asked_for(
+    amp: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[ConvProblem] = []
+
+    class Card:
+        file = SimpleNamespace(path="plan.json")
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def tune(self, problem: ConvProblem) -> Choice:
+            asked.append(problem)
+            return Choice("triton", {"triton": 1e-3, "native": 2e-3})
+
+    @contextmanager
+    def on_a_gpu(_: object) -> Iterator[str]:
+        yield "cuda"
+
+    monkeypatch.setattr(commands, "_on", on_a_gpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(commands.dispatch, "Planner", Card)
+    commands.tune("yolov8n", 2, 64, None, amp)
+    assert len(asked) == len(set(asked)) > 20
+    assert {(problem.dtype, problem.device, problem.batch) for problem in asked} == {(dtype, "cuda", 2)}
+    shown = capsys.readouterr()
+    assert "1.000" in shown.out
+    assert "remembered in plan.json" in shown.err
 
 
 COMMANDS = (("conv",), ("conv", "--tune=yolov8n"), ("stress",), ("train",))
