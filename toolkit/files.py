@@ -35,6 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
@@ -63,6 +64,16 @@ def remove_abandoned(folder: Path, names: str) -> None:
         with suppress(OSError), old.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             old.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """The new name outlives a power cut only if the folder is on the disk as well."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some file systems know no such thing
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

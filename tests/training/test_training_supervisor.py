@@ -131,7 +131,8 @@ def test_a_trainer_that_was_only_slow_is_left_alone(stage: Stage) -> None:
 
 def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(stage: Stage) -> None:
     fault = {"exit": -11, "place": [3, 112, 8]}
-    stage.play(fault, fault, {"exit": 0})
+    with pytest.raises(ToolkitError, match="was given up"):
+        stage.play(fault, fault, {"exit": -11, "place": [3, 120, 8]}, restarts=2)
     assert [order["skip"] for order in stage.orders] == [[], [], [[3, 112, 8]]]
     stage.play({"exit": 0})
     assert stage.orders[-1]["skip"] == [[3, 112, 8]]
@@ -308,3 +309,16 @@ def test_a_trainer_that_ends_before_its_first_batch_takes_nothing_from_the_summa
     summary = read_summary(stage.files)
     assert summary is not None
     assert (summary.epochs, summary.epochs_planned, summary.best, summary.restarts) == (2, 5, 0.25, 2)
+
+
+def test_a_run_that_finished_meanwhile_is_not_trained_again(stage: Stage) -> None:
+    stage.play({"exit": 0})
+    with pytest.raises(ToolkitError, match="has finished"):
+        stage.play({"exit": 0})
+    assert len(stage.orders) == 1
+
+
+def test_a_fault_in_validation_names_no_batch_to_leave_out(stage: Stage) -> None:
+    with pytest.raises(ToolkitError, match="3 times at the same place"):
+        stage.play({"exit": -11, "place": [0, 48, 8], "beat": {"phase": "validating"}})
+    assert stage.actions == ["restarted", "restarted", "given up"]

@@ -622,7 +622,7 @@ class DurableTrainer(DetectionTrainer):
             step_seconds=_quartiles(self._seconds),
             validation_seconds=self._validation_seconds,
             gpu_memory=int(self._get_memory() * 2**30),
-            memory=self._process.memory_info().rss,
+            memory=_own_memory(self._process),
             skipped_updates=self.skipped_updates,
             skipped_in_a_row=self.skipped_in_a_row,
             frames=self.frames,
@@ -631,6 +631,12 @@ class DurableTrainer(DetectionTrainer):
             saved=self.saved_at,
         )
         heartbeat.write(self.files, beat)
+
+
+def _own_memory(process: psutil.Process) -> int:
+    """Bytes in memory, less mapped files (the cache of decoded frames), which the system can drop."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def _float_or_none(value: Any) -> float | None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import machine
+
+STALE = 15.0
+"""Seconds after which a reading says nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,60 @@ class Sensors:
 
 
 def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | None]:
-    """A function that reads the (first) GPU of ``device`` ("cpu", "0", "0,1").
+    """A function that reads the GPUs of ``device`` ("cpu", "0", "0,1"), of several the worst of each value.
 
     amdgpu's files below ``/sys/class/drm``, in the order in which the kernel driver numbers its cards; else
     ``nvidia-smi``.
     """
     if device == "cpu":
         return lambda: None
-    number = int(device.split(",")[0])
+    numbers = [int(number) for number in device.split(",")]
     cards = machine.read(sysfs).visible
-    if number < len(cards):
-        folder = sysfs / "class" / "drm" / Path(cards[number].render_node).name / "device"
-        return lambda: _read_amdgpu(folder)
+    if max(numbers) < len(cards):
+        nodes = [Path(cards[number].render_node).name for number in numbers]
+        folders = [sysfs / "class" / "drm" / node / "device" for node in nodes]
+        return lambda: _worst([_read_amdgpu(folder) for folder in folders])
     if shutil.which("nvidia-smi"):
-        return lambda: _read_nvidia(number)
+        return lambda: _worst([_read_nvidia(number) for number in numbers])
     return lambda: None
+
+
+def in_background(device: str) -> Callable[[], Sensors | None]:
+    """The last reading of a thread that takes one every second; None when it is older than :data:`STALE`.
+
+    A driver that hangs holds whoever asks it for as long as it likes: here that thread alone.
+    """
+    read = reader(device)
+    if device == "cpu":
+        return read
+    newest: tuple[float, Sensors | None] = (-STALE, None)
+
+    def watch() -> None:
+        nonlocal newest
+        while True:
+            reading = read()
+            newest = time.monotonic(), reading
+            time.sleep(1.0)
+
+    def look() -> Sensors | None:
+        at, reading = newest
+        return reading if time.monotonic() - at < STALE else None
+
+    threading.Thread(target=watch, daemon=True).start()
+    return look
+
+
+def _worst(readings: list[Sensors | None]) -> Sensors | None:
+    known = [reading for reading in readings if reading is not None]
+    if not known:
+        return None
+    fullest = max(known, key=lambda card: (card.memory_used or 0) / (card.memory_total or 1))
+    return Sensors(
+        busy=min((card.busy for card in known if card.busy is not None), default=None),
+        temperature=max((card.temperature for card in known if card.temperature is not None), default=None),
+        memory_used=fullest.memory_used,
+        memory_total=fullest.memory_total,
+    )
 
 
 def _read_amdgpu(card: Path) -> Sensors:

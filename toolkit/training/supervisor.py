@@ -25,7 +25,16 @@ from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary, worker
 from toolkit.training.health import Action
-from toolkit.training.rundir import Batch, Exit, RunFiles, RunState, Summary, read_orders, write_json
+from toolkit.training.rundir import (
+    Batch,
+    Exit,
+    RunFiles,
+    RunState,
+    Summary,
+    read_orders,
+    read_summary,
+    write_json,
+)
 
 HOUR = 3600.0
 LOWER = 0.5
@@ -102,6 +111,9 @@ def supervise(
     files = RunFiles(plan.run)
     _end_orphan(files)
     with files.locked() as lock:
+        before = read_summary(files)
+        if before is not None and before.state == "finished":  # between planning and the lock
+            raise ToolkitError(f"run {plan.run.name} has finished", found=str(files.best))
         session.record(plan)
         keeper = _Supervisor(plan, files, policy, list(command or trainer_command(plan)), lock)
         with keeper.signals():
@@ -133,19 +145,25 @@ class _Supervisor:
 
     def __post_init__(self) -> None:
         self.start = time.monotonic()
-        self.read_sensors = sensors.reader(self.plan.device)
+        self.read_sensors = sensors.in_background(self.plan.device)
         self.orders = msgspec.structs.replace(read_orders(self.files), supervisor=os.getpid(), before=None)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop the run: it is saved first. A second Ctrl-C does not wait for that."""
+        """SIGTERM, Ctrl-C and a closed terminal stop the run, which is saved first.
+
+        A second Ctrl-C does not wait for that.
+        """
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self.stopped_by and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.stopped_by = number
 
-        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield
         finally:
@@ -337,7 +355,10 @@ class _Supervisor:
         if not _allowed(self.restarts, self.policy.restarts):
             self._record(kind, "given up", detail)
             self._fail(f"{kind} ({detail}), and {self.policy.restarts} restarts within the hour did not help")
+        beat = heartbeat.read(self.files)
+        validating = beat is not None and beat.phase == "validating"  # behind the last batch
         skip = place is not None and place not in self.orders.skip and self.faults_there >= 2
+        skip = skip and not validating
         # What worked before and fails before its first batch may wait for a disk or a card that is away.
         hopeless = place is not None or not self.has_trained
         if self.faults_there >= 3 and not skip and hopeless:
