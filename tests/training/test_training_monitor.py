@@ -1,4 +1,4 @@
-"""``toolkit monitor``, ``toolkit runs`` and ``toolkit train --dry-run`` say what the files of a run say."""
+"""``toolkit monitor`` and ``toolkit runs`` say what the files of a run say."""
 
 from __future__ import annotations
 
@@ -257,20 +257,6 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(
     with pytest.raises(SystemExit):
         main()
     assert "no run second; found first" in capsys.readouterr().err
-
-
-def test_a_dry_run_prints_all_and_makes_nothing(
-    files: RunFiles, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = sorted(files.run.parent.rglob("*"))
-    words = ("train", "--dry-run", "--data", str(data), "--device", "cpu")
-    shown = toolkit(monkeypatch, capsys, *words, "--preset", "thermal")
-    for word in ("yolo11m.yaml, 1 channel", "44 train", "cos_lr             True", "3 an epoch, 150 in all"):
-        assert word in shown
-    assert "time         unknown" in shown
-    like_first = toolkit(monkeypatch, capsys, *words, "--preset", "smoke", "--epochs", "10")
-    assert "time         11 s: run first made 41.5 images/s on this device" in like_first
-    assert sorted(files.run.parent.rglob("*")) == before
 
 
 def test_durations_are_said_as_people_say_them() -> None:

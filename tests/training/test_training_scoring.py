@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import Trace, plan, train
+from tiny_run import MODEL, Trace, plan, train
 
 from toolkit.dataset import index
 from toolkit.dataset.sample import write_sample
@@ -213,9 +213,10 @@ def place(tmp_path: Path) -> Workspace:
 
 
 def test_selecting_by_the_score_scores_every_epoch_and_a_dry_run_says_so(place: Workspace) -> None:
-    planned = session.plan(place, Options(device="cpu", preset="smoke", select_by="global_map_bal"))
+    options = Options(device="cpu", preset="smoke", select_by="global_map_bal", model=str(MODEL), imgsz=64)
+    planned = session.plan(place, options)
     assert (planned.score_every, planned.select_by) == (1, "global_map_bal")
-    lines = list(expectation.dry_run(planned, index.load(planned.data), place.runs).lines())
+    lines = list(expectation.dry_run(place, options).lines())
     assert "best.pt      by global_map_bal, every epoch scored" in lines
     planned = session.plan(place, Options(device="cpu", preset="smoke", score_every=5))
     assert (planned.score_every, planned.select_by) == (5, "fitness")

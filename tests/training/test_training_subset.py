@@ -16,7 +16,7 @@ from toolkit.cli import main
 from toolkit.dataset import index
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError
-from toolkit.training import expectation, session
+from toolkit.training import expectation, heartbeat, session
 from toolkit.training.rundir import RunFiles, Summary, write_json
 from toolkit.training.session import Options
 from toolkit.workspace import Workspace
@@ -85,6 +85,7 @@ def test_a_dry_run_counts_the_images_that_would_be_used(
     earlier = session.plan(place, Options(data=data, name="first", device="cpu", preset="smoke", epochs=10))
     session.record(earlier)
     write_json(RunFiles(earlier.run).summary, Summary(state="finished", images_per_second=10.0))
+    heartbeat.write(RunFiles(earlier.run), heartbeat.Beat(pid=1, count=1, phase="finished"))
     words = "train --dry-run --device cpu --preset smoke --epochs 10 --months feb --val-months jan,mar"
     monkeypatch.setattr(sys, "argv", ["toolkit", *words.split(), "--data", str(data)])
     with pytest.raises(SystemExit) as ended:
@@ -94,8 +95,8 @@ def test_a_dry_run_counts_the_images_that_would_be_used(
     images = int((index.load(data).split("train").months == 202102).sum())
     assert f"{images} train, 2 val" in shown
     assert "subset       train: feb; val: jan, mar" in shown
-    whole = expectation.dry_run(earlier, index.load(data), place.runs).time.value
-    assert whole == 44 * 10 / 10
+    options = Options(data=data, device="cpu", preset="smoke", epochs=10)
+    assert expectation.dry_run(place, options).time.value == 44 * 10 / 10
     assert f"time         {images} s" in shown
 
 

@@ -358,24 +358,29 @@ class TrainingStep:
         batch: images a step.
         image_size: side of the square images, pixels.
         device: "cuda" or "cpu".
+        channels: of the images, for a configuration; a checkpoint brings its own.
+        amp: compute the loss under autocast.
     """
 
     BOXES = 3
     """Boxes an image, about LTDv2's mean."""
 
-    def __init__(self, model: str, batch: int, image_size: int, device: str) -> None:
+    def __init__(
+        self, model: str, batch: int, image_size: int, device: str, channels: int = 3, amp: bool = False
+    ) -> None:
         from ultralytics import YOLO
         from ultralytics.cfg import get_cfg
         from ultralytics.nn.tasks import DetectionModel
 
         torch.manual_seed(0)
         trained = model.endswith(".pt")
-        net = YOLO(model).model if trained else DetectionModel(model, nc=CLASSES, verbose=False)
+        net = YOLO(model).model if trained else DetectionModel(model, channels, CLASSES, verbose=False)
         self.model: Any = net.to(device).train()
         self.model.args = get_cfg()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
+        self.autocast = torch.autocast(device, enabled=amp)
         count = batch * self.BOXES
         channels = next(
             module for module in self.model.modules() if isinstance(module, nn.Conv2d)
@@ -390,7 +395,8 @@ class TrainingStep:
     def __call__(self) -> Tensor:
         """One step; the loss."""
         self.optimizer.zero_grad()
-        loss: Tensor = self.model(self.batch)[0].sum()
+        with self.autocast:
+            loss: Tensor = self.model(self.batch)[0].sum()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()

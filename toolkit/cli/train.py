@@ -87,14 +87,13 @@ def train(
         from toolkit.training import group
 
         raise typer.Exit(group.train(place, options, resume))
-    plan = session.plan_resume(place, options) if resume else session.plan(place, options)
     if dry_run:
-        from toolkit.dataset import index
         from toolkit.training import expectation
 
-        for line in expectation.dry_run(plan, index.load(plan.data), place.runs).lines():
+        for line in expectation.dry_run(place, options, resume).lines():
             typer.echo(line)
         return
+    plan = session.plan_resume(place, options) if resume else session.plan(place, options)
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
     best = session.train(plan)
     typer.echo(best)

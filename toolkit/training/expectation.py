@@ -1,33 +1,67 @@
-"""What a planned run will use, and the time and memory to expect where something is known about them."""
+"""What a planned run will use, where each setting comes from, and the time and memory to expect."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from toolkit import doctor
-from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset import index
 from toolkit.errors import ToolkitError
+from toolkit.training import health, heartbeat, session
 from toolkit.training.rundir import RunFiles, read_summary
-from toolkit.training.session import TrainingPlan, count_images, describe, read_plan
+from toolkit.training.session import Options, TrainingPlan, count_images, describe, read_plan
 from toolkit.training.watching import GIB, duration
+from toolkit.workspace import Defaults, Workspace
 
-NANO = ("yolov8n", "yolo11n")
-"""Models that :func:`toolkit.doctor.step_bytes` was measured on."""
+SETTINGS = {
+    "schedule": "epochs time patience batch nbs imgsz rect multi_scale fraction close_mosaic",
+    "optimiser": "optimizer lr0 lrf cos_lr momentum weight_decay warmup_epochs warmup_momentum "
+    "warmup_bias_lr",
+    "model": "pretrained cls_remap freeze amp channels_last compile quantize deterministic seed",
+    "loss": "box cls cls_pw dfl single_cls classes",
+    "augmentation": "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr mosaic "
+    "mixup cutmix",
+    "validation": "val conf iou max_det agnostic_nms plots save_period",
+    "loader": "workers",
+}
+"""Those of Ultralytics' arguments that say how a detector is trained."""
+
+WITHOUT_DATA = 1000
+"""Images that the time is said for when there is no data to count."""
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One of Ultralytics' training arguments.
+
+    Attributes:
+        name, value: as Ultralytics has them.
+        source: "flag", "toolkit.toml", "preset", "default" (Ultralytics' own), or "run" of one that goes on.
+        note: what becomes of it on this machine.
+    """
+
+    name: str
+    value: object
+    source: str
+    note: str = ""
 
 
 class Expectation(msgspec.Struct, frozen=True):
     """A number and where it comes from.
 
     Attributes:
-        value: seconds or bytes; null where nothing is known.
-        source: what it rests on, or why nothing is known.
+        value: seconds or bytes.
+        source: what it rests on.
+        low, high: what it may as well be, if anything is known about that.
     """
 
-    value: float | None
+    value: float
     source: str
+    low: float | None = None
+    high: float | None = None
 
 
 class DryRun(msgspec.Struct, frozen=True):
@@ -35,88 +69,233 @@ class DryRun(msgspec.Struct, frozen=True):
 
     Attributes:
         plan: what the run would use.
+        sources: where data, model, channels, device, preset and the tables of toolkit.toml come from.
+        settings: by topic.
+        missing: why there is no data to train with; empty if there is.
         images: that the run uses of each split.
-        batches: in an epoch and in the whole run.
-        time: seconds for the training, without validation.
-        memory: bytes on the device.
+        time: for the whole run; without data for :data:`WITHOUT_DATA` training images.
+        memory: on the device; on a CPU in RAM.
     """
 
     plan: TrainingPlan
+    sources: dict[str, str]
+    settings: dict[str, tuple[Setting, ...]]
+    missing: str
     images: dict[str, int]
-    batches: tuple[int, int]
     time: Expectation
     memory: Expectation
 
     def lines(self) -> Iterator[str]:
         """For a person."""
-        plan, in_epoch_and_all = self.plan, self.batches
+        plan, source = self.plan, self.sources
         ranks = f", {plan.ranks} ranks" if plan.ranks > 1 else ""
         yield f"run          {plan.run}"
-        yield f"data         {plan.data}: " + ", ".join(f"{n:,} {name}" for name, n in self.images.items())
+        if self.missing:
+            yield f"data         missing: {self.missing}"
+        else:
+            images = ", ".join(f"{n:,} {name}" for name, n in self.images.items())
+            yield f"data         {plan.data}: {images} ({source['data']})"
         if plan.subsets:
-            yield f"subset       {describe(plan.subsets)}"
-        yield f"model        {plan.model}, {plan.channels} channel{'s' if plan.channels > 1 else ''}"
-        yield f"device       {plan.device}{ranks}, patches {'on' if plan.patches else 'off'}"
-        yield f"preset       {plan.preset}"
-        for name, value in plan.arguments.items():
-            yield f"  {name:<18} {value}"
-        yield f"batches      {in_epoch_and_all[0]:,} an epoch, {in_epoch_and_all[1]:,} in all"
+            yield f"subset       {describe(plan.subsets)} (flag)"
+        channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"
+        yield f"model        {plan.model} ({source['model']}), {channels}"
+        patches = "on" if plan.patches else "off"
+        yield f"device       {plan.device} ({source['device']}){ranks}, patches {patches}"
+        yield f"preset       {plan.preset} ({source['preset']})"
+        for topic, settings in self.settings.items():
+            yield topic
+            for setting in settings:
+                value = f"{setting.value!s:<10} {setting.source}"
+                yield f"  {setting.name:<18} {value}{f'; {setting.note}' if setting.note else ''}"
+        if self.images:
+            in_epoch = -(-self.images["train"] // int(plan.arguments["batch"]))
+            all_batches = in_epoch * int(plan.arguments["epochs"])
+            yield f"batches      {in_epoch:,} an epoch, {all_batches:,} in all"
         scored = (
             f", scored every {plan.score_every} epochs" if plan.score_every > 1 else ", every epoch scored"
         )
         yield f"best.pt      by {plan.select_by}{scored if plan.score_every else ''}"
         extra = f" or {plan.saving.batches:,} batches" if plan.saving.batches else ""
-        yield f"checkpoints  every {duration(plan.saving.seconds)}{extra}, and on SIGTERM and Ctrl-C"
+        every = f"every {duration(plan.saving.seconds)}{extra} ({source['saving']})"
+        yield f"checkpoints  {every}, and on SIGTERM and Ctrl-C"
         yield "red flags"
         for name in plan.rules.__struct_fields__:
             rule = getattr(plan.rules, name)
             held = f" for {rule.seconds:g} s" if rule.seconds else ""
-            yield f"  {name:<18} {rule.limit:.4g}{held}: {rule.action.value}"
-        time = "unknown" if self.time.value is None else duration(self.time.value)
-        memory = "unknown" if self.memory.value is None else f"{self.memory.value / GIB:.1f} GiB"
-        yield f"time         {time}: {self.time.source}"
-        yield f"memory       {memory}: {self.memory.source}"
+            yield f"  {name:<18} {rule.limit:.4g}{held}: {rule.action.value}; {source[f'health.{name}']}"
+        whole = f" for {WITHOUT_DATA:,} training images" if self.missing else ""
+        yield f"time         {_spread(self.time)}{whole}: {self.time.source}"
+        yield f"memory       {self.memory.value / GIB:.1f} GiB: {self.memory.source}"
 
 
-def dry_run(plan: TrainingPlan, index: DatasetIndex, runs: Path) -> DryRun:
-    """What ``plan`` would do, with times and memory of an earlier run in ``runs`` that is like it."""
-    images = count_images(plan, index)
-    epochs, batch = int(plan.arguments["epochs"]), int(plan.arguments["batch"])
-    in_epoch = -(-images["train"] // batch)
-    return DryRun(plan, images, (in_epoch, epochs * in_epoch), *_expect(plan, runs, images["train"] * epochs))
+def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
+    """What ``toolkit train`` would do, with times and memory of an earlier run that is like it, or measured.
+
+    Raises:
+        ToolkitError: the options ask for what is not there. Data that is missing or not prepared is no error.
+    """
+    missing = ""
+    if not resume and options.data is None:
+        try:
+            place.data_dir()
+        except ToolkitError as error:
+            missing, options = error.line(), replace(options, data=place.root)
+    plan = session.plan_resume(place, options) if resume else session.plan(place, options)
+    frames: index.DatasetIndex | None = None
+    images: dict[str, int] = {}
+    if not missing:
+        try:
+            frames = index.load(plan.data)
+        except ToolkitError as error:
+            missing = error.line()
+        else:
+            images = count_images(plan, frames)
+    defaults = place.defaults(plan.data)
+    expected = _of_earlier_run(plan, place.runs, frames, images) or _measured(plan, frames, images)
+    sources = _sources(options, defaults, resume)
+    settings = _settings(plan, sources, "run" if resume else "preset")
+    return DryRun(plan, sources, settings, missing, images, *expected)
 
 
-def _expect(plan: TrainingPlan, runs: Path, frames: int) -> tuple[Expectation, Expectation]:
+def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, str]:
+    """Where each setting comes from that can be given in more than one place."""
+    sources = {}
+    for name in ("data", "model", "channels", "device", "preset", *session.OVERRIDES):
+        if getattr(options, name) is not None:
+            sources[name] = "flag"
+        elif resume:
+            continue
+        elif getattr(defaults, name) is not None:
+            sources[name] = "toolkit.toml"
+    others = {
+        "data": "found",
+        "model": "preset",
+        "channels": "preset",
+        "device": "found",
+        "preset": "default",
+    }
+    sources = {name: "run" if resume else source for name, source in others.items()} | sources
+    sources["saving"] = "default" if defaults.saving == Defaults().saving else "toolkit.toml"
+    for name in health.Rules.__struct_fields__:
+        sources[f"health.{name}"] = "toolkit.toml" if name in defaults.health else "default"
+    return sources
+
+
+def _settings(plan: TrainingPlan, sources: dict[str, str], planned: str) -> dict[str, tuple[Setting, ...]]:
+    """Every argument of :data:`SETTINGS`; those of the plan are from ``sources``, or else ``planned``."""
+    from ultralytics.cfg import get_cfg
+
+    values = vars(get_cfg(overrides=dict(plan.arguments)))
+    updates = max(round(values["nbs"] / values["batch"]), 1)
+    notes = {"nbs": f"an update every {updates} batches" if updates > 1 else "an update every batch"}
+    if plan.device == "cpu" and values["amp"]:
+        notes["amp"] = "off on a CPU"
+    if values["workers"] > (os.cpu_count() or 1):
+        notes["workers"] = f"{os.cpu_count()} on this machine"
+
+    def setting(name: str) -> Setting:
+        source = sources.get(name) or (planned if name in plan.arguments else "default")
+        return Setting(name, values[name], source, notes.get(name, ""))
+
+    return {topic: tuple(map(setting, names.split())) for topic, names in SETTINGS.items()}
+
+
+def _of_earlier_run(
+    plan: TrainingPlan, runs: Path, frames: index.DatasetIndex | None, images: dict[str, int]
+) -> tuple[Expectation, Expectation] | None:
+    if frames is None:
+        return None
     for path in sorted(runs.glob("*/summary.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
         files = RunFiles(path.parent)
-        summary = read_summary(files)
-        if summary is None or not summary.images_per_second or not _alike(plan, files):
+        summary, beat = read_summary(files), heartbeat.read(files)
+        if summary is None or beat is None or not summary.images_per_second:
             continue
-        source = f"run {files.run.name} made {summary.images_per_second:.1f} images/s on this device"
-        time = Expectation(frames / summary.images_per_second, source)
+        try:
+            earlier = read_plan(files)
+            validated = count_images(earlier, frames)["val"]
+        except ToolkitError:
+            continue
+        if not _alike(plan, earlier):
+            continue
+        epochs, name = int(plan.arguments["epochs"]), files.run.name
+        training = images["train"] * epochs / summary.images_per_second
+        validation = beat.validation_seconds * images["val"] / validated
+        usual = beat.step_seconds[1]
+        low, high = (
+            seconds / usual if usual else 1.0 for seconds in (beat.step_seconds[0], beat.step_seconds[2])
+        )
+        source = f"run {name} made {summary.images_per_second:.1f} images/s on this device"
+        source += f", validation {duration(validation)} a time; the range is that of half of its batches"
         if plan.device == "cpu":
-            return time, Expectation(None, "no GPU is used")
-        return time, Expectation(summary.gpu_memory, f"reserved in run {files.run.name}")
-    time = Expectation(None, "no run like this one was made here; `toolkit monitor` knows after a minute")
-    return time, _estimated_memory(plan)
+            memory = Expectation(beat.memory, f"RAM of the trainer of run {name}, without its loader")
+        else:
+            memory = Expectation(summary.gpu_memory, f"GPU memory reserved in run {name}")
+        middle, low, high = (training * factor + epochs * validation for factor in (1.0, low, high))
+        return Expectation(middle, source, low, high), memory
+    return None
 
 
-def _estimated_memory(plan: TrainingPlan) -> Expectation:
-    if plan.device == "cpu" or Path(plan.model).stem not in NANO:
-        return Expectation(None, "no run like this one was made here, and no figure for this model")
-    batch, imgsz = int(plan.arguments["batch"]) // plan.ranks, int(plan.arguments["imgsz"])
-    source = f"an estimate for {batch} images, fp32, vendor library off, from figures of an H100"
-    return Expectation(doctor.step_bytes(batch, imgsz), source)
-
-
-def _alike(plan: TrainingPlan, files: RunFiles) -> bool:
-    """Whether an earlier run used the same model, shape, device and patches."""
-    try:
-        other = read_plan(files)
-    except ToolkitError:
-        return False
-    same = ("model", "channels", "device", "patches")
+def _alike(plan: TrainingPlan, other: TrainingPlan) -> bool:
+    """Whether a batch of the two is the same work."""
+    same = ("data", "model", "channels", "device", "patches", "score_every")
     keys = ("imgsz", "batch", "amp", "mosaic", "workers")
     return all(getattr(plan, name) == getattr(other, name) for name in same) and all(
         plan.arguments.get(key) == other.arguments.get(key) for key in keys
     )
+
+
+def _measured(
+    plan: TrainingPlan, frames: index.DatasetIndex | None, images: dict[str, int]
+) -> tuple[Expectation, Expectation]:
+    """From a few batches that are trained now, and a few images that are loaded."""
+    from toolkit.training import trial
+
+    tried, processes = trial.run(plan), trial.loader_processes(plan)
+    batch, epochs = int(plan.arguments["batch"]), int(plan.arguments["epochs"])
+    part = batch // plan.ranks
+    if frames is None:
+        images, epochs, loading = {"train": WITHOUT_DATA, "val": 0}, 1, {"train": 0.0, "val": 0.0}
+        how = "loading and validation come on top"
+    else:
+        loading = {split: trial.loading_seconds(plan, frames, split) for split in images}
+        how = f"loading an image {loading['train'] * 1e3:.1f} ms in each of {max(processes, 1)} processes"
+    wait = loading["train"] * part / max(processes, 1)
+    beside = processes > 0 and plan.device != "cpu"  # a GPU computes while the processors load
+    validation = images["val"] * (tried.forward + loading["val"] / max(processes, 1))
+    passes = epochs + (epochs // plan.score_every if plan.score_every else 0)
+    low, middle, high = (
+        epochs * -(-images["train"] // batch) * (max(step, wait) if beside else step + wait)
+        + passes * validation
+        for step in tried.batch_seconds(part)
+    )
+    source = (
+        f"measured now: {len(tried.seconds)} batches of {tried.images} on {plan.device} took "
+        f"{min(tried.seconds):.2f} to {max(tried.seconds):.2f} s in the network (the range), {how}"
+    )
+    if frames is not None:
+        source += f", validation {validation:.1f} s a time"
+    return Expectation(middle, source, low, high), Expectation(
+        tried.memory, _memory_source(plan, tried.images)
+    )
+
+
+def _memory_source(plan: TrainingPlan, tried: int) -> str:
+    part = int(plan.arguments["batch"]) // plan.ranks
+    if plan.device == "cpu":
+        return f"RAM of the trainer and its loader; measured now with a batch of {tried}, in proportion"
+    import torch
+
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
+    if tried < part:
+        return (
+            f"a batch of {part} does not fit on the GPU of {total:.1f} GiB; in proportion to one of {tried}, "
+            f"which does: choose a smaller --batch"
+        )
+    return f"reserved now by batches of {part} on the GPU of {total:.1f} GiB"
+
+
+def _spread(time: Expectation) -> str:
+    if time.low is None or time.high is None:
+        return duration(time.value)
+    low, high = duration(time.low), duration(time.high)
+    return duration(time.value) if low == high else f"{duration(time.value)} ({low} to {high})"

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "thermal"
 
+OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
+"""Ultralytics' arguments that a flag or toolkit.toml may set."""
+
 Argument = bool | int | float | str
 SelectBy = Literal["fitness", "global_map_bal"]
 
@@ -151,7 +154,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     preset_name = options.preset or defaults.preset or DEFAULT_PRESET
     preset = load_preset(preset_name)
     arguments = dict(preset.arguments)
-    for key in ("epochs", "batch", "imgsz", "workers", "seed"):
+    for key in OVERRIDES:
         value = getattr(options, key)
         if value is None:
             value = getattr(defaults, key)
