@@ -306,12 +306,12 @@ class _Supervisor:
         """
         family = [*_family(child), *self.family]
         self.family = []
-        if any(_state(process) == psutil.STATUS_STOPPED for process in family):
-            grace = 0.0  # SIGSTOP: it cannot hear what it is asked
         if grace and child.poll() is None:
             child.terminate()
             deadline = time.monotonic() + grace
             while child.poll() is None and time.monotonic() < deadline:
+                if any(_state(process) == psutil.STATUS_STOPPED for process in family):
+                    break  # SIGSTOP: it does not hear what it is asked
                 time.sleep(self.policy.poll)
                 # The first rank writes its status when all is saved; torchrun then waits half a minute for
                 # ranks that wait in a collective for the first.
