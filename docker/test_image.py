@@ -265,6 +265,7 @@ def test_a_shell_ends_with_its_terminal(workspace: Path, client: docker.DockerCl
     assert not client.containers.list(all=True, filters={"label": "io.ltdv2-toolkit.command=bash"})
 
 
+@pytest.mark.timeout(1800)  # a suite in a test, with limits of its own
 def test_the_convolution_tests_pass_inside(workspace: Path) -> None:
     tests = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "/opt/ltdv2/tests/patches"]
     inside = ["sh", "-c", f"cd /opt/ltdv2 && HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis {' '.join(tests)}"]

@@ -151,7 +151,8 @@ def examine(
         if not runtime.devices:
             return diagnose(found, runtime, [test.result() for test in on_cpu], imgsz)
     routes = [route for route in ROUTES if route != "triton" or runtime.triton]
-    return diagnose(found, runtime, [_try(route, "cuda", timeout) for route in routes], imgsz)
+    device = f"cuda:{min(_number(found), len(runtime.devices) - 1)}"
+    return diagnose(found, runtime, [_try(route, device, timeout) for route in routes], imgsz)
 
 
 def _try(route: str, device: str, timeout: float) -> SelfTest:
@@ -413,6 +414,12 @@ def best_card(found: Machine) -> Card | None:
     return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
 
 
+def _number(found: Machine) -> int:
+    """PyTorch's number of :func:`best_card`, 0 without one."""
+    card = best_card(found)
+    return found.visible.index(card) if card else 0
+
+
 def _recommend(
     found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int
 ) -> Recommendation:
@@ -431,7 +438,7 @@ def _recommend(
         device = Choice("0", runtime.devices[0].name)
     else:
         memory = card.memory_bytes
-        device = Choice(str(found.visible.index(card)), _why(card, found.visible))
+        device = Choice(str(_number(found)), _why(card, found.visible))
         if card.shared:
             others = TRAINER_BYTES + SERVER_BYTES + MOST_WORKERS * WORKER_BYTES
             memory = min(memory, max(found.surroundings.memory_free_bytes - others, 0))

@@ -211,8 +211,8 @@ def test_the_routes_that_are_tried_are_those_that_exist() -> None:
     ("devices", "triton", "tried"),
     [
         ((), "3.8.0", [("native", "cpu"), ("gemm", "cpu")]),
-        ((GPU,), "3.8.0", [(route, "cuda") for route in ROUTES]),
-        ((GPU,), "", [(route, "cuda") for route in ROUTES if route != "triton"]),
+        ((GPU,), "3.8.0", [(route, "cuda:0") for route in ROUTES]),
+        ((GPU,), "", [(route, "cuda:0") for route in ROUTES if route != "triton"]),
     ],
 )
 def test_every_route_is_tried_where_it_can_run(
@@ -233,6 +233,18 @@ def test_every_route_is_tried_where_it_can_run(
         assert verdicts(report)["route library"] == Verdict.LIMITS
         assert report.recommendation.route.value == "auto"
         assert "struck off: library" in report.recommendation.route.reason
+
+
+def test_the_routes_are_tried_on_the_card_that_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.read(TREES / "two-cards")
+    runtime = found.surroundings.runtime
+    monkeypatch.setattr(machine, "read", lambda sysfs, data: found)
+    monkeypatch.setattr(doctor, "ask", lambda timeout: runtime)
+    monkeypatch.setattr(
+        selftest, "run", lambda route, device, timeout: selftest.SelfTestResult(route, True, "", 1.0)
+    )
+    report = doctor.examine()
+    assert {test.device for test in report.self_tests} == {f"cuda:{report.recommendation.device.value}"}
 
 
 def test_without_a_gpu_a_route_that_fails_is_not_recommended() -> None:

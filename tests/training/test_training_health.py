@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import mmap
+import multiprocessing
+import shutil
 import statistics
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import ToolkitError
-from toolkit.training import health
+from toolkit.training import health, sensors
 from toolkit.training.durable import WINDOW
 from toolkit.training.health import Action, History, Rule, Rules
-from toolkit.training.heartbeat import Beat
+from toolkit.training.heartbeat import Beat, MemoryGauge
 from toolkit.training.sensors import Sensors, reader
 
 GIB = 2**30
@@ -110,6 +115,16 @@ def test_ten_updates_in_a_row_that_are_not_finite_roll_back() -> None:
     assert flags(rolled) == {"not_finite": Action.ROLL_BACK}
 
 
+def test_one_update_in_five_that_is_not_finite_rolls_back_however_good_the_others_are() -> None:
+    def every(second: int, nth: int) -> Beat:
+        return beat(second, updates=4 * second, skipped_updates=100 + 4 * second // nth)
+
+    assert flags(history(1200, lambda n: every(n, 6))) == {}
+    assert flags(history(1200, lambda n: every(n, 2))) == {"often_not_finite": Action.ROLL_BACK}
+    at_first = history(1200, lambda n: beat(n, updates=4 * n, skipped_updates=min(n, 19)))
+    assert flags(at_first) == {}
+
+
 @settings(max_examples=30)
 @given(
     rate=st.floats(0.5, 500.0),
@@ -133,12 +148,13 @@ def test_a_loss_that_stays_far_above_its_median_rolls_back_at_any_speed(
     assert flags(seen) == {"loss_jump": Action.ROLL_BACK}
 
 
-def test_heat_is_noted_after_a_minute_and_stops_the_run_at_once_when_it_is_too_much() -> None:
+def test_heat_is_noted_after_a_minute_and_stops_the_run_within_seconds_when_it_is_too_much() -> None:
     warm = Sensors(busy=99.0, temperature=84.0)
     assert flags(history(50, sensors=warm)) == {}
     assert flags(history(65, sensors=warm)) == {"hot": Action.NOTE}
     glowing = Sensors(busy=99.0, temperature=96.0)
-    assert flags(history(3, sensors=glowing)) == {"too_hot": Action.GIVE_UP}
+    assert flags(history(4, sensors=glowing)) == {}
+    assert flags(history(7, sensors=glowing)) == {"too_hot": Action.GIVE_UP}
 
 
 def test_an_idle_gpu_is_noted_in_training_only() -> None:
@@ -159,6 +175,39 @@ def test_memory_that_grows_for_hours_is_given_back_by_a_restart() -> None:
 
     assert flags(history(3 * 3600, leaking)) == {}
     assert flags(history(4 * 3600 + 120, leaking)) == {"memory_growth": Action.RESTART}
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # about forking, from Python 3.12 on
+def test_memory_counts_what_workers_add_and_no_page_of_a_file(tmp_path: Path) -> None:
+    gauge, context = MemoryGauge(), multiprocessing.get_context("fork")
+    stop, grow = context.Event(), context.Event()
+
+    def work() -> None:
+        grow.wait(60)
+        kept = bytearray(b"x") * (64 * 2**20)
+        stop.wait(60)
+        del kept
+
+    worker = context.Process(target=work)
+    worker.start()
+    try:
+        before = gauge.read()
+        (tmp_path / "frames").write_bytes(bytes(64 * 2**20))
+        with (
+            (tmp_path / "frames").open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages,
+        ):
+            assert sum(pages[:: mmap.PAGESIZE]) == 0
+            assert gauge.read() - before < 32 * 2**20
+        grow.set()
+        deadline = time.monotonic() + 30
+        while gauge.read() - before < 48 * 2**20:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        grow.set()
+        worker.join()
 
 
 def test_half_the_usual_speed_is_noted() -> None:
@@ -229,24 +278,70 @@ def test_time_left_comes_with_its_spread() -> None:
     assert beat(1, step_seconds=(0.0, 0.0, 0.0)).seconds_left() is None
 
 
-def test_the_sensors_of_an_amd_card_are_read_from_sysfs(tmp_path: Path) -> None:
-    node = tmp_path / "class/kfd/kfd/topology/nodes/1"
-    card = tmp_path / "class/drm/renderD128/device"
+def amd_card(sysfs: Path, number: int, busy: int, degrees: int, used: int) -> None:
+    node = sysfs / f"class/kfd/kfd/topology/nodes/{number + 1}"
+    card = sysfs / f"class/drm/renderD{128 + number}/device"
     for folder in (node, card / "hwmon/hwmon3"):
         folder.mkdir(parents=True)
     (node / "properties").write_text(
-        "simd_count 72\nsimd_per_cu 2\ngfx_target_version 100100\ndrm_render_minor 128\n"
+        f"simd_count 72\nsimd_per_cu 2\ngfx_target_version 100100\ndrm_render_minor {128 + number}\n"
     )
-    (tmp_path / "recorded.json").write_text("{}")
+    (sysfs / "recorded.json").write_text("{}")
     for name, value in {
         "mem_info_vram_total": 6 * GIB,
-        "mem_info_vram_used": GIB,
-        "gpu_busy_percent": 93,
-        "hwmon/hwmon3/temp1_input": 71000,
+        "mem_info_vram_used": used,
+        "gpu_busy_percent": busy,
+        "hwmon/hwmon3/temp1_input": degrees * 1000,
     }.items():
         (card / name).write_text(f"{value}\n")
-    assert reader("0", tmp_path)() == Sensors(93, 71.0, GIB, 6 * GIB)
-    assert reader("cpu", tmp_path)() is None
+
+
+@pytest.fixture
+def two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sensors, "_built_for_nvidia", lambda: False)
+    amd_card(tmp_path, 0, busy=93, degrees=71, used=GIB)
+    amd_card(tmp_path, 1, busy=12, degrees=96, used=5 * GIB)
+    return tmp_path
+
+
+def test_the_sensors_of_an_amd_card_are_read_from_sysfs(two_cards: Path) -> None:
+    assert reader("0", two_cards)() == Sensors(93, 71.0, GIB, 6 * GIB)
+    assert reader("1", two_cards)() == Sensors(12, 96.0, 5 * GIB, 6 * GIB)
+    assert reader("cpu", two_cards)() is None
+
+
+def test_of_several_cards_the_worst_counts(two_cards: Path) -> None:
+    assert reader("0,1", two_cards)() == Sensors(12, 96.0, 5 * GIB, 6 * GIB)
+
+
+def test_with_a_pytorch_for_nvidia_the_graphics_of_an_amd_processor_are_not_asked(
+    two_cards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "_built_for_nvidia", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert reader("0", two_cards)() is None
+
+
+def test_a_driver_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, asked = threading.Event(), []
+
+    def read() -> Sensors:
+        asked.append(1)
+        if len(asked) > 1:
+            answered.wait(60)
+        return Sensors(busy=50.0)
+
+    monkeypatch.setattr(sensors, "reader", lambda _: read)
+    monkeypatch.setattr(sensors, "STALE", 1.5)
+    look = sensors.in_background("0")
+    try:
+        for expected in (Sensors(busy=50.0), None):
+            deadline = time.monotonic() + 30
+            while look() != expected:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    finally:
+        answered.set()
 
 
 def test_a_loss_that_is_not_finite_has_no_total() -> None:

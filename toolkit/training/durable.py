@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -98,7 +97,7 @@ class DurableTrainer(DetectionTrainer):
         self.progress = _Progress(epoch=-1)
         self.batches_done = 0
         self.saved_at = -1
-        self.skipped_updates = self.skipped_in_a_row = 0
+        self.updates = self.skipped_updates = self.skipped_in_a_row = 0
         self.frames = 0
         self._bad_before = files.bad_frames()
         self._since_update = 0
@@ -111,7 +110,7 @@ class DurableTrainer(DetectionTrainer):
         self._waits: deque[float] = deque(maxlen=WINDOW)
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._validation_start = self._validation_seconds = 0.0
-        self._process = psutil.Process()
+        self._memory = heartbeat.MemoryGauge()
         files.run.mkdir(parents=True, exist_ok=True)
         self._place = heartbeat.Place(files)
         super().__init__(overrides=overrides)
@@ -359,6 +358,7 @@ class DurableTrainer(DetectionTrainer):
     def optimizer_step(self) -> None:
         """Update the weights, unless a gradient is not finite: then leave the update out and count it."""
         self._since_update = 0
+        self.updates += 1
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=10.0)
         finite = bool(torch.isfinite(norm))
@@ -626,7 +626,8 @@ class DurableTrainer(DetectionTrainer):
             step_seconds=_quartiles(self._seconds),
             validation_seconds=self._validation_seconds,
             gpu_memory=int(self._get_memory() * 2**30),
-            memory=_own_memory(self._process),
+            memory=self._memory.read(),
+            updates=self.updates,
             skipped_updates=self.skipped_updates,
             skipped_in_a_row=self.skipped_in_a_row,
             frames=self.frames,
@@ -635,12 +636,6 @@ class DurableTrainer(DetectionTrainer):
             saved=self.saved_at,
         )
         heartbeat.write(self.files, beat)
-
-
-def _own_memory(process: psutil.Process) -> int:
-    """Bytes in memory, less mapped files (the cache of decoded frames), which the system can drop."""
-    memory = process.memory_info()
-    return int(memory.rss - memory.shared)
 
 
 def _float_or_none(value: Any) -> float | None:

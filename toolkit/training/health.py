@@ -53,11 +53,12 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         hang_starting: the same before the first batch (imports, first-step compilation).
         hang_validating: the same in validation.
         not_finite: updates in a row with a loss or gradient that is NaN or infinite.
+        often_not_finite: part of the updates of ten minutes that were such, if they were 20 or more.
         loss_jump: loss as a multiple of what its running median usually was in the ten minutes before.
         gpu_idle: percent of time that the GPU is busy.
         hot, too_hot: temperature of the GPU in degrees Celsius.
         gpu_memory: part of the card's memory in use: 5 GB on a card of 6 GB.
-        memory_growth: GiB that the trainer has grown by since its first minutes.
+        memory_growth: GiB that the trainer, its loader and its part of the GPU have grown by since the start.
         slow: images a second as a part of the run's own median.
         starving: part of the time spent waiting for the loader.
         disk: GiB free where the run is written.
@@ -68,10 +69,11 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hang_starting: Rule = Rule(900.0, Action.RESTART)
     hang_validating: Rule = Rule(300.0, Action.RESTART)
     not_finite: Rule = Rule(10.0, Action.ROLL_BACK)
+    often_not_finite: Rule = Rule(0.2, Action.ROLL_BACK)
     loss_jump: Rule = Rule(10.0, Action.ROLL_BACK, seconds=20.0)
     gpu_idle: Rule = Rule(0.0, Action.NOTE, seconds=60.0)
     hot: Rule = Rule(80.0, Action.NOTE, seconds=60.0)
-    too_hot: Rule = Rule(95.0, Action.GIVE_UP)
+    too_hot: Rule = Rule(95.0, Action.GIVE_UP, seconds=5.0)
     gpu_memory: Rule = Rule(5 / 6, Action.NOTE)
     memory_growth: Rule = Rule(4.0, Action.RESTART, seconds=60.0)
     slow: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
@@ -238,6 +240,17 @@ def _not_finite(history: History, rule: Rule) -> str | None:
     return f"{beat.skipped_in_a_row} updates in a row had a loss or gradient that is not finite"
 
 
+def _often_not_finite(history: History, rule: Rule) -> str | None:
+    first = next((beat for observation in history.before(0.0) if (beat := _training(observation))), None)
+    last = history.beat
+    if first is None or last is None or last.phase != "training":
+        return None
+    updates, skipped = last.updates - first.updates, last.skipped_updates - first.skipped_updates
+    if skipped < 20 or skipped <= rule.limit * updates:
+        return None
+    return f"{skipped} of the last {updates} updates had a loss or gradient that is not finite"
+
+
 def _loss_jump(history: History, rule: Rule) -> str | None:
     losses = []
     for observation in history.recent(rule.seconds):
@@ -358,6 +371,7 @@ _RULES: dict[str, Callable[[History, Rule], str | None]] = {
     "hang_starting": _hang_starting,
     "hang_validating": _hang_validating,
     "not_finite": _not_finite,
+    "often_not_finite": _often_not_finite,
     "loss_jump": _loss_jump,
     "gpu_idle": _gpu_idle,
     "hot": _temperature,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -34,7 +36,9 @@ class Beat(msgspec.Struct, frozen=True):
         validation_seconds: how long the last validation took, with an epoch's share of the scoring; 0 before
             the first.
         gpu_memory: bytes reserved on the device; 0 on a CPU.
-        memory: bytes resident in the trainer.
+        memory: bytes that the trainer holds, and what its loader's workers have added to theirs; not counting
+            pages of files, such as the frame cache's, which the system may take back.
+        updates: of the weights in this process, those left out included.
         skipped_updates: updates left out because of a loss or gradient that was not finite.
         skipped_in_a_row: how many of them since the last good update.
         frames, bad_frames: frames that this trainer has read, and those replaced because they did not decode.
@@ -58,6 +62,7 @@ class Beat(msgspec.Struct, frozen=True):
     validation_seconds: float = 0.0
     gpu_memory: int = 0
     memory: int = 0
+    updates: int = 0
     skipped_updates: int = 0
     skipped_in_a_row: int = 0
     frames: int = 0
@@ -108,6 +113,30 @@ def read(files: RunFiles) -> Beat | None:
         return msgspec.json.decode(files.heartbeat.read_bytes(), type=Beat)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+class MemoryGauge:
+    """Measures :attr:`Beat.memory`; to be asked again and again by the process that it is about."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, int] = {}
+
+    def read(self) -> int:
+        """Bytes. A worker begins as a copy that shares memory with the others: only what it adds counts."""
+        grown = 0
+        for child in multiprocessing.active_children():
+            if child.pid is not None and (now := _anonymous(child.pid)) is not None:
+                grown += now - self._first.setdefault(child.pid, now)
+        return (_anonymous(os.getpid()) or 0) + grown
+
+
+def _anonymous(process: int) -> int | None:
+    """Resident bytes of a process that belong to no file; None if it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 class Place:

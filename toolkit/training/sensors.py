@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shutil
 import subprocess
 import threading
@@ -36,13 +38,13 @@ class Sensors:
 def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | None]:
     """A function that reads the GPUs of ``device`` ("cpu", "0", "0,1"), of several the worst of each value.
 
-    amdgpu's files below ``/sys/class/drm``, in the order in which the kernel driver numbers its cards; else
-    ``nvidia-smi``.
+    AMD's by amdgpu's files below ``/sys/class/drm``, in the order in which the kernel numbers its cards;
+    NVIDIA's by ``nvidia-smi``. A machine may have both, and PyTorch is built for one of them.
     """
     if device == "cpu":
         return lambda: None
     numbers = [int(number) for number in device.split(",")]
-    cards = machine.read(sysfs).visible
+    cards = () if _built_for_nvidia() else machine.read(sysfs).visible
     if max(numbers) < len(cards):
         nodes = [Path(cards[number].render_node).name for number in numbers]
         folders = [sysfs / "class" / "drm" / node / "device" for node in nodes]
@@ -75,6 +77,17 @@ def in_background(device: str) -> Callable[[], Sensors | None]:
 
     threading.Thread(target=watch, daemon=True).start()
     return look
+
+
+def _built_for_nvidia() -> bool:
+    """Whether PyTorch is, asked of its version file: importing it takes seconds."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    with suppress(OSError):
+        text = Path(found.origin).with_name("version.py").read_text()
+        return re.search(r"^cuda\b[^=]*= *['\"]", text, re.MULTILINE) is not None
+    return False
 
 
 def _worst(readings: list[Sensors | None]) -> Sensors | None:
