@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit.errors import ToolkitError, reason
-from toolkit.training.rundir import Saving
+from toolkit.training.rundir import Restarts, Saving
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,6 +57,7 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     health: dict[str, dict[str, float | str]] = {}
     saving: Saving = Saving()
+    restarts: Restarts = Restarts()
 
 
 class RunRecord(msgspec.Struct, frozen=True):

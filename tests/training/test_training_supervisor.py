@@ -20,7 +20,7 @@ from tiny_run import plan
 from toolkit.errors import ToolkitError
 from toolkit.training import checkpoints, events, session
 from toolkit.training.health import Action, Rule, Rules
-from toolkit.training.rundir import Exit, Orders, RunFiles, read_summary, state_of, write_json
+from toolkit.training.rundir import Exit, Orders, Restarts, RunFiles, read_summary, state_of, write_json
 from toolkit.training.supervisor import Policy, _Supervisor, supervise
 
 FAKE = Path(__file__).parent / "fake_trainer.py"
@@ -39,7 +39,8 @@ class Stage:
     ) -> None:
         (self.files.run / "script.jsonl").write_text("\n".join(map(json.dumps, lives)))
         planned = plan(self.data, self.files.run)
-        planned = replace(planned, rules=rules or Rules(), device=device)
+        restarts = Restarts(an_hour=policy.pop("restarts", 10))
+        planned = replace(planned, rules=rules or Rules(), device=device, restarts=restarts)
         patience = {"look": 0.05, "poll": 0.02, "stop_grace": 5.0, "pause": 0.01} | policy
         supervise(planned, Policy(**patience), [sys.executable, str(FAKE), str(self.files.run)])
 
@@ -149,9 +150,10 @@ def test_nan_in_every_batch_goes_back_further_each_time_with_half_the_rate_then_
     with pytest.raises(ToolkitError, match="3 roll-backs within the hour"):
         stage.play({"seconds": 30, "exit": 0, "beat": NAN})
     assert [order["lr_scale"] for order in stage.orders] == [1.0, 0.5, 0.25, 0.125]
-    assert [order["before"] for order in stage.orders] == [None, None, 30, 30]
+    assert [order["before"] for order in stage.orders] == [None, 31, 21, 11]
     assert stage.actions[0] == "rolled back to image 30, learning rate x 0.5"
     assert stage.actions[1] == "rolled back to image 20, learning rate x 0.25"
+    assert stage.actions[2] == "rolled back to image 10, learning rate x 0.125"
     assert stage.actions[-1] == "given up"
 
 

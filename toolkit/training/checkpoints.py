@@ -95,9 +95,12 @@ def write(folder: Path, images: int, state: Mapping[str, Any]) -> Checkpoint:
     path = folder / f"image-{images:012d}-{checksum}.pt"
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-    for old in listed(folder)[KEEP:]:
-        with suppress(OSError):
-            old.path.unlink()
+    kept: set[int] = set()
+    for one in listed(folder):
+        if len(kept) == KEEP or one.images in kept:  # a run that went back comes to the same place again
+            with suppress(OSError):
+                one.path.unlink()
+        kept.add(one.images)
     return Checkpoint(path, images, checksum)
 
 

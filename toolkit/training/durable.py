@@ -105,6 +105,7 @@ class DurableTrainer(DetectionTrainer):
         self._beats = 0
         self._phase: heartbeat.Phase | None = None
         self._last_beat = self._last_save = self._last_batch_end = time.monotonic()
+        self._warm, self._wait = False, 0.0
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._waits: deque[float] = deque(maxlen=WINDOW)
         self._losses: deque[float] = deque(maxlen=WINDOW)
@@ -456,7 +457,7 @@ class DurableTrainer(DetectionTrainer):
     def _on_batch_start(self) -> None:
         if MAIN:
             self._place.set(self.train_loader.place)
-        self._waits.append(time.monotonic() - self._last_batch_end)
+        self._wait = time.monotonic() - self._last_batch_end
 
     def _on_batch_end(self) -> None:
         progress, loader = self.progress, self.train_loader
@@ -477,7 +478,10 @@ class DurableTrainer(DetectionTrainer):
         if MAIN:
             self._place.set(loader.order.next())
         now = time.monotonic()
-        self._seconds.append(now - self._last_batch_end)
+        if self._warm:  # the first batch of a process, which compiles and tunes, is no usual one
+            self._seconds.append(now - self._last_batch_end)
+            self._waits.append(self._wait)
+        self._warm = True
         self._last_batch_end = now
         self._beat("training")
         self._save_if_due()

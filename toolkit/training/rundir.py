@@ -84,6 +84,18 @@ class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches: int = 0
 
 
+class Restarts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often a trainer is helped before the run is given up.
+
+    Attributes:
+        an_hour: restarts.
+        roll_backs: within an hour as well.
+    """
+
+    an_hour: int = 10
+    roll_backs: int = 3
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """Names inside ``runs/<name>``.

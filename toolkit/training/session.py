@@ -17,7 +17,7 @@ from toolkit import __version__, console, reproduction, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.training import health
-from toolkit.training.rundir import Orders, RunFiles, Saving, decode_path, state_of, write_json
+from toolkit.training.rundir import Orders, Restarts, RunFiles, Saving, decode_path, state_of, write_json
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -96,6 +96,7 @@ class TrainingPlan:
         select_by: what best.pt is the best of, and what early stopping waits for: Ultralytics' fitness
             (mAP@0.5:0.95) or the challenge's number.
         saving: when checkpoints inside an epoch are written.
+        restarts: when the run is given up.
         rules: red flags and what they do.
         subsets: of the splits that are not used whole, by their names.
     """
@@ -111,6 +112,7 @@ class TrainingPlan:
     score_every: int = 0
     select_by: SelectBy = "fitness"
     saving: Saving = field(default_factory=Saving)
+    restarts: Restarts = field(default_factory=Restarts)
     rules: health.Rules = field(default_factory=health.Rules)
     subsets: Mapping[str, Subset] = field(default_factory=dict)
 
@@ -189,6 +191,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         score_every=score_every,
         select_by=select_by,
         saving=defaults.saving,
+        restarts=defaults.restarts,
         rules=health.load(defaults.health),
         subsets=subsets,
     )
@@ -242,6 +245,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         patches=before.patches and options.patches,
         arguments={**before.arguments, **changed},
         saving=defaults.saving,
+        restarts=defaults.restarts,
         rules=health.load(defaults.health),
     )
 

@@ -46,8 +46,6 @@ class Policy:
     """How patient the supervisor is.
 
     Attributes:
-        restarts: of the trainer within an hour before it gives up.
-        roll_backs: within an hour before it gives up.
         poll: seconds between two looks at the trainer.
         look: seconds between two checks of the health rules.
         stop_grace: seconds that the trainer has to save when it is asked to stop.
@@ -60,8 +58,6 @@ class Policy:
         linger: seconds to end after the status has been written.
     """
 
-    restarts: int = 10
-    roll_backs: int = 3
     poll: float = 0.2
     look: float = 1.0
     stop_grace: float = 60.0
@@ -141,6 +137,7 @@ class _Supervisor:
     restarts_from_there: int = 0
     restarted: int = 0
     has_trained: bool = False
+    rolled_back_to: int | None = None
     family: list[psutil.Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -309,12 +306,12 @@ class _Supervisor:
         """
         family = [*_family(child), *self.family]
         self.family = []
-        if any(_state(process) == psutil.STATUS_STOPPED for process in family):
-            grace = 0.0  # SIGSTOP: it cannot hear what it is asked
         if grace and child.poll() is None:
             child.terminate()
             deadline = time.monotonic() + grace
             while child.poll() is None and time.monotonic() < deadline:
+                if any(_state(process) == psutil.STATUS_STOPPED for process in family):
+                    break  # SIGSTOP: it does not hear what it is asked
                 time.sleep(self.policy.poll)
                 # The first rank writes its status when all is saved; torchrun then waits half a minute for
                 # ranks that wait in a collective for the first.
@@ -352,9 +349,9 @@ class _Supervisor:
         detail = end.verdict.detail if end.verdict else _describe_code(end.code)
         self.faults_there = self.faults_there + 1 if place == self.last_fault else 1
         self.last_fault = place
-        if not _allowed(self.restarts, self.policy.restarts):
+        if not _allowed(self.restarts, self.plan.restarts.an_hour):
             self._record(kind, "given up", detail)
-            self._fail(f"{kind} ({detail}), and {self.policy.restarts} restarts within the hour did not help")
+            self._fail(f"{kind} ({detail}), and {len(self.restarts)} restarts within the hour did not help")
         beat = heartbeat.read(self.files)
         validating = beat is not None and beat.phase == "validating"  # behind the last batch
         skip = place is not None and place not in self.orders.skip and self.faults_there >= 2
@@ -372,19 +369,19 @@ class _Supervisor:
 
     def _roll_back(self, verdict: health.Verdict | None) -> None:
         kind, detail = (verdict.rule, verdict.detail) if verdict else ("weights not finite", "")
-        if not _allowed(self.roll_backs, self.policy.roll_backs):
+        if not _allowed(self.roll_backs, self.plan.restarts.roll_backs):
             self._record(kind, "given up", detail)
             self._fail(
                 f"{kind} ({detail}), and {len(self.roll_backs)} roll-backs within the hour did not help"
             )
-        # The first roll-back uses the newest checkpoint, each further one the checkpoint before.
-        before = None
-        if len(self.roll_backs) > 1:
-            used, _ = checkpoints.newest(self.files.checkpoints)
-            before = used.images if used else None
-        target, _ = checkpoints.newest(self.files.checkpoints, before)
-        if before is not None and target is None:
-            before, target = None, used
+        # The first roll-back within the hour uses the newest checkpoint, each further one an older one.
+        further = len(self.roll_backs) > 1
+        target, _ = checkpoints.newest(self.files.checkpoints, self.rolled_back_to if further else None)
+        if target is None:
+            kept = reversed(checkpoints.listed(self.files.checkpoints))
+            target = next((one for one in kept if one.intact()), None)
+        self.rolled_back_to = target.images if target else None
+        before = target.images + 1 if target else None
         scale = self.orders.lr_scale * LOWER
         self.orders = msgspec.structs.replace(self.orders, before=before, lr_scale=scale)
         where = f"image {target.images:,}" if target else "the start"
@@ -397,6 +394,7 @@ class _Supervisor:
     def _stop(self) -> NoReturn:
         self._summarise("stopped", "stopped on request")
         code = 130 if self.stopped_by == signal.SIGINT else int(Exit.STOPPED)
+        self._record("stopped", "on request", signal.Signals(self.stopped_by).name)
         saved = checkpoints.newest(self.files.checkpoints)[0]
         raise ToolkitError(
             f"run {self.files.run.name} was stopped",

@@ -34,8 +34,9 @@ class StopRequest:
     A trainer that is stuck when its supervisor goes ends itself after :data:`ORPHAN_GRACE`: the run is free.
     """
 
-    def __init__(self, supervisor: int) -> None:
+    def __init__(self, supervisor: int, files: RunFiles) -> None:
         self._wanted = threading.Event()
+        self._files = files
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, args=(supervisor,), daemon=True).start()
@@ -53,6 +54,8 @@ class StopRequest:
                 time.sleep(0.5)
         except psutil.NoSuchProcess:
             pass
+        if not self() and _is_first():
+            events.record(self._files.events, "supervisor gone", "saving and ending")
         self._wanted.set()
         time.sleep(ORPHAN_GRACE)
         os._exit(Exit.FAULT)
@@ -65,10 +68,15 @@ def main(run: Path) -> int:
         return Exit.STOPPED
     console.outlive_readers()
     status = _train(files)
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         with suppress(OSError):
             files.exit_status.write_text(str(int(status)))
     return status
+
+
+def _is_first() -> bool:
+    """Whether this is the only process that trains, or the first of several ranks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _told_to_begin(files: RunFiles) -> bool:
@@ -88,7 +96,7 @@ def _train(files: RunFiles) -> int:
     try:
         plan = session.read_plan(files)
         orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
-        stop = StopRequest(orders.supervisor or os.getppid())
+        stop = StopRequest(orders.supervisor or os.getppid(), files)
         _get_ready(plan)
         from toolkit.training.durable import RollBackNeeded, Stopped
 
