@@ -633,7 +633,6 @@ class DurableTrainer(DetectionTrainer):
             frames=self.frames,
             bad_frames=self.files.bad_frames() - self._bad_before,
             best=_float_or_none(self.best_fitness),
-            saved=self.saved_at,
         )
         heartbeat.write(self.files, beat)
 
