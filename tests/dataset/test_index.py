@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -394,10 +395,10 @@ def test_two_members_that_are_one_frame_are_refused_or_the_first_counts(copy: Pa
     ]
 
 
-@pytest.mark.parametrize("path", ["frames/../../secret.jpg", "/etc/secret.jpg"])
+@pytest.mark.parametrize("path", ["frames/../../secret.jpg", "/etc/secret.jpg", "frames/a\0.jpg"])
 def test_a_frame_outside_the_data_folder_is_refused(copy: Path, edit: Edit, path: str) -> None:
     edit("Train.json", lambda content: content["images"][3].update(file_name=path))
-    with pytest.raises(ToolkitError, match=rf"Train\.json is refused.*found {path}"):
+    with pytest.raises(ToolkitError, match=re.escape(f"found {path!r}")):
         prepare(copy)
 
 

@@ -551,8 +551,9 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
     a, file = annotations, annotations.path.name
     if outside := [name for name in a.file_names if leaves(name.encode())]:
         raise ToolkitError(
-            f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute or goes up",
-            found=outside[0],
+            f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute, goes up "
+            "or holds a zero byte",
+            found=repr(outside[0]),
             expected="paths below the data folder",
         )
     images = pl.DataFrame(
