@@ -474,7 +474,7 @@ class DurableTrainer(DetectionTrainer):
         self.tloss = self._mean_losses()
         progress.samples = loader.samples_done
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
-        self.frames += round(len(self._images) * (1 + 3 * self._mosaic()))
+        self.frames += round(len(self._images) * WORLD_SIZE * (1 + 3 * self._mosaic()))  # of all ranks
         if MAIN:
             self._place.set(loader.order.next())
         now = time.monotonic()
