@@ -142,3 +142,30 @@ def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pyt
     for number in range(100):
         route._remember(calls, number, None)
     assert len(calls) <= 10
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "served"),
+    [(3, 2, 64, True), (5, 1, 64, True), (5, 2, 64, False), (7, 1, 64, False), (7, 1, 1, True)],
+)
+def test_on_amd_depthwise_kernels_that_spill_are_left_to_other_routes(
+    kernel: int, stride: int, groups: int, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = ConvProblem(
+        1, 64, 20, 20, 64, (kernel, kernel), (stride, stride), (0, 0), (1, 1), groups, False,
+        torch.float32, "cuda", False,
+    )  # fmt: skip
+    monkeypatch.setattr(route, "_available", lambda device: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert route.TritonRoute().supports(p)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert route.TritonRoute().supports(p) is served
+
+
+def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() -> None:
+    nvidia = tiles.Tiles(132)
+    assert nvidia.gather(64, 10**6, 4, 1, False, wide=True) == nvidia.gather(64, 10**6, 4, 1, False)
+    for taps in (9, 25, 49):
+        assert nvidia.grouped(taps, 10**6, False) == (512, 1) and nvidia.grouped(taps, 10, False) == (64, 1)
+        assert nvidia.grouped(taps, 10**6, True) == (16, 32)
+        assert nvidia.grouped_weight(taps, False, True) == (16, 128, 1)

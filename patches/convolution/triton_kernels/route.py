@@ -27,6 +27,9 @@ Backward = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | Non
 GROUPED_CHANNELS = 8
 # Taps are unrolled by the compiler.
 MOST_TAPS = 121
+# Of the kernels without a matrix product on AMD: with 7 x 7 the masks of the taps alone spill, and with a
+# stride 5 x 5 does.
+MOST_GROUPED_TAPS_AMD = 25
 # Distinct (problem, strides) pairs remembered; a run with random image sizes must not grow without bound.
 MOST_CALLS = 4096
 
@@ -57,6 +60,11 @@ class TritonRoute:
             return False
         (kh, kw), (sh, sw) = problem.kernel, problem.stride
         if kh * kw > MOST_TAPS or sh * sw > 64:
+            return False
+        channels = min(problem.channels_in, problem.channels_out) // problem.groups
+        grouped = problem.groups > 1 and channels <= GROUPED_CHANNELS
+        most = MOST_GROUPED_TAPS_AMD if sh * sw == 1 else 9
+        if grouped and kh * kw > most and torch.version.hip is not None:
             return False
         if problem.dtype == torch.bfloat16:
             return _has_bfloat16(problem.device)
@@ -258,9 +266,7 @@ class Builder:
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
             ws = weight.stride()
-            block_p, block_c = (
-                (16, 32) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
-            )
+            block_p, block_c = self.tiles.grouped(kh * kw, pixels, p.channels_last)
             tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
             if transposed:
                 grouped = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])
@@ -280,7 +286,7 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
-        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat)
+        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat, wide)
         pack, w_strides, unit, weight_align = _weight_layout(weight, p.groups, flat, transposed)
         launch = self.launch(
             gather_gemm,
@@ -320,8 +326,7 @@ class Builder:
         common = {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias}
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
-            taps = 1 << (kh * kw - 1).bit_length()
-            block_t, block_p, block_c = (1, 32, 32) if p.channels_last else (min(taps, 16), 128, 1)
+            block_t, block_p, block_c = self.tiles.grouped_weight(kh * kw, p.channels_last, wide)
             tiles = -(-p.channels_out // block_c) * -(-kh * kw // block_t)
             splits = self.tiles.splits(tiles * channels, pixels, 8 * block_p)
             share = _share(pixels, splits, block_p)

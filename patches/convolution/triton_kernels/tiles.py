@@ -37,6 +37,8 @@ class Table(NamedTuple):
         weight: for the weight gradient.
         narrow: for the weight gradient of few channels and taps (3 x 3 on 3 channels).
         blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
+        spare: at most this tile where addresses take the most registers: 64-bit offsets, or fewer channels
+            read than a step takes; None where the others have room for them.
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
@@ -46,6 +48,7 @@ class Table(NamedTuple):
     weight: tuple[Tile, Tile, Tile, Tile]
     narrow: Tile
     blocked: bool
+    spare: Tile | None = None
 
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
@@ -89,6 +92,7 @@ RDNA = Table(
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
     narrow=Tile(16, 32, 16, 2, 1),
     blocked=False,
+    spare=Tile(32, 64, 16, 4, 2),
 )
 
 
@@ -109,13 +113,16 @@ class Tiles:
         self.units = units
         self.table = table
 
-    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool) -> Tile:
+    def gather(
+        self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool = False
+    ) -> Tile:
         """The tile for ``gather_gemm``.
 
         Args:
             filters, pixels: extent of the product's result; channels: read for each tap.
             copies: independent products, groups times phases.
             flat: whether channels and taps are summed as one axis.
+            wide: whether offsets need 64 bits.
         """
         size = _size(filters)
         if flat:
@@ -125,7 +132,23 @@ class Tiles:
             tile = self.table.shallow[size]
         if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
+        if self.table.spare is not None and size >= 2 and (wide or channels < tile.k):
+            tile = self.table.spare
         return tile
+
+    def grouped(self, taps: int, pixels: int, channels_last: bool) -> tuple[int, int]:
+        """Pixels and channels of a tile of ``grouped_gather``, which unrolls the taps."""
+        outputs = 512 if self.table.spare is None or taps <= 9 else 128
+        if channels_last:
+            return outputs // 32, 32
+        return min(outputs, max(64, 1 << (pixels - 1).bit_length())), 1
+
+    def grouped_weight(self, taps: int, channels_last: bool, wide: bool) -> tuple[int, int, int]:
+        """Taps, pixels and channels of a tile of ``grouped_weight_gradient``."""
+        if channels_last:
+            return 1, 32, 32
+        most = 16 if self.table.spare is None or not wide else 8
+        return min(1 << (taps - 1).bit_length(), most), 128, 1
 
     def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
         """The tile for ``weight_gradient``, and over how many splits the pixels are spread.
