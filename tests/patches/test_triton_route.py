@@ -77,15 +77,14 @@ import os, sys
 from pathlib import Path
 from patches.convolution.triton_kernels import prepare
 {before}
-print(prepare(Path(sys.argv[1]), Path(sys.argv[2])), os.environ.get("AMDGCN_USE_BUFFER_OPS"),
-os.environ.get("TRITON_CACHE_DIR"))
+print(prepare(Path(sys.argv[1])), os.environ.get("AMDGCN_USE_BUFFER_OPS"), os.environ.get("TRITON_CACHE_DIR"))
 """
 
 
 def test_a_gfx101x_card_gets_no_buffer_operations_and_a_cache_of_its_own(tmp_path: Path) -> None:
     nodes = kernel_driver(tmp_path / "nodes", 100100)
-    done = run("-c", PREPARE.format(before=""), str(nodes), str(tmp_path / "cache"))
-    cache = tmp_path / "cache" / "triton-gfx101x"
+    done = run("-c", PREPARE.format(before=""), str(nodes), XDG_CACHE_HOME=str(tmp_path))
+    cache = tmp_path / "ltdv2-toolkit" / "triton-gfx101x"
     assert done.stdout == f"['AMDGCN_USE_BUFFER_OPS', 'TRITON_CACHE_DIR'] 0 {cache}\n"
 
 
@@ -98,7 +97,7 @@ def test_other_cards_keep_their_settings(tmp_path: Path) -> None:
 def test_triton_imported_too_early_on_gfx101x_is_an_error(tmp_path: Path) -> None:
     nodes = kernel_driver(tmp_path / "nodes", 100100)
     early = PREPARE.format(before="sys.modules['triton'] = sys")
-    done = run("-c", early, str(nodes), str(tmp_path), AMDGCN_USE_BUFFER_OPS="1")
+    done = run("-c", early, str(nodes), AMDGCN_USE_BUFFER_OPS="1")
     assert "Triton is already imported with buffer operations on" in done.stderr
 
 
