@@ -4,21 +4,22 @@
     python3 scripts/check_amd_isa.py
     python3 scripts/check_amd_isa.py --arch gfx1010 --verbose
 
-Every variant of a kernel that the route chooses for the layers in scripts/layers (YOLOv8n and YOLO11n, with 80
-classes and with the challenge's four), at batch 1 and 16, NCHW and channels_last, goes through Triton's own
-AMD backend down to the code object, as it would on a card: on gfx101x with buffer operations off, and with
-the 32-bit pointer range that a launch on tensors under 2 GB carries. All targets compile fp32; one target of
-each generation also compiles fp16, 5 x 5 kernels, and one layer of each kind with 64-bit offsets. It fails on
-a spill, on more than 256
-vector registers, on more than 64 KiB of LDS, on a buffer store for gfx101x, on an instruction that the target
-lacks (the assembler refuses it) and on a compiler that dies. Prints registers, LDS and occupancy. Needs torch
-and Triton 3.6 or later, no GPU.
+Every variant of a kernel that the route chooses for the layers in scripts/layers (YOLOv8n and YOLO11n, with
+80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
+NCHW and in channels_last, whatever the batch and the card's number of compute units; as it would on a card:
+on gfx101x with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB
+carries. All targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of
+5 x 5 and 7 x 7 (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What the route refuses on
+AMD (``spills_on_amd``) is left out.
+
+It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
+gfx101x, on an instruction that the target lacks (the assembler refuses it) and on a compiler that dies.
+Prints registers, LDS and occupancy. Needs torch and Triton 3.6 or later, no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels.route import spills_on_amd
+from toolkit import CACHE
 from toolkit.benchmark.measure import load_layers
 
 LAYERS = Path(__file__).resolve().parent / "layers"
@@ -41,24 +45,26 @@ LAYERS = Path(__file__).resolve().parent / "layers"
 ARCHITECTURES = ("gfx1010", "gfx1012", "gfx1030", "gfx1100", "gfx1103", "gfx1151", "gfx1201")
 # No packed dot product of fp16 (LLVM: "Cannot select ... FDOT2"): the route multiplies in fp32 there.
 WITHOUT_PACKED_DOT = ("gfx1010",)
-# One of each generation also compiles fp16, large kernels and 64-bit offsets; the others of a generation
-# differ in registers, not in instructions.
-HALF = ("gfx1010", "gfx1030", "gfx1100", "gfx1201")
+# One of each generation; the others differ in registers, not in instructions.
+GENERATIONS = ("gfx1010", "gfx1030", "gfx1100", "gfx1201")
+WITH_BFLOAT16 = ("gfx1100", "gfx1201")
+STORAGE = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 MOST_REGISTERS = 256
 MOST_LDS = 64 * 1024
 
 MODELS = ("yolov8n", "yolo11n")
 CLASSES = 4
-# The batch is an argument at run time; it decides where the small tile serves, and past 2^31 elements (WIDE)
-# the width of an offset.
-BATCHES = (1, 16)
-WIDE_BATCH = 8192
-# (channels in, channels out, kernel, stride, groups, bias) of what the models do not have: large kernels, and
-# one of each kind of layer to be compiled with 64-bit offsets.
+# Of the card: with one, no tile is too large to fill it; with very many, all are.
+COMPUTE_UNITS = (1, 2**20)
+# Makes every tensor of an 80 x 80 layer longer than 2^31 elements, so that its offsets need 64 bits.
+WIDE_BATCH = 2**18
+# (channels in, channels out, kernel, stride, groups, bias)
 LARGE = (
     (64, 64, 5, 1, 1, False),
-    (64, 64, 5, 2, 1, False),
     (64, 64, 5, 1, 64, False),
+    (64, 64, 5, 2, 64, False),
+    (3, 64, 7, 2, 1, False),
+    (64, 64, 7, 1, 64, False),
 )
 WIDE = (
     (3, 16, 3, 2, 1, False),
@@ -78,6 +84,7 @@ class Job:
 
     architecture: str
     problem: ConvProblem
+    units: int = COMPUTE_UNITS[0]
     index: int = 0
     table: str = "RDNA"
 
@@ -101,23 +108,37 @@ class Kernel:
     faults: tuple[str, ...]
 
 
-def problems(more: bool) -> list[ConvProblem]:
-    """The models' problems, in fp32 and NCHW; with ``more`` those of ``LARGE`` and ``WIDE`` too."""
-    found = []
-    for model in MODELS:
-        for layer in load_layers(LAYERS / f"{model}.json", 1, "cuda", torch.float32):
-            found += [
-                replace(each, batch=batch) for each in (layer, with_classes(layer)) for batch in BATCHES
-            ]
-    for batch, shapes in ((BATCHES[-1], LARGE), (WIDE_BATCH, WIDE)) if more else ():
-        for c_in, c_out, k, s, groups, bias in shapes:
-            found.append(
-                ConvProblem(
-                    batch, c_in, 80, 80, c_out, (k, k), (s, s), (k // 2, k // 2), (1, 1), groups, bias,
-                    torch.float32, "cuda", False,
-                )
-            )  # fmt: skip
-    return list(dict.fromkeys(found))
+def problems(architecture: str) -> list[ConvProblem]:
+    """What is compiled for an architecture."""
+    models = [
+        problem
+        for model in MODELS
+        for recorded in load_layers(LAYERS / f"{model}.json", 1, "cuda", torch.float32)
+        for problem in (recorded, with_classes(recorded))
+    ]
+    found = list(models)
+    if architecture in GENERATIONS:
+        large = [layer(1, *shape) for shape in LARGE]
+        found += large + [layer(WIDE_BATCH, *shape) for shape in WIDE]
+        found += [replace(each, dtype=torch.float16) for each in models + large]
+    if architecture in WITH_BFLOAT16:
+        found += [replace(each, dtype=torch.bfloat16) for each in models]
+    return [
+        replace(problem, channels_last=channels_last)
+        for problem in dict.fromkeys(found)
+        if not spills_on_amd(problem)
+        for channels_last in (False, True)
+    ]
+
+
+def layer(
+    batch: int, c_in: int, c_out: int, kernel: int, stride: int, groups: int, bias: bool
+) -> ConvProblem:
+    """A layer of 80 x 80 pixels, padded to keep them."""
+    return ConvProblem(
+        batch, c_in, 80, 80, c_out, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1),
+        groups, bias, torch.float32, "cuda", False,
+    )  # fmt: skip
 
 
 def with_classes(layer: ConvProblem) -> ConvProblem:
@@ -141,14 +162,11 @@ def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
 
     unique: dict[tuple[Any, ...], Job] = {}
     for architecture in architectures:
-        for dtype in (torch.float32, torch.float16) if architecture in HALF else (torch.float32,):
-            for problem in problems(more=architecture in HALF):
-                for channels_last in (False, True):
-                    job = Job(
-                        architecture, replace(problem, dtype=dtype, channels_last=channels_last), 0, table
-                    )
-                    for index, launch in enumerate(launches(job)):
-                        unique.setdefault((architecture, dtype, variant(launch)), replace(job, index=index))
+        for problem, units in product(problems(architecture), COMPUTE_UNITS):
+            job = Job(architecture, problem, units, table=table)
+            for index, launch in enumerate(launches(job)):
+                key = (architecture, problem.dtype, variant(launch))
+                unique.setdefault(key, replace(job, index=index))
     return list(unique.values())
 
 
@@ -163,18 +181,14 @@ def launches(job: Job) -> list[Any]:
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
 
-    x, weight = (
-        empty(p.batch, p.channels_in, p.height, p.width),
-        empty(p.channels_out, p.channels_in // p.groups, *p.kernel),
-    )
+    x = empty(p.batch, p.channels_in, p.height, p.width)
+    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
+    grad = empty(p.batch, p.channels_out, *p.output_size)
     upcast = job.architecture in WITHOUT_PACKED_DOT
-    builder = Recorder(0, tiles.Tiles(18, getattr(tiles, job.table)), upcast=upcast)
-    builder.forward(
-        p, x, weight, torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
-    )
-    builder.backward(
-        p, empty(p.batch, p.channels_out, *p.output_size), x, weight, (p.channels_in > 3, True, p.bias)
-    )
+    builder = Recorder(0, tiles.Tiles(job.units, getattr(tiles, job.table)), upcast=upcast)
+    builder.forward(p, x, weight, bias)
+    builder.backward(p, grad, x, weight, (True, True, p.bias))
     return builder.made
 
 
@@ -185,7 +199,7 @@ def compile_kernel(job: Job) -> Kernel:
 
     launch = launches(job)[job.index]
     os.environ["AMDGCN_USE_BUFFER_OPS"] = "0" if job.architecture.startswith("gfx101") else "1"
-    storage = "*fp16" if job.problem.dtype == torch.float16 else "*fp32"
+    storage = STORAGE[job.problem.dtype]
     # A launch claims the 32-bit range of a pointer for tensors under 2 GB alone.
     small = [] if launch.constants.get("WIDE") else [["tt.pointer_range", 32]]
     signature: dict[str, str] = {}
@@ -312,11 +326,13 @@ def main() -> int:
     )
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "ltdv2-toolkit" / "isa")
+    parser.add_argument("--cache", type=Path, default=CACHE / "isa")
     parser.add_argument("--verbose", action="store_true", help="a line for each kernel")
     options = parser.parse_args()
-    if importlib.util.find_spec("triton") is None:
-        print("Triton is not installed: pip install 'triton>=3.6' (Linux; no GPU is needed)", file=sys.stderr)
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        print("check_amd_isa: found no Triton, expected 3.6 or later: pip install triton", file=sys.stderr)
         return 2
 
     kernels = list(check(jobs(options.arch), options.processes, options.cache))

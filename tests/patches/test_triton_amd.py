@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patches.convolution.problem import ConvProblem
-from patches.convolution.triton_kernels import tiles
+from patches.convolution.triton_kernels import route, tiles
 
 pytest.importorskip("triton", minversion="3.6", reason="Triton's AMD backend needs Triton")
 
@@ -108,3 +108,35 @@ def test_every_architecture_and_both_layouts_are_covered(check: ModuleType) -> N
             "grouped_gather",
             "grouped_weight_gradient",
         }
+
+
+@pytest.mark.parametrize(("batch", "units"), [(2, 20), (16, 48)])
+def test_no_batch_and_no_card_needs_a_kernel_that_was_not_compiled(
+    check: ModuleType, batch: int, units: int
+) -> None:
+    from patches.convolution.triton_kernels.ahead import variant
+
+    compiled = {
+        (job.problem.dtype, variant(check.launches(job)[job.index])) for job in check.jobs(["gfx1030"])
+    }
+    for problem in check.problems("gfx1030"):
+        if problem.batch == 1:
+            needed = check.launches(check.Job("gfx1030", dataclasses.replace(problem, batch=batch), units))
+            assert {(problem.dtype, variant(launch)) for launch in needed} <= compiled
+
+
+def test_the_long_tensors_of_the_check_need_64_bit_offsets(check: ModuleType) -> None:
+    for shape in check.WIDE:
+        launches = check.launches(check.Job("gfx1010", check.layer(check.WIDE_BATCH, *shape)))
+        assert all(launch.constants.get("WIDE", True) for launch in launches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 1), (5, 2), (7, 1)])
+def test_the_route_refuses_what_spills_on_amd_and_nothing_else(
+    check: ModuleType, kernel: int, stride: int
+) -> None:
+    problem = check.layer(1, 64, 64, kernel, stride, 64, False)
+    work = [check.Job("gfx1010", problem, index=index) for index in range(4)]
+    found = [check.compile_kernel(job).faults for job in work]
+    assert any(found) is route.spills_on_amd(problem), found

@@ -51,6 +51,18 @@ print(TritonRoute().supports(p))
     assert run("-c", script).stdout == "False\n"
 
 
+def test_without_triton_the_check_for_amd_says_so_in_one_line() -> None:
+    script = """
+import runpy, sys
+sys.modules["triton"] = None
+sys.argv = ["check_amd_isa.py"]
+runpy.run_path("scripts/check_amd_isa.py", run_name="__main__")
+"""
+    done = run("-c", script)
+    assert done.returncode == 2
+    assert done.stderr == "check_amd_isa: found no Triton, expected 3.6 or later: pip install triton\n"
+
+
 def test_importing_the_route_imports_no_triton() -> None:
     script = "import sys, patches.convolution.triton_kernels; print('triton' in sys.modules)"
     assert run("-c", script).stdout == "False\n"
@@ -163,7 +175,7 @@ def test_on_amd_depthwise_kernels_that_spill_are_left_to_other_routes(
 
 def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() -> None:
     nvidia = tiles.Tiles(132)
-    assert nvidia.gather(64, 10**6, 4, 1, False, wide=True) == nvidia.gather(64, 10**6, 4, 1, False)
+    assert nvidia.gather(64, 10**6, 4, 1, False, True) == nvidia.gather(64, 10**6, 4, 1, False, False)
     for taps in (9, 25, 49):
         assert nvidia.grouped(taps, 10**6, False) == (512, 1) and nvidia.grouped(taps, 10, False) == (64, 1)
         assert nvidia.grouped(taps, 10**6, True) == (16, 32)

@@ -27,9 +27,6 @@ Backward = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | Non
 GROUPED_CHANNELS = 8
 # Taps are unrolled by the compiler.
 MOST_TAPS = 121
-# Of the kernels without a matrix product on AMD: with 7 x 7 the masks of the taps alone spill, and with a
-# stride 5 x 5 does.
-MOST_GROUPED_TAPS_AMD = 25
 # Distinct (problem, strides) pairs remembered; a run with random image sizes must not grow without bound.
 MOST_CALLS = 4096
 
@@ -61,10 +58,7 @@ class TritonRoute:
         (kh, kw), (sh, sw) = problem.kernel, problem.stride
         if kh * kw > MOST_TAPS or sh * sw > 64:
             return False
-        channels = min(problem.channels_in, problem.channels_out) // problem.groups
-        grouped = problem.groups > 1 and channels <= GROUPED_CHANNELS
-        most = MOST_GROUPED_TAPS_AMD if sh * sw == 1 else 9
-        if grouped and kh * kw > most and torch.version.hip is not None:
+        if torch.version.hip is not None and spills_on_amd(problem):
             return False
         if problem.dtype == torch.bfloat16:
             return _has_bfloat16(problem.device)
@@ -118,6 +112,17 @@ class TritonRoute:
                 index, self._tiles or tiles_of(x.device), self.precision, lacks_packed_dot()
             )
         return self._devices[index]
+
+
+def spills_on_amd(problem: ConvProblem) -> bool:
+    """Whether the unrolled taps of the kernels without a matrix product need more registers than there are.
+
+    As ``scripts/check_amd_isa.py`` finds: with 7 x 7 the masks alone spill, with a stride those of 5 x 5.
+    """
+    channels = min(problem.channels_in, problem.channels_out) // problem.groups
+    if problem.groups == 1 or channels > GROUPED_CHANNELS:
+        return False
+    return math.prod(problem.kernel) > (25 if problem.stride == (1, 1) else 9)
 
 
 def _remember(calls: dict[Any, Any], key: Any, call: Any) -> None:
@@ -437,9 +442,8 @@ def _weight_layout(
     """How ``gather_gemm`` reads the weight: (copy to make first, strides, UNIT, WEIGHT_ALIGN).
 
     Threads that sit side by side should read elements that do: channels written, or (1x1, and ``flat``)
-        channels read.
-    Where the weight as stored offers neither, it is copied once to (groups, taps, channels read, channels
-    written); weights are small.
+    channels read. Where the weight as stored offers neither, it is copied once to (groups, taps, channels
+    read, channels written); weights are small.
     """
     rows, kw = weight.shape[2:]
     taps = rows * kw

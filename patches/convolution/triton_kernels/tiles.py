@@ -37,8 +37,11 @@ class Table(NamedTuple):
         weight: for the weight gradient.
         narrow: for the weight gradient of few channels and taps (3 x 3 on 3 channels).
         blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
-        spare: at most this tile where addresses take the most registers: 64-bit offsets, or fewer channels
-            read than a step takes; None where the others have room for them.
+        outputs: pixels times channels of a tile of ``grouped_gather``, which unrolls the taps: for up to nine
+            taps, and for more.
+        taps: the most in a tile of ``grouped_weight_gradient``: with 32-bit offsets, and with 64.
+        spare: for more than 16 channels written where addresses take the most registers: 64-bit offsets, or
+            fewer channels read than a step takes; None where the other tiles leave room for them.
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
@@ -48,7 +51,9 @@ class Table(NamedTuple):
     weight: tuple[Tile, Tile, Tile, Tile]
     narrow: Tile
     blocked: bool
-    spare: Tile | None = None
+    outputs: tuple[int, int]
+    taps: tuple[int, int]
+    spare: Tile | None
 
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
@@ -74,6 +79,9 @@ NVIDIA = Table(
     ),
     narrow=Tile(16, 32, 32, 2, 1, 6),
     blocked=True,
+    outputs=(512, 512),
+    taps=(16, 16),
+    spare=None,
 )
 
 # Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
@@ -92,6 +100,8 @@ RDNA = Table(
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
     narrow=Tile(16, 32, 16, 2, 1),
     blocked=False,
+    outputs=(512, 128),
+    taps=(16, 8),
     spare=Tile(32, 64, 16, 4, 2),
 )
 
@@ -113,9 +123,7 @@ class Tiles:
         self.units = units
         self.table = table
 
-    def gather(
-        self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool = False
-    ) -> Tile:
+    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool) -> Tile:
         """The tile for ``gather_gemm``.
 
         Args:
@@ -132,13 +140,13 @@ class Tiles:
             tile = self.table.shallow[size]
         if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
-        if self.table.spare is not None and size >= 2 and (wide or channels < tile.k):
+        if self.table.spare is not None and size >= 1 and (wide or channels < tile.k):
             tile = self.table.spare
         return tile
 
     def grouped(self, taps: int, pixels: int, channels_last: bool) -> tuple[int, int]:
-        """Pixels and channels of a tile of ``grouped_gather``, which unrolls the taps."""
-        outputs = 512 if self.table.spare is None or taps <= 9 else 128
+        """Pixels and channels of a tile of ``grouped_gather``."""
+        outputs = self.table.outputs[taps > 9]
         if channels_last:
             return outputs // 32, 32
         return min(outputs, max(64, 1 << (pixels - 1).bit_length())), 1
@@ -147,8 +155,7 @@ class Tiles:
         """Taps, pixels and channels of a tile of ``grouped_weight_gradient``."""
         if channels_last:
             return 1, 32, 32
-        most = 16 if self.table.spare is None or not wide else 8
-        return min(1 << (taps - 1).bit_length(), most), 128, 1
+        return min(1 << (taps - 1).bit_length(), self.table.taps[wide]), 128, 1
 
     def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
         """The tile for ``weight_gradient``, and over how many splits the pixels are spread.
