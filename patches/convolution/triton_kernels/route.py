@@ -344,7 +344,7 @@ class Builder:
                 warps=8,
             )
         else:
-            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups)
+            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups, wide)
             share = _share(pixels, splits, tile.k)
             splits = -(-pixels // share)
             pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)

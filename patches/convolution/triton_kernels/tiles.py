@@ -42,6 +42,7 @@ class Table(NamedTuple):
         taps: the most in a tile of ``grouped_weight_gradient``: with 32-bit offsets, and with 64.
         spare: for more than 16 channels written where addresses take the most registers: 64-bit offsets, or
             fewer channels read than a step takes; None where the other tiles leave room for them.
+        spare_weight: the same for the weight gradient, with 64-bit offsets.
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
@@ -54,6 +55,7 @@ class Table(NamedTuple):
     outputs: tuple[int, int]
     taps: tuple[int, int]
     spare: Tile | None
+    spare_weight: Tile | None
 
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
@@ -82,6 +84,7 @@ NVIDIA = Table(
     outputs=(512, 512),
     taps=(16, 16),
     spare=None,
+    spare_weight=None,
 )
 
 # Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
@@ -103,6 +106,7 @@ RDNA = Table(
     outputs=(512, 128),
     taps=(16, 8),
     spare=Tile(32, 64, 16, 4, 2),
+    spare_weight=Tile(32, 32, 16, 4, 1),
 )
 
 
@@ -157,13 +161,16 @@ class Tiles:
             return 1, 32, 32
         return min(1 << (taps - 1).bit_length(), self.table.taps[wide]), 128, 1
 
-    def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
+    def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:
         """The tile for ``weight_gradient``, and over how many splits the pixels are spread.
 
         Args:
             filters, pairs: extent of one group's result; pixels: products summed into each.
+            wide: whether offsets need 64 bits.
         """
         tile = self.table.narrow if filters <= 16 and pairs <= 32 else self.table.weight[_size(filters)]
+        if self.table.spare_weight is not None and wide:
+            tile = self.table.spare_weight
         programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups
         return tile, self.splits(programs, pixels, SHORTEST_SPLIT, tile.resident)
 
