@@ -173,6 +173,44 @@ def test_boxes_outside_their_frame_are_counted_and_kept_as_written(copy: Path, e
     assert [10.0, 10.0, 10.0, 15.0] in boxes
 
 
+def no_annotations(content: dict[str, Any]) -> None:
+    content.pop("annotations", None)
+
+
+def empty_annotations(content: dict[str, Any]) -> None:
+    content["annotations"] = []
+
+
+def empty_images(content: dict[str, Any]) -> None:
+    content["images"] = []
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "lack"),
+    [
+        ("Train.json", no_annotations, "annotations"),
+        ("Valid.json", empty_annotations, "annotations"),
+        ("Train.json", empty_images, "images"),
+        ("TestNoLabels.json", empty_images, "images"),
+    ],
+)
+def test_a_file_without_what_its_split_is_for_is_refused(
+    copy: Path, edit: Edit, file: str, damage: Callable[[dict[str, Any]], None], lack: str
+) -> None:
+    edit(file, damage)
+    with pytest.raises(ToolkitError, match=rf"{file} has no {lack}"):
+        prepare(copy)
+
+
+@pytest.mark.parametrize("number", [5, 20201312345678901, 202005123456789012])
+def test_an_id_that_no_month_can_be_read_from_is_counted(copy: Path, edit: Edit, number: int) -> None:
+    def renumber(content: dict[str, Any]) -> None:
+        content["images"][0]["id"] = number
+
+    edit("TestNoLabels.json", renumber)
+    assert prepare(copy).manifest.discrepancies == {"image id without a month": 1}
+
+
 def unknown_image(content: dict[str, Any]) -> None:
     content["annotations"][0]["image_id"] = 20200512345678901
 

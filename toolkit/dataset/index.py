@@ -549,6 +549,12 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
     import polars as pl
 
     a, file = annotations, annotations.path.name
+    if not a.file_names or not (len(a.labels) or split == "test"):
+        raise ToolkitError(
+            f"{a.path} has no {'annotations' if a.file_names else 'images'}",
+            expected="images, and the boxes in them unless they are the test split",
+            fix="download the file again: toolkit dataset download DIR",
+        )
     if outside := [name for name in a.file_names if leaves(name.encode())]:
         raise ToolkitError(
             f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute, goes up "
@@ -570,6 +576,13 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
         pl.lit(split).alias("split"),
         (pl.col("image_id") // MONTH_DIGITS).cast(pl.Int32).alias("month"),
         pl.col("file_name").str.replace(r"^frames/", "").str.replace(r"/?[^/]*$", "").alias("clip"),
+    )
+    undated = images.filter(
+        ~(pl.col("month").is_between(1000_00, 9999_99) & (pl.col("month") % 100).is_between(1, 12))
+    )
+    log.add(
+        Discrepancy("image id without a month", file, frame=name, image_id=str(number))
+        for name, number in undated.select("file_name", "image_id").iter_rows()
     )
     images = _once(images, "image_id", "duplicate image id", file, log)
     images = _once(images, "file_name", "duplicate frame", file, log)
