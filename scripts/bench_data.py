@@ -220,8 +220,8 @@ def first_batch_child(folder: Path) -> None:
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
-    index = load(folder)
-    dataset = build_dataset(index, "train", get_cfg(), "train", 16, data_dictionary(index, 1))
+    index, args = load(folder), get_cfg()
+    dataset = build_dataset(index, "train", args, "train", 16, data_dictionary(index, 1), seed=args.seed)
     loader = build_dataloader(dataset, 16, 2, device="cpu")
     use_server(loader)
     batches = iter(loader)
@@ -339,9 +339,8 @@ def loader_child(data: Path, plain: Path, which: str, channels: str, workers: st
     index, args, count = load(data), get_cfg(), int(workers)
     dictionary = data_dictionary(index, int(channels))
     if which == "toolkit":
-        loader = build_dataloader(
-            build_dataset(index, "train", args, "train", 16, dictionary), 16, count, device="cpu"
-        )
+        dataset = build_dataset(index, "train", args, "train", 16, dictionary, seed=args.seed)
+        loader = build_dataloader(dataset, 16, count, device="cpu")
         use_server(loader)
     else:
         dataset = build_yolo_dataset(args, str(plain / "images/train"), 16, dictionary, mode="train")

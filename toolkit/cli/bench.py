@@ -127,7 +127,8 @@ def data(
         raise ToolkitError(f"--workers {workers} are no numbers of workers", expected="such as 0,2,4")
     index = load(folder)
     options = get_cfg(overrides={"imgsz": imgsz})
-    dataset = build_dataset(index, "train", options, "train", batch, data_dictionary(index, channels))
+    data = data_dictionary(index, channels)
+    dataset = build_dataset(index, "train", options, "train", batch, data, seed=options.seed)
     rates = measure(dataset, batch, target, [int(number) for number in numbers])
     if as_json:
         console.print_json(msgspec.to_builtins(rates, str_keys=True))
@@ -140,4 +141,4 @@ def data(
     for number, rate in rates.workers.items():
         table.add_row(f"loader, {number} workers", f"{rate:,.0f}")
     console.out.print(table)
-    console.note(f"{rates.frames_per_sample:.1f} frames read for a sample; the others come from its buffer")
+    console.note(f"{rates.frames_per_sample:.1f} frames read for a sample")

@@ -32,7 +32,7 @@ class DataRates(msgspec.Struct, frozen=True):
     Attributes:
         stages: of each stage alone, one process: read, decode, augment, collate, to device.
         workers: of the whole loader, by number of workers.
-        frames_per_sample: frames read and decoded for one sample (a mosaic finds most in its buffer).
+        frames_per_sample: frames read and decoded for one sample, four for a mosaic.
     """
 
     stages: dict[str, float]
