@@ -112,6 +112,16 @@ def test_other_category_names_are_refused(tmp_path: Path) -> None:
         read_annotations(write(tmp_path, coco(categories=[{"id": 1, "name": "car"}])))
 
 
+def test_what_is_wrong_is_placed_in_the_file_and_not_in_a_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotations, "PIECE_BYTES", 250)
+    boxes = [{"id": i, "image_id": ID, "category_id": 1, "bbox": [0, 0, 1, 1]} for i in range(40)]
+    boxes[33]["category_id"] = "1"
+    with pytest.raises(ToolkitError, match=r"\(annotations from 32 on, \$\[1\]\.category_id\)"):
+        read_annotations(write(tmp_path, coco(annotations=boxes)))
+
+
 texts = st.text(alphabet=st.sampled_from('}{,[] "\\a\n'), max_size=12)
 odd = st.recursive(
     texts | st.integers(), lambda x: st.lists(x, max_size=3) | st.dictionaries(texts, x, max_size=3)

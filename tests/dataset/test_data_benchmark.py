@@ -12,7 +12,8 @@ from ultralytics.data.build import build_dataloader
 from toolkit.benchmark import data
 from toolkit.cli import app
 from toolkit.dataset import ultralytics
-from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.cache import build
+from toolkit.dataset.index import DatasetIndex, load, prepare
 from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
@@ -32,6 +33,20 @@ def test_bench_data_shows_every_stage_and_loader(
     assert all(rate > 0 for rate in result["stages"].values())
     assert result["workers"]["0"] > 0
     assert 0.9 < result["frames_per_sample"] < 1.5
+
+
+def test_bench_data_times_the_cache_where_training_takes_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(copy)
+    build(load(copy), ["train"])
+    monkeypatch.setattr(data, "SAMPLES", 32)
+    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 8)
+    monkeypatch.setattr(data, "decode_grey", lambda *_: pytest.fail("decoded"))
+    done = CliRunner().invoke(app, ["bench", "data", str(copy), "--imgsz", "96", "--workers", "0", "--json"])
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)["stages"]) == {"read", "augment", "collate", "to device"}
+    assert "train frames: from the cache in memory" in done.stderr
 
 
 def test_the_loader_serves_epoch_after_epoch_from_workers_that_cannot_see_a_gpu(index: DatasetIndex) -> None:

@@ -29,6 +29,15 @@ def test_the_smallest_part_still_has_a_clip_of_every_month(index: DatasetIndex) 
     assert len(np.unique(split.clips[rows])) == 8
 
 
+def test_a_part_of_one_month_is_that_month_of_the_same_part_of_all(index: DatasetIndex) -> None:
+    split = index.split("train")
+    for month in np.unique(split.months):
+        for seed in range(3):
+            rows = select(split, part=0.5, seed=seed)
+            alone = select(split, months=[month], part=0.5, seed=seed)
+            np.testing.assert_array_equal(alone, rows[split.months[rows] == month])
+
+
 def test_one_month_trains_on_that_month_alone(index: DatasetIndex) -> None:
     rows = select(index.split("train"), months=parse_months("feb"))
     data = data_dictionary(index, 1)

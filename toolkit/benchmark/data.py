@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from toolkit import console
+from toolkit.dataset.cache import CachedFrames
 from toolkit.dataset.frames import Frames, decode_grey
 from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import NEIGHBOURS, LTDv2Dataset
@@ -31,7 +32,8 @@ class DataRates(msgspec.Struct, frozen=True):
     """Images a second.
 
     Attributes:
-        stages: of each stage alone, one process: read, decode, augment, collate, to device.
+        stages: of each stage alone, one process: read, decode (not from the cache), augment, collate, to
+            device.
         workers: of the whole loader, by number of workers.
         frames_per_sample: frames that one process decodes for a sample; the others it has at hand.
     """
@@ -52,7 +54,7 @@ def measure(dataset: LTDv2Dataset, batch: int, device: torch.device, workers: li
     """
     seconds, frames = _stages(dataset, batch, device)
     return DataRates(
-        stages={stage: SAMPLES / max(spent, 1e-9) for stage, spent in seconds.items()},
+        stages={stage: SAMPLES / spent for stage, spent in seconds.items() if spent},
         workers={n: loader_rate(dataset, batch, n) for n in workers},
         frames_per_sample=frames / SAMPLES,
     )
@@ -103,13 +105,17 @@ class _Timed:
         return self.frames.name(row)
 
     def grey(self, row: int) -> npt.NDArray[np.uint8]:
+        self.count += 1
         start = time.perf_counter()
+        if isinstance(self.frames, CachedFrames):
+            image = self.frames.grey(row)
+            self.read_seconds += time.perf_counter() - start
+            return image
         data = self.frames.read(row)
         middle = time.perf_counter()
         image = decode_grey(self.frames.name(row), data)
         self.read_seconds += middle - start
         self.decode_seconds += time.perf_counter() - middle
-        self.count += 1
         return image
 
 

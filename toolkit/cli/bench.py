@@ -128,6 +128,7 @@ def data(
     index = load(folder)
     options = get_cfg(overrides={"imgsz": imgsz})
     dataset = build_dataset(index, "train", options, "train", batch, data_dictionary(index, channels))
+    console.note(f"train frames: {dataset.source}")
     rates = measure(dataset, batch, target, [int(number) for number in numbers])
     if as_json:
         console.print_json(msgspec.to_builtins(rates, str_keys=True))

@@ -170,7 +170,7 @@ class _Pieces(Generic[S]):
         body = self.array[1:-1]
         if bytes(self.array[:1]) != b"[":
             _decode(self.path, self.decoder, self.array, self.name)
-        start, end = 0, PIECE_BYTES
+        start, end, seen = 0, PIECE_BYTES, 0
         while start < len(body):
             cut = _next_cut(body, end)
             piece = b"[%b]" % bytes(body[start:cut])
@@ -180,8 +180,10 @@ class _Pieces(Generic[S]):
                 if cut < len(body) and not isinstance(error, msgspec.ValidationError):
                     end = cut + 1
                     continue
-                raise _refusal(self.path, error, self.name) from error
+                where = f"{self.name} from {seen:,} on" if seen else self.name
+                raise _refusal(self.path, error, where) from error
             yield items
+            seen += len(items)
             start, end = cut + 1, cut + PIECE_BYTES
 
 

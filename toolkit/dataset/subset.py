@@ -119,12 +119,11 @@ def select(
             expected=", ".join(map(str, np.unique(split.months))),
         )
     if part < 1:
-        rng = np.random.default_rng(seed)
         keep = np.zeros(len(split), bool)
         for month in np.unique(split.months[chosen]):
             rows = np.flatnonzero(chosen & (split.months == month))
             clips, of, sizes = np.unique(split.clips[rows], return_inverse=True, return_counts=True)
-            order = rng.permutation(len(clips))
+            order = np.random.default_rng([seed, month]).permutation(len(clips))
             before = np.cumsum(sizes[order]) - sizes[order]
             # A clip is taken when half of it or more still fits.
             taken = order[(before + sizes[order] / 2 <= part * len(rows)) | (before == 0)]
