@@ -4,12 +4,17 @@
     python3 scripts/check_amd_isa.py
     python3 scripts/check_amd_isa.py --arch gfx1010 --verbose
 
-Every kernel and tile that the route chooses for the layers of YOLOv8n and YOLO11n goes through Triton's own
-AMD backend down to the code object, as it would on a card: on gfx101x with buffer operations off, and with
-the 32-bit pointer range that a launch on tensors under 2 GB carries. It fails on a spill, on more than 256
-vector registers, on more than 64 KiB of LDS, on a buffer store for gfx101x, on an instruction that the target
-lacks (the assembler refuses it) and on a compiler that dies. Prints registers, LDS and occupancy. Needs torch
-and Triton 3.6 or later, no GPU.
+Every variant of a kernel that the route chooses for the layers in scripts/layers (YOLOv8n and YOLO11n, with
+80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
+NCHW and in channels_last, whatever the batch and the card's number of compute units; as it would on a card:
+on gfx101x with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB
+carries. All targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of
+5 x 5 and 7 x 7 (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What the route refuses on
+AMD (``spills_on_amd``) is left out.
+
+It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
+gfx101x, on an instruction that the target lacks (the assembler refuses it) and on a compiler that dies.
+Prints registers, LDS and occupancy. Needs torch and Triton 3.6 or later, no GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +36,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels.route import spills_on_amd
+from toolkit import CACHE
+from toolkit.benchmark.measure import load_layers
+
+LAYERS = Path(__file__).resolve().parent / "layers"
 
 ARCHITECTURES = ("gfx1010", "gfx1012", "gfx1030", "gfx1100", "gfx1103", "gfx1151", "gfx1201")
 # No packed dot product of fp16 (LLVM: "Cannot select ... FDOT2"): the route multiplies in fp32 there.
 WITHOUT_PACKED_DOT = ("gfx1010",)
-# One of each generation also compiles fp16; the others of a generation differ in registers, not in
-# instructions.
-HALF = ("gfx1010", "gfx1030", "gfx1100", "gfx1201")
+# One of each generation; the others differ in registers, not in instructions.
+GENERATIONS = ("gfx1010", "gfx1030", "gfx1100", "gfx1201")
+WITH_BFLOAT16 = ("gfx1100", "gfx1201")
+STORAGE = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 MOST_REGISTERS = 256
 MOST_LDS = 64 * 1024
 
-# (batch, channels in, channels out, kernel, stride, input size, groups, bias): each class of tile, as often
-# as a flag of a kernel differs. Sizes do not matter beyond that: no shape compiles a variant of its own.
-LAYERS = (
-    (8, 3, 16, 3, 2, 640, 1, False),
-    (8, 3, 32, 3, 2, 640, 1, False),
-    (8, 3, 64, 3, 2, 640, 1, False),
-    (8, 16, 16, 3, 1, 160, 1, False),
-    (8, 16, 32, 3, 2, 320, 1, False),
-    (8, 32, 32, 1, 1, 160, 1, False),
-    (8, 32, 32, 3, 1, 80, 1, False),
-    (8, 32, 64, 3, 2, 160, 1, False),
-    (8, 64, 64, 1, 1, 80, 1, True),
-    (8, 64, 4, 1, 1, 80, 1, True),
-    (8, 64, 64, 3, 1, 80, 1, False),
-    (8, 64, 128, 3, 2, 80, 1, False),
-    (1, 64, 64, 3, 1, 20, 1, False),
-    (8, 64, 64, 3, 1, 80, 64, False),
-    (8, 64, 64, 3, 2, 80, 64, False),
+MODELS = ("yolov8n", "yolo11n")
+CLASSES = 4
+# Of the card: with one, no tile is too large to fill it; with very many, all are.
+COMPUTE_UNITS = (1, 2**20)
+# Makes every tensor of an 80 x 80 layer longer than 2^31 elements, so that its offsets need 64 bits.
+WIDE_BATCH = 2**18
+# (channels in, channels out, kernel, stride, groups, bias)
+LARGE = (
+    (64, 64, 5, 1, 1, False),
+    (64, 64, 5, 1, 64, False),
+    (64, 64, 5, 2, 64, False),
+    (3, 64, 7, 2, 1, False),
+    (64, 64, 7, 1, 64, False),
+)
+WIDE = (
+    (3, 16, 3, 2, 1, False),
+    (16, 16, 3, 1, 1, False),
+    (32, 32, 3, 1, 1, False),
+    (64, 64, 3, 1, 1, False),
+    (64, 64, 1, 1, 1, False),
+    (64, CLASSES, 1, 1, 1, True),
+    (64, 128, 3, 2, 1, False),
+    (64, 64, 3, 1, 64, False),
 )
 
 
@@ -66,9 +83,8 @@ class Job:
     """One kernel, named by a problem that needs it and its place among the launches of that problem."""
 
     architecture: str
-    layer: tuple[int, int, int, int, int, int, int, bool]
-    channels_last: bool
-    half: bool
+    problem: ConvProblem
+    units: int = COMPUTE_UNITS[0]
     index: int = 0
     table: str = "RDNA"
 
@@ -92,21 +108,65 @@ class Kernel:
     faults: tuple[str, ...]
 
 
+def problems(architecture: str) -> list[ConvProblem]:
+    """What is compiled for an architecture."""
+    models = [
+        problem
+        for model in MODELS
+        for recorded in load_layers(LAYERS / f"{model}.json", 1, "cuda", torch.float32)
+        for problem in (recorded, with_classes(recorded))
+    ]
+    found = list(models)
+    if architecture in GENERATIONS:
+        large = [layer(1, *shape) for shape in LARGE]
+        found += large + [layer(WIDE_BATCH, *shape) for shape in WIDE]
+        found += [replace(each, dtype=torch.float16) for each in models + large]
+    if architecture in WITH_BFLOAT16:
+        found += [replace(each, dtype=torch.bfloat16) for each in models]
+    return [
+        replace(problem, channels_last=channels_last)
+        for problem in dict.fromkeys(found)
+        if not spills_on_amd(problem)
+        for channels_last in (False, True)
+    ]
+
+
+def layer(
+    batch: int, c_in: int, c_out: int, kernel: int, stride: int, groups: int, bias: bool
+) -> ConvProblem:
+    """A layer of 80 x 80 pixels, padded to keep them."""
+    return ConvProblem(
+        batch, c_in, 80, 80, c_out, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1),
+        groups, bias, torch.float32, "cuda", False,
+    )  # fmt: skip
+
+
+def with_classes(layer: ConvProblem) -> ConvProblem:
+    """The layer as it is in a model of ``CLASSES`` classes: the class branch is 64 channels wide, not 80."""
+
+    def width(channels: int) -> int:
+        return 64 if channels == 80 else channels
+
+    classes = layer.channels_out == 80 and layer.bias
+    return replace(
+        layer,
+        channels_in=width(layer.channels_in),
+        channels_out=CLASSES if classes else width(layer.channels_out),
+        groups=width(layer.groups),
+    )
+
+
 def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
     """All of the work for some architectures, every variant of a kernel once."""
     from patches.convolution.triton_kernels.ahead import variant
 
     unique: dict[tuple[Any, ...], Job] = {}
     for architecture in architectures:
-        for layer in LAYERS:
-            for channels_last, half in ((False, False), (True, False), (False, True)):
-                if half and architecture not in HALF:
-                    continue
-                for index, launch in enumerate(
-                    launches(Job(architecture, layer, channels_last, half, 0, table))
-                ):
-                    job = Job(architecture, layer, channels_last, half, index, table)
-                    unique.setdefault((architecture, half, variant(launch)), job)
+        for problem, units in product(problems(architecture), COMPUTE_UNITS):
+            job = Job(architecture, problem, units, table=table)
+            for index, launch in enumerate(launches(job)):
+                key = (architecture, problem.dtype, variant(launch))
+                unique.setdefault(key, replace(job, index=index))
     return list(unique.values())
 
 
@@ -115,23 +175,20 @@ def launches(job: Job) -> list[Any]:
     from patches.convolution.triton_kernels import tiles
     from patches.convolution.triton_kernels.ahead import Recorder
 
-    batch, c_in, c_out, k, s, size, groups, bias = job.layer
-    dtype = torch.float16 if job.half else torch.float32
-    layout = torch.channels_last if job.channels_last else torch.contiguous_format
-    problem = ConvProblem(
-        batch, c_in, size, size, c_out, (k, k), (s, s), (k // 2, k // 2), (1, 1), groups, bias, dtype, "cuda",
-        job.channels_last,
-    )  # fmt: skip
+    p = job.problem
+    layout = torch.channels_last if p.channels_last else torch.contiguous_format
 
     def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta").to(memory_format=layout)
+        return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
 
-    x, weight = empty(batch, c_in, size, size), empty(c_out, c_in // groups, k, k)
-    grad = empty(batch, c_out, *problem.output_size)
+    x = empty(p.batch, p.channels_in, p.height, p.width)
+    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
+    grad = empty(p.batch, p.channels_out, *p.output_size)
     upcast = job.architecture in WITHOUT_PACKED_DOT
-    builder = Recorder(0, tiles.Tiles(18, getattr(tiles, job.table)), upcast=upcast)
-    builder.forward(problem, x, weight, torch.empty(c_out, dtype=dtype, device="meta") if bias else None)
-    builder.backward(problem, grad, x, weight, (c_in > 3, True, bias))
+    builder = Recorder(0, tiles.Tiles(job.units, getattr(tiles, job.table)), upcast=upcast)
+    builder.forward(p, x, weight, bias)
+    builder.backward(p, grad, x, weight, (True, True, p.bias))
     return builder.made
 
 
@@ -142,7 +199,9 @@ def compile_kernel(job: Job) -> Kernel:
 
     launch = launches(job)[job.index]
     os.environ["AMDGCN_USE_BUFFER_OPS"] = "0" if job.architecture.startswith("gfx101") else "1"
-    storage = "*fp16" if job.half else "*fp32"
+    storage = STORAGE[job.problem.dtype]
+    # A launch claims the 32-bit range of a pointer for tensors under 2 GB alone.
+    small = [] if launch.constants.get("WIDE") else [["tt.pointer_range", 32]]
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
@@ -153,7 +212,7 @@ def compile_kernel(job: Job) -> Kernel:
             signature[name], constants[(index,)] = "constexpr", None
         elif name in ("src", "weight", "bias", "out", "grad", "partial", "weight_grad", "bias_grad"):
             signature[name] = "*fp32" if name == "partial" else storage
-            attributes[(index,)] = [["tt.divisibility", 16], ["tt.pointer_range", 32]]
+            attributes[(index,)] = [["tt.divisibility", 16], *small]
         else:
             signature[name] = "i32"
     source = ASTSource(launch.kernel, signature, constants, attributes)
@@ -172,7 +231,11 @@ def compile_kernel(job: Job) -> Kernel:
 
 def describe(job: Job) -> str:
     """A job's problem in a few words."""
-    return f"{job.layer}{' channels_last' if job.channels_last else ''}{' fp16' if job.half else ''}"
+    p = job.problem
+    size = f"{p.batch}x{p.channels_in}x{p.height}x{p.width} to {p.channels_out}"
+    kernel = f"kernel {p.kernel[0]}x{p.kernel[1]} stride {p.stride[0]} groups {p.groups}"
+    layout = "channels_last" if p.channels_last else "NCHW"
+    return f"{size} {kernel}{' bias' if p.bias else ''} {layout} {str(p.dtype).removeprefix('torch.')}"
 
 
 def read(architecture: str, name: str, detail: str, assembly: str, lds: int, warps: int) -> Kernel:
@@ -263,9 +326,14 @@ def main() -> int:
     )
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "ltdv2-toolkit" / "isa")
+    parser.add_argument("--cache", type=Path, default=CACHE / "isa")
     parser.add_argument("--verbose", action="store_true", help="a line for each kernel")
     options = parser.parse_args()
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        print("check_amd_isa: found no Triton, expected 3.6 or later: pip install triton", file=sys.stderr)
+        return 2
 
     kernels = list(check(jobs(options.arch), options.processes, options.cache))
     print(f"{'target':<9} {'kernel':<24} {'variants':>8} {'registers':>10} {'LDS, bytes':>11} {'waves':>6}")

@@ -80,10 +80,10 @@ class Fixed(Tiles):
         super().__init__(units, table)
         self.tile, self.waves = tile, waves
 
-    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool) -> Tile:
+    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool) -> Tile:
         return self.tile
 
-    def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
+    def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:
         programs = -(-filters // self.tile.m) * -(-pairs // self.tile.n) * groups
         return self.tile, self.splits(programs, pixels, SHORTEST_SPLIT, self.waves)
 

@@ -41,7 +41,8 @@ PHASES = {"development": "val", "testing": "test"}
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
 
-    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes.
+    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes; ``[logging]`` names those of
+    :data:`toolkit.training.session.TRACKERS` that are told about a run.
     """
 
     data: str | None = None
@@ -58,6 +59,7 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     health: dict[str, dict[str, float | str]] = {}
     saving: Saving = Saving()
     restarts: Restarts = Restarts()
+    logging: dict[str, bool] = {}
 
 
 class RunRecord(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from toolkit.dataset import download as module
-from toolkit.dataset.download import FILES, REPOSITORY, REVISION, download
+from toolkit.dataset.download import ATTEMPTS, FILES, REPOSITORY, REVISION, download
 from toolkit.errors import ToolkitError
 
 CONTENT = {
@@ -191,6 +191,39 @@ def test_a_busy_server_is_asked_again_when_it_says(hub: Hub, tmp_path: Path, sta
     assert [p for p in hub.pauses if p >= 77] == [77.0] * 3  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [
+        ("99999999", 3600.0),
+        ("9" * 400, 3600.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Mon, 01 Jan 2001 00:00:00 GMT", 2.0),
+        ("tomorrow", 2.0),
+        ("-5", 2.0),
+    ],
+)
+def test_a_server_may_not_ask_for_more_than_an_hour(
+    hub: Hub, tmp_path: Path, asked: str, pause: float
+) -> None:
+    left = [1]
+
+    def busy(handler: Handler, name: str, start: int) -> bool:
+        if not left[0]:
+            return False
+        left[0] = 0
+        handler.send(429, b"", Retry_After=asked)
+        return True
+
+    hub.fault = busy
+    download(tmp_path)
+    assert hub.pauses == [pytest.approx(pause, rel=0.5)]  # type: ignore[attr-defined]
+
+
+def more_than_listed(handler: Handler, name: str, start: int) -> bool:
+    handler.send(200, CONTENT[name] + b"more")
+    return True
+
+
 def ignore_range(handler: Handler, name: str, start: int) -> bool:
     """Answer a range request with the whole file, after breaking the first connection."""
     if not start:
@@ -213,8 +246,8 @@ def slow(handler: Handler, name: str, start: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fault", [ignore_range, slow])
-def test_a_server_that_ignores_ranges_or_falls_silent_is_survived(
+@pytest.mark.parametrize("fault", [more_than_listed, ignore_range, slow])
+def test_a_server_that_sends_more_ignores_ranges_or_falls_silent_is_survived(
     hub: Hub, tmp_path: Path, fault: Callable[[Handler, str, int], bool]
 ) -> None:
     hub.fault = fault
@@ -223,7 +256,17 @@ def test_a_server_that_ignores_ranges_or_falls_silent_is_survived(
 
 
 def too_long(handler: Handler, name: str, start: int) -> bool:
-    handler.send(200, CONTENT[name] + b"more")
+    handler.send(200, bytes(len(CONTENT[name])) + b"more")
+    return True
+
+
+def start_again(handler: Handler, name: str, start: int) -> bool:
+    """Break off in the middle every time and know no ranges: bytes arrive for ever, and never more."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(CONTENT[name])))
+    handler.end_headers()
+    handler.wfile.write(CONTENT[name][: len(CONTENT[name]) // 2])
+    handler.close_connection = True
     return True
 
 
@@ -241,13 +284,14 @@ def other_bytes(handler: Handler, name: str, start: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fault", [too_long, too_short, other_bytes])
+@pytest.mark.parametrize("fault", [too_long, too_short, other_bytes, start_again])
 def test_a_server_that_sends_something_else_is_given_up_on(
     hub: Hub, tmp_path: Path, fault: Callable[[Handler, str, int], bool]
 ) -> None:
     hub.fault = fault
     with pytest.raises(ToolkitError, match=r"Train\.json cannot be fetched"):
         download(tmp_path)
+    assert len(hub.pauses) < ATTEMPTS  # type: ignore[attr-defined]
     assert not [name for name in FILES if (tmp_path / name).exists()]
 
 

@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -108,13 +109,56 @@ def test_a_cut_off_jpeg_does_not_decode() -> None:
             decode_grey("x", part)
 
 
+def claiming(height: int, width: int) -> bytes:
+    data = bytearray(jpeg())
+    struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("height, width", [(65_500, 65_500), (30_000, 30_000), (1, 65_535)])
+def test_a_jpeg_that_claims_to_be_huge_is_refused_undecoded(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int
+) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAME_PIXELS", 24 * 32)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(FrameError, match=f"x is too large.*claim {width:,} x {height:,} pixels"):
+        decode_grey("x", claiming(height, width))
+
+
+def test_the_size_of_a_jpeg_is_found_behind_other_segments_and_fill_bytes() -> None:
+    data = jpeg()
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data
+    assert decode_grey("x", data[:2] + thumbnail + b"\xff\xff" + data[2:]).shape == (24, 32)
+
+
+def test_what_the_decoder_throws_names_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    def throw(*_: object) -> None:
+        raise cv2.error("out of memory")
+
+    monkeypatch.setattr(cv2, "imdecode", throw)
+    with pytest.raises(FrameError, match="frame x does not decode"):
+        decode_grey("x", jpeg())
+
+
+def test_damaged_jpegs_decode_or_name_the_frame() -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        data = bytearray(jpeg())
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(2, 700)] = rng.randrange(256)
+        with suppress(FrameError):
+            assert decode_grey("x", bytes(data)).size <= frames.MAX_FRAME_PIXELS
+
+
 def test_a_frame_error_survives_pickling() -> None:
     error = FrameError("frames/a.jpg", "is cut off", "1 byte", "2")
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.name, copy.line()) == (error.name, error.line())
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "frames/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "../x.jpg"])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "frames/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "../x.jpg", "x\0y.jpg"]
+)
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     path = archive(tmp_path / "a.zip", {"frames/ok.jpg": b"x", "PLACEHOLDER": b"y"})
     data = path.read_bytes().replace(b"PLACEHOLDER", name.encode().ljust(11, b"_")[:11])
@@ -131,6 +175,35 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"frames/b.jpg", b"frames/a.jpg"))
     with pytest.raises(ToolkitError, match=r"occurs twice; found frames/a\.jpg"):
         read_directory(path)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_directory_of_more_members_than_its_end_record_counts_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool
+) -> None:
+    if wide:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    path = archive(tmp_path / "a.zip", {f"frames/{i}.jpg": b"x" for i in range(5)})
+    data = bytearray(path.read_bytes())
+    at, kind = (data.rindex(b"PK\x06\x06") + 24, "<QQ") if wide else (data.rindex(b"PK\x05\x06") + 8, "<HH")
+    assert struct.unpack_from(kind, data, at) == (5, 5)
+    struct.pack_into(kind, data, at, 3, 3)
+    path.write_bytes(data)
+    with pytest.raises(ToolkitError, match=r"is damaged; found 5 directory entries.*counts 3"):
+        read_directory(path)
+
+
+def test_a_count_of_which_only_16_bits_were_written_is_no_damage(tmp_path: Path) -> None:
+    """As archivers that know no ZIP64 leave it beyond 65,535 members."""
+    one = archive(tmp_path / "one.zip", {"frames/00000": b""}).read_bytes()
+    local, entry = one[:30], one[42:88]
+    names = [b"frames/%05d" % i for i in range(65_540)]
+    members = b"".join(local + name for name in names)
+    directory = b"".join(entry[:42] + struct.pack("<I", 42 * i) + name for i, name in enumerate(names))
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 4, 4, len(directory), len(members), 0)
+    path = tmp_path / "a.zip"
+    path.write_bytes(members + directory + end)
+    assert read_directory(path).names.tolist() == names
 
 
 def test_a_member_that_claims_to_be_huge_is_refused_unread(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -20,6 +22,15 @@ from toolkit.dataset.index import DatasetIndex, load, prepare, read_manifest
 from toolkit.errors import ToolkitError
 
 Edit = Callable[[str, Callable[[dict[str, Any]], None]], None]
+
+
+@pytest.fixture
+def extracted(copy: Path) -> Path:
+    """The copy with its frames as files in a folder."""
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        file.extractall(copy)
+    (copy / "frames.zip").unlink()
+    return copy
 
 
 def discrepancies(folder: Path) -> list[dict[str, str]]:
@@ -252,14 +263,41 @@ def test_frames_missing_from_the_archive_and_frames_nobody_lists_are_counted(cop
     assert len(absent) == 1
 
 
-def test_frames_in_a_folder_serve_as_well(copy: Path, index: DatasetIndex) -> None:
-    with zipfile.ZipFile(copy / "frames.zip") as file:
-        file.extractall(copy)
-    (copy / "frames.zip").unlink()
-    prepare(copy)
-    ours, theirs = load(copy).split("val"), index.split("val")
+def test_frames_in_a_folder_serve_as_well(extracted: Path, index: DatasetIndex) -> None:
+    prepare(extracted)
+    ours, theirs = load(extracted).split("val"), index.split("val")
     assert sorted(ours.image_ids) == sorted(theirs.image_ids)
-    assert ours.frames().read(0) == (copy / ours.file_names[0].decode()).read_bytes()
+    assert ours.frames().read(0) == (extracted / ours.file_names[0].decode()).read_bytes()
+
+
+def test_files_of_any_name_may_lie_among_the_frames(extracted: Path) -> None:
+    for name in ("caf\u00e9.jpg", os.fsdecode(b"\xff.jpg")):
+        (extracted / "frames" / name).touch()
+    assert prepare(extracted).manifest.unlisted_frames == 2
+    assert prepare(extracted).unchanged
+
+
+def test_frames_behind_a_link_to_another_disk_are_found(extracted: Path, tmp_path: Path) -> None:
+    day, *others = sorted(p for p in (extracted / "frames").iterdir())
+    day.symlink_to(day.rename(tmp_path / "elsewhere"))
+    (others[0] / "up").symlink_to(extracted / "frames")
+    (others[0] / "self").symlink_to(others[0])
+    (others[0] / "nowhere").symlink_to(tmp_path / "gone")
+    manifest = prepare(extracted).manifest
+    assert (manifest.discrepancies, manifest.unlisted_frames) == ({}, 0)
+    frames = load(extracted).split("train").frames()
+    assert all(frames.grey(row).shape == (288, 384) for row in range(len(frames)))
+
+
+def test_a_folder_of_frames_that_cannot_be_read_is_named(
+    extracted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(index_module.os, "scandir", refuse)  # type: ignore[attr-defined]
+    with pytest.raises(ToolkitError, match=r"cannot read .*frames; found Permission denied"):
+        prepare(extracted)
 
 
 def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
@@ -394,10 +432,10 @@ def test_two_members_that_are_one_frame_are_refused_or_the_first_counts(copy: Pa
     ]
 
 
-@pytest.mark.parametrize("path", ["frames/../../secret.jpg", "/etc/secret.jpg"])
+@pytest.mark.parametrize("path", ["frames/../../secret.jpg", "/etc/secret.jpg", "frames/a\0.jpg"])
 def test_a_frame_outside_the_data_folder_is_refused(copy: Path, edit: Edit, path: str) -> None:
     edit("Train.json", lambda content: content["images"][3].update(file_name=path))
-    with pytest.raises(ToolkitError, match=rf"Train\.json is refused.*found {path}"):
+    with pytest.raises(ToolkitError, match=re.escape(f"found {path!r}")):
         prepare(copy)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,53 @@ from patches.convolution.problem import ConvProblem, Gradients, Route
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Largest relative error in the Frobenius norm: a few rounding steps of each dtype."""
+
+
+PLAIN = ConvProblem(
+    batch=2,
+    channels_in=16,
+    height=7,
+    width=6,
+    channels_out=16,
+    kernel=(3, 3),
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 1),
+    groups=1,
+    bias=False,
+    dtype=torch.float32,
+    device="cpu",
+    channels_last=False,
+)
+POINTWISE = replace(PLAIN, kernel=(1, 1), padding=(0, 0))
+DEPTHWISE = replace(PLAIN, channels_in=6, channels_out=6, groups=6)
+
+KINDS = {
+    "3x3": replace(PLAIN, channels_out=20),
+    "3x3 on three channels, stride 2 (the first layer)": replace(
+        PLAIN, channels_in=3, stride=(2, 2), bias=True
+    ),
+    "3x3, stride 2, channels_last": replace(PLAIN, stride=(2, 2), channels_last=True),
+    "1x1": replace(POINTWISE, channels_in=20, channels_out=40, bias=True),
+    "1x1, channels_last": replace(POINTWISE, channels_out=20, channels_last=True, bias=True),
+    "1x1, stride 2": replace(POINTWISE, stride=(2, 2)),
+    "stride larger than the kernel leaves phases without taps": replace(
+        PLAIN, kernel=(2, 1), stride=(3, 2), padding=(0, 0)
+    ),
+    "stride and dilation share a factor": replace(
+        PLAIN, stride=(2, 2), dilation=(2, 3), height=9, width=11, padding=(2, 1)
+    ),
+    "output narrower than the stride": replace(POINTWISE, height=4, width=2, stride=(3, 3)),
+    "depthwise": replace(DEPTHWISE, bias=True),
+    "depthwise, two filters a channel, stride 2": replace(
+        PLAIN, channels_in=5, channels_out=10, groups=5, stride=(2, 2)
+    ),
+    "depthwise, channels_last": replace(DEPTHWISE, channels_last=True),
+    "small groups": replace(PLAIN, channels_in=8, channels_out=6, groups=2, bias=True),
+    "large groups": replace(PLAIN, channels_in=40, channels_out=34, groups=2, kernel=(1, 3), padding=(0, 1)),
+    "one pixel": replace(PLAIN, batch=1, height=1, width=1),
+}
+"""What a route may treat as a case of its own, by name."""
 
 
 @st.composite
@@ -44,19 +93,24 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     )
 
 
-def tensors(problem: ConvProblem, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Seeded input, weight, bias and output gradient of a problem."""
+Operands = tuple[Tensor, Tensor, "Tensor | None", Tensor]
+
+
+def tensors(problem: ConvProblem, seed: int = 0) -> Operands:
+    """Seeded input, weight, bias and output gradient of a problem, in its memory format."""
     generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(problem.dtype)
+        values = torch.randn(shape, generator=generator).to(problem.dtype)
+        return values.to(memory_format=layout) if len(shape) == 4 else values
 
-    x = normal(problem.batch, problem.channels_in, problem.height, problem.width)
-    if problem.channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    weight = normal(problem.channels_out, problem.channels_in // problem.groups, *problem.kernel)
-    bias = normal(problem.channels_out) if problem.bias else None
-    return x, weight, bias, normal(problem.batch, problem.channels_out, *problem.output_size)
+    return (
+        normal(problem.batch, problem.channels_in, problem.height, problem.width),
+        normal(problem.channels_out, problem.channels_in // problem.groups, *problem.kernel),
+        normal(problem.channels_out) if problem.bias else None,
+        normal(problem.batch, problem.channels_out, *problem.output_size),
+    )
 
 
 def reference(
@@ -82,27 +136,43 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def assert_correct(route: Route, problem: ConvProblem) -> None:
-    """Run forward and backward of ``route`` and compare both with :func:`reference`."""
-    x, weight, bias, grad = tensors(problem)
+def assert_correct(
+    route: Route, problem: ConvProblem, operands: Operands | None = None, tolerance: float | None = None
+) -> None:
+    """Run forward and backward of ``route`` and compare both with :func:`reference`.
+
+    Args:
+        operands: instead of :func:`tensors`.
+        tolerance: instead of :data:`TOLERANCE`.
+    """
+    assert route.supports(problem)
+    x, weight, bias, grad = operands or tensors(problem)
     with torch.inference_mode():
         out = route.forward(problem, x, weight, bias)
         gradients: Gradients = route.backward(problem, grad, x, weight, (True, True, problem.bias))
     expected = reference(problem, x, weight, bias, grad)
+    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
+    assert out.is_contiguous(memory_format=layout)
+    assert problem.bias or gradients[2] is None
     names = ("output", "gradient of input", "gradient of weight", "gradient of bias")
     for name, value, truth in zip(names, (out, *gradients), expected, strict=False):
         assert value is not None, name
         assert value.shape == truth.shape, name
         assert value.dtype == problem.dtype, name
-        assert relative_error(value, truth) <= TOLERANCE[problem.dtype], f"{name} of {problem}"
+        error = relative_error(value, truth)
+        assert error <= (tolerance or TOLERANCE[problem.dtype]), f"{name} of {problem}: {error:.2e}"
 
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill every new buffer with NaN, so that memory which is read before it is written shows."""
-    original: Callable[..., Tensor] = torch.Tensor.new_empty
 
-    def poisoned(self: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return original(self, *args, **kwargs).fill_(float("nan"))
+    def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+            buffer = allocate(*args, **kwargs)
+            return buffer.fill_(float("nan")) if buffer.is_floating_point() else buffer
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+        return poisoned
+
+    for place, name in ((Tensor, "new_empty"), (Tensor, "new_empty_strided"), (torch, "empty_like")):
+        monkeypatch.setattr(place, name, poisoning(getattr(place, name)))

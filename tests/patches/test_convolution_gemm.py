@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import assert_correct, poison, problems, tensors
+from convolution_cases import KINDS, assert_correct, poison, problems, tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,6 +46,18 @@ LAYER = ConvProblem(
 def test_agrees_with_float64_whatever_the_problem_and_the_chunks(problem: ConvProblem, budget: int) -> None:
     smallest = problem.channels_in * problem.kernel[0] * problem.kernel[1] * 8
     assert_correct(Gemm(max(budget, smallest)), problem)
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_convolution_agrees_with_float64(name: str) -> None:
+    assert_correct(Gemm(), KINDS[name])
+
+
+def test_channels_last_input_with_a_contiguous_gradient() -> None:
+    problem = replace(LAYER, channels_last=True)
+    x, weight, bias, grad = tensors(problem)
+    assert_correct(Gemm(), problem, (x, weight.contiguous(), bias, grad.contiguous()))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import assert_correct, problems
+from convolution_cases import KINDS, assert_correct, problems
 from hypothesis import given, settings
 from test_convolution_gemm import LAYER
 
@@ -20,6 +20,11 @@ from patches.convolution.problem import ConvProblem
 @given(problem=problems())
 def test_pytorchs_own_kernels_are_correct(problem: ConvProblem) -> None:
     assert_correct(Native(library=False), problem)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_convolution_is_correct(name: str) -> None:
+    assert_correct(Native(library=False), KINDS[name])
 
 
 def test_the_library_is_no_route_on_the_cpu() -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from patches.convolution.triton_kernels import tiles
+from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels import route, tiles
 
 pytest.importorskip("triton", minversion="3.6", reason="Triton's AMD backend needs Triton")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_amd_isa.py"
-LAYER = (8, 64, 64, 3, 1, 80, 1, False)
+LAYER = ConvProblem(8, 64, 80, 80, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cuda", False)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tile: tiles.Tile) -> None:
 
 
 def test_a_sound_kernel_passes_and_is_described(check: ModuleType) -> None:
-    kernel = check.compile_kernel(check.Job("gfx1010", LAYER, channels_last=False, half=False))
+    kernel = check.compile_kernel(check.Job("gfx1010", LAYER))
     assert kernel.faults == ()
     assert kernel.name == "gather_gemm"
     assert 0 < kernel.registers <= 256 and 0 < kernel.lds <= 65536 and kernel.waves >= 4
@@ -50,13 +52,13 @@ def test_a_sound_kernel_passes_and_is_described(check: ModuleType) -> None:
 
 def test_a_spill_is_found(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, tiles.Tile(128, 128, 16, 2, 1))
-    kernel = check.compile_kernel(check.Job("gfx1010", LAYER, False, False, table="PLANTED"))
+    kernel = check.compile_kernel(check.Job("gfx1010", LAYER, table="PLANTED"))
     assert any("spilled" in fault for fault in kernel.faults)
 
 
 def test_too_much_lds_is_found(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, tiles.Tile(64, 256, 64, 8, 2))
-    kernel = check.compile_kernel(check.Job("gfx1100", LAYER, False, False, table="PLANTED"))
+    kernel = check.compile_kernel(check.Job("gfx1100", LAYER, table="PLANTED"))
     assert any("bytes of LDS" in fault for fault in kernel.faults), kernel
 
 
@@ -76,8 +78,8 @@ def test_the_check_sees_the_stores_that_a_card_would_run(
     seen: list[str] = []
     read = check.read
     monkeypatch.setattr(check, "read", lambda *a: seen.append(a[3]) or read(*a))
-    check.compile_kernel(check.Job("gfx1030", LAYER, channels_last=False, half=False))
-    check.compile_kernel(check.Job("gfx1010", LAYER, channels_last=False, half=False))
+    check.compile_kernel(check.Job("gfx1030", LAYER))
+    check.compile_kernel(check.Job("gfx1010", LAYER))
     assert ["buffer_store" in assembly for assembly in seen] == [True, False]
 
 
@@ -86,8 +88,8 @@ def test_a_compiler_that_dies_costs_its_kernel_alone(
 ) -> None:
     """gfx1010 has no packed dot product of fp16, and the compiler aborts the process over it."""
     monkeypatch.setattr(check, "WITHOUT_PACKED_DOT", ())
-    deadly = check.Job("gfx1010", LAYER, channels_last=False, half=True)
-    sound = dataclasses.replace(deadly, half=False)
+    deadly = check.Job("gfx1010", dataclasses.replace(LAYER, dtype=torch.float16))
+    sound = dataclasses.replace(deadly, problem=LAYER)
     kernels = list(check.check([sound, deadly, sound], 1, tmp_path))
     assert [kernel.faults for kernel in kernels] == [(), ("the compiler died",), ()]
 
@@ -106,3 +108,35 @@ def test_every_architecture_and_both_layouts_are_covered(check: ModuleType) -> N
             "grouped_gather",
             "grouped_weight_gradient",
         }
+
+
+@pytest.mark.parametrize(("batch", "units"), [(2, 20), (16, 48)])
+def test_no_batch_and_no_card_needs_a_kernel_that_was_not_compiled(
+    check: ModuleType, batch: int, units: int
+) -> None:
+    from patches.convolution.triton_kernels.ahead import variant
+
+    compiled = {
+        (job.problem.dtype, variant(check.launches(job)[job.index])) for job in check.jobs(["gfx1030"])
+    }
+    for problem in check.problems("gfx1030"):
+        if problem.batch == 1:
+            needed = check.launches(check.Job("gfx1030", dataclasses.replace(problem, batch=batch), units))
+            assert {(problem.dtype, variant(launch)) for launch in needed} <= compiled
+
+
+def test_the_long_tensors_of_the_check_need_64_bit_offsets(check: ModuleType) -> None:
+    for shape in check.WIDE:
+        launches = check.launches(check.Job("gfx1010", check.layer(check.WIDE_BATCH, *shape)))
+        assert all(launch.constants.get("WIDE", True) for launch in launches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 1), (5, 2), (7, 1)])
+def test_the_route_refuses_what_spills_on_amd_and_nothing_else(
+    check: ModuleType, kernel: int, stride: int
+) -> None:
+    problem = check.layer(1, 64, 64, kernel, stride, 64, False)
+    work = [check.Job("gfx1010", problem, index=index) for index in range(4)]
+    found = [check.compile_kernel(job).faults for job in work]
+    assert any(found) is route.spills_on_amd(problem), found

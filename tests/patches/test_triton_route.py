@@ -51,6 +51,18 @@ print(TritonRoute().supports(p))
     assert run("-c", script).stdout == "False\n"
 
 
+def test_without_triton_the_check_for_amd_says_so_in_one_line() -> None:
+    script = """
+import runpy, sys
+sys.modules["triton"] = None
+sys.argv = ["check_amd_isa.py"]
+runpy.run_path("scripts/check_amd_isa.py", run_name="__main__")
+"""
+    done = run("-c", script)
+    assert done.returncode == 2
+    assert done.stderr == "check_amd_isa: found no Triton, expected 3.6 or later: pip install triton\n"
+
+
 def test_importing_the_route_imports_no_triton() -> None:
     script = "import sys, patches.convolution.triton_kernels; print('triton' in sys.modules)"
     assert run("-c", script).stdout == "False\n"
@@ -77,15 +89,14 @@ import os, sys
 from pathlib import Path
 from patches.convolution.triton_kernels import prepare
 {before}
-print(prepare(Path(sys.argv[1]), Path(sys.argv[2])), os.environ.get("AMDGCN_USE_BUFFER_OPS"),
-os.environ.get("TRITON_CACHE_DIR"))
+print(prepare(Path(sys.argv[1])), os.environ.get("AMDGCN_USE_BUFFER_OPS"), os.environ.get("TRITON_CACHE_DIR"))
 """
 
 
 def test_a_gfx101x_card_gets_no_buffer_operations_and_a_cache_of_its_own(tmp_path: Path) -> None:
     nodes = kernel_driver(tmp_path / "nodes", 100100)
-    done = run("-c", PREPARE.format(before=""), str(nodes), str(tmp_path / "cache"))
-    cache = tmp_path / "cache" / "triton-gfx101x"
+    done = run("-c", PREPARE.format(before=""), str(nodes), XDG_CACHE_HOME=str(tmp_path))
+    cache = tmp_path / "ltdv2-toolkit" / "triton-gfx101x"
     assert done.stdout == f"['AMDGCN_USE_BUFFER_OPS', 'TRITON_CACHE_DIR'] 0 {cache}\n"
 
 
@@ -98,7 +109,7 @@ def test_other_cards_keep_their_settings(tmp_path: Path) -> None:
 def test_triton_imported_too_early_on_gfx101x_is_an_error(tmp_path: Path) -> None:
     nodes = kernel_driver(tmp_path / "nodes", 100100)
     early = PREPARE.format(before="sys.modules['triton'] = sys")
-    done = run("-c", early, str(nodes), str(tmp_path), AMDGCN_USE_BUFFER_OPS="1")
+    done = run("-c", early, str(nodes), AMDGCN_USE_BUFFER_OPS="1")
     assert "Triton is already imported with buffer operations on" in done.stderr
 
 
@@ -142,3 +153,31 @@ def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pyt
     for number in range(100):
         route._remember(calls, number, None)
     assert len(calls) <= 10
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "served"),
+    [(3, 2, 64, True), (5, 1, 64, True), (5, 2, 64, False), (7, 1, 64, False), (7, 1, 1, True)],
+)
+def test_on_amd_depthwise_kernels_that_spill_are_left_to_other_routes(
+    kernel: int, stride: int, groups: int, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = ConvProblem(
+        1, 64, 20, 20, 64, (kernel, kernel), (stride, stride), (0, 0), (1, 1), groups, False,
+        torch.float32, "cuda", False,
+    )  # fmt: skip
+    monkeypatch.setattr(route, "_available", lambda device: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert route.TritonRoute().supports(p)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert route.TritonRoute().supports(p) is served
+
+
+def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() -> None:
+    nvidia = tiles.Tiles(132)
+    assert nvidia.gather(64, 10**6, 4, 1, False, True) == nvidia.gather(64, 10**6, 4, 1, False, False)
+    assert nvidia.weight(16, 27, 10**6, 1, True) == nvidia.weight(16, 27, 10**6, 1, False)
+    for taps in (9, 25, 49):
+        assert nvidia.grouped(taps, 10**6, False) == (512, 1) and nvidia.grouped(taps, 10, False) == (64, 1)
+        assert nvidia.grouped(taps, 10**6, True) == (16, 32)
+        assert nvidia.grouped_weight(taps, False, True) == (16, 128, 1)

@@ -27,7 +27,7 @@ from toolkit import containers, machine
 from toolkit.cli import app
 from toolkit.doctor import GIB, PROFILES
 from toolkit.errors import ToolkitError
-from toolkit.training.supervisor import Policy
+from toolkit.training.keeper import Policy
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,8 +17,9 @@ from tiny_run import Trace, plan, train
 from toolkit.errors import ToolkitError
 from toolkit.training import events, session
 from toolkit.training.health import Action, Rule, Rules
+from toolkit.training.keeper import Policy
 from toolkit.training.rundir import Exit, RunFiles, Saving, read_summary, state_of
-from toolkit.training.supervisor import Policy, supervise
+from toolkit.training.supervisor import supervise
 
 pytestmark = pytest.mark.slow
 

@@ -322,6 +322,20 @@ def test_with_a_pytorch_for_nvidia_the_graphics_of_an_amd_processor_are_not_aske
     assert reader("0", two_cards)() is None
 
 
+def test_the_nvidia_cards_that_the_environment_leaves_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sensors, "_built_for_nvidia", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(sensors, "_read_nvidia", asked.append)
+    for visible in (None, "3,GPU-8f2a"):
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        else:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert reader("0,1")() is None
+    assert asked == ["0", "1", "3", "GPU-8f2a"]
+
+
 def test_a_driver_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     answered, asked = threading.Event(), []
 

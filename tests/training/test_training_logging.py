@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import importlib
+import importlib.util
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_run import Trace, plan, train
-from ultralytics.utils import SETTINGS
+from ultralytics import utils
 from ultralytics.utils.callbacks import tensorboard
 
+from toolkit.errors import ToolkitError
+from toolkit.training import session
 from toolkit.training.rundir import Saving
-from toolkit.training.session import TrainingPlan
+from toolkit.training.session import TRACKERS, Options, TrainingPlan
+from toolkit.workspace import Workspace
 
 # Ultralytics traces the model for the graph, and its warnings say nothing about this project.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")]
@@ -54,6 +59,7 @@ class Logged:
 def logged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Logged:
     planned = plan(data, tmp_path_factory.mktemp("runs") / "logged", saving=Saving(batches=4))
     whole = train(replace(planned, run=planned.run.with_name("whole")))
+    planned = replace(planned, trackers=("tensorboard",))
     writers: list[Writer] = []
 
     def make(log_dir: str) -> Writer:
@@ -61,7 +67,6 @@ def logged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Logged:
         return writers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ultralytics.utils.SETTINGS", {**SETTINGS, "tensorboard": True})
         patch.setattr("ultralytics.utils.TESTS_RUNNING", False)
         patch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=make))
         importlib.reload(tensorboard)
@@ -106,3 +111,37 @@ def test_logging_to_tensorboard_changes_nothing_of_the_training(logged: Logged) 
     steps = logged.last.steps
     assert steps
     assert steps == logged.whole.steps[-len(steps) :]
+
+
+def test_nobody_is_told_about_a_run_unless_toolkit_toml_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: dict[str, Any] = {**utils.SETTINGS, **dict.fromkeys(TRACKERS, True)}
+    monkeypatch.setattr(utils, "SETTINGS", installed)
+    train(plan(data, tmp_path / "runs" / "quiet", epochs=1))
+    assert not any(installed[name] for name in TRACKERS)
+
+
+@pytest.mark.parametrize(
+    ("table", "outcome"),
+    [
+        ("tensorboard = true", "wants .logging. to tensorboard; found no module tensorboard; pip install"),
+        ("tensorboards = true", "no .logging. to tensorboards; expected clearml, comet"),
+    ],
+)
+def test_a_tracker_that_cannot_be_told_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, outcome: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    (tmp_path / "toolkit.toml").write_text(f"[logging]\n{table}\n")
+    with pytest.raises(ToolkitError, match=outcome):
+        session.plan(Workspace(tmp_path), Options(data=data, preset="smoke", device="cpu"))
+
+
+def test_a_tracker_is_told_when_toolkit_toml_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: ModuleSpec("tensorboard", None))
+    (tmp_path / "toolkit.toml").write_text("[logging]\ntensorboard = true\nmlflow = false\n")
+    options = Options(data=data, preset="smoke", device="cpu")
+    assert session.plan(Workspace(tmp_path), options).trackers == ("tensorboard",)

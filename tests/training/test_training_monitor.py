@@ -59,7 +59,6 @@ def files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFil
         loader_wait=0.07,
         step_seconds=(0.1, 0.2, 0.4),
         best=0.25,
-        saved=650,
     )
     heartbeat.write(made, beat)
     (made.run / "results.csv").write_text(CSV)
@@ -91,7 +90,10 @@ def test_the_state_of_a_run_follows_its_lock_and_its_summary(files: RunFiles) ->
     with files.locked():
         assert watch.look().state == "running"
     write_json(files.summary, Summary(state="failed", reason="too_hot: GPU at 97 C"))
-    assert (watch.look().state, watch.look().reason) == ("failed", "too_hot: GPU at 97 C")
+    failed = watch.look()
+    assert (failed.state, failed.reason) == ("failed", "too_hot: GPU at 97 C")
+    assert failed.line().startswith("first: failed (too_hot: GPU at 97 C), epoch 4/10")
+    assert failed.seconds_left is None
 
 
 def test_looking_at_a_run_keeps_nobody_from_training_it(files: RunFiles) -> None:
@@ -131,7 +133,8 @@ def test_piped_it_prints_a_line_and_ends_with_the_run(
 def test_json_has_time_left_with_its_spread(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = json.loads(toolkit(monkeypatch, capsys, "monitor", "--json"))
+    with files.locked():
+        shown = json.loads(toolkit(monkeypatch, capsys, "monitor", "--json"))
     left = 10 * 200 - 3 * 200 - 120
     assert shown["seconds_left"] == pytest.approx([left * 0.1, left * 0.2, left * 0.4])
     assert (shown["map50"], shown["map50_95"]) == (0.5, 0.25)
@@ -144,10 +147,12 @@ def test_a_terminal_sees_everything_at_a_glance(files: RunFiles) -> None:
 
     console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
     watch = watching.Watch(files)
+    files.checkpoints.mkdir()
+    (files.checkpoints / f"image-000000005200-{0:016x}.pt").touch()
     with files.locked():
         console.print(_view(watch.look(), watch.title))
     text = console.export_text()
-    for word in ("running, training", "4 of 10", "120 of 200", "41.5 images/s", "after batch 650"):
+    for word in ("running, training", "4 of 10", "120 of 200", "41.5 images/s", "after image 5,200"):
         assert word in text
     assert "hang at epoch 3, batch 17: no sign of life for 121 s; restarted" in text
 

@@ -6,11 +6,13 @@ import copy
 import itertools
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,10 +25,20 @@ import pytest
 import torch
 from tiny_run import MODEL, Trace, plan, train
 
-from toolkit.training import events, session
-from toolkit.training.rundir import Exit, Orders, RunFiles, Saving, read_summary, state_of, write_json
+from toolkit.training import checkpoints, events, session
+from toolkit.training.keeper import Policy
+from toolkit.training.rundir import (
+    Exit,
+    Orders,
+    RunFiles,
+    Saving,
+    read_orders,
+    read_summary,
+    state_of,
+    write_json,
+)
 from toolkit.training.session import TrainingPlan
-from toolkit.training.supervisor import Policy, supervise
+from toolkit.training.supervisor import supervise
 
 pytestmark = pytest.mark.slow
 
@@ -185,34 +197,119 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(planned: TrainingPlan) -
     assert "a batch of 7 cannot be shared by 2 ranks; expected a --batch that is a multiple" in refused.stderr
 
 
+def own_torchrun(
+    place: Path, data: Path, *more: str, rules: str = "", restarts: int = 0, faults: str = "", epochs: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """``torchrun -m toolkit train`` with two ranks in the workspace ``place``, for the run "mine"."""
+    (place / "toolkit.toml").write_text(f"[saving]\nbatches = 1\n{rules}")
+    words = ["train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke", "--imgsz", "64"]
+    words += ["--epochs", str(epochs), "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
+    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(place), "FAULTS": faults}
+    return subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", f"--max-restarts={restarts}", str(WORKER), *words, *more],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=180,
+    )
+
+
+def happened(files: RunFiles) -> list[tuple[str, str]]:
+    return [(event.kind, event.action) for event in events.read(files.events)]
+
+
 def test_the_users_own_torchrun_trains_restarts_and_resumes(data: Path, tmp_path: Path) -> None:
     """One rank is killed, then one hangs; the restart that torchrun was allowed is used up by then."""
     run = tmp_path / "runs" / "mine"
-    (tmp_path / "toolkit.toml").write_text("[saving]\nbatches = 1\n[health.hang]\nlimit = 8\n")
-    words = ["train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke", "--imgsz", "64"]
-    words += ["--epochs", "2", "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
-    words += ["--score-every", "1"]
-    two = [*TORCHRUN, "--nproc-per-node=2"]
-    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path)}
-    faults = {"FAULTS": "kill:0:3@1 stuck:1:2@1"}
-    allowed = [*two, "--max-restarts=1", str(WORKER), *words]
-    first = subprocess.run(allowed, env=environment | faults, timeout=120)
-    assert first.returncode
     files = RunFiles(run)
+    rules = "[health.hang]\nlimit = 8\n"
+    more = ["--score-every", "1"]
+    first = own_torchrun(tmp_path, data, *more, rules=rules, restarts=1, faults="kill:0:3@1 stuck:1:2@1")
+    assert first.returncode
     assert state_of(files) == "interrupted"
-    assert [(e.kind, e.action) for e in events.read(files.events)] == [
+    assert happened(files) == [
+        ("trainer died", "to be restarted"),
         ("group restarted", "resumed"),
-        ("hang", "group ended"),
+        ("hang", "to be restarted"),
     ]
     write_json(files.orders, Orders(supervisor=99_999_999))  # of another machine, or gone for long
-    subprocess.run([*two, "-m", "toolkit", *words, "--resume"], env=environment, check=True, timeout=120)
+    own_torchrun(tmp_path, data, *more, "--resume", rules=rules).check_returncode()
     assert state_of(files) == "finished"
     assert [path.name for path in run.parent.iterdir()] == ["mine"]
     assert len((run / "results.csv").read_text().splitlines()) == 3
     places = [(step["epoch"], step["batch"]) for step in steps(run) if step["rank"] == 0]
-    assert places == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0), (1, 1)], "then untraced"
+    assert places == [(epoch, batch) for epoch in range(2) for batch in range(6)], "none twice, none missed"
     assert files.best.is_file()
     assert not files.is_locked()
+
+
+def test_a_run_that_is_given_up_ends_torchrun_too_and_goes_on_when_it_is_resumed(
+    data: Path, tmp_path: Path
+) -> None:
+    """A tenth of the frames cannot be read; torchrun would start the group five times more."""
+    broken = tmp_path / "ltdv2"
+    shutil.copytree(data, broken)
+    with zipfile.ZipFile(broken / "frames.zip") as archive, (broken / "frames.zip").open("r+b") as file:
+        for entry in [entry for entry in archive.infolist() if not entry.is_dir()][:8]:
+            file.seek(entry.header_offset + 40 + len(entry.filename))
+            file.write(bytes(200))
+    files = RunFiles(tmp_path / "runs" / "mine")
+    rules = "[health.disk]\nlimit = 1e9\n"
+    ended = own_torchrun(tmp_path, broken, rules=rules, restarts=5, faults="slow:*! slow:*@1!", epochs=20)
+    assert ended.returncode
+    assert happened(files)[0] == ("disk", "noted")
+    assert happened(files)[-1] == ("bad_frames", "given up")
+    assert "group restarted" not in dict(happened(files))
+    summary = read_summary(files)
+    assert summary is not None
+    assert (summary.state, summary.reason.split(":")[0]) == ("failed", "bad_frames")
+    assert "frames did not decode and were replaced" in ended.stderr
+    saved, _ = checkpoints.newest(files.checkpoints)
+    assert saved is not None
+    done = len([step for step in steps(files.run) if step["rank"] == 0])
+    assert saved.load()["epoch"] * 6 + -(-saved.load()["samples"] // 8) == done
+    again = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1", "LOCAL_RANK": "0", "RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        again |= {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    again |= {"TOOLKIT_WORKSPACE": str(tmp_path), "TORCHELASTIC_MAX_RESTARTS": "1"}
+    train_again = [sys.executable, "-m", "toolkit", "train", "--name", "mine", "--resume"]
+    refused = subprocess.run(train_again, env=os.environ | again, stderr=subprocess.PIPE, text=True)
+    assert refused.returncode == Exit.FAILED
+    assert [line[:26] for line in refused.stderr.splitlines()] == ["error: run mine was given "]
+    shutil.copy(data / "frames.zip", broken / "frames.zip")
+    own_torchrun(tmp_path, broken, "--resume", epochs=20).check_returncode()
+    assert state_of(files) == "finished"
+
+
+def test_nan_in_every_batch_goes_back_with_half_the_rate_then_is_given_up_under_torchrun(
+    data: Path, tmp_path: Path
+) -> None:
+    files = RunFiles(tmp_path / "runs" / "mine")
+    faults = "nan:*! nan:*@1! slow:*! slow:*@1!"
+    ended = own_torchrun(
+        tmp_path, data, rules="[health.not_finite]\nlimit = 3\n", restarts=20, faults=faults, epochs=20
+    )
+    assert ended.returncode
+    actions = [action for kind, action in happened(files) if kind == "not_finite"]
+    scales = [f"rolled back to the start, learning rate x {scale}" for scale in (0.5, 0.25, 0.125)]
+    assert actions == [*scales, "given up"]
+    assert read_orders(files).lr_scale == 0.125
+    assert state_of(files) == "failed"
+
+
+def test_a_batch_that_always_fails_is_left_out_under_torchrun(data: Path, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "runs" / "mine")
+    own_torchrun(tmp_path, data, restarts=5, faults="raise:0:3@1!").check_returncode()
+    assert [action for kind, action in happened(files) if kind == "trainer died"] == [
+        "to be restarted",
+        "to be restarted without this batch",
+    ]
+    places = {(step["epoch"], step["batch"]) for step in steps(files.run)}
+    assert places == {(epoch, batch) for epoch in range(2) for batch in range(6)} - {(0, 3)}
+    summary = read_summary(files)
+    assert summary is not None
+    assert (summary.state, summary.restarts, summary.skipped_batches) == ("finished", 2, 1)
 
 
 @contextmanager
@@ -264,7 +361,8 @@ def test_a_run_outlives_the_loss_of_a_machine_and_takes_it_back(data: Path, tmp_
             assert first.wait(180) == returned.wait(180) == 0
     files = RunFiles(run)
     assert state_of(files) == "finished"
-    assert [e.detail for e in events.read(files.events)] == ["1 rank", "2 ranks"]
+    restarted = [e.detail for e in events.read(files.events) if e.kind == "group restarted"]
+    assert restarted == ["1 rank", "2 ranks"]
     assert [count for count, _ in itertools.groupby(ranks())] == [2, 1, 2]
     places = [(step["epoch"], step["batch"]) for step in steps(run) if step["rank"] == 0]
     assert places == [(epoch, batch) for epoch in range(4) for batch in range(6)], "none twice, none missed"

@@ -174,8 +174,8 @@ def _view(snapshot: Snapshot, title: str) -> RenderableType:
         grid.add_row("epoch", f"{min(beat.epoch + 1, beat.epochs)} of {beat.epochs}")
         grid.add_row("batch", f"{beat.batch:,} of {beat.batches:,}")
         low, middle, high = map(duration, snapshot.seconds_left or (0.0, 0.0, 0.0))
-        left = f"{middle} left, {low} to {high}" if snapshot.seconds_left else "time left not known yet"
-        grid.add_row("rate", f"{beat.images_per_second:.1f} images/s, {left}")
+        left = f", {middle} left, {low} to {high}" if snapshot.seconds_left else ""
+        grid.add_row("rate", f"{beat.images_per_second:.1f} images/s{left}")
         losses = (f"{name.removesuffix('_loss')} {number(value, '.4f')}" for name, value in beat.loss.items())
         grid.add_row("loss", "  ".join(losses) + f"  running median {number(beat.median_loss, '.4f')}")
         best = f"{number(snapshot.map50, '.4f')} at 0.5, {number(snapshot.map50_95, '.4f')} at 0.5:0.95"
@@ -183,7 +183,7 @@ def _view(snapshot: Snapshot, title: str) -> RenderableType:
         if snapshot.global_map_bal is not None:
             grid.add_row("best score", f"global_map_bal {snapshot.global_map_bal:.4f}")
         grid.add_row("loader", f"{beat.loader_wait:.0%} of the time waiting")
-        saved = f"after batch {beat.saved:,}" if beat.saved >= 0 else "not yet"
+        saved = "no checkpoint" if snapshot.checkpoint is None else f"after image {snapshot.checkpoint:,}"
         grid.add_row("saved", f"{saved}, learning rate {beat.learning_rate:.3g}")
         grid.add_row("memory", f"{beat.memory / GIB:.2f} GiB, on the GPU {beat.gpu_memory / GIB:.2f} GiB")
     if snapshot.gpu_busy is not None or snapshot.temperature is not None:

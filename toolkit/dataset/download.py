@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,12 +40,15 @@ TIMEOUT = 60.0
 """Seconds without a byte after which a connection is taken for dead."""
 
 ATTEMPTS = 8
-"""Requests in a row that may bring nothing; each that brings bytes starts the count again."""
+"""Requests in a row that may bring nothing new; one that gets further starts the count again."""
 
 TRIES = 2
 """Times that a whole file is fetched before its hash is believed to be wrong at the source."""
 
 LONGEST_PAUSE = 120.0
+LONGEST_ASKED = 3600.0
+"""Seconds between two requests: what the pause grows to, and the most that a server may ask for."""
+
 SPARE_BYTES = 1 << 30
 """Space left on the disk beyond the files, for the index."""
 
@@ -201,10 +205,8 @@ def _open(address: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
             yield cast(http.client.HTTPResponse, response)
     except urllib.error.HTTPError as error:
         if error.code in (408, 416, 429) or error.code >= 500:
-            pause = error.headers.get("Retry-After", "")
-            raise _Retry(
-                f"HTTP {error.code} {error.reason}", float(pause) if pause.isdigit() else 0.0
-            ) from error
+            pause = _seconds(error.headers.get("Retry-After", ""))
+            raise _Retry(f"HTTP {error.code} {error.reason}", pause) from error
         fixes = {
             401: "set HF_TOKEN to an access token",
             403: "accept the dataset's terms on its page and set HF_TOKEN",
@@ -217,6 +219,15 @@ def _open(address: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
         ) from error
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise _Retry(str(getattr(error, "reason", error)) or type(error).__name__) from error
+
+
+def _seconds(retry_after: str) -> float:
+    """Seconds that a Retry-After header asks for, as a number or a date (RFC 9110, 10.2.3); at least 0."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    with suppress(ValueError):
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    return 0.0
 
 
 def _listing(revision: str) -> dict[str, _Entry]:
@@ -289,14 +300,16 @@ def _fetch(folder: Path, name: str, entry: _Entry, revision: str) -> None:
 def _transfer(address: str, partial: Path, name: str, size: int) -> None:
     """Fetch until ``partial`` has ``size`` bytes, through any number of broken connections."""
     partial.touch()
-    failures, shown = 0, 0
+    failures, furthest, shown = 0, partial.stat().st_size, 0
     with console.progress(f"fetching {name}", size >> 20, "MB") as advance:
         while True:
             error: Exception = _Retry("the connection ended early")
             try:
                 for done in _continue(address, partial, size):
                     advance(max((done >> 20) - shown, 0))
-                    shown, failures = max(shown, done >> 20), 0
+                    shown = max(shown, done >> 20)
+                    if done > furthest:  # than in any request: one that repeats bytes could go on for ever
+                        furthest, failures = done, 0
             except (_Retry, http.client.HTTPException, ConnectionError, TimeoutError) as caught:
                 error = caught
             if partial.stat().st_size == size:
@@ -306,7 +319,10 @@ def _transfer(address: str, partial: Path, name: str, size: int) -> None:
 
 
 def _continue(address: str, partial: Path, size: int) -> Iterator[int]:
-    """Append to ``partial`` what is missing of ``size`` bytes; yields the bytes that are there."""
+    """Append to ``partial`` what is missing of ``size`` bytes; yields the bytes that are there.
+
+    What a server sends beyond is not read: whether the file is the right one its hash says.
+    """
     start = partial.stat().st_size
     if start >= size:
         return
@@ -318,10 +334,7 @@ def _continue(address: str, partial: Path, size: int) -> Iterator[int]:
         file.truncate(start)
         file.seek(start)
         done = start
-        while chunk := response.read1(CHUNK):
-            if done + len(chunk) > size:
-                file.truncate(0)
-                raise _Retry(f"the server sends more than the {size:,} bytes it lists")
+        while chunk := response.read1(min(CHUNK, size - done)):
             file.write(chunk)
             done += len(chunk)
             yield done
@@ -335,7 +348,8 @@ def _pause(failures: int, what: str, error: Exception) -> None:
             found=f"{ATTEMPTS} failures in a row, the last: {error}",
             fix="run the command again later: it continues where it stopped",
         ) from error
-    seconds = max(min(2.0**failures * random.uniform(0.5, 1.0), LONGEST_PAUSE), getattr(error, "pause", 0.0))
+    asked = min(getattr(error, "pause", 0.0), LONGEST_ASKED)
+    seconds = max(min(2.0**failures * random.uniform(0.5, 1.0), LONGEST_PAUSE), asked)
     console.note(f"{what}: {error}; trying again in {seconds:.0f} s")
     time.sleep(seconds)
 

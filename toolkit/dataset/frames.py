@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,9 @@ STORED, DEFLATED = 0, 8
 
 MAX_FRAME_BYTES = 32 << 20
 """A member that says it is larger than this is no frame (they have about 45 kB) but a zip bomb."""
+
+MAX_FRAME_PIXELS = 1 << 24
+"""A JPEG that claims to have more is refused: 40 kB can claim 900 million, which take 10 s and 1.8 GB."""
 
 _LOCAL_HEADER = 30
 _LOCAL_EXTRA = 64
@@ -65,21 +69,49 @@ class Frames(Protocol):
 
 
 def decode_grey(name: str, data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode an image file to grey, (height, width) uint8.
+    """Decode a JPEG to grey, (height, width) uint8.
 
-    A JPEG without its end marker is refused: the decoder would fill what is missing and say nothing.
+    One without its end marker is refused: the decoder would fill what is missing and say nothing.
 
     Raises:
-        FrameError: the bytes are no image or a part of one.
+        FrameError: the bytes are no JPEG or a part of one, or claim more pixels than a frame can have.
     """
     import cv2  # here, because making an index decodes nothing
 
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
         raise FrameError(name, "is cut off", f"{len(data):,} bytes without an end marker")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    height, width = _stated_size(data)
+    if height * width > MAX_FRAME_PIXELS:
+        found = f"{len(data):,} bytes that claim {width:,} x {height:,} pixels"
+        raise FrameError(name, "is too large", found, f"at most {MAX_FRAME_PIXELS:,} pixels")
+    image = None
+    if height * width:
+        with suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if image is None:
-        raise FrameError(name, "does not decode", f"{len(data):,} bytes that are no image")
+        raise FrameError(name, "does not decode", f"{len(data):,} bytes that are no JPEG")
     return image  # type: ignore[return-value]
+
+
+_SEGMENT = struct.Struct(">BHxHH")
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))
+
+
+def _stated_size(data: bytes) -> tuple[int, int]:
+    """Height and width from a JPEG's frame header (ITU-T T.81, B.1.1 and B.2.2); 0, 0 if there is none."""
+    if data[:2] != b"\xff\xd8":
+        return 0, 0
+    at = 2
+    with suppress(ValueError, struct.error):
+        while True:
+            at = data.index(0xFF, at) + 1
+            marker, length, height, width = _SEGMENT.unpack_from(data, at)
+            if marker in _FRAME_HEADERS:
+                return height, width
+            if marker not in _WITHOUT_LENGTH:
+                at += 1 + length
+    return 0, 0
 
 
 class FolderFrames:
@@ -294,7 +326,7 @@ def read_directory(path: Path) -> Members:
     _refuse_if(~np.isin(entries["method"], (STORED, DEFLATED)), names, path, "uses an unknown compression")
     _refuse_if(entries["disk"] != 0, names, path, "lies in another volume of a split archive")
     unsafe = np.array([leaves(name) for name in names], np.bool_)
-    _refuse_if(unsafe, names, path, "has an absolute path or one that goes up ('..')")
+    _refuse_if(unsafe, names, path, "has a path that is absolute, goes up ('..') or holds a zero byte")
 
     is_file = np.array([not name.endswith(b"/") for name in names], np.bool_)
     order = np.flatnonzero(is_file)
@@ -365,19 +397,22 @@ def _find_directory(path: Path, fd: int) -> tuple[int, int, int, int]:
 
 def _entries(path: Path, directory: bytes, count: int) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64]]:
     """The fixed parts of all entries, and where each begins in ``directory``."""
-    positions = np.empty(count, np.int64)
+    begins: list[int] = []
     at, lengths = 0, struct.Struct("<HHH").unpack_from
     try:
-        for i in range(count):
-            positions[i] = at
+        while at < len(directory):
+            begins.append(at)
             name, extra, comment = lengths(directory, at + 28)
             at += 46 + name + extra + comment
     except struct.error:
         at = len(directory) + 1
-    buffer = np.frombuffer(directory, np.uint8)
     if at > len(directory):
         raise ToolkitError(f"{path} is damaged", found="a directory that ends within an entry")
-    fixed = buffer[positions[:, None] + np.arange(_ENTRY.itemsize)] if count else buffer[:0]
+    if (len(begins) - count) % 65_536:  # archivers that know no ZIP64 write the lower 16 bits
+        found = f"{len(begins):,} directory entries where its end record counts {count:,}"
+        raise ToolkitError(f"{path} is damaged", found=found)
+    buffer, positions = np.frombuffer(directory, np.uint8), np.array(begins, np.int64)
+    fixed = buffer[positions[:, None] + np.arange(_ENTRY.itemsize)] if begins else buffer[:0]
     entries = np.ascontiguousarray(fixed).view(_ENTRY).reshape(-1)
     if (entries["signature"] != _ENTRY_SIGNATURE).any():
         raise ToolkitError(f"{path} is damaged", found="a directory entry without its signature")
@@ -425,8 +460,9 @@ def _find_wide_field(
 
 
 def leaves(name: bytes) -> bool:
-    """Whether a path is absolute or goes up."""
-    return name[:1] in (b"/", b"\\") or name[1:2] == b":" or b".." in name.replace(b"\\", b"/").split(b"/")
+    """Whether a path is absolute or goes up, or ends somewhere else for the system than it reads."""
+    parts = name.replace(b"\\", b"/").split(b"/")
+    return name[:1] in (b"/", b"\\") or name[1:2] == b":" or b".." in parts or b"\0" in name
 
 
 def _refuse_if(bad: npt.NDArray[np.bool_], names: Sequence[bytes], path: Path, what: str) -> None:

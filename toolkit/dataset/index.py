@@ -12,7 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -538,9 +538,9 @@ def _fingerprint(paths: list[Path], drop_bad: bool) -> str:
     for path in paths:
         # Of a folder the days and clips are looked at, not the million files below them.
         for item in [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))] if path.is_dir() else [path]:
-            stat = item.stat()
+            stat = item.stat() if item.exists() else item.lstat()  # a link to nowhere
             size = 0 if item.is_dir() else stat.st_size
-            digest.update(f"{item.relative_to(path.parent)}\0{size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{item.relative_to(path.parent)}\0{size}\0{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
@@ -551,8 +551,9 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
     a, file = annotations, annotations.path.name
     if outside := [name for name in a.file_names if leaves(name.encode())]:
         raise ToolkitError(
-            f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute or goes up",
-            found=outside[0],
+            f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute, goes up "
+            "or holds a zero byte",
+            found=repr(outside[0]),
             expected="paths below the data folder",
         )
     images = pl.DataFrame(
@@ -648,27 +649,18 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
     images = _once(images, "image_id", "duplicate image id", both, log)
     images = _once(images, "file_name", "duplicate frame", both, log)
     if archive.is_dir():
-        names = sorted(p.relative_to(archive.parent).as_posix() for p in archive.glob("**/*") if p.is_file())
-        n = len(names)
-        members = Members(
-            np.array(names, np.bytes_),
-            *(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64)),
-            *(np.zeros(n, np.uint8), np.zeros(n, np.int64)),
-        )
+        paths = sorted(_files(archive, archive.name))
+        columns: dict[str, npt.NDArray[Any]] = {"offset": np.arange(len(paths))}
+        columns |= {c: np.zeros(len(paths), np.int64) for c in ("size", "raw_size", "method", "crc")}
     else:
         members = read_directory(archive)
-        names = [name.decode(errors="replace") for name in members.names.tolist()]
-    where = pl.DataFrame(
-        {
-            "member": names,
-            "offset": members.offsets,
-            "size": members.sizes,
-            "raw_size": members.raw_sizes,
-            "method": members.methods,
-            "crc": members.crcs.astype(np.uint32),
-        },
-        schema_overrides={"member": pl.String},
-    ).with_columns(("frames/" + pl.col("member").str.replace(r"^(.*/)?frames/", "")).alias("file_name"))
+        paths = members.names.tolist()
+        columns = {"offset": members.offsets, "size": members.sizes, "raw_size": members.raw_sizes}
+        columns |= {"method": members.methods, "crc": members.crcs.astype(np.uint32)}
+    names = [path.decode(errors="replace") for path in paths]
+    where = pl.DataFrame({"member": names, **columns}, schema_overrides={"member": pl.String}).with_columns(
+        ("frames/" + pl.col("member").str.replace(r"^(.*/)?frames/", "")).alias("file_name")
+    )
     first = pl.col("file_name").is_first_distinct()
     log.add(
         Discrepancy("duplicate member", archive.name, frame=name, detail=member)
@@ -692,6 +684,22 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
         log.add([Discrepancy("frame missing", FILES[split], frame=name, image_id=str(number))])
     unlisted = where.join(images, on="file_name", how="anti")["file_name"]
     return located.sort("offset", maintain_order=True), unlisted
+
+
+def _files(folder: Path, name: str) -> Iterator[bytes]:
+    """Paths of all files below a folder called ``name``, through links to other folders, but not back up."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = f"{name}/{entry.name}"
+                if entry.is_file():
+                    yield os.fsencode(path)
+                elif entry.is_dir():
+                    below = Path(entry.path)
+                    if not (entry.is_symlink() and folder.resolve().is_relative_to(below.resolve())):
+                        yield from _files(below, path)
+    except OSError as error:
+        raise ToolkitError(f"cannot read {folder}", found=error.strerror or str(error)) from error
 
 
 def _summary(images: pl.DataFrame, fingerprint: str, frames: str, unlisted: int, log: _Log) -> Manifest:

@@ -474,7 +474,7 @@ class DurableTrainer(DetectionTrainer):
         self.tloss = self._mean_losses()
         progress.samples = loader.samples_done
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
-        self.frames += round(len(self._images) * (1 + 3 * self._mosaic()))
+        self.frames += round(len(self._images) * WORLD_SIZE * (1 + 3 * self._mosaic()))  # of all ranks
         if MAIN:
             self._place.set(loader.order.next())
         now = time.monotonic()
@@ -633,7 +633,6 @@ class DurableTrainer(DetectionTrainer):
             frames=self.frames,
             bad_frames=self.files.bad_frames() - self._bad_before,
             best=_float_or_none(self.best_fitness),
-            saved=self.saved_at,
         )
         heartbeat.write(self.files, beat)
 

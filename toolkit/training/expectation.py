@@ -118,6 +118,8 @@ class DryRun(msgspec.Struct, frozen=True):
         extra = f" or {plan.saving.batches:,} batches" if plan.saving.batches else ""
         every = f"every {duration(plan.saving.seconds)}{extra} ({source['saving']})"
         yield f"checkpoints  {every}, and on SIGTERM and Ctrl-C"
+        trackers = ", ".join(plan.trackers)
+        yield f"logging      results.csv{f', {trackers} (toolkit.toml)' if trackers else ''}"
         yield "red flags"
         for name in plan.rules.__struct_fields__:
             rule = getattr(plan.rules, name)

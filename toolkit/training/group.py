@@ -3,12 +3,14 @@
 The first rank plans the run and writes its files, the others follow it. torchrun starts the group again when
 a rank or a machine is lost (``--max-restarts``); the group then goes on with the run that this very torchrun
 began, known by its rendezvous id. Data and runs are folders that all machines see. Nobody supervises the
-ranks here, so each of them watches the run's heartbeat itself.
+ranks here: the first one decides as a supervisor would, before it ends, or when the group starts again if it
+was killed. The others watch the run's heartbeat and end with it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,16 +23,14 @@ import msgspec
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import events, health, heartbeat, session, summary, watching, worker
-from toolkit.training.health import Action
-from toolkit.training.rundir import Exit, RunFiles, RunState, read_orders, state_of, write_json
+from toolkit.training import health, heartbeat, session, watching, worker
+from toolkit.training.health import Action, Verdict
+from toolkit.training.keeper import End, GivenUp, Keeper, Policy, Tried
+from toolkit.training.rundir import Exit, RunFiles, read_orders, read_summary, state_of, write_json
 from toolkit.workspace import Workspace
 
-LOOK = 1.0
-"""Seconds between two looks at the heartbeat."""
-
-ENDED: dict[int, RunState] = {Exit.FINISHED: "finished", Exit.STOPPED: "stopped", Exit.FAILED: "failed"}
-"""What a run is after a first rank that ended with this status; after any other it is interrupted."""
+AGENT = os.getppid()
+"""The process of torchrun that started this rank."""
 
 
 def train(place: Workspace, options: session.Options, resume: bool) -> int:
@@ -47,11 +47,17 @@ def train(place: Workspace, options: session.Options, resume: bool) -> int:
     _check_store()
     store, rank, _ = next(rendezvous("env://"))
     if rank == 0:
-        return _lead(place, options, resume, lambda run: store.set("toolkit run", str(run)))
+        try:
+            return _lead(place, options, resume, lambda run: store.set("toolkit run", str(run)))
+        except ToolkitError as error:
+            if isinstance(error, GivenUp) or not _is_restart():  # a restart may find what is away now
+                _end_torchrun()
+            raise
     files = RunFiles(Path(store.get("toolkit run").decode()))
-    if state_of(files) == "finished":
-        return Exit.FINISHED
-    with _watched(files):
+    ended = {"finished": Exit.FINISHED, "failed": Exit.FAILED}.get(state_of(files))
+    if ended is not None:
+        return ended
+    with _following(files):
         return worker.main(files.run)
 
 
@@ -84,6 +90,10 @@ def _lead(
         announce(begun.run)
         console.note(f"run {begun.run.name} has finished")
         return Exit.FINISHED
+    if begun is not None and state_of(begun) == "failed" and (_is_restart() or not resume):
+        announce(begun.run)
+        went = read_summary(begun)
+        raise GivenUp(begun, went.reason if went else "")
     if options.device is None and cuda.is_available():
         here = range(int(os.environ["LOCAL_WORLD_SIZE"]))
         options = replace(options, device=",".join(map(str, here)))
@@ -93,18 +103,117 @@ def _lead(
     files = RunFiles(plan.run)
     with files.locked():
         session.record(plan)
+        leader = _Leader(Keeper(plan, files, Policy(), read_orders(files), again="to be restarted"))
+        leader.begin(begun is not None and _is_restart())
         if begun is not None:
             ranks = int(os.environ["WORLD_SIZE"])
-            events.record(files.events, "group restarted", "resumed", f"{ranks} rank{'s'[: ranks - 1]}")
-        write_json(files.orders, msgspec.structs.replace(read_orders(files), supervisor=0, before=None))
-        files.heartbeat.unlink(missing_ok=True)
-        summary.write(files, "running")
+            leader.keeper.record("group restarted", "resumed", f"{ranks} rank{'s'[: ranks - 1]}")
         announce(files.run)
-        with _watched(files):
+        with leader.watching():
             status = worker.main(files.run)
-        if status in ENDED:
-            summary.write(files, ENDED[status])
+        return leader.end(status)
+
+
+def _is_restart() -> bool:
+    """Whether torchrun has started this group before."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+class _Leader:
+    """What the first rank of a group does beside training: it watches, decides, and leaves what it decided in
+    the run for the next start of the group."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+        self.files = keeper.files
+        self.verdict: Verdict | None = None
+        self.ended = threading.Event()
+        self.ending = threading.Lock()
+
+    def begin(self, restarted: bool) -> None:
+        """Take up what the last start of the group decided; decide now if it was killed before it could.
+
+        Raises:
+            GivenUp: trying again does not help.
+        """
+        keeper, files = self.keeper, self.files
+        if restarted:
+            with suppress(OSError, msgspec.DecodeError):
+                keeper.tried = msgspec.json.decode(files.tried.read_bytes(), type=Tried)
+            if not files.exit_status.exists():
+                killed = Verdict("trainer died", Action.RESTART, "the first rank was killed")
+                keeper.decide(End(Exit.FAULT, killed))
+            time.sleep(keeper.pause)
+        else:
+            keeper.orders = msgspec.structs.replace(keeper.orders, supervisor=0, before=None)
+        self._keep()
+        for path in (files.heartbeat, files.exit_status, files.place):
+            path.unlink(missing_ok=True)
+        keeper.summarise("running")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, the rules of health are looked after, and this process ends if one of them says so."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            with self.ending:
+                self.ended.set()
+
+    def end(self, status: int) -> int:
+        """Write down how this start of the group ended, and what the next one is to do.
+
+        Raises:
+            GivenUp: trying again does not help.
+        """
+        if status == Exit.FINISHED:
+            self.keeper.finish()
+            return status
+        if status == Exit.STOPPED and self.verdict is None:
+            self.keeper.orders = msgspec.structs.replace(self.keeper.orders, before=None)
+            self.keeper.summarise("stopped")
+        else:
+            self.keeper.decide(End(status, self.verdict))
+        with suppress(ToolkitError):  # a full disk
+            self._keep()
         return status
+
+    def _watch(self) -> None:
+        history, policy = health.History(), self.keeper.policy
+        grace = {Action.GIVE_UP: policy.stop_grace, Action.RESTART: policy.hang_grace}
+        while not self.ended.wait(policy.look):
+            self.verdict = self.keeper.look(history)
+            if self.verdict is None:
+                continue
+            seconds = grace.get(self.verdict.action, 0.0)
+            if seconds and history.beat is not None and history.beat.phase != "starting":
+                os.kill(os.getpid(), signal.SIGTERM)  # it saves if it can
+                self.ended.wait(seconds)
+            with self.ending:
+                if self.ended.is_set():
+                    return
+                status: int = Exit.FAULT
+                try:
+                    self.end(status)
+                except GivenUp as error:
+                    _end_torchrun()
+                    console.fail(error)
+                    status = error.exit_code
+                with suppress(OSError):
+                    self.files.exit_status.write_text(str(status))
+                os._exit(status)
+
+    def _keep(self) -> None:
+        write_json(self.files.orders, self.keeper.orders)
+        write_json(self.files.tried, self.keeper.tried)
+
+
+def _end_torchrun() -> None:
+    """Have torchrun end as well, if it would start the group again: it does so whatever the status but 0."""
+    counts = [os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS")]
+    if counts[0] != counts[1] and os.environ["LOCAL_RANK"] == "0" and os.getppid() == AGENT:
+        os.kill(AGENT, signal.SIGTERM)
 
 
 def _begun_by_this_job(place: Workspace, name: str | None) -> RunFiles | None:
@@ -113,7 +222,7 @@ def _begun_by_this_job(place: Workspace, name: str | None) -> RunFiles | None:
     for files in watching.all_runs(place.runs):
         if name in (None, files.run.name):
             if job == "none":  # torchrun without a rendezvous of its own, which counts its restarts at least
-                return files if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else None
+                return files if _is_restart() else None
             with suppress(ToolkitError):
                 if place.record(files.run).job == job:
                     return files
@@ -121,19 +230,22 @@ def _begun_by_this_job(place: Workspace, name: str | None) -> RunFiles | None:
 
 
 @contextmanager
-def _watched(files: RunFiles) -> Iterator[None]:
-    """Inside, this process ends itself when the run hangs: a collective waits hours for a lost machine."""
+def _following(files: RunFiles) -> Iterator[None]:
+    """Inside, this process ends itself when the run is given up, and when it hangs: a collective waits hours
+    for a lost machine."""
     done = threading.Event()
-    rules = session.read_plan(files).rules
+    rules, policy = session.read_plan(files).rules, Policy()
 
     def watch() -> None:
         history = health.History()
-        while not done.wait(LOOK):
+        while not done.wait(policy.look):
+            went = read_summary(files)
+            if went is not None and went.state == "failed":
+                _end_torchrun()
+                os._exit(Exit.FAILED)
             history.add(time.monotonic(), heartbeat.read(files), None, sys.maxsize)
             for verdict in health.check(history, rules):
-                if verdict.action is Action.RESTART:
-                    if os.environ["RANK"] == "0":
-                        events.record(files.events, verdict.rule, "group ended", verdict.detail)
+                if verdict.action is Action.RESTART and not done.wait(policy.hang_grace):
                     console.warn(f"{verdict.rule}: {verdict.detail}")
                     os._exit(Exit.FAULT)
 

@@ -43,7 +43,6 @@ class Beat(msgspec.Struct, frozen=True):
         skipped_in_a_row: how many of them since the last good update.
         frames, bad_frames: frames that this trainer has read, and those replaced because they did not decode.
         best: highest so far of what chooses best.pt; null before the first validation.
-        saved: batches done when the newest checkpoint was written, over all epochs; -1 before the first.
     """
 
     pid: int
@@ -68,7 +67,6 @@ class Beat(msgspec.Struct, frozen=True):
     frames: int = 0
     bad_frames: int = 0
     best: float | None = None
-    saved: int = -1
 
     @property
     def total_loss(self) -> float | None:

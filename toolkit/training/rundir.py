@@ -117,6 +117,11 @@ class RunFiles:
         return self.run / "orders.json"
 
     @property
+    def tried(self) -> Path:
+        """What has been done to keep a group going, for its next start (``tried.json``)."""
+        return self.run / "tried.json"
+
+    @property
     def heartbeat(self) -> Path:
         """The newest :class:`toolkit.training.heartbeat.Beat`."""
         return self.run / "heartbeat.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -50,7 +51,9 @@ def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | N
         folders = [sysfs / "class" / "drm" / node / "device" for node in nodes]
         return lambda: _worst([_read_amdgpu(folder) for folder in folders])
     if shutil.which("nvidia-smi"):
-        return lambda: _worst([_read_nvidia(number) for number in numbers])
+        shown = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        names = [shown[number] if number < len(shown) else str(number) for number in numbers]
+        return lambda: _worst([_read_nvidia(name) for name in names])
     return lambda: None
 
 
@@ -119,11 +122,12 @@ def _read_amdgpu(card: Path) -> Sensors:
     )
 
 
-def _read_nvidia(number: int) -> Sensors | None:
+def _read_nvidia(name: str) -> Sensors | None:
+    """A card by its number or UUID."""
     query = "utilization.gpu,temperature.gpu,memory.used,memory.total"
     try:
         answer = subprocess.run(
-            ["nvidia-smi", f"--id={number}", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
+            ["nvidia-smi", f"--id={name}", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=5,

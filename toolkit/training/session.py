@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +28,17 @@ DEFAULT_PRESET = "thermal"
 
 OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
 """Ultralytics' arguments that a flag or toolkit.toml may set."""
+
+TRACKERS = {
+    "clearml": "clearml",
+    "comet": "comet_ml",
+    "dvc": "dvclive",
+    "mlflow": "mlflow",
+    "raytune": "ray",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
+"""Where Ultralytics can report a run to, and the module that each needs."""
 
 Argument = bool | int | float | str
 SelectBy = Literal["fitness", "global_map_bal"]
@@ -99,6 +111,7 @@ class TrainingPlan:
         restarts: when the run is given up.
         rules: red flags and what they do.
         subsets: of the splits that are not used whole, by their names.
+        trackers: those of :data:`TRACKERS` that are told about the run.
     """
 
     data: Path
@@ -115,6 +128,7 @@ class TrainingPlan:
     restarts: Restarts = field(default_factory=Restarts)
     rules: health.Rules = field(default_factory=health.Rules)
     subsets: Mapping[str, Subset] = field(default_factory=dict)
+    trackers: tuple[str, ...] = ()
 
     def subset(self, split: str) -> Subset:
         """Which images of a split the run uses."""
@@ -194,6 +208,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         restarts=defaults.restarts,
         rules=health.load(defaults.health),
         subsets=subsets,
+        trackers=_trackers(defaults.logging),
     )
 
 
@@ -201,7 +216,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     """Decide how to continue the newest run, or the one that ``options.name`` names, or whose folder it is.
 
     What the run was started with stays; device, workers, batch and patches may change, and the data may have
-    moved. Health rules and checkpoint intervals are read from toolkit.toml again.
+    moved. Health rules, checkpoint intervals and trackers are read from toolkit.toml again.
 
     Raises:
         ToolkitError: there is no such run, it has finished, or the options ask for another run than it is:
@@ -247,6 +262,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         saving=defaults.saving,
         restarts=defaults.restarts,
         rules=health.load(defaults.health),
+        trackers=_trackers(defaults.logging),
     )
 
 
@@ -369,6 +385,20 @@ def train(plan: TrainingPlan) -> Path:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets)} ({counted})")
     return supervise(plan)
+
+
+def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
+    """Those that ``[logging]`` of toolkit.toml switches on; Ultralytics is silent about one not installed."""
+    for name, on in wanted.items():
+        if name not in TRACKERS:
+            raise ToolkitError(f"no [logging] to {name}", expected=", ".join(TRACKERS))
+        if on and importlib.util.find_spec(TRACKERS[name]) is None:
+            raise ToolkitError(
+                f"toolkit.toml wants [logging] to {name}",
+                found=f"no module {TRACKERS[name]}",
+                fix=f"pip install {TRACKERS[name]}",
+            )
+    return tuple(name for name, on in wanted.items() if on)
 
 
 def _check_route() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ultralytics import utils
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from toolkit import console
@@ -20,7 +21,7 @@ from toolkit.files import replacing
 from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.training.durable import MAIN, DurableTrainer
 from toolkit.training.rundir import Orders, RunFiles
-from toolkit.training.session import TrainingPlan
+from toolkit.training.session import TRACKERS, TrainingPlan
 from toolkit.workspace import ANNOTATIONS
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
@@ -59,6 +60,8 @@ class LTDv2Trainer(DurableTrainer):
         self._scoring_seconds = 0.0
         if plan.score_every and MAIN:
             self.truth = GroundTruth.read(plan.data / ANNOTATIONS["val"])
+        # In memory alone; by its settings file Ultralytics reports to almost whatever is installed.
+        dict.update(utils.SETTINGS, {name: name in plan.trackers for name in TRACKERS})
         super().__init__(overrides, RunFiles(plan.run), orders, plan.saving, stop_wanted)
 
     def get_dataset(self) -> dict[str, Any]:

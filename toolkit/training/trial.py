@@ -24,7 +24,7 @@ from toolkit.errors import ToolkitError
 from toolkit.training.session import TrainingPlan
 
 SECONDS = 4.0
-"""What the batches that are timed may take together, about."""
+"""What the batches that are timed may take together, about, and one of them on a CPU at most."""
 
 STRIDE = 32
 """Ultralytics makes a side of the network's input a multiple of this."""
@@ -148,7 +148,7 @@ def _on_gpu(plan: TrainingPlan, images: int, planned: int) -> Trial:
 def _on_cpu(plan: TrainingPlan, planned: int) -> Trial:
     step = _Step(plan, 1)
     *_, (second, _, _) = run_steps(step, 2, "cpu")
-    images = max(1, min(int(SECONDS / 4 / second), planned))
+    images = max(1, min(int(SECONDS / second), planned))
     if images > 1:
         step = _Step(plan, images)
     weights = sum(parameter.nbytes for parameter in step.model.parameters())

@@ -15,7 +15,7 @@ import msgspec
 
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import origin_of
-from toolkit.training import events, heartbeat, sensors, session
+from toolkit.training import checkpoints, events, heartbeat, sensors, session
 from toolkit.training.rundir import RunFiles, RunState, read_summary, state_of
 
 EVENTS_SHOWN = 6
@@ -31,7 +31,8 @@ class Snapshot(msgspec.Struct, frozen=True):
         reason: why it ended, unless it finished.
         beat: newest heartbeat; null before the first.
         silent_seconds: age of the heartbeat by the wall clock.
-        seconds_left: to the end of training: low, middle, high; null while unknown.
+        seconds_left: to the end of training: low, middle, high; null while unknown, and of a run that stands.
+        checkpoint: images of the run, epoch after epoch, before the newest checkpoint; null without one.
         map50, map50_95: of the best epoch so far on the validation split, by Ultralytics' validator.
         global_map_bal: the challenge's score of the best epoch so far, if the run is scored.
         gpu_busy, temperature, vram_used, vram_total: percent, degrees Celsius, bytes; null without a sensor.
@@ -45,6 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     beat: heartbeat.Beat | None = None
     silent_seconds: float | None = None
     seconds_left: tuple[float, float, float] | None = None
+    checkpoint: int | None = None
     map50: float | None = None
     map50_95: float | None = None
     global_map_bal: float | None = None
@@ -58,9 +60,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     def line(self) -> str:
         """The snapshot in one line of text."""
         beat = self.beat
+        why = f" ({self.reason})" if self.reason else ""
         if beat is None:
-            return f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}"
-        parts = [f"{self.name}: {beat.phase if self.state == 'running' else self.state}"]
+            return f"{self.name}: {self.state}{why}"
+        parts = [f"{self.name}: {beat.phase if self.state == 'running' else self.state}{why}"]
         parts.append(f"epoch {min(beat.epoch + 1, beat.epochs)}/{beat.epochs}")
         parts.append(f"batch {beat.batch:,}/{beat.batches:,}")
         parts.append(f"{beat.images_per_second:.1f} images/s")
@@ -75,7 +78,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         if self.vram_used is not None and self.vram_total:
             parts.append(f"{self.vram_used / GIB:.1f}/{self.vram_total / GIB:.1f} GiB")
         parts.append(f"loader wait {beat.loader_wait:.0%}")
-        if self.seconds_left is not None and self.state == "running":
+        if self.seconds_left is not None:
             low, middle, high = (duration(seconds) for seconds in self.seconds_left)
             parts.append(f"{middle} left ({low} to {high})")
         if self.counts:
@@ -168,7 +171,8 @@ class Watch:
             reason=summary.reason if summary and state not in ("running", "finished") else "",
             beat=beat,
             silent_seconds=silent,
-            seconds_left=beat.seconds_left() if beat else None,
+            seconds_left=beat.seconds_left() if beat and state == "running" else None,
+            checkpoint=next((each.images for each in checkpoints.listed(files.checkpoints)), None),
             map50=map50,
             map50_95=map50_95,
             global_map_bal=balanced,

@@ -30,17 +30,15 @@ def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
     return found
 
 
-def prepare(nodes: Path = KFD_NODES, cache: Path | None = None) -> list[str]:
+def prepare(nodes: Path = KFD_NODES) -> list[str]:
     """Make Triton safe for the cards in this machine; call it before anything imports Triton.
 
     On gfx101x the descriptor that Triton builds for buffer instructions does not match the hardware: stores
-        vanish
-    and nothing reports it. ``AMDGCN_USE_BUFFER_OPS=0`` avoids them, and since Triton's cache key ignores the
-    variable, kernels compiled so need a cache directory of their own.
+    vanish and nothing reports it. ``AMDGCN_USE_BUFFER_OPS=0`` avoids them, and since Triton's cache key
+    ignores the variable, kernels compiled so need a cache directory of their own.
 
     Args:
         nodes: the kernel driver's topology.
-        cache: parent of the cache directory; ``~/.cache/ltdv2-toolkit`` when None.
 
     Returns:
         The names of the environment variables that were set.
@@ -50,7 +48,7 @@ def prepare(nodes: Path = KFD_NODES, cache: Path | None = None) -> list[str]:
     """
     if not any(name.startswith("gfx101") for name in amd_architectures(nodes)):
         return []
-    cache = cache or Path.home() / ".cache" / "ltdv2-toolkit"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltdv2-toolkit"
     wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache / "triton-gfx101x")}
     if os.environ.get("AMDGCN_USE_BUFFER_OPS") == "0" and "TRITON_CACHE_DIR" in os.environ:
         return []

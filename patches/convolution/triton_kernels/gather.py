@@ -138,10 +138,11 @@ def gather_gemm(
 
     area = grid_h * grid_w
     m_live = m < filters // FILTERS_ALIGN * FILTERS_ALIGN
+    total = batch.to(tl.int64) * area if WIDE else batch * area
     if CHANNELS_LAST:
-        live = pixel < batch * area
+        live = pixel < total
     else:
-        live = pixel < tl.multiple_of(batch * area, ALIGN)
+        live = pixel < tl.multiple_of(total, ALIGN)
     image = pixel // tl.maximum(area, 1)
     rest = pixel % tl.maximum(area, 1)
     y = rest // tl.maximum(grid_w, 1)

@@ -207,8 +207,7 @@ def grouped_weight_gradient(
     pixels.
 
     Program ids: (tiles of filters x tiles of taps, channel within the group, split). ``partial`` has the rows
-        that
-    ``weight_gradient`` writes.
+    that ``weight_gradient`` writes.
     """
     c_tiles = tl.cdiv(out_channels, BLOCK_C)
     filter_at = (tl.program_id(0) % c_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -235,7 +234,7 @@ def grouped_weight_gradient(
     ones = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     for start in range(0, pixels_per_split, BLOCK_P):
         pixel = begin + start + tl.arange(0, BLOCK_P)
-        live = pixel < batch * area
+        live = pixel < (batch.to(tl.int64) * area if WIDE else batch * area)
         image = pixel // area
         rest = pixel % area
         y = rest // grad_w

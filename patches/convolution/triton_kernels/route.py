@@ -58,6 +58,8 @@ class TritonRoute:
         (kh, kw), (sh, sw) = problem.kernel, problem.stride
         if kh * kw > MOST_TAPS or sh * sw > 64:
             return False
+        if torch.version.hip is not None and spills_on_amd(problem):
+            return False
         if problem.dtype == torch.bfloat16:
             return _has_bfloat16(problem.device)
         return problem.dtype in (torch.float32, torch.float16)
@@ -110,6 +112,17 @@ class TritonRoute:
                 index, self._tiles or tiles_of(x.device), self.precision, lacks_packed_dot()
             )
         return self._devices[index]
+
+
+def spills_on_amd(problem: ConvProblem) -> bool:
+    """Whether the unrolled taps of the kernels without a matrix product need more registers than there are.
+
+    As ``scripts/check_amd_isa.py`` finds: with 7 x 7 the masks alone spill, with a stride those of 5 x 5.
+    """
+    channels = min(problem.channels_in, problem.channels_out) // problem.groups
+    if problem.groups == 1 or channels > GROUPED_CHANNELS:
+        return False
+    return math.prod(problem.kernel) > (25 if problem.stride == (1, 1) else 9)
 
 
 def _remember(calls: dict[Any, Any], key: Any, call: Any) -> None:
@@ -258,9 +271,7 @@ class Builder:
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
             ws = weight.stride()
-            block_p, block_c = (
-                (16, 32) if p.channels_last else (1 << max(6, min(9, (pixels - 1).bit_length())), 1)
-            )
+            block_p, block_c = self.tiles.grouped(kh * kw, pixels, p.channels_last)
             tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
             if transposed:
                 grouped = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])
@@ -280,7 +291,7 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
-        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat)
+        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat, wide)
         pack, w_strides, unit, weight_align = _weight_layout(weight, p.groups, flat, transposed)
         launch = self.launch(
             gather_gemm,
@@ -320,8 +331,7 @@ class Builder:
         common = {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias}
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
-            taps = 1 << (kh * kw - 1).bit_length()
-            block_t, block_p, block_c = (1, 32, 32) if p.channels_last else (min(taps, 16), 128, 1)
+            block_t, block_p, block_c = self.tiles.grouped_weight(kh * kw, p.channels_last, wide)
             tiles = -(-p.channels_out // block_c) * -(-kh * kw // block_t)
             splits = self.tiles.splits(tiles * channels, pixels, 8 * block_p)
             share = _share(pixels, splits, block_p)
@@ -334,7 +344,7 @@ class Builder:
                 warps=8,
             )
         else:
-            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups)
+            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups, wide)
             share = _share(pixels, splits, tile.k)
             splits = -(-pixels // share)
             pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)
@@ -432,9 +442,8 @@ def _weight_layout(
     """How ``gather_gemm`` reads the weight: (copy to make first, strides, UNIT, WEIGHT_ALIGN).
 
     Threads that sit side by side should read elements that do: channels written, or (1x1, and ``flat``)
-        channels read.
-    Where the weight as stored offers neither, it is copied once to (groups, taps, channels read, channels
-    written); weights are small.
+    channels read. Where the weight as stored offers neither, it is copied once to (groups, taps, channels
+    read, channels written); weights are small.
     """
     rows, kw = weight.shape[2:]
     taps = rows * kw

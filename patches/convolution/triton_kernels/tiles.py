@@ -37,6 +37,12 @@ class Table(NamedTuple):
         weight: for the weight gradient.
         narrow: for the weight gradient of few channels and taps (3 x 3 on 3 channels).
         blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
+        outputs: pixels times channels of a tile of ``grouped_gather``, which unrolls the taps: for up to nine
+            taps, and for more.
+        taps: the most in a tile of ``grouped_weight_gradient``: with 32-bit offsets, and with 64.
+        spare: for more than 16 channels written where addresses take the most registers: 64-bit offsets, or
+            fewer channels read than a step takes; None where the other tiles leave room for them.
+        spare_weight: the same for the weight gradient, with 64-bit offsets.
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
@@ -46,6 +52,10 @@ class Table(NamedTuple):
     weight: tuple[Tile, Tile, Tile, Tile]
     narrow: Tile
     blocked: bool
+    outputs: tuple[int, int]
+    taps: tuple[int, int]
+    spare: Tile | None
+    spare_weight: Tile | None
 
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
@@ -71,6 +81,10 @@ NVIDIA = Table(
     ),
     narrow=Tile(16, 32, 32, 2, 1, 6),
     blocked=True,
+    outputs=(512, 512),
+    taps=(16, 16),
+    spare=None,
+    spare_weight=None,
 )
 
 # Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
@@ -89,6 +103,10 @@ RDNA = Table(
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
     narrow=Tile(16, 32, 16, 2, 1),
     blocked=False,
+    outputs=(512, 128),
+    taps=(16, 8),
+    spare=Tile(32, 64, 16, 4, 2),
+    spare_weight=Tile(32, 32, 16, 4, 1),
 )
 
 
@@ -109,13 +127,14 @@ class Tiles:
         self.units = units
         self.table = table
 
-    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool) -> Tile:
+    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool) -> Tile:
         """The tile for ``gather_gemm``.
 
         Args:
             filters, pixels: extent of the product's result; channels: read for each tap.
             copies: independent products, groups times phases.
             flat: whether channels and taps are summed as one axis.
+            wide: whether offsets need 64 bits.
         """
         size = _size(filters)
         if flat:
@@ -125,15 +144,33 @@ class Tiles:
             tile = self.table.shallow[size]
         if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
+        if self.table.spare is not None and size >= 1 and (wide or channels < tile.k):
+            tile = self.table.spare
         return tile
 
-    def weight(self, filters: int, pairs: int, pixels: int, groups: int) -> tuple[Tile, int]:
+    def grouped(self, taps: int, pixels: int, channels_last: bool) -> tuple[int, int]:
+        """Pixels and channels of a tile of ``grouped_gather``."""
+        outputs = self.table.outputs[taps > 9]
+        if channels_last:
+            return outputs // 32, 32
+        return min(outputs, max(64, 1 << (pixels - 1).bit_length())), 1
+
+    def grouped_weight(self, taps: int, channels_last: bool, wide: bool) -> tuple[int, int, int]:
+        """Taps, pixels and channels of a tile of ``grouped_weight_gradient``."""
+        if channels_last:
+            return 1, 32, 32
+        return min(1 << (taps - 1).bit_length(), self.table.taps[wide]), 128, 1
+
+    def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:
         """The tile for ``weight_gradient``, and over how many splits the pixels are spread.
 
         Args:
             filters, pairs: extent of one group's result; pixels: products summed into each.
+            wide: whether offsets need 64 bits.
         """
         tile = self.table.narrow if filters <= 16 and pairs <= 32 else self.table.weight[_size(filters)]
+        if self.table.spare_weight is not None and wide:
+            tile = self.table.spare_weight
         programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups
         return tile, self.splits(programs, pixels, SHORTEST_SPLIT, tile.resident)
 

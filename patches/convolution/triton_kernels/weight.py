@@ -113,7 +113,7 @@ def weight_gradient(
         n_at = tl.multiple_of(c_at * src_c, ALIGN) + shift
 
     area = grad_h * grad_w
-    total = batch * area
+    total = batch.to(tl.int64) * area if WIDE else batch * area
     if not CHANNELS_LAST:
         total = tl.multiple_of(total, GRAD_ALIGN)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
