@@ -23,7 +23,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -211,25 +211,24 @@ def first_batch(folder: Path) -> Iterator[str]:
 
 def first_batch_child(folder: Path) -> None:
     start = time.perf_counter()
-    from toolkit.dataset.loader import start_server, use_server
+    from toolkit.dataset.loader import start_server
 
     start_server()
     from ultralytics.cfg import get_cfg
-    from ultralytics.data.build import build_dataloader
 
+    from toolkit.benchmark.data import training_loader
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
     index = load(folder)
     dataset = build_dataset(index, "train", get_cfg(), "train", 16, data_dictionary(index, 1))
-    loader = build_dataloader(dataset, 16, 2, device="cpu")
-    use_server(loader)
+    loader = training_loader(dataset, 16, 2)
     batches = iter(loader)
     next(batches)
     print(f"first batch, full index, imports included: {time.perf_counter() - start:.1f} s")
     for _ in range(40):
         next(batches)
-    for worker in loader.iterator._workers:
+    for worker in _workers(loader):
         rollup = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
         private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private"))
         print(f"memory that a worker adds (private pages), full index: {private / 1024:.0f} MB")
@@ -331,33 +330,37 @@ def loader_child(data: Path, plain: Path, which: str, channels: str, workers: st
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import build_dataloader, build_yolo_dataset
 
-    from toolkit.dataset.benchmark import BATCHES, timed_rate
+    from toolkit.benchmark.data import BATCHES, epochs, timed_rate, training_loader
     from toolkit.dataset.index import load
-    from toolkit.dataset.loader import use_server
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 
     index, args, count = load(data), get_cfg(), int(workers)
     dictionary = data_dictionary(index, int(channels))
     if which == "toolkit":
-        loader = build_dataloader(
-            build_dataset(index, "train", args, "train", 16, dictionary), 16, count, device="cpu"
-        )
-        use_server(loader)
+        ours = training_loader(build_dataset(index, "train", args, "train", 16, dictionary), 16, count)
+        loader, batches = ours, epochs(ours)
     else:
         dataset = build_yolo_dataset(args, str(plain / "images/train"), 16, dictionary, mode="train")
         loader = build_dataloader(dataset, 16, count, device="cpu")
-    next(iter(loader))
+        batches = chain.from_iterable(repeat(loader))
+    next(batches)
     before = _worker_seconds(loader)
-    rate = timed_rate(loader, 16, count)
+    rate = timed_rate(batches, 16, count)
     images = 16 * (BATCHES + 4 + 4 * count)
     print(f"{rate:.1f} {1e3 * (_worker_seconds(loader) - before) / images:.3f}")
     loader.close()
 
 
+def _workers(loader: Any) -> Any:
+    """The processes of a loader, training's or Ultralytics'."""
+    return getattr(getattr(loader, "iterator", loader._iterator), "_workers", ())
+
+
 def _worker_seconds(loader: Any) -> float:
     """Processor time that the loader's workers have used (proc(5), stat, fields 14 and 15)."""
-    pids = [worker.pid for worker in getattr(loader.iterator, "_workers", ())]
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    fields = [
+        Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split() for worker in _workers(loader)
+    ]
     return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
 

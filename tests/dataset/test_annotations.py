@@ -91,6 +91,22 @@ def test_json_that_is_no_coco_file_is_refused(tmp_path: Path, content: str) -> N
         read_annotations(write(tmp_path, content))
 
 
+@pytest.mark.parametrize("where", ["images", "annotations"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_json_that_is_nested_without_end_is_refused(tmp_path: Path, where: str, inside: bool) -> None:
+    nested = "[" * 200_000 + "]" * 200_000
+    text = json.dumps(coco(**{where: [{"id": 1, "extra": "HERE"}] if inside else "HERE"}))
+    with pytest.raises(ToolkitError, match=r"Train\.json.*recursion"):
+        read_annotations(write(tmp_path, text.replace('"HERE"', nested)))
+
+
+def test_a_box_beyond_any_frame_is_refused(tmp_path: Path) -> None:
+    content = coco()
+    content["annotations"][0]["bbox"] = [1e308] * 4
+    with pytest.raises(ToolkitError, match=r"<= 1000000.0 - at `\$\[0\]\.bbox\[0\]` \(annotations\)"):
+        read_annotations(write(tmp_path, content))
+
+
 def test_other_category_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match=r"1 car.*1 person"):
         read_annotations(write(tmp_path, coco(categories=[{"id": 1, "name": "car"}])))

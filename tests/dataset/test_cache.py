@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_a_cache_beyond_the_memory_is_taken_where_reading_it_is_faster(
     monkeypatch.setattr(cache, "MEMORY_SHARE", 0.0)
     monkeypatch.setattr(cache, "_seconds_per_frame", lambda *_: next(measured))
     assert choose(prepared.split("train")) == choice
+
+
+def test_two_runs_at_once_decode_each_frame_once(
+    prepared: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    real = cache._grey
+    monkeypatch.setattr(cache, "_grey", lambda *a: decoded.append(a[1]) or real(*a))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: build(prepared, ["train"]), range(2)))
+    assert sorted(decoded) == list(range(48))
+    assert open_cache(prepared.split("train")) is not None
 
 
 def test_a_frame_that_does_not_decode_stays_bad_in_the_cache(prepared: DatasetIndex) -> None:
@@ -231,8 +244,12 @@ def test_decoded_frames_outlive_their_index_while_they_are_still_its_frames(
     prepare(copy)
     build(load(copy), ["train", "val"])
     edit("Train.json", lambda content: content["annotations"].pop())
-    edit("Valid.json", lambda content: content["images"].pop(0))
-    edit("Valid.json", lambda content: content.update(annotations=[]))
+
+    def lose_an_image(content: dict[str, Any]) -> None:
+        lost = content["images"].pop(0)["id"]
+        content["annotations"] = [box for box in content["annotations"] if box["image_id"] != lost]
+
+    edit("Valid.json", lose_an_image)
     capsys.readouterr()
     prepare(copy)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "removing" in line]

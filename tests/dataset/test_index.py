@@ -20,6 +20,7 @@ import pytest
 from toolkit.dataset import index as index_module
 from toolkit.dataset.index import DatasetIndex, load, prepare, read_manifest
 from toolkit.errors import ToolkitError
+from toolkit.files import turn
 
 Edit = Callable[[str, Callable[[dict[str, Any]], None]], None]
 
@@ -171,6 +172,44 @@ def test_boxes_outside_their_frame_are_counted_and_kept_as_written(copy: Path, e
     boxes = load(copy).split("train").boxes.tolist()
     assert [-5.25, 280.0, 24.75, 300.0] in boxes
     assert [10.0, 10.0, 10.0, 15.0] in boxes
+
+
+def no_annotations(content: dict[str, Any]) -> None:
+    content.pop("annotations", None)
+
+
+def empty_annotations(content: dict[str, Any]) -> None:
+    content["annotations"] = []
+
+
+def empty_images(content: dict[str, Any]) -> None:
+    content["images"] = []
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "lack"),
+    [
+        ("Train.json", no_annotations, "annotations"),
+        ("Valid.json", empty_annotations, "annotations"),
+        ("Train.json", empty_images, "images"),
+        ("TestNoLabels.json", empty_images, "images"),
+    ],
+)
+def test_a_file_without_what_its_split_is_for_is_refused(
+    copy: Path, edit: Edit, file: str, damage: Callable[[dict[str, Any]], None], lack: str
+) -> None:
+    edit(file, damage)
+    with pytest.raises(ToolkitError, match=rf"{file} has no {lack}"):
+        prepare(copy)
+
+
+@pytest.mark.parametrize("number", [5, 20201312345678901, 202005123456789012])
+def test_an_id_that_no_month_can_be_read_from_is_counted(copy: Path, edit: Edit, number: int) -> None:
+    def renumber(content: dict[str, Any]) -> None:
+        content["images"][0]["id"] = number
+
+    edit("TestNoLabels.json", renumber)
+    assert prepare(copy).manifest.discrepancies == {"image id without a month": 1}
 
 
 def unknown_image(content: dict[str, Any]) -> None:
@@ -348,6 +387,26 @@ def test_an_interrupted_run_leaves_the_old_index(
     assert not list((copy / "prepared").glob("*.tmp"))
 
 
+def test_two_runs_at_once_take_turns_and_leave_one_whole_index(copy: Path) -> None:
+    """Of different options: neither may remove what the other has written or is writing."""
+    command = [sys.executable, "-m", "toolkit", "dataset", "prepare", str(copy)]
+    with turn(copy / "prepared"):
+        runs = [
+            subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+            for options in ([], ["--drop-bad"], [])
+        ]
+        for run in runs:
+            assert run.stderr is not None
+            assert "waiting for another process" in run.stderr.readline()
+        assert not list((copy / "prepared").glob("index-*"))
+    for run in runs:
+        run.communicate()
+        assert run.returncode == 0
+    index = load(copy)
+    assert len(index.split("train").training.images) == 48
+    assert len(list((copy / "prepared").glob("index-*"))) == 1 + 2 * 3
+
+
 def test_a_full_disk_is_one_clear_line_and_leaves_the_old_index(copy: Path, edit: Edit) -> None:
     before = prepare(copy).manifest
     edit("Train.json", lambda content: content["annotations"].pop())
@@ -361,7 +420,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_index(copy: Path, edit
     assert "error: cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert load(copy).manifest == before
-    assert not list((copy / "prepared").glob(".*"))
+    assert not list((copy / "prepared").glob(".*.tmp"))
 
 
 def test_a_folder_that_cannot_be_written_sends_the_index_to_the_cache(
@@ -404,13 +463,13 @@ def test_an_older_index_in_a_folder_that_cannot_be_written_is_replaced_in_the_ca
     monkeypatch.setattr(os, "access", lambda path, mode: copy not in Path(path).parents and real(path, mode))
     assert prepare(copy).unchanged
     assert prepare(copy).folder == older.folder
-    for turn in range(2):
+    for again in (False, True):
         edit("Train.json", lambda content: content["annotations"].pop())
         newer = prepare(copy)
         assert newer.folder.is_relative_to(tmp_path / "cache")
         said = capsys.readouterr().err
         assert f"cannot be written: the index goes to {newer.folder}" in said
-        assert ("were made of other files at this path" in said) == (turn == 1)
+        assert ("were made of other files at this path" in said) == again
         assert load(copy).manifest == newer.manifest != older.manifest
     assert prepare(copy).unchanged
     assert read_manifest(older.folder) == older.manifest

@@ -16,8 +16,10 @@ from ultralytics.data.augment import Format
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.utils.instance import Instances
 
+from toolkit.dataset import ultralytics
 from toolkit.dataset.export import export_yolo
 from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import LTDv2Dataset, _GreyFormat, build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 
@@ -126,6 +128,34 @@ def test_spawned_workers_give_what_one_process_gives(index: DatasetIndex) -> Non
     )
     for batch, image in zip(loader, expected, strict=True):
         torch.testing.assert_close(batch["img"], image, rtol=0, atol=0)
+
+
+def test_a_mosaic_takes_frames_from_before_it_in_the_epoch_which_one_process_decodes_once(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 6)
+    dataset = make(index, "train", "train", seed=3, mosaic=1.0)
+    n = len(dataset)
+    read: list[int] = []
+    grey = dataset.frames.grey
+
+    def spy(row: int) -> Any:
+        read.append(int(np.flatnonzero(dataset._rows == row)[0]))
+        return grey(row)
+
+    monkeypatch.setattr(dataset.frames, "grey", spy)
+    order = epoch_order(n, seed=3, epoch=1).tolist()
+    used: set[int] = set()
+    for place, i in enumerate(order):
+        dataset._recent.clear()
+        read.clear()
+        _ = dataset[n + i]
+        used.update((place - order.index(j)) % n for j in read)
+    assert used == set(range(7))
+    read.clear()
+    for i in order:
+        _ = dataset[n + i]
+    assert len(read) <= n + 6
 
 
 def test_another_epoch_or_seed_augments_differently(index: DatasetIndex) -> None:

@@ -115,7 +115,7 @@ def data(
     from ultralytics.cfg import get_cfg
 
     from toolkit import console
-    from toolkit.dataset.benchmark import measure, worker_counts
+    from toolkit.benchmark.data import measure, worker_counts
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
     from toolkit.device import resolve_device, torch_device
@@ -140,4 +140,6 @@ def data(
     for number, rate in rates.workers.items():
         table.add_row(f"loader, {number} workers", f"{rate:,.0f}")
     console.out.print(table)
-    console.note(f"{rates.frames_per_sample:.1f} frames read for a sample; the others come from its buffer")
+    console.note(
+        f"the stages decoded {rates.frames_per_sample:.1f} frames a sample and had the others at hand"
+    )

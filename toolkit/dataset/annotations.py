@@ -23,6 +23,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+Pixels = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 
 PIECE_BYTES = 8 << 20
 """Bytes of an array decoded at a time: 8 MiB of annotations are about 40,000 objects, 20 MB decoded."""
@@ -43,7 +44,7 @@ class _Image(msgspec.Struct, gc=False):
 class _Annotation(msgspec.Struct, gc=False):
     image_id: Id
     category_id: int
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[Pixels, Pixels, Pixels, Pixels]
     id: int | None = None
 
 
@@ -175,7 +176,7 @@ class _Pieces(Generic[S]):
             piece = b"[%b]" % bytes(body[start:cut])
             try:
                 items = self.decoder.decode(piece)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 if cut < len(body) and not isinstance(error, msgspec.ValidationError):
                     end = cut + 1
                     continue
@@ -203,11 +204,11 @@ def _next_cut(body: memoryview, start: int) -> int:
 def _decode(path: Path, decoder: msgspec.json.Decoder[Any], content: Any, where: str) -> Any:
     try:
         return decoder.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _refusal(path, error, where) from error
 
 
-def _refusal(path: Path, error: msgspec.DecodeError, where: str) -> ToolkitError:
+def _refusal(path: Path, error: Exception, where: str) -> ToolkitError:
     text = str(error)
     if isinstance(error, msgspec.ValidationError):
         place = text.rpartition(" - at ")[2].strip("`") if " - at " in text else ""

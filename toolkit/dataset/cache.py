@@ -25,7 +25,7 @@ from toolkit import console
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
 from toolkit.errors import ToolkitError
-from toolkit.files import replacing
+from toolkit.files import replacing, turn
 from toolkit.machine import memory
 
 BLOCK = 512
@@ -165,9 +165,14 @@ def build(index: DatasetIndex, splits: Sequence[str]) -> None:
     Raises:
         ToolkitError: the disk has too little space or is written to the full.
     """
-    needed, place = plan(index, splits), folder(index)
+    place = folder(index)
+    with turn(place):
+        _build_all(index, splits, place)
+
+
+def _build_all(index: DatasetIndex, splits: Sequence[str], place: Path) -> None:
+    needed = plan(index, splits)
     try:
-        place.mkdir(parents=True, exist_ok=True)
         sources = [index.split(name) for name in splits]
         files = [path for split in sources for path in _paths(split)[::2] if path.exists()]
         wanted = needed.size - sum(512 * path.stat().st_blocks for path in files)

@@ -27,7 +27,7 @@ from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
 from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, leaves, read_directory
 from toolkit.errors import ToolkitError, reason
-from toolkit.files import remove_abandoned, replacing
+from toolkit.files import remove_abandoned, replacing, turn
 
 if TYPE_CHECKING:
     import polars as pl
@@ -143,8 +143,6 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     Raises:
         ToolkitError: a file is missing, damaged or unsafe, or contradicts itself. The index stays as it was.
     """
-    import polars as pl
-
     data = Path(data)
     sources = {split: data / name for split, name in FILES.items() if (data / name).exists()}
     if not sources:
@@ -155,16 +153,40 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
         )
     archive = _frames_of(data)
     fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
-    before = None
-    with suppress(ToolkitError):
-        folder = prepared_folder(data)
-        before = manifest = read_manifest(folder)
-        index = DatasetIndex(data, folder / manifest.index, manifest)
-        if manifest.fingerprint == fingerprint and _is_whole(index):
-            return Prepared(folder, manifest, unchanged=True)
+    done, _ = _already(data, fingerprint)
+    if done:
+        return done
     folder = writable_folder(data)
     if folder.parent != data:
         _say_outside(data, folder)
+    with turn(folder):
+        done, before = _already(data, fingerprint)
+        return done or _prepare(data, folder, sources, archive, drop_bad, fingerprint, before)
+
+
+def _already(data: Path, fingerprint: str) -> tuple[Prepared | None, Manifest | None]:
+    """The index if it is that of these inputs and whole; the manifest of whatever index there is."""
+    manifest = None
+    with suppress(ToolkitError):
+        folder = prepared_folder(data)
+        manifest = read_manifest(folder)
+        index = DatasetIndex(data, folder / manifest.index, manifest)
+        if manifest.fingerprint == fingerprint and _is_whole(index):
+            return Prepared(folder, manifest, unchanged=True), manifest
+    return None, manifest
+
+
+def _prepare(
+    data: Path,
+    folder: Path,
+    sources: dict[SplitName, Path],
+    archive: Path,
+    drop_bad: bool,
+    fingerprint: str,
+    before: Manifest | None,
+) -> Prepared:
+    """Write the index to ``folder``, in place of the one that ``before`` describes."""
+    import polars as pl
 
     log = _Log()
     tables = []
@@ -549,6 +571,12 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
     import polars as pl
 
     a, file = annotations, annotations.path.name
+    if not a.file_names or not (len(a.labels) or split == "test"):
+        raise ToolkitError(
+            f"{a.path} has no {'annotations' if a.file_names else 'images'}",
+            expected="images, and the boxes in them unless they are the test split",
+            fix="download the file again: toolkit dataset download DIR",
+        )
     if outside := [name for name in a.file_names if leaves(name.encode())]:
         raise ToolkitError(
             f"{annotations.path} is refused: {len(outside):,} frames have a path that is absolute, goes up "
@@ -570,6 +598,13 @@ def _table(split: SplitName, annotations: Annotations, log: _Log) -> pl.DataFram
         pl.lit(split).alias("split"),
         (pl.col("image_id") // MONTH_DIGITS).cast(pl.Int32).alias("month"),
         pl.col("file_name").str.replace(r"^frames/", "").str.replace(r"/?[^/]*$", "").alias("clip"),
+    )
+    undated = images.filter(
+        ~(pl.col("month").is_between(1000_00, 9999_99) & (pl.col("month") % 100).is_between(1, 12))
+    )
+    log.add(
+        Discrepancy("image id without a month", file, frame=name, image_id=str(number))
+        for name, number in undated.select("file_name", "image_id").iter_rows()
     )
     images = _once(images, "image_id", "duplicate image id", file, log)
     images = _once(images, "file_name", "duplicate frame", file, log)

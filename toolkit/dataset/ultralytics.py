@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
@@ -30,12 +29,17 @@ from toolkit.dataset.cache import choose, open_cache
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.mosaic import PADDING, fuse
+from toolkit.dataset.order import epoch_order
 from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
 
 MAX_REPLACEMENTS = 100
 """Frames in a row that may fail before a sample gives up: by then the archive is gone, not one frame bad."""
+
+NEIGHBOURS = 128
+"""A mosaic's other three frames are among the ones this far before it in the epoch: as many as Ultralytics'
+buffer holds at batch 16. A worker has decoded most of them for the samples that it made last."""
 
 
 def data_dictionary(index: DatasetIndex, channels: int) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def build_dataset(
     *,
     rect: bool | None = None,
     rows: Array | None = None,
-    seed: int | None = None,
+    seed: int = 0,
     skip_log: Path | None = None,
 ) -> LTDv2Dataset:
     """Make the dataset that a trainer or validator asks for in its ``build_dataset``.
@@ -130,8 +134,9 @@ class LTDv2Dataset(YOLODataset):
         augment, rect, batch_size, stride, pad, single_cls, classes, prefix: as in Ultralytics.
         fraction: use this part of the images, spread evenly over the split (a number above 1 is a count).
         rows: (n,) images of the split to use; all by default.
-        seed: if given, a sample depends on the seed and its index alone, not on which worker made it or what
-            that worker made before. Indices then count on over the epochs: ``epoch * len(dataset) + i``.
+        seed: an augmented sample depends on the seed and its index alone, not on which worker made it or what
+            that worker made before. Indices count on over the epochs: ``epoch * len(dataset) + i``, and come
+            soonest in the order of :func:`toolkit.dataset.order.epoch_order`.
         skip_log: file for frames that could not be used.
     """
 
@@ -152,7 +157,7 @@ class LTDv2Dataset(YOLODataset):
         fraction: float = 1.0,
         prefix: str = "",
         rows: Array | None = None,
-        seed: int | None = None,
+        seed: int = 0,
         skip_log: Path | None = None,
     ) -> None:
         # The constructors of the base classes scan files and build a Path for every image; what they would
@@ -180,11 +185,10 @@ class LTDv2Dataset(YOLODataset):
         if rect:
             self.set_rectangle()
 
-        # Mosaic takes its other frames from the recent ones in `buffer`, unless the cache is "ram".
-        self.cache = None if seed is None else "ram"
+        self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
-        self.max_buffer_length = min(self.ni, batch_size * 8, 1000) if augment and seed is None else 0
-        self._recent: OrderedDict[int, tuple[Array, tuple[int, int], tuple[int, int]]] = OrderedDict()
+        self._recent: dict[int, tuple[Array, tuple[int, int], tuple[int, int]]] = {}
+        self._order: tuple[int, Array, Array] | None = None
         self.transforms = self.build_transforms(hyp=copy(hyp))
 
     def __len__(self) -> int:
@@ -221,9 +225,12 @@ class LTDv2Dataset(YOLODataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, i = divmod(int(index), self.ni)
-        if self.seed is not None:
+        if self.augment:
             random.seed(f"{self.seed} {epoch} {i}")
             np.random.seed(random.getrandbits(32))  # noqa: NPY002 (Ultralytics' augmentation draws from it)
+            self.buffer = self._neighbours(epoch, i)
+            wanted = {i, *self.buffer}
+            self._recent = {j: loaded for j, loaded in self._recent.items() if j in wanted}
         sample: dict[str, Any] = self.transforms(self.get_image_and_label(i))
         if self.channels == 3:
             sample["img"] = sample["img"].expand(3, -1, -1)
@@ -291,12 +298,19 @@ class LTDv2Dataset(YOLODataset):
             raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
         image = grey[..., None] if self.fused else self._resize(grey)
         loaded = image, original, self._resized(original)
-        if self.max_buffer_length:
+        if self.augment:
             self._recent[i] = loaded
-            self.buffer.append(i)
-            if len(self.buffer) > self.max_buffer_length:
-                del self._recent[self.buffer.pop(0)]
         return loaded
+
+    def _neighbours(self, epoch: int, i: int) -> list[int]:
+        """The images before image ``i`` in the epoch's order, whose end comes before its beginning."""
+        if self._order is None or self._order[0] != epoch:
+            order = epoch_order(self.ni, self.seed, epoch)
+            self._order = epoch, order, np.argsort(order)
+        _, order, places = self._order
+        count = max(1, min(NEIGHBOURS, self.ni - 1))
+        neighbours: list[int] = order[np.arange(places[i] - count, places[i]) % self.ni].tolist()
+        return neighbours
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (-(-side * self.imgsz // max(size)) for side in size)
@@ -355,8 +369,8 @@ class LTDv2Dataset(YOLODataset):
                 file.write(line.encode())
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker opens the frames itself and starts with an empty buffer.
-        own: dict[str, Any] = {"frames": None, "buffer": [], "_recent": OrderedDict(), "skipped": {}}
+        # A worker opens the frames itself and has none at hand at first.
+        own: dict[str, Any] = {"frames": None, "_recent": {}, "_order": None, "skipped": {}}
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

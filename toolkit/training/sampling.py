@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from toolkit.dataset.loader import PREFETCH, use_server
+from toolkit.dataset.order import epoch_order
 from toolkit.training.rundir import Batch
 
 WORKER_RETRIES = 3
@@ -81,7 +82,7 @@ class EpochSampler(Sampler[int]):
         return next(self.places(), Batch(self.epoch, end, self.batch))
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
+        order = epoch_order(self.images, self.seed, self.epoch)
         for place in self.places():
             positions = np.arange(place.first, min(place.first + self.batch, self.images))
             # The last batch may hold fewer images than there are ranks: every rank still needs one.

@@ -79,7 +79,7 @@ class LTDv2Trainer(DurableTrainer):
             data=self.data,
             rows=self.plan.subset(img_path).rows(self.index.split(img_path)),
             stride=max(int(unwrap_model(self.model).stride.max()), 32),
-            seed=self.args.seed if mode == "train" else None,
+            seed=self.args.seed,
             skip_log=self.files.skipped_frames,
         )
         if MAIN:

@@ -8,7 +8,6 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from toolkit import console, doctor
 from toolkit.benchmark.measure import TrainingStep, run_steps
 from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.device import running, torch_device
 from toolkit.errors import ToolkitError
@@ -97,9 +97,9 @@ def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> floa
         data=data_dictionary(index, plan.channels),
         rows=plan.subset(split).rows(index.split(split)),
         stride=STRIDE,
-        seed=options.seed if training else None,
+        seed=options.seed,
     )
-    chosen = np.random.default_rng(0).integers(len(dataset), size=256).tolist()
+    chosen = epoch_order(len(dataset), dataset.seed, epoch=0)[:256].tolist()
     _ = dataset[chosen[0]]
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS / 4:

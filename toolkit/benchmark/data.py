@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from ultralytics.data.build import build_dataloader
 
+from toolkit import console
 from toolkit.dataset.frames import Frames, decode_grey
-from toolkit.dataset.loader import use_server
-from toolkit.dataset.ultralytics import LTDv2Dataset
+from toolkit.dataset.order import epoch_order
+from toolkit.dataset.ultralytics import NEIGHBOURS, LTDv2Dataset
+from toolkit.training.sampling import EpochSampler, ResumableLoader
 
 SAMPLES = 512
 """Samples that the stages are timed over."""
@@ -32,7 +33,7 @@ class DataRates(msgspec.Struct, frozen=True):
     Attributes:
         stages: of each stage alone, one process: read, decode, augment, collate, to device.
         workers: of the whole loader, by number of workers.
-        frames_per_sample: frames read and decoded for one sample (a mosaic finds most in its buffer).
+        frames_per_sample: frames that one process decodes for a sample; the others it has at hand.
     """
 
     stages: dict[str, float]
@@ -44,7 +45,7 @@ def measure(dataset: LTDv2Dataset, batch: int, device: torch.device, workers: li
     """Time a training dataset.
 
     Args:
-        dataset: augmenting or not, as it will be used.
+        dataset: as training uses it, augmenting.
         batch: samples a batch.
         device: where batches go.
         workers: numbers of loader workers to try.
@@ -58,23 +59,29 @@ def measure(dataset: LTDv2Dataset, batch: int, device: torch.device, workers: li
 
 
 def loader_rate(dataset: LTDv2Dataset, batch: int, workers: int) -> float:
-    """Images a second from a loader, shuffled, its workers already running."""
-    loader = build_dataloader(dataset, batch, workers, device="cpu")
-    use_server(loader)
+    """Images a second from training's loader, its workers already running."""
+    loader = training_loader(dataset, batch, workers)
     try:
-        return timed_rate(loader, batch, workers)
+        return timed_rate(epochs(loader), batch, workers)
     finally:
         loader.close()
 
 
-def timed_rate(loader: Any, batch: int, workers: int) -> float:
-    """Images a second from any loader that repeats for ever, over :data:`BATCHES` batches."""
+def training_loader(dataset: LTDv2Dataset, batch: int, workers: int) -> ResumableLoader:
+    """The loader of a training on one device, in the order of its epochs."""
+    order = EpochSampler(len(dataset), batch, dataset.seed)
+    return ResumableLoader(dataset, order, workers=workers, pin_memory=False, on_worker_death=console.warn)
 
-    def forever() -> Any:
-        while True:
-            yield from loader
 
-    batches = forever()
+def epochs(loader: ResumableLoader) -> Iterator[Any]:
+    """The batches of one epoch after another, for ever."""
+    for epoch in count():
+        loader.order.enter(epoch)
+        yield from loader
+
+
+def timed_rate(batches: Iterator[Any], batch: int, workers: int) -> float:
+    """Images a second from batches that do not end, over :data:`BATCHES` of them."""
     for _ in islice(batches, 4 + 4 * workers):
         pass
     start = time.perf_counter()
@@ -107,21 +114,26 @@ class _Timed:
 
 
 def _stages(dataset: LTDv2Dataset, batch: int, device: torch.device) -> tuple[dict[str, float], int]:
-    rng = random.Random(0)
+    images = len(dataset)
+    samples = (
+        dataset[epoch * images + i]
+        for epoch in count()
+        for i in epoch_order(images, dataset.seed, epoch).tolist()
+    )
     timed: Any = _Timed(dataset.frames)
     original, dataset.frames = dataset.frames, timed
     collating = moving = 0.0
     try:
-        for _ in range(2 * batch):
-            dataset[rng.randrange(len(dataset))]
+        for _ in islice(samples, NEIGHBOURS):
+            pass
         timed.read_seconds = timed.decode_seconds = timed.count = 0
         start = time.perf_counter()
         for _ in range(SAMPLES // batch):
-            samples = [dataset[rng.randrange(len(dataset))] for _ in range(batch)]
+            chosen = list(islice(samples, batch))
             before = time.perf_counter()
-            images = dataset.collate_fn(samples)["img"]
+            pixels = dataset.collate_fn(chosen)["img"]
             between = time.perf_counter()
-            images.to(device)
+            pixels.to(device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             collating += between - before
