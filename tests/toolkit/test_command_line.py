@@ -61,6 +61,7 @@ def test_the_version(toolkit: Command) -> None:
         (("train",), "cannot tell where the data is"),
         (("train", "--data", "nowhere"), "no folder nowhere"),
         (("train", "--resume"), "no run to continue"),
+        (("train", "runs/first"), "runs/first is no option of toolkit train"),
         (("dataset", "prepare", "nowhere"), "nowhere"),
         (("bench", "data", "nowhere", "--workers=-1"), "--workers -1 are no numbers of workers"),
         (("bench", "data", "nowhere", "--device=banana"), "no device banana"),

@@ -96,6 +96,7 @@ def test_resume_takes_the_newest_run_as_it_was_planned(place: Workspace) -> None
     resumed = session.plan_resume(place, Options())
     assert resumed == one
     assert session.plan_resume(place, Options(name="zero")).run == place.runs / "zero"
+    assert session.plan_resume(place, Options(name=f"{place.runs}/zero/")).run == place.runs / "zero"
 
 
 def test_resume_may_change_what_does_not_change_the_run(place: Workspace) -> None:

@@ -18,6 +18,9 @@ class SelectBy(str, Enum):
 
 
 def train(
+    run: Annotated[
+        str | None, typer.Argument(help="With --resume: the run to continue, by its name or folder.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files, prepared.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint (.pt) or architecture (.yaml).")] = None,
     preset: Annotated[
@@ -47,7 +50,7 @@ def train(
         SelectBy | None, typer.Option(help="What chooses best.pt and stops early; default: fitness.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or --name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or RUN.")] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be used and expected; train nothing.")
@@ -61,8 +64,14 @@ def train(
     Example: [bold]toolkit train --months feb --val-months jan,mar,apr,may,jun,jul,aug[/bold]
     """
     from toolkit import console, workspace
+    from toolkit.errors import ToolkitError
     from toolkit.training import session
 
+    if run is not None and (name or not resume):
+        raise ToolkitError(
+            f"{run} is no option of toolkit train",
+            fix=f"continue that run: toolkit train --resume {run}; or begin one: toolkit train --name NAME",
+        )
     options = session.Options(
         data=data,
         model=model,
@@ -72,7 +81,7 @@ def train(
         imgsz=imgsz,
         device=device,
         workers=workers,
-        name=name,
+        name=run or name,
         channels=channels,
         seed=seed,
         patches=not no_patches,

@@ -213,7 +213,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
 
 
 def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
-    """Decide how to continue the newest run, or the one that ``options.name`` names.
+    """Decide how to continue the newest run, or the one that ``options.name`` names, or whose folder it is.
 
     What the run was started with stays; device, workers, batch and patches may change, and the data may have
     moved. Health rules, checkpoint intervals and trackers are read from toolkit.toml again.
@@ -224,7 +224,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     """
     from toolkit.device import resolve_device
 
-    files = RunFiles(place.runs / options.name if options.name else _newest_run(place))
+    files = RunFiles(_run_of(place, options.name) if options.name else _newest_run(place))
     before = read_plan(files)
     fixed = ("preset", "model", "channels", "epochs", "imgsz", "seed", "score_every", "select_by")
     for key in fixed:
@@ -460,6 +460,12 @@ def check_model(model: str) -> str:
     raise ToolkitError(
         f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
     )
+
+
+def _run_of(place: workspace.Workspace, name: str) -> Path:
+    """The folder of a run by its name, or that folder itself as a shell completes it."""
+    folder = Path(name).absolute()
+    return folder if (folder / "plan.json").is_file() else place.runs / name
 
 
 def _newest_run(place: workspace.Workspace) -> Path:

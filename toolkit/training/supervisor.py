@@ -79,7 +79,7 @@ class _Supervisor:
     lock: int
     stopped_by: int = 0
     spare: subprocess.Popen[bytes] | None = None
-    family: list[psutil.Process] = field(default_factory=list)
+    family: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         learned = msgspec.structs.replace(read_orders(self.files), supervisor=os.getpid(), before=None)
@@ -167,7 +167,9 @@ class _Supervisor:
                 if self.plan.ranks == 1:
                     self.prepare_spare(health.hang_is_near(history, self.plan.rules))
                 else:
-                    self.family = _family(child)  # of a torchrun that is killed the ranks live on
+                    # Of a torchrun that is killed the ranks live on, and are then nobody's children.
+                    known = {*self.family, *_family(child)}
+                    self.family = {process for process in known if _state(process) not in _GONE}
                 if verdict is not None:
                     return verdict
             time.sleep(self.policy.poll)
@@ -230,8 +232,8 @@ class _Supervisor:
         Raises:
             ToolkitError: something of it cannot be killed.
         """
-        family = [*_family(child), *self.family]
-        self.family = []
+        family = {*_family(child), *self.family}
+        self.family = set()
         if grace and child.poll() is None:
             child.terminate()
             deadline = time.monotonic() + grace
