@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -440,6 +441,23 @@ def test_make_hands_over_a_folder_with_a_space() -> None:
         '--profile "cpu" --data "my data/ltdv2"'
         in make("docker-shell", "PROFILE=cpu", "DATA=my data/ltdv2").stdout
     )
+
+
+def test_making_the_small_environment_leaves_the_systems_python_alone(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'if [ "$2" = venv ]; then mkdir -p "$3/bin"; ln -s "$0" "$3/bin/python"; else echo "$2" >> calls; fi\n'
+    )
+    python.chmod(0o755)
+    os.utime(python, (1, 1))  # older than anything, as the system's is
+    (tmp_path / "docker").mkdir()
+    for name in ("Makefile", "docker/docker.mk", "docker/constraints.txt"):
+        shutil.copy(containers.ROOT / name, tmp_path / name)
+    for _ in range(2):
+        subprocess.run(["make", "docker-build", f"PYTHON={python}"], cwd=tmp_path, check=True)
+    assert python.stat().st_mtime == 1
+    assert (tmp_path / "calls").read_text().split() == ["pip", "toolkit", "toolkit"]
 
 
 def test_a_profile_that_does_not_exist_is_refused_before_anything_is_installed() -> None:
