@@ -7,7 +7,7 @@ self-tests); :func:`examine` finds it. The verdicts of the findings add up to th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
@@ -408,9 +408,9 @@ def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
     return PREFETCH * workers * batch * imgsz * imgsz
 
 
-def best_card(found: Machine) -> Card | None:
-    """The visible card to train on: one that a profile serves, discrete, with the most memory."""
-    known = [card for card in found.visible if card.arch in PROFILES] or list(found.visible)
+def best_card(found: Machine, served: Container[str] = PROFILES.keys()) -> Card | None:
+    """The visible card to train on: one of the architectures ``served``, discrete, with the most memory."""
+    known = [card for card in found.visible if card.arch in served] or list(found.visible)
     return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
 
 
