@@ -621,7 +621,8 @@ def test_making_the_small_environment_leaves_the_systems_python_alone(tmp_path: 
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
-        'if [ "$2" = venv ]; then mkdir -p "$3/bin"; ln -s "$0" "$3/bin/python"; else echo "$2" >> calls; fi\n'
+        '[ "$2" = venv ] || { echo "$2" >> calls; exit; }\n'
+        'mkdir -p "$3/bin"; ln -s "$0" "$3/bin/python"\n'
     )
     python.chmod(0o755)
     os.utime(python, (1, 1))  # older than anything, as the system's is
