@@ -9,19 +9,19 @@ ARGS    ?=
 # A Python 3.10 for test-rocm52; empty: the one on the path, or of pyenv.
 PYTHON310 ?=
 
-ENGINE_PYTHON := $(if $(wildcard $(VENV)/.installed),$(BIN)/python,.venv-docker/bin/python)
-CONTAINER     := PYTHONPATH="$(CURDIR)" $(ENGINE_PYTHON) -m toolkit container
+ENGINE_VENV   := $(if $(wildcard $(VENV)/.installed),$(VENV),.venv-docker)
+CONTAINER     := PYTHONPATH="$(CURDIR)" $(ENGINE_VENV)/bin/python -m toolkit container
 IMAGE_OPTIONS := $(if $(PROFILE),--profile "$(PROFILE)")
 RUN_OPTIONS   := $(IMAGE_OPTIONS) $(if $(DATA),--data "$(DATA)")
 
 .PHONY: docker-build docker-test docker-train docker-evaluate docker-submit docker-shell docker-doctor test-rocm52
 
-.venv-docker/bin/python: docker/constraints.txt
+.venv-docker/.installed: docker/constraints.txt
 	$(PYTHON) -m venv .venv-docker
 	.venv-docker/bin/python -m pip install --disable-pip-version-check -q -c $< docker msgspec numpy rich typer
 	touch $@
 
-docker-build: $(ENGINE_PYTHON)  ## build the image: PROFILE=cpu, or the card's own
+docker-build: $(ENGINE_VENV)/.installed  ## build the image: PROFILE=cpu, or the card's own
 	$(CONTAINER) build $(IMAGE_OPTIONS) $(if $(BASE),--base "$(BASE)")
 
 docker-test: setup  ## build the image and prove it by running it
@@ -30,17 +30,17 @@ docker-test: setup  ## build the image and prove it by running it
 docker-train: docker-build  ## train in the container
 	$(CONTAINER) train $(RUN_OPTIONS) $(ARGS)
 
-docker-evaluate: $(ENGINE_PYTHON)  ## evaluate the newest best.pt in the container
+docker-evaluate: $(ENGINE_VENV)/.installed  ## evaluate the newest best.pt in the container
 	$(CONTAINER) evaluate $(RUN_OPTIONS) $(ARGS)
 
-docker-submit: $(ENGINE_PYTHON)  ## predict the test split and zip it, in the container
+docker-submit: $(ENGINE_VENV)/.installed  ## predict the test split and zip it, in the container
 	$(CONTAINER) run $(RUN_OPTIONS) -- sh -c 'toolkit predict best.pt --split test && toolkit submit --zip $(ARGS)'
 
 test-rocm52:  ## the versions of the profile rocm52, without ROCm
 	PYTHON310="$(PYTHON310)" scripts/test-rocm52
 
-docker-shell: $(ENGINE_PYTHON)  ## a shell in the container
+docker-shell: $(ENGINE_VENV)/.installed  ## a shell in the container
 	$(CONTAINER) shell $(RUN_OPTIONS)
 
-docker-doctor: $(ENGINE_PYTHON)  ## what this machine is, seen from inside the container
+docker-doctor: $(ENGINE_VENV)/.installed  ## what this machine is, seen from inside the container
 	$(CONTAINER) doctor $(IMAGE_OPTIONS) $(ARGS)

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,8 +30,7 @@ from toolkit.machine import VISIBILITY, Machine
 from toolkit.reproduction import commit
 
 if TYPE_CHECKING:
-    from docker import DockerClient
-    from docker.models.containers import Container
+    from docker import APIClient, DockerClient
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout that images are built from."""
@@ -118,9 +118,8 @@ def choose_profile(name: str | None, found: Machine) -> Profile:
     Raises:
         ToolkitError: no name was given and there is no AMD GPU, or no profile for it.
     """
-    card = best_card(found)
     if name is None:
-        choice = recommend_profile(card)
+        choice = recommend_profile(best_card(found))
         if choice.value == "cpu":
             raise ToolkitError(
                 "no profile fits this machine",
@@ -129,6 +128,7 @@ def choose_profile(name: str | None, found: Machine) -> Profile:
             )
         name = choice.value
     profile = load_profile(name)
+    card = best_card(found, profile.cards)
     return profile.for_card(card.arch) if card else profile
 
 
@@ -186,7 +186,7 @@ def wheels(client: DockerClient, profile: Profile) -> str:
     Raises:
         ToolkitError: pip could not fetch them.
     """
-    from docker.errors import ImageNotFound
+    from docker.errors import APIError, ImageNotFound
 
     name = profile.pins["LOCK"]
     lock = ROOT / "docker/locks" / f"{name}.txt"
@@ -204,7 +204,8 @@ def wheels(client: DockerClient, profile: Profile) -> str:
         client.api.import_image(str(archive), repository, version)
     for old in client.images.list(repository):
         for other in set(old.tags) - {tag}:
-            client.images.remove(other)
+            with suppress(APIError):  # another build is using it
+                client.images.remove(other)
     return tag
 
 
@@ -238,13 +239,14 @@ def build(client: DockerClient, profile: Profile, base: str | None = None) -> st
     """
     from docker.errors import APIError
 
+    _check_certificates()
     _check_disk(client, profile)
     arguments = {**profile.pins, "PROFILE": profile.name, "VERSION": __version__, "COMMIT": commit()}
-    arguments["WHEELS"] = wheels(client, profile)
     if base is not None:
         arguments["BASE"] = base
     image = step = last = ""
     try:
+        arguments["WHEELS"] = wheels(client, profile)
         for event in client.api.build(
             path=str(ROOT),
             dockerfile="docker/Dockerfile",
@@ -266,19 +268,27 @@ def build(client: DockerClient, profile: Profile, base: str | None = None) -> st
     except APIError as error:
         found = str(error.explanation or error)
         raise _build_error(arguments["BASE"], profile.image, found, step, last) from error
+    except OSError as error:  # no room for the wheels, or the engine went away
+        raise _build_error(arguments["BASE"], profile.image, reason(error), step, last) from error
     return image
 
 
 def _build_error(base: str, image: str, error: str, step: str, last: str) -> ToolkitError:
-    if "no space left on device" in error:
+    if "no space left on device" in error.lower():
         return ToolkitError(
             "the disk is too full for the image", error, fix="docker system prune, or make room"
         )
-    if " : FROM " in step:
+    if " : FROM ${BASE}" in step:
         return ToolkitError(
             f"cannot get the base image {base}", error, fix="pull it, or name one with --base"
         )
     return ToolkitError(f"building {image} failed", f"{error} (after: {''.join(last.splitlines()[-1:])})")
+
+
+def _check_certificates() -> None:
+    for path in (ROOT / "docker/certs").glob("*.crt"):
+        if b"PRIVATE KEY" in path.read_bytes():
+            raise ToolkitError(f"{path} must not go into an image", "a private key", "certificates alone")
 
 
 def _check_disk(client: DockerClient, profile: Profile) -> None:
@@ -338,12 +348,14 @@ def create_arguments(
         environment: of the caller; :data:`PASSED_ON` of it go in.
 
     Raises:
-        ToolkitError: the profile is for a card and the kernel driver shows none.
+        ToolkitError: the profile is for a card and the kernel driver shows none, or none that it serves.
     """
     here = found.surroundings
+    passed = {name: environment[name] for name in PASSED_ON if name in environment}
     volumes = {
         str(places.runs.absolute()): {"bind": "/workspace/runs", "mode": "rw"},
-        f"ltdv2-cache-{profile.name}": {"bind": "/cache", "mode": "rw"},
+        # What a volume holds belongs to who wrote it: each user has one.
+        f"ltdv2-cache-{profile.name}-{user.partition(':')[0]}": {"bind": "/cache", "mode": "rw"},
     }
     if places.data is not None:
         mode = "rw" if places.writable else "ro"
@@ -354,6 +366,7 @@ def create_arguments(
     }
     if profile.cards:
         _check_devices(profile, found)
+        passed = _only_served(profile, found, passed)
         host |= {
             "devices": ["/dev/kfd:/dev/kfd:rwm", "/dev/dri:/dev/dri:rwm"],
             "group_add": sorted({node.gid for node in here.devices} - {0}),
@@ -365,7 +378,7 @@ def create_arguments(
         "user": user,
         "tty": tty,
         "stdin_open": stdin,
-        "environment": {name: environment[name] for name in PASSED_ON if name in environment},
+        "environment": passed,
         "labels": {"io.ltdv2-toolkit.command": " ".join(command)},
         "stop_timeout": STOP_SECONDS,
         "host_config": host,
@@ -382,6 +395,32 @@ def _check_devices(profile: Profile, found: Machine) -> None:
             "no " + " and no ".join(missing),
             fix="load the driver amdgpu, or say PROFILE=cpu (--profile cpu) to go without",
         )
+
+
+def _only_served(profile: Profile, found: Machine, passed: dict[str, str]) -> dict[str, str]:
+    """The variables ``passed``, changed so that the container sees no card that its image has no kernels for.
+
+    PyTorch's first device would otherwise be such a card, an integrated one say.
+
+    Raises:
+        ToolkitError: the image has kernels for no card.
+    """
+    card = best_card(found, profile.cards)
+    if card is None:  # none is visible
+        return passed
+    if card.arch not in profile.cards:
+        choice = recommend_profile(card)
+        raise ToolkitError(
+            f"the profile {profile.name} holds no kernels for {card.arch}",
+            fix=f"say PROFILE={choice.value} (--profile {choice.value})",
+        )
+    served = [one for one in found.visible if one.arch == card.arch]
+    if len(served) == len(found.visible):
+        return passed
+    numbers = ",".join(str(found.cards.index(one)) for one in served)
+    console.note(f"the container sees {card.arch} alone: ROCR_VISIBLE_DEVICES={numbers}")
+    others = {name: value for name, value in passed.items() if name not in VISIBILITY}
+    return {**others, "ROCR_VISIBLE_DEVICES": numbers}
 
 
 def default_user() -> str:
@@ -430,54 +469,64 @@ def run(client: DockerClient, profile: Profile, arguments: Mapping[str, Any]) ->
     """
     from docker.errors import APIError, ImageNotFound
 
+    tty, stdin = bool(arguments["tty"]), bool(arguments["stdin_open"])
+    name = f"ltdv2-{uuid.uuid4().hex[:12]}"  # known before it exists, to be removed whatever happens
+    lost = False
     try:
-        image = client.images.get(arguments["image"])
-        environment = {
-            **arguments["environment"],
-            "TOOLKIT_IMAGE": image.id or "",
-            "TOOLKIT_IMAGE_DIGESTS": " ".join(image.attrs.get("RepoDigests") or ()),
-        }
-        host = client.api.create_host_config(**arguments["host_config"])
-        created = {**arguments, "environment": environment, "host_config": host}
-        container = client.containers.get(client.api.create_container(**created)["Id"])
+        with _forwarding(client.api, name, tty=tty, shell=stdin) as early:
+            image = client.images.get(arguments["image"])
+            environment = {
+                **arguments["environment"],
+                "TOOLKIT_IMAGE": image.id or "",
+                "TOOLKIT_IMAGE_DIGESTS": " ".join(image.attrs.get("RepoDigests") or ()),
+            }
+            host = client.api.create_host_config(**arguments["host_config"])
+            created = {**arguments, "environment": environment, "host_config": host}
+            client.api.create_container(name=name, **created)
+            return _follow(client.api, name, early, tty=tty, stdin=stdin)
     except ImageNotFound as error:
-        name = profile.name
-        fix = f"make docker-build PROFILE={name} (toolkit container build --profile {name})"
+        fix = f"make docker-build PROFILE={profile.name} (toolkit container build --profile {profile.name})"
         raise ToolkitError(f"no image {profile.image}", fix=fix) from error
     except APIError as error:
         raise ToolkitError("the engine refused the container", str(error.explanation or error)) from error
-    try:
-        return _follow(client, container, tty=bool(arguments["tty"]), stdin=bool(arguments["stdin_open"]))
-    except APIError as error:
-        raise ToolkitError("the container did not start", str(error.explanation or error)) from error
+    except OSError as error:  # requests' connection errors are OSErrors
+        lost = True
+        raise ToolkitError(
+            "the engine went away",
+            str(error),
+            fix=f"if the container goes on: docker logs -f {name}, docker stop {name}",
+        ) from error
     finally:
-        with suppress(APIError):
-            container.remove(force=True)
+        if not lost:
+            with suppress(OSError):  # APIError is one
+                client.api.remove_container(name, force=True)
 
 
-def _follow(client: DockerClient, container: Container, *, tty: bool, stdin: bool) -> int:
-    name = container.id or ""
+def _follow(api: APIClient, name: str, early: Sequence[int], *, tty: bool, stdin: bool) -> int:
+    """Start the container and pass its output on; a signal that came before it started ends it."""
     output: Iterator[Any]
     with ExitStack() as stack:
         if stdin:
             both = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-            socket = client.api.attach_socket(name, params=both)
+            socket = api.attach_socket(name, params=both)
             socket = getattr(socket, "_sock", socket)
             threading.Thread(target=_type, args=(socket,), daemon=True).start()
             output = iter(lambda: socket.recv(4096), b"")
             stack.enter_context(_raw_terminal())
         elif tty:
-            output = client.api.attach(name, stream=True, logs=True)
+            output = api.attach(name, stream=True, logs=True)
         else:
-            output = client.api.attach(name, stream=True, logs=True, demux=True)
+            output = api.attach(name, stream=True, logs=True, demux=True)
         pump = threading.Thread(target=_copy, args=(output,), daemon=True)
-        stack.enter_context(_forwarding(container, tty=tty, shell=stdin))
-        container.start()
+        if not early:
+            api.start(name)
+        if early:
+            return 128 + early[0]
         pump.start()
         if tty:
-            _resize(container)
-        status = container.wait()["StatusCode"]
-        pump.join(timeout=10)
+            _resize(api, name)
+        status = api.wait(name)["StatusCode"]
+        pump.join(timeout=10 if stdin else None)  # a reader may be slow
     return int(status)
 
 
@@ -514,34 +563,40 @@ def _raw_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def _forwarding(container: Container, *, tty: bool, shell: bool) -> Iterator[None]:
+def _forwarding(api: APIClient, name: str, *, tty: bool, shell: bool) -> Iterator[list[int]]:
     """Hand SIGINT, SIGTERM and changes of the window's size on to the container.
 
     A closed terminal stops it like SIGTERM (a shell, which heeds SIGHUP alone, gets that); under nohup not.
+
+    Yields:
+        The signals that could not be handed on, because the container does not run yet, or no longer. The
+        second of them interrupts this process.
     """
-    from docker.errors import APIError
+    missed: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
-        name = "SIGTERM" if number == signal.SIGHUP and not shell else signal.Signals(number).name
-        with suppress(APIError):  # it has ended in the meantime
-            container.kill(signal=name)
+        given = "SIGTERM" if number == signal.SIGHUP and not shell else signal.Signals(number).name
+        try:
+            api.kill(name, given)
+        except OSError:  # APIError is one
+            missed.append(number)
+            if len(missed) > 1:
+                raise KeyboardInterrupt from None
 
     handlers: dict[int, Any] = {signal.SIGINT: forward, signal.SIGTERM: forward}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         handlers[signal.SIGHUP] = forward
     if tty:
-        handlers[signal.SIGWINCH] = lambda _number, _frame: _resize(container)
+        handlers[signal.SIGWINCH] = lambda _number, _frame: _resize(api, name)
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield missed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _resize(container: Container) -> None:
-    from docker.errors import APIError
-
+def _resize(api: APIClient, name: str) -> None:
     size = shutil.get_terminal_size()
-    with suppress(APIError):
-        container.resize(height=size.lines, width=size.columns)
+    with suppress(OSError):  # APIError is one
+        api.resize(name, height=size.lines, width=size.columns)

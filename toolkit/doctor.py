@@ -7,7 +7,7 @@ self-tests); :func:`examine` finds it. The verdicts of the findings add up to th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
@@ -102,6 +102,9 @@ class Choice(msgspec.Struct, frozen=True):
 
     value: str
     reason: str
+
+
+NO_ROUTE = Choice("none", "every route failed its self-test here")
 
 
 class Recommendation(msgspec.Struct, frozen=True):
@@ -219,7 +222,7 @@ def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
 
 def _hiders(found: Machine) -> str:
     environment = found.surroundings.environment
-    return " ".join(f"{name}={environment[name]}" for name in machine.VISIBILITY if environment.get(name))
+    return " ".join(f"{name}={environment[name]}" for name in machine.VISIBILITY if name in environment)
 
 
 def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
@@ -295,7 +298,7 @@ def _software(found: Machine, runtime: Runtime) -> list[Finding]:
     if any(card.arch in NO_BUFFER_STORES for card in found.visible):
         value = found.surroundings.environment.get("AMDGCN_USE_BUFFER_OPS")
         advice = "Triton's buffer stores write nothing on this card: unset it, toolkit then sets 0"
-        wrong = value not in (None, "0")
+        wrong = value not in (None, "", "0")
         findings.append(
             Finding(
                 "buffer operations",
@@ -328,17 +331,19 @@ def _vendor_library(found: Machine, runtime: Runtime, self_tests: Sequence[SelfT
             yield Finding("rocBLAS", Verdict.LIMITS, f"no kernels for {asked}", advice)
 
 
-def _self_tests(self_tests: Sequence[SelfTest]) -> list[Finding]:
-    return [
-        Finding(
+def _self_tests(self_tests: Sequence[SelfTest]) -> Iterator[Finding]:
+    for test in self_tests:
+        outcome = "passed" if test.passed else f"failed: {test.reason}"
+        yield Finding(
             f"route {test.route}",
             Verdict.FINE if test.passed else Verdict.LIMITS,
-            f"self-test on {test.device} {'passed' if test.passed else 'failed: ' + test.reason}"
-            f" ({test.seconds:.1f} s)",
+            f"self-test on {test.device} {outcome} ({test.seconds:.1f} s)",
             "" if test.passed else "this route is not used here",
         )
-        for test in self_tests
-    ]
+    if self_tests and not any(test.passed for test in self_tests):
+        device = self_tests[0].device
+        advice = "use the container profile below" + ("" if device == "cpu" else ", or --device cpu")
+        yield Finding("convolutions", Verdict.FAILS, f"no route works on {device}", advice)
 
 
 def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Finding]:
@@ -381,14 +386,18 @@ def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Fi
             "lower --workers, or use a subset of the data",
         )
     )
-    return [*findings, _disk(here.disk_free_bytes)]
+    return [*findings, _disk(here.disk_free_bytes, here.dataset_bytes)]
 
 
-def _disk(free: int | None) -> Finding:
+def _disk(free: int | None, there: int) -> Finding:
     if free is None:
         return Finding("disk", Verdict.FINE, "not recorded")
     advice = "enough for samples and subsets only" if free > RUN_BYTES else "free some space"
-    return _enough("disk", free, DATASET_BYTES + RUN_BYTES, "the full dataset and a run", advice)
+    if not there:
+        return _enough("disk", free, DATASET_BYTES + RUN_BYTES, "the full dataset and a run", advice)
+    rest = max(DATASET_BYTES - there, 0)
+    purpose = f"a run and what the full dataset has beyond the {there / GIB:.1f} GiB here"
+    return _enough("disk", free, rest + RUN_BYTES, purpose, advice)
 
 
 def _enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
@@ -408,9 +417,9 @@ def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
     return PREFETCH * workers * batch * imgsz * imgsz
 
 
-def best_card(found: Machine) -> Card | None:
-    """The visible card to train on: one that a profile serves, discrete, with the most memory."""
-    known = [card for card in found.visible if card.arch in PROFILES] or list(found.visible)
+def best_card(found: Machine, served: Container[str] = PROFILES.keys()) -> Card | None:
+    """The visible card to train on: one of the architectures ``served``, discrete, with the most memory."""
+    known = [card for card in found.visible if card.arch in served] or list(found.visible)
     return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
 
 
@@ -489,7 +498,7 @@ def _route(card: Card | None, runtime: Runtime, self_tests: Sequence[SelfTest]) 
         reason = "measured on the card in the first steps; not tested here: run doctor in the container"
         return Choice("auto", reason)
     if not passed:
-        return Choice("native", "every route failed its self-test here: expect trouble with this one too")
+        return NO_ROUTE
     if len(passed) == 1:
         return Choice(passed[0], "the only route that passed its self-test here")
     reason = f"passed their self-tests: {', '.join(passed)}; the fastest for each layer is measured"
@@ -497,6 +506,8 @@ def _route(card: Card | None, runtime: Runtime, self_tests: Sequence[SelfTest]) 
 
 
 def _cpu_route(self_tests: Sequence[SelfTest]) -> Choice:
+    if self_tests and not any(test.passed for test in self_tests):
+        return NO_ROUTE
     if any(test.route == "native" and not test.passed for test in self_tests):
         return Choice("gemm", "PyTorch's own convolutions failed their self-test here")
     return Choice("native", "PyTorch's own convolutions are the fastest on a CPU")

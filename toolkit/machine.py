@@ -8,7 +8,6 @@ a folder and examined elsewhere: :func:`record` copies the files that :func:`rea
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from toolkit import console
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.runtime import Runtime
@@ -47,25 +47,28 @@ INTEGRATED = frozenset(
 )
 """Architectures of processors with graphics (LLVM's AMDGPU processor table): they use the system's memory."""
 
-_CARD_FILES = (
-    "mem_info_vram_total",
-    "mem_info_vram_used",
-    "mem_info_gtt_total",
-    "gpu_busy_percent",
-)
+_CARD_FILES = ("mem_info_vram_total", "mem_info_vram_used", "mem_info_gtt_total")
 _PROPERTIES = "class/kfd/kfd/topology/nodes/*/properties"
 
 
 class DeviceNode(msgspec.Struct, frozen=True):
-    """A device file: its path, permission bits and owner."""
+    """A device file: its path, permission bits and owner.
+
+    Attributes:
+        usable: whether this process may read and write it, lists of access rights included; None in
+            recordings older than this field.
+    """
 
     path: str
     mode: int
     uid: int
     gid: int
+    usable: bool | None = None
 
     def allows(self, uid: int, groups: frozenset[int]) -> bool:
-        """Whether a process with this user and these groups may read and write it."""
+        """Whether this process, or what is the same one with this user and these groups, may use it."""
+        if self.usable is not None:
+            return self.usable
         if uid == 0:
             return True
         if uid == self.uid:
@@ -85,7 +88,8 @@ class Surroundings(msgspec.Struct, frozen=True):
         environment: those of :data:`VARIABLES` that are set.
         cpus: processors that this process may use.
         memory_bytes, memory_free_bytes: RAM, within the limit of the container if there is one.
-        shared_memory_bytes: size of ``/dev/shm``.
+        shared_memory_bytes: free in ``/dev/shm``.
+        dataset_bytes: of the dataset's files that are there already.
         disk_free_bytes: free where the dataset is or will be; None in recordings older than this field.
         kernel: release of the kernel.
         rocm: version of a ROCm installed under ``/opt/rocm``, or "".
@@ -102,6 +106,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     memory_free_bytes: int = 0
     shared_memory_bytes: int = 0
     disk_free_bytes: int | None = None
+    dataset_bytes: int = 0
     kernel: str = ""
     rocm: str = ""
     runtime: Runtime | None = None
@@ -121,6 +126,7 @@ class Card:
         compute_units: number of compute units.
         integrated: whether it is part of the processor.
         shared: whether its memory is the system's RAM: what is free of that is the RAM's to say.
+        uuid: what the runtime calls it ("GPU-0123456789abcdef"), or "" where it has no number of its own.
     """
 
     node: int
@@ -132,6 +138,7 @@ class Card:
     compute_units: int
     integrated: bool
     shared: bool
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,10 +155,11 @@ class Machine:
         """The cards that the environment leaves to PyTorch, in PyTorch's order.
 
         ``ROCR_VISIBLE_DEVICES`` chooses among the cards, ``HIP_VISIBLE_DEVICES`` among what that leaves, and
-        where it is not set ``CUDA_VISIBLE_DEVICES`` does.
+        where it is not set ``CUDA_VISIBLE_DEVICES`` does. The first one hides every card when it is empty,
+        the others none.
         """
-        rocr, hip, cuda = (self.surroundings.environment.get(name, "") for name in VISIBILITY)
-        return _choose(_choose(self.cards, rocr), hip or cuda)
+        rocr, hip, cuda = (self.surroundings.environment.get(name) for name in VISIBILITY)
+        return _choose(_choose(self.cards, rocr), hip or cuda or None)
 
     def may_use(self, path: str) -> bool:
         """Whether this process may open the device file ``path`` for reading and writing."""
@@ -172,10 +180,12 @@ def arch_name(version: int) -> str:
 
 def override_name(value: str) -> str:
     """The architecture that ``HSA_OVERRIDE_GFX_VERSION=value`` makes the runtime report; "" if it is none."""
-    parts = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", value)
+    parts = re.fullmatch(r"([0-9]+)\.([0-9]+)\.([0-9]+)", value)
     if parts is None:
         return ""
     major, minor, step = (int(part) for part in parts.groups())
+    if major > 63 or minor > 255 or step > 255:  # libhsakmt's limits
+        return ""
     return f"gfx{major}{minor:x}{step:x}"
 
 
@@ -187,16 +197,18 @@ def read(sysfs: Path = SYSFS, data: Path = Path()) -> Machine:
         data: folder of this machine whose disk will hold the dataset.
 
     Raises:
-        ToolkitError: ``sysfs`` is no recorded machine, or its ``recorded.json`` is damaged.
+        ToolkitError: ``sysfs`` is no recorded machine, or it is damaged.
     """
     cards, hidden = [], []
-    for path in sorted(sysfs.glob(_PROPERTIES), key=lambda path: int(path.parent.name)):
-        node = int(path.parent.name)
+    nodes = {int(path.parent.name): path for path in sysfs.glob(_PROPERTIES) if path.parent.name.isdecimal()}
+    for node, path in sorted(nodes.items()):
         try:
             properties = _properties(path)
         except PermissionError:  # a device cgroup that does not include the card
             hidden.append(node)
             continue
+        except (OSError, ValueError) as error:
+            raise ToolkitError(f"cannot read {path}", reason(error), "a name and a number a line") from error
         if properties.get("simd_count", 0) and properties.get("gfx_target_version", 0):
             cards.append(_card(sysfs, path.parent, node, properties))
     surroundings = _surroundings(data) if sysfs == SYSFS else _recorded(sysfs / RECORDED)
@@ -224,8 +236,13 @@ def record(folder: Path, runtime: Runtime, data: Path = Path()) -> None:
     )
     for pattern in patterns:
         for source in SYSFS.glob(pattern):
+            try:
+                content = source.read_bytes()
+            except OSError as error:  # of a card that this process does not get, or that sleeps
+                console.note(f"not recorded: {source} ({reason(error)})")
+                continue
             with replacing(folder / source.relative_to(SYSFS)) as path:
-                shutil.copyfile(source, path)  # contents only: the size that sysfs states is a page
+                path.write_bytes(content)
     surroundings = msgspec.structs.replace(_surroundings(data), runtime=runtime)
     with replacing(folder / RECORDED) as path:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(surroundings), indent=2) + b"\n")
@@ -239,7 +256,7 @@ def _properties(path: Path) -> dict[str, int]:
 def _card(sysfs: Path, folder: Path, node: int, properties: dict[str, int]) -> Card:
     arch = arch_name(properties["gfx_target_version"])
     render = f"renderD{properties.get('drm_render_minor', 0)}"
-    total, used, gtt, _busy = (_number(sysfs / "class/drm" / render / "device" / n) for n in _CARD_FILES)
+    total, used, gtt = (_number(sysfs / "class/drm" / render / "device" / n) for n in _CARD_FILES)
     integrated = arch in INTEGRATED
     shared = integrated and gtt > total
     return Card(
@@ -252,15 +269,27 @@ def _card(sysfs: Path, folder: Path, node: int, properties: dict[str, int]) -> C
         compute_units=properties["simd_count"] // max(properties.get("simd_per_cu", 2), 1),
         integrated=integrated,
         shared=shared,
+        uuid=f"GPU-{properties['unique_id']:016x}" if properties.get("unique_id") else "",
     )
 
 
-def _choose(cards: tuple[Card, ...], value: str) -> tuple[Card, ...]:
-    """The cards with the numbers in ``value``; one that is no card's ends the list, as in the runtime."""
-    if not re.fullmatch(r"-?\d+(,-?\d+)*", value):  # unset, or UUIDs, which the topology does not tell
+def _choose(cards: tuple[Card, ...], value: str | None) -> tuple[Card, ...]:
+    """The cards that a list names, by number or UUID.
+
+    What is no card's, or is named again, ends the list, as in the runtime (``RvdFilter`` of ROCr).
+    """
+    if value is None:
         return cards
-    wanted = itertools.takewhile(lambda number: 0 <= number < len(cards), map(int, value.split(",")))
-    return tuple(cards[number] for number in wanted)
+    chosen: list[Card] = []
+    for token in value.split(","):
+        names = {token.strip()} - {""}
+        card = next((card for number, card in enumerate(cards) if names & {str(number), card.uuid}), None)
+        if card is None and token.strip().startswith("GPU-") and not all(one.uuid for one in cards):
+            return cards  # cannot be told
+        if card is None or card in chosen:
+            break
+        chosen.append(card)
+    return tuple(chosen)
 
 
 def _recorded(path: Path) -> Surroundings:
@@ -272,7 +301,13 @@ def _recorded(path: Path) -> Surroundings:
 
 def _surroundings(data: Path) -> Surroundings:
     devices = tuple(
-        DeviceNode(str(path), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+        DeviceNode(
+            str(path),
+            stat.S_IMODE(info.st_mode),
+            info.st_uid,
+            info.st_gid,
+            os.access(path, os.R_OK | os.W_OK, effective_ids=True),
+        )
         for path in (Path("/dev/kfd"), *sorted(Path("/dev/dri").glob("*[dD][0-9]*")))
         if path.exists()
         for info in (path.stat(),)
@@ -287,26 +322,41 @@ def _surroundings(data: Path) -> Surroundings:
         cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         memory_bytes=total,
         memory_free_bytes=free,
-        shared_memory_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
+        shared_memory_bytes=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         disk_free_bytes=shutil.disk_usage(_existing(data)).free,
+        dataset_bytes=sum(path.stat().st_size for path in data.glob("*") if path.is_file()),
         kernel=os.uname().release,
         rocm=_text(Path("/opt/rocm/.info/version")),
     )
 
 
-def memory() -> tuple[int, int]:
-    """RAM in total and free for use, bytes, within the cgroup's limit when there is one."""
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """RAM in total and free for use, bytes, within the cgroup's limit when there is one.
+
+    Files that the kernel keeps in memory and can drop at once count as free.
+    """
     lines = Path("/proc/meminfo").read_text().splitlines()
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     total, free = sizes["MemTotal"], sizes["MemAvailable"]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for limit, used, droppable in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
-        most = _number(Path(limit))
+        most = _number(cgroup / limit)
         if 0 < most < total:
-            total, free = most, min(free, most - _number(Path(used)))
+            stat_lines = _text((cgroup / limit).with_name("memory.stat")).splitlines()
+            kept = next((int(line.split()[1]) for line in stat_lines if line.startswith(f"{droppable} ")), 0)
+            total, free = most, min(free, most - _number(cgroup / used) + kept)
     return total, max(free, 0)
+
+
+def processor() -> str:
+    """Model and widest vectors of the first processor, which decide how sums are rounded; "" if unknown."""
+    pairs = (line.partition(":") for line in _text(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = fields.get("flags", "").split()
+    vectors = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
+    return f"{fields.get('model name', '')} {vectors}".strip()
 
 
 def _existing(path: Path) -> Path:
@@ -326,10 +376,10 @@ def _group_name(gid: int) -> str:
 def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 
 def _number(path: Path) -> int:
     text = _text(path)
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0

@@ -69,7 +69,10 @@ def ask(timeout: float = 60.0) -> Runtime:
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().splitlines()
         return Runtime(error=last[-1] if last else f"PyTorch ended with status {child.returncode}")
-    return msgspec.json.decode(child.stdout.splitlines()[-1], type=Runtime)
+    for line in child.stdout.splitlines():  # ROCm's libraries may print too
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(line, type=Runtime)
+    return Runtime(error="PyTorch ended without an answer")
 
 
 def installed(*names: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.dataset import annotations
@@ -128,7 +128,7 @@ odd = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(extras=st.lists(odd, max_size=12), size=st.integers(1, 300), indent=st.sampled_from([None, 0, 1]))
 def test_pieces_are_cut_only_between_objects(
     tmp_path: Path, extras: list[Any], size: int, indent: int | None

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.dataset import frames
@@ -38,7 +38,7 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (24, 32)) -> bytes:
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0/\\:.", categories=["L", "N"]), min_size=1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     members=st.dictionaries(names.map("frames/{}.jpg".format), st.binary(max_size=3000), max_size=8),
     methods=st.lists(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]), min_size=8, max_size=8),

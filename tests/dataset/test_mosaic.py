@@ -16,7 +16,7 @@ from toolkit.dataset.mosaic import FusedMosaic, Tile, render
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scale=st.floats(0.4, 1.7),
     shift=st.tuples(st.floats(-400, 100), st.floats(-400, 100)),

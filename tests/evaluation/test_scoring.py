@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from organisers import NOTHING, Entries, assert_same_scores, organisers_scores, parsed
 from synthetic import synthetic
@@ -67,12 +67,7 @@ def problems(draw: st.DrawFn) -> tuple[Entries, Entries]:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=200, derandomize=True)
 @given(problems())
 def test_random_problems_score_as_the_organisers_do(tmp_path: Path, problem: tuple[Entries, Entries]) -> None:
     reference = organisers_scores(*problem)

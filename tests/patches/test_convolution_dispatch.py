@@ -51,7 +51,7 @@ def test_enabling_for_the_gpu_does_not_initialise_it() -> None:
         assert not torch.cuda.is_initialized()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(problem=problems((torch.float32, torch.float64)))
 def test_conv2d_and_its_gradients_agree_with_float64(problem: ConvProblem) -> None:
     x, weight, bias, grad = tensors(problem)

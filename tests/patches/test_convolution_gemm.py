@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from convolution_cases import KINDS, assert_correct, poison, problems, tensors
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,12 +36,7 @@ LAYER = ConvProblem(
 
 
 @pytest.mark.usefixtures("poison")
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=100, derandomize=True)
 @given(problem=problems(ALL_DTYPES), budget=st.sampled_from([1, 3_000, 2**28]))
 def test_agrees_with_float64_whatever_the_problem_and_the_chunks(problem: ConvProblem, budget: int) -> None:
     smallest = problem.channels_in * problem.kernel[0] * problem.kernel[1] * 8

@@ -16,7 +16,7 @@ from patches.convolution.native import Native
 from patches.convolution.problem import ConvProblem
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(problem=problems())
 def test_pytorchs_own_kernels_are_correct(problem: ConvProblem) -> None:
     assert_correct(Native(library=False), problem)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import docker
 import msgspec
 import pytest
+import requests
 from docker.errors import APIError, DockerException, ImageNotFound
+from docker.utils.build import exclude_paths
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
@@ -76,7 +82,7 @@ def test_data_is_read_only_runs_are_not_and_caches_are_kept(places: containers.P
     assert given["host_config"]["binds"] == {
         str(places.data): {"bind": "/workspace/data", "mode": "ro"},
         str(places.runs): {"bind": "/workspace/runs", "mode": "rw"},
-        "ltdv2-cache-rdna2": {"bind": "/cache", "mode": "rw"},
+        "ltdv2-cache-rdna2-1000": {"bind": "/cache", "mode": "rw"},
     }
     writable = containers.Places(places.data, places.runs, writable=True)
     given = arguments("rdna2", "rx6700xt", "toolkit", "train", places=writable)
@@ -142,6 +148,42 @@ def test_the_card_chooses_profile_and_kernels(tree: str, image: str, extra: str)
     assert (profile.image, profile.pins["TORCH_EXTRA"]) == (image, extra)
 
 
+@pytest.mark.parametrize(
+    ("name", "environment", "left"),
+    [
+        (None, {}, {"ROCR_VISIBLE_DEVICES": "1"}),
+        ("rdna1", {}, {"ROCR_VISIBLE_DEVICES": "0"}),
+        (None, {"ROCR_VISIBLE_DEVICES": "1,0"}, {"ROCR_VISIBLE_DEVICES": "1"}),
+        (None, {"HIP_VISIBLE_DEVICES": "1,0"}, {"ROCR_VISIBLE_DEVICES": "1"}),
+        (None, {"HIP_VISIBLE_DEVICES": "1"}, {"HIP_VISIBLE_DEVICES": "1"}),
+    ],
+)
+def test_a_container_sees_no_card_that_its_image_has_no_kernels_for(
+    name: str | None, environment: dict[str, str], left: dict[str, str], places: containers.Places
+) -> None:
+    found = machine.read(TREES / "two-cards")
+    found = replace(found, surroundings=msgspec.structs.replace(found.surroundings, environment=environment))
+    profile = containers.choose_profile(name, found)
+    given = containers.create_arguments(profile, found, places, ["true"], "1:1", environment=environment)
+    assert given["environment"] == left
+
+
+def test_all_cards_that_the_image_has_kernels_for_are_seen(places: containers.Places) -> None:
+    found = machine.read(TREES / "two-cards")
+    pair = replace(found, cards=(found.cards[1], replace(found.cards[1], node=3)))
+    profile = containers.choose_profile(None, pair)
+    given = containers.create_arguments(profile, pair, places, ["true"], "1:1", environment={})
+    assert given["environment"] == {}
+
+
+def test_a_profile_without_kernels_for_the_card_is_built_but_not_run(places: containers.Places) -> None:
+    found = machine.read(TREES / "rx5600xt")
+    profile = containers.choose_profile("rdna3", found)
+    assert profile.image == "ltdv2-toolkit:rdna3"
+    with pytest.raises(ToolkitError, match=r"rdna3 holds no kernels for gfx1010; say PROFILE=rdna1"):
+        containers.create_arguments(profile, found, places, ["true"], "1:1")
+
+
 def test_a_hidden_card_chooses_no_profile() -> None:
     found = machine.read(TREES / "two-cards")
     hidden = msgspec.structs.replace(found.surroundings, environment={"HIP_VISIBLE_DEVICES": "0"})
@@ -204,7 +246,9 @@ class FakeClient:
         self.asked: dict[str, Any] = {}
         self.tags: list[str] = []
         self.images = SimpleNamespace(get=self.get, list=self.list_images, remove=self.tags.remove)
-        self.api = SimpleNamespace(build=self.build, import_image=self.import_image)
+        self.api = SimpleNamespace(
+            build=self.build, import_image=self.import_image, remove_container=lambda *_, **__: None
+        )
         self.found, self.root, self.events = api, root, events
 
     def version(self) -> dict[str, str]:
@@ -313,6 +357,7 @@ def test_a_build_hands_over_every_pin_and_says_what_it_is() -> None:
     ("step", "error", "line"),
     [
         ("RUN false", "write /layer: no space left on device", "the disk is too full for the image"),
+        ("FROM ${WHEELS} AS wheels", "pull access denied", "building ltdv2-toolkit:cpu failed"),
         ("FROM ${BASE} AS base", "manifest for python:3 not found", "cannot get the base image mine:1"),
         (
             "FROM ${BASE} AS base",
@@ -335,6 +380,66 @@ def test_a_build_that_fails_is_one_clear_line(step: str, error: str, line: str) 
     ]
     with pytest.raises(ToolkitError, match=line):
         containers.build(FakeClient(events=events), containers.load_profile("cpu"), "mine:1")  # type: ignore[arg-type]
+
+
+def test_no_room_for_the_wheels_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_fetch", lambda lock, python, folder: folder.mkdir())
+    for error in (APIError("no space left on device"), OSError(errno.ENOSPC, "No space left on device")):
+        client = FakeClient()
+        client.api.import_image = Mock(side_effect=error)
+        with pytest.raises(ToolkitError, match="the disk is too full for the image"):
+            containers.build(client, containers.load_profile("cpu"))  # type: ignore[arg-type]
+
+
+def test_another_build_may_keep_the_wheels_of_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_fetch", lambda lock, python, folder: folder.mkdir())
+    client, profile = FakeClient(), containers.load_profile("cpu")
+    client.tags.append("ltdv2-wheels-cpu:before")
+    client.images.remove = Mock(side_effect=APIError("conflict: the image is being used"))
+    assert containers.wheels(client, profile) in client.tags  # type: ignore[arg-type]
+
+
+def test_a_private_key_among_the_certificates_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "ROOT", tmp_path)
+    (tmp_path / "docker/certs").mkdir(parents=True)
+    (tmp_path / "docker/certs/proxy.crt").write_text("-----BEGIN PRIVATE KEY-----\n")
+    with pytest.raises(ToolkitError, match=r"proxy\.crt must not go into an image"):
+        containers._check_certificates()
+
+
+def sent(root: Path) -> set[str]:
+    """What the engine is sent of the checkout ``root``."""
+    lines = (containers.ROOT / ".dockerignore").read_text().splitlines()
+    names = exclude_paths(str(root), [line for line in lines if not line.startswith("#")])
+    return {name for name in names if (root / name).is_file()}
+
+
+def test_secrets_that_are_kept_in_a_checkout_stay_there(tmp_path: Path) -> None:
+    kept = {"docker/certs/proxy.crt", "toolkit/cli/__init__.py", "scripts/demo"}
+    secret = {
+        "docker/certs/proxy.key",
+        "docker/certs/key.txt",
+        "toolkit/.env",
+        "tests/.aws/login",
+        "tests/a.pem",
+    }
+    for name in kept | secret:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sent(tmp_path) - {"docker/Dockerfile", ".dockerignore"} == kept
+
+
+def test_the_image_is_sent_all_of_the_project() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "patches", "submission", "toolkit", "scripts", "tests"],
+        cwd=containers.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(listed.stdout.splitlines()) <= sent(containers.ROOT)
 
 
 @pytest.mark.usefixtures("no_wheels")
@@ -382,11 +487,13 @@ def test_a_container_knows_its_image_and_where_that_is_served(places: containers
         given.update(arguments)
         raise APIError("no more is needed")
 
+    def gone(*_: object, **__: object) -> None:
+        raise APIError("no such container")
+
     image = SimpleNamespace(id="sha256:1", attrs={"RepoDigests": ["one@sha256:2", "other@sha256:2"]})
     client: Any = SimpleNamespace(
         images=SimpleNamespace(get=lambda name: image),
-        api=SimpleNamespace(create_host_config=dict, create_container=create),
-        containers=SimpleNamespace(get=None),
+        api=SimpleNamespace(create_host_config=dict, create_container=create, remove_container=gone),
     )
     with pytest.raises(ToolkitError, match="the engine refused the container"):
         containers.run(
@@ -407,17 +514,85 @@ def test_an_examination_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch
     assert result.exception.exit_code == 2
 
 
+class Engine:
+    """Runs one container that writes ``output`` and ends; ``before`` is called before each request to it."""
+
+    def __init__(self, output: Iterable[bytes] = (), before: Callable[[str], None] = lambda _: None) -> None:
+        self.output, self.before, self.state = output, before, "none"
+        self.images = SimpleNamespace(get=lambda name: SimpleNamespace(id="sha256:1", attrs={}))
+        self.api = self
+
+    def create_host_config(self, **options: object) -> dict[str, object]:
+        return options
+
+    def create_container(self, **_: object) -> None:
+        self.before("create")
+        self.state = "created"
+
+    def attach(self, name: str, **_: object) -> Iterator[tuple[bytes, None]]:
+        return ((chunk, None) for chunk in self.output)
+
+    def start(self, name: str) -> None:
+        self.before("start")
+        self.state = "running"
+
+    def wait(self, name: str) -> dict[str, int]:
+        self.before("wait")
+        return {"StatusCode": 0}
+
+    def kill(self, name: str, signal: str) -> None:
+        raise APIError("not running")
+
+    def remove_container(self, name: str, force: bool) -> None:
+        self.state = "removed"
+
+    def run(self, places: containers.Places) -> int:
+        given = arguments("cpu", "no-card", "true", places=places)
+        return containers.run(self, containers.load_profile("cpu"), given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("request_", ["create", "start"])
+def test_a_signal_before_the_command_runs_ends_it(request_: str, places: containers.Places) -> None:
+    def interrupt(request: str) -> None:
+        if request == request_:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    engine = Engine(before=interrupt)
+    assert engine.run(places) == 130
+    assert engine.state == "removed"
+
+
+def test_an_engine_that_goes_away_leaves_the_container_alone_and_names_it(places: containers.Places) -> None:
+    def vanish(request: str) -> None:
+        if request == "wait":
+            raise requests.exceptions.ConnectionError("connection aborted")
+
+    engine = Engine(before=vanish)
+    with pytest.raises(ToolkitError, match=r"went away; found connection aborted; .*docker logs -f ltdv2-"):
+        engine.run(places)
+    assert engine.state == "running"
+
+
+def test_the_status_waits_for_the_reader_of_the_output(
+    places: containers.Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: limits.append(timeout))
+    assert Engine(output=[b"one\n", b"two\n"]).run(places) == 0
+    assert limits == [None]
+
+
 @pytest.mark.parametrize(("shell", "sent"), [(False, "SIGTERM"), (True, "SIGHUP")])
 def test_a_closed_terminal_stops_the_container(shell: bool, sent: str) -> None:
     kills: list[str] = []
-    container: Any = SimpleNamespace(kill=lambda signal: kills.append(signal))
+    api: Any = SimpleNamespace(kill=lambda name, signal: kills.append(signal))
     before = signal.getsignal(signal.SIGHUP)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with containers._forwarding(container, tty=False, shell=shell):
+        with containers._forwarding(api, "name", tty=False, shell=shell):
             os.kill(os.getpid(), signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-        with containers._forwarding(container, tty=False, shell=shell):
+        with containers._forwarding(api, "name", tty=False, shell=shell):
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -440,6 +615,24 @@ def test_make_hands_over_a_folder_with_a_space() -> None:
         '--profile "cpu" --data "my data/ltdv2"'
         in make("docker-shell", "PROFILE=cpu", "DATA=my data/ltdv2").stdout
     )
+
+
+def test_making_the_small_environment_leaves_the_systems_python_alone(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        '[ "$2" = venv ] || { echo "$2" >> calls; exit; }\n'
+        'mkdir -p "$3/bin"; ln -s "$0" "$3/bin/python"\n'
+    )
+    python.chmod(0o755)
+    os.utime(python, (1, 1))  # older than anything, as the system's is
+    (tmp_path / "docker").mkdir()
+    for name in ("Makefile", "docker/docker.mk", "docker/constraints.txt"):
+        shutil.copy(containers.ROOT / name, tmp_path / name)
+    for _ in range(2):
+        subprocess.run(["make", "docker-build", f"PYTHON={python}"], cwd=tmp_path, check=True)
+    assert python.stat().st_mtime == 1
+    assert (tmp_path / "calls").read_text().split() == ["pip", "toolkit", "toolkit"]
 
 
 def test_a_profile_that_does_not_exist_is_refused_before_anything_is_installed() -> None:

@@ -141,6 +141,10 @@ def test_a_carve_out_is_memory_of_the_cards_own(tmp_path: Path) -> None:
         ({"ROCR_VISIBLE_DEVICES": "GPU-0123456789abcdef"}, "1", "gfx1031", "32"),
         ({"HIP_VISIBLE_DEVICES": "0,7,1"}, "0", "gfx1010", "16"),
         ({"HIP_VISIBLE_DEVICES": "-1"}, "cpu", "", "4"),
+        ({"HIP_VISIBLE_DEVICES": ""}, "1", "gfx1031", "32"),
+        ({"ROCR_VISIBLE_DEVICES": "0,foo,1"}, "0", "gfx1010", "16"),
+        ({"ROCR_VISIBLE_DEVICES": " 1, 0"}, "0", "gfx1031", "32"),
+        ({"ROCR_VISIBLE_DEVICES": "0,0,1"}, "0", "gfx1010", "16"),
     ],
 )
 def test_only_a_card_that_is_left_visible_is_recommended(
@@ -159,6 +163,22 @@ def test_only_a_card_that_is_left_visible_is_recommended(
     else:
         assert said(report, "card").startswith("none left by HIP_VISIBLE_DEVICES=-1")
         assert report.verdict == Verdict.LIMITS
+
+
+@pytest.mark.parametrize("value", ["", "foo", "7"])
+def test_a_list_without_a_card_hides_them_all(value: str) -> None:
+    found = changed("two-cards", environment={"ROCR_VISIBLE_DEVICES": value})
+    report = diagnose(found, Runtime(torch="2.11.0", torchvision="0.26.0", hip="7.14"), PASSED)
+    assert f"none left by ROCR_VISIBLE_DEVICES={value}" in said(report, "card")
+    assert report.recommendation.profile.value == "cpu"
+
+
+def test_a_card_is_chosen_by_the_name_that_the_runtime_gives_it() -> None:
+    found = changed("two-cards", environment={"ROCR_VISIBLE_DEVICES": "GPU-00000000000000ab"})
+    cards = [
+        replace(card, uuid=f"GPU-{number:016x}") for card, number in zip(found.cards, (1, 0xAB), strict=True)
+    ]
+    assert replace(found, cards=tuple(cards)).visible == (cards[1],)
 
 
 def test_one_card_of_two_that_the_container_does_not_get_leaves_the_other_fine() -> None:
@@ -196,8 +216,14 @@ def test_a_route_that_fails_its_self_test_is_struck_off() -> None:
     report = diagnosed("rx5600xt", hung, SelfTest("gemm", "cuda", True, "", 1.0))
     assert report.verdict == verdicts(report)["route triton"] == Verdict.LIMITS
     assert report.recommendation.route.value == "gemm"
-    nothing = diagnosed("rx5600xt", hung)
-    assert nothing.recommendation.route.value == "native"
+
+
+@pytest.mark.parametrize("tree", ["rx5600xt", "no-card"])
+def test_a_machine_on_which_no_route_works_will_not_work(tree: str) -> None:
+    broken = [SelfTest(route, "cpu", False, "silent zeros", 1.0) for route in ("native", "gemm")]
+    report = diagnosed(tree, *broken)
+    assert report.verdict == verdicts(report)["convolutions"] == Verdict.FAILS
+    assert report.recommendation.route.value == "none"
 
 
 def test_the_routes_that_are_tried_are_those_that_exist() -> None:
@@ -274,7 +300,7 @@ def test_architecture_names_are_those_of_llvm(version: int, arch: str) -> None:
     assert machine.arch_name(version) == arch
 
 
-@pytest.mark.parametrize("value", ["gfx1030", "10.3", "10.3.0.0", "-1.3.0", "ten"])
+@pytest.mark.parametrize("value", ["gfx1030", "99.3.0", "10.300.0", "10.3", "10.3.0.0", "-1.3.0", "ten"])
 def test_a_malformed_override_is_a_row_of_the_report(value: str) -> None:
     report = diagnosed("rx5600xt", *PASSED, environment={"HSA_OVERRIDE_GFX_VERSION": value})
     assert report.verdict == verdicts(report)["override"] == Verdict.FAILS
@@ -287,6 +313,29 @@ def test_a_malformed_override_is_a_row_of_the_report(value: str) -> None:
 def test_permissions_follow_owner_group_and_others(uid: int, groups: set[int], allowed: bool) -> None:
     node = machine.DeviceNode("/dev/kfd", 0o660, 7, 992)
     assert node.allows(uid, frozenset(groups)) is allowed
+
+
+def test_a_right_that_is_no_groups_counts() -> None:
+    node = machine.DeviceNode("/dev/kfd", 0o660, 0, 992, usable=True)
+    assert node.allows(1000, frozenset())
+    assert not msgspec.structs.replace(node, usable=False).allows(1000, frozenset({992}))
+
+
+def test_what_a_limited_container_keeps_of_files_is_free(tmp_path: Path) -> None:
+    mib = 1 << 20
+    for name, content in (
+        ("memory.max", 512 * mib),
+        ("memory.current", 500 * mib),
+        ("memory.stat", f"anon {60 * mib}\ninactive_file {400 * mib}"),
+    ):
+        (tmp_path / name).write_text(f"{content}\n")
+    assert machine.memory(tmp_path) == (512 * mib, 412 * mib)
+
+
+def test_the_part_of_the_dataset_that_is_there_needs_no_more_room() -> None:
+    there = diagnosed("rx6700xt", *PASSED, disk_free_bytes=10 * GIB, dataset_bytes=50 * GIB)
+    assert verdicts(there)["disk"] == Verdict.FINE
+    assert said(there, "disk").startswith("10.0 GiB free; a run and what the full dataset has beyond")
 
 
 def test_a_card_that_the_container_does_not_get_is_counted_as_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +362,46 @@ def test_what_was_recorded_reads_like_the_machine(monkeypatch: pytest.MonkeyPatc
     assert copy.surroundings.disk_free_bytes
     assert copy.surroundings.cpus >= 1
     assert 0 < copy.surroundings.memory_free_bytes <= copy.surroundings.memory_bytes
+
+
+def test_what_cannot_be_recorded_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(TREES / "two-cards", tmp_path / "sys")
+    unreadable = tmp_path / "sys/class/kfd/kfd/topology/nodes/1/properties"
+    unreadable.unlink()
+    unreadable.mkdir()  # root may read whatever is a file
+    monkeypatch.setattr(machine, "SYSFS", tmp_path / "sys")
+    machine.record(tmp_path / "copy", Runtime())
+    assert "not recorded" in capsys.readouterr().err
+    assert [card.arch for card in machine.read(tmp_path / "copy").cards] == ["gfx1031"]
+
+
+@pytest.mark.parametrize("content", [b"gfx_target_version abc\n", b"\xff\xfe 1\n"])
+def test_a_damaged_tree_is_no_verdict(content: bytes, tmp_path: Path) -> None:
+    shutil.copytree(TREES / "rx5600xt", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "class/kfd/kfd/topology/nodes/1/properties").write_bytes(content)
+    result = CliRunner().invoke(app, ["doctor", "--sysfs", str(tmp_path)])
+    assert isinstance(result.exception, ToolkitError)
+    assert result.exception.exit_code == Verdict.FAILS
+
+
+def test_an_examination_that_breaks_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("nobody thought of this")
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert isinstance(result.exception, ToolkitError)
+    assert result.exception.exit_code == Verdict.FAILS
+
+
+def test_one_machine_is_not_written_down_as_another(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["doctor", "--sysfs", str(TREES / "rx6700xt"), "--record", str(tmp_path / "new")]
+    )
+    assert isinstance(result.exception, ToolkitError)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -348,6 +437,7 @@ def test_the_disk_of_a_recorded_machine_is_its_own(tmp_path: Path) -> None:
         ("exec sleep 30", "no answer from PyTorch within 1 s"),
         ("kill -11 $$", "killed by signal 11"),
         ("echo 'ImportError: libamdhip64.so' >&2; exit 1", "ImportError: libamdhip64.so"),
+        ("exit 0", "without an answer"),
     ],
 )
 def test_a_runtime_that_hangs_or_dies_is_reported(
@@ -361,6 +451,14 @@ def test_a_runtime_that_hangs_or_dies_is_reported(
     assert reason in runtime.error
     report = diagnose(machine.read(TREES / "rx5600xt"), runtime, ())
     assert verdicts(report)["torch"] == Verdict.FAILS
+
+
+def test_what_a_library_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho loading\necho \'{"torch": "2.11.0"}\'\necho bye\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    assert ask() == Runtime(torch="2.11.0")
 
 
 def test_the_memory_estimate_follows_the_measured_steps() -> None:

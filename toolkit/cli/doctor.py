@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from toolkit.doctor import Report
 
 
 def doctor(
@@ -16,7 +19,10 @@ def doctor(
     record: Annotated[
         Path | None, typer.Option(help="Record this machine into a folder.", metavar="DIR")
     ] = None,
-    data: Annotated[Path, typer.Option(help="Folder that holds or will hold the dataset.")] = Path("data"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds or will hold the data; default: the workspace's."),
+    ] = None,
     imgsz: Annotated[int, typer.Option(help="Side of the training images, pixels.", min=32)] = 640,
     timeout: Annotated[float, typer.Option(help="Seconds that each self-test may take.", min=1)] = 120.0,
 ) -> None:
@@ -26,24 +32,42 @@ def doctor(
 
     Example: [bold]toolkit doctor --json | jq .recommendation[/bold]
     """
-    import msgspec
-
-    from toolkit import console, machine
+    from toolkit import console, machine, workspace
     from toolkit.doctor import Verdict, examine
-    from toolkit.errors import ending_with
+    from toolkit.errors import ToolkitError, ending_with
 
     with ending_with(Verdict.FAILS):  # 1 is a verdict
-        report = examine(sysfs or machine.SYSFS, data, imgsz, timeout)
+        if sysfs is not None and record is not None:
+            raise ToolkitError("--record writes this machine down, --sysfs examines another: leave one out")
+        if data is None:
+            try:
+                data = workspace.current().data_dir()
+            except ToolkitError:  # none there yet
+                data = Path("data")
+        try:
+            report = examine(sysfs or machine.SYSFS, data, imgsz, timeout)
+        except ToolkitError:
+            raise
+        except Exception as error:
+            raise ToolkitError("the examination failed", f"{type(error).__name__}: {error}") from error
+        _show(report, as_json)
         if record is not None:
             machine.record(record, report.runtime, data)
             console.note(f"recorded in {record}")
-    if as_json:
-        console.print_json(msgspec.to_builtins(report))
-        raise typer.Exit(report.verdict)
+    raise typer.Exit(report.verdict)
 
+
+def _show(report: Report, as_json: bool) -> None:
+    import msgspec
     from rich.markup import escape
     from rich.table import Table
 
+    from toolkit import console
+    from toolkit.doctor import Verdict
+
+    if as_json:
+        console.print_json(msgspec.to_builtins(report))
+        return
     colour = {Verdict.FINE: "green", Verdict.LIMITS: "yellow", Verdict.FAILS: "red"}
     table = Table("what", "verdict", "found", "what to do", title="this machine", title_justify="left")
     for finding in report.findings:
@@ -55,4 +79,3 @@ def doctor(
         settings.add_row(name, choice.value, escape(choice.reason))
     console.out.print(settings)
     console.out.print(f"[{colour[report.verdict]}]{report.verdict.words}[/]")
-    raise typer.Exit(report.verdict)
