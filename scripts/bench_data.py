@@ -23,7 +23,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import chain, islice, repeat
+from itertools import chain, groupby, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMBERS, TRAIN, BOXES_PER_IMAGE = 1_069_247, 329_299, 7.73
-VARIETIES = 64
+CLIP, VARIETIES = 120, 64
+MONTHS = ["202005", "202006", "202007", "202008", "202009", "202101", "202102", "202103", "202104"]
 TURNS = 3
 
 
@@ -45,16 +46,11 @@ def make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     jpegs = [_small_jpeg(rng) for _ in range(VARIETIES)]
-    names, splits = _names()
+    names = _names()
     with (folder / "frames.zip").open("wb") as file:
         _write_zip(file, names, jpegs)
-    # Whole clips of 120 frames belong to a split, as in LTDv2; the rest is in no annotation file.
-    listed = np.concatenate([np.arange(120) + 120 * clip for clip in rng.permutation(len(names) // 120)])
-    start = 0
-    for split, ids in splits.items():
-        rows = np.sort(listed[start : start + len(ids)])
-        start += len(ids)
-        _write_coco(folder / split, ids, [names[i] for i in rows], rng, boxes=split != "TestNoLabels.json")
+    for split, images in _images(names, rng).items():
+        _write_coco(folder / split, images, rng, boxes=split != "TestNoLabels.json")
     for path in sorted(folder.iterdir()):
         print(f"{path.name}: {path.stat().st_size / 1e6:,.0f} MB")
 
@@ -65,21 +61,43 @@ def _small_jpeg(rng: np.random.Generator) -> bytes:
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
 
 
-def _names() -> tuple[list[str], dict[str, list[int]]]:
-    months = ["202005", "202006", "202007", "202008", "202009", "202101", "202102", "202103", "202104"]
+def _names() -> list[str]:
     clips = [
         f"frames/{month}{day:02d}/clip_{clip}_{clip % 24:02d}{clip * 7 % 60:02d}"
-        for month in months
+        for month in MONTHS
         for day in range(1, 31)
         for clip in range(34)
     ]
-    names = [f"{clips[i // 120]}/image_{i % 120:04d}.jpg" for i in range(MEMBERS)]
-    splits = {
-        "Train.json": [int(f"{months[i % 9]}06{i:09d}") for i in range(TRAIN)],
-        "Valid.json": _template("development"),
-        "TestNoLabels.json": _template("testing"),
-    }
-    return names, splits
+    return [f"{clips[i // CLIP]}/image_{i % CLIP:04d}.jpg" for i in range(MEMBERS)]
+
+
+def _images(names: list[str], rng: np.random.Generator) -> dict[str, list[tuple[int, str]]]:
+    """Ids and frames of each split: whole clips, of the month that the id begins with, as in LTDv2.
+
+    The rest of the frames is in no annotation file. September is in the test split alone.
+    """
+    free: dict[str, list[int]] = {month: [] for month in MONTHS}
+    for clip in rng.permutation(len(names) // CLIP).tolist():
+        free[_day(names[CLIP * clip])[:6]].append(clip)
+
+    def take(month: str, count: int) -> list[str]:
+        clips = sorted(free[month].pop() for _ in range(-(-count // CLIP)))
+        return [names[CLIP * clip + i] for clip in clips for i in range(CLIP)][:count]
+
+    months = [month for month in MONTHS if month != "202009"]
+    shares = [len(part) for part in np.array_split(np.arange(TRAIN), len(months))]
+    trained = [name for month, share in zip(months, shares, strict=True) for name in take(month, share)]
+    splits = {"Train.json": [(int(f"{_day(name)}{i:09d}"), name) for i, name in enumerate(trained)]}
+    for split, phase in (("Valid.json", "development"), ("TestNoLabels.json", "testing")):
+        splits[split] = []
+        for month, ids in groupby(sorted(_template(phase)), key=lambda number: str(number)[:6]):
+            chosen = list(ids)
+            splits[split] += zip(chosen, take(month, len(chosen)), strict=True)
+    return splits
+
+
+def _day(name: str) -> str:
+    return name.split("/")[1]
 
 
 def _template(phase: str) -> list[int]:
@@ -118,10 +136,8 @@ WEATHER = [
 ]
 
 
-def _write_coco(
-    path: Path, ids: list[int], names: list[str], rng: np.random.Generator, *, boxes: bool
-) -> None:
-    counts = rng.poisson(BOXES_PER_IMAGE, len(ids)) if boxes else np.zeros(len(ids), int)
+def _write_coco(path: Path, images: list[tuple[int, str]], rng: np.random.Generator, *, boxes: bool) -> None:
+    counts = rng.poisson(BOXES_PER_IMAGE, len(images)) if boxes else np.zeros(len(images), int)
     corners = rng.uniform((0, 0), (340, 240), (counts.sum(), 2))
     sizes = rng.uniform(4, 44, (counts.sum(), 2))
     found = zip(
@@ -132,14 +148,14 @@ def _write_coco(
     encode = msgspec.json.encode
     with path.open("wb") as file:
         file.write(b'{"info": {"description": "synthetic, of the shape of LTDv2"}, "images": [')
-        for i, (number, name) in enumerate(zip(ids, names, strict=True)):
-            day = name.split("/")[1]
+        for i, (number, name) in enumerate(images):
+            day, time_of_day = _day(name), name.split("/")[2][-4:]
             image = {
                 "id": number,
                 "file_name": name,
                 "width": 384,
                 "height": 288,
-                "date_captured": f"{day[:4]}-{day[4:6]}-{day[6:]}T12:00:00",
+                "date_captured": f"{day[:4]}-{day[4:6]}-{day[6:]}T{time_of_day[:2]}:{time_of_day[2:]}:00",
                 "meta": dict.fromkeys(WEATHER, 12.25),
             }
             file.write((b",\n" if i else b"") + encode(image))
@@ -148,7 +164,7 @@ def _write_coco(
         if boxes:
             file.write(b', "annotations": [')
             serial = 0
-            for number, count in zip(ids, counts.tolist(), strict=True):
+            for (number, _), count in zip(images, counts.tolist(), strict=True):
                 for (x, y, w, h), label in islice(found, count):
                     serial += 1
                     box = {

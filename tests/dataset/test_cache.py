@@ -17,6 +17,7 @@ from ultralytics.cfg import get_cfg
 
 from toolkit.cli import app
 from toolkit.dataset import cache
+from toolkit.dataset import index as index_module
 from toolkit.dataset.cache import CachedFrames, build, check, choose, open_cache, plan, remove
 from toolkit.dataset.index import DatasetIndex, load, prepare
 from toolkit.dataset.sample import write_sample
@@ -258,6 +259,28 @@ def test_decoded_frames_outlive_their_index_while_they_are_still_its_frames(
     assert check(after.split("train")) == []
     assert open_cache(after.split("val")) is None
     assert len(list((copy / "prepared").glob("*-grey.*"))) == 2
+
+
+def test_a_run_that_ends_before_it_has_tidied_up_leaves_that_to_the_next(
+    copy: Path,
+    edit: Callable[[str, Callable[[dict[str, Any]], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(copy)
+    build(load(copy), ["val"])
+    edit("Train.json", lambda content: content["annotations"].pop())
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index_module, "_remove_older", interrupt)
+        prepare(copy)
+    result = prepare(copy)
+    assert result.unchanged
+    stem = Path(result.manifest.index).stem
+    assert all(path.name.startswith(stem) for path in (copy / "prepared").glob("index-*"))
+    assert open_cache(load(copy).split("val")) is not None
 
 
 def test_beside_an_index_that_cannot_be_written_the_cache_goes_to_the_users_folder(

@@ -154,14 +154,16 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     archive = _frames_of(data)
     fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
     done, _ = _already(data, fingerprint)
-    if done:
+    if done and not (os.access(done.folder, os.W_OK) and _older(done.folder, done.manifest)):
         return done
     folder = writable_folder(data)
     if folder.parent != data:
         _say_outside(data, folder)
     with turn(folder):
         done, before = _already(data, fingerprint)
-        return done or _prepare(data, folder, sources, archive, drop_bad, fingerprint, before)
+        done = done or _prepare(data, folder, sources, archive, drop_bad, fingerprint, before)
+        _remove_older(done.folder, done.manifest)
+    return done
 
 
 def _already(data: Path, fingerprint: str) -> tuple[Prepared | None, Manifest | None]:
@@ -215,10 +217,11 @@ def _prepare(
     with replacing(folder / "unlisted-frames.txt.gz") as temporary:
         text = "".join(f"{name}\n" for name in unlisted)
         temporary.write_bytes(gzip.compress(text.encode(), 1, mtime=0))
+    if before is not None:
+        _keep_caches(folder, manifest, before)
+    # The manifest is the commit; whatever it does not name is an older index.
     with replacing(folder / "manifest.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    # The manifest above is the commit; whatever it does not name is an older index.
-    _remove_older(folder, manifest, before)
     (folder / "refused.jsonl").unlink(missing_ok=True)
     return Prepared(folder, manifest, unchanged=False)
 
@@ -461,23 +464,30 @@ def _say_outside(data: Path, folder: Path) -> None:
         )
 
 
-def _remove_older(folder: Path, manifest: Manifest, before: Manifest | None) -> None:
-    """Remove what belongs to other indexes, except decoded frames (``cache.py``) that a split still has."""
+def _keep_caches(folder: Path, manifest: Manifest, before: Manifest) -> None:
+    """Give the new index the decoded frames (``cache.py``) of the splits that are still the same."""
     stem = Path(manifest.index).stem
-    if before is not None:
-        for split in manifest.images:
-            if _has_same_frames(folder, split, manifest, before):
-                for path in frame_cache(folder, before.index, split):
-                    with suppress(FileNotFoundError):
-                        path.replace(folder / path.name.replace(Path(before.index).stem, stem))
-    for old in folder.glob("index-*"):
-        if not old.name.startswith(stem):
-            if "-grey.npy" in old.name:
-                zipped = manifest.frames == "frames.zip"
-                why = "the split has other frames now" if zipped else "files in a folder are not compared"
-                size = old.stat().st_size / 1e9
-                console.warn(f"removing {old.name} ({size:.1f} GB of decoded frames): {why}")
-            old.unlink(missing_ok=True)
+    for split in manifest.images:
+        if _has_same_frames(folder, split, manifest, before):
+            for path in frame_cache(folder, before.index, split):
+                with suppress(FileNotFoundError):
+                    path.replace(folder / path.name.replace(Path(before.index).stem, stem))
+
+
+def _older(folder: Path, manifest: Manifest) -> list[Path]:
+    """Files of other indexes than the manifest's."""
+    stem = Path(manifest.index).stem
+    return [path for path in folder.glob("index-*") if not path.name.startswith(stem)]
+
+
+def _remove_older(folder: Path, manifest: Manifest) -> None:
+    for old in _older(folder, manifest):
+        if "-grey.npy" in old.name:
+            zipped = manifest.frames == "frames.zip"
+            why = "the split has other frames now" if zipped else "files in a folder are not compared"
+            size = old.stat().st_size / 1e9
+            console.warn(f"removing {old.name} ({size:.1f} GB of decoded frames): {why}")
+        old.unlink(missing_ok=True)
     remove_abandoned(folder, "index-*")
 
 
