@@ -72,9 +72,9 @@ def evaluate(
 ) -> None:
     """Evaluate in the image; further arguments are those of [bold]toolkit evaluate[/bold].
 
-    Example: [bold]toolkit container evaluate best.pt[/bold]
+    Example: [bold]toolkit container evaluate best.pt --report[/bold]
     """
-    _run(["toolkit", "evaluate", *(context.args or ["best.pt"])], profile, data, runs, user)
+    _run(["toolkit", "evaluate", *context.args], profile, data, runs, user)
 
 
 @app.command(context_settings=PASS_ON)
