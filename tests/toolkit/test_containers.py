@@ -89,6 +89,15 @@ def test_data_is_read_only_runs_are_not_and_caches_are_kept(places: containers.P
     assert given["host_config"]["binds"][str(places.data)]["mode"] == "rw"
 
 
+def test_defaults_of_the_workspace_hold_inside_but_where_its_data_is(tmp_path: Path) -> None:
+    defaults = tmp_path / "toolkit.toml"
+    places = containers.Places(tmp_path / "elsewhere", tmp_path / "runs", defaults=defaults)
+    given = arguments("cpu", "no-card", "toolkit", "train", places=places, environment={})
+    bound = given["host_config"]["binds"][str(defaults)]
+    assert bound == {"bind": "/workspace/toolkit.toml", "mode": "ro"}
+    assert given["environment"] == {"TOOLKIT_DATA": "/workspace/data"}
+
+
 def test_shared_memory_is_ample_but_within_the_ram(places: containers.Places) -> None:
     assert arguments("rdna1", "rx5600xt", "true", places=places)["host_config"]["shm_size"] == 8 * GIB
     small = machine.Machine((), (), "", machine.Surroundings(memory_bytes=4 * GIB))
@@ -633,6 +642,19 @@ def test_making_the_small_environment_leaves_the_systems_python_alone(tmp_path: 
         subprocess.run(["make", "docker-build", f"PYTHON={python}"], cwd=tmp_path, check=True)
     assert python.stat().st_mtime == 1
     assert (tmp_path / "calls").read_text().split() == ["pip", "toolkit", "toolkit"]
+
+
+def test_an_environment_of_another_python_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "lib/python3.12/site-packages/torch").mkdir(parents=True)
+    (tmp_path / "docker").symlink_to("/bin/false")  # no such image
+    result = subprocess.run(
+        [sys.executable, containers.ROOT / "scripts/make-cpu-base", "--torch-from", tmp_path],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stderr == f"make-cpu-base: {tmp_path} has no PyTorch for Python 3.11\n"
 
 
 def test_a_profile_that_does_not_exist_is_refused_before_anything_is_installed() -> None:

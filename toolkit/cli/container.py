@@ -125,6 +125,7 @@ def _run(
         if data is not None:
             raise
     folder = runs or place.runs
+    defaults = place.root / "toolkit.toml"
     user = user or containers.default_user()
     containers.make_runs(folder, user)
     found = machine.read()
@@ -132,7 +133,7 @@ def _run(
     arguments = containers.create_arguments(
         chosen,
         found,
-        containers.Places(data, folder, writable),
+        containers.Places(data, folder, writable, defaults if defaults.is_file() else None),
         command,
         user,
         tty=sys.stdout.isatty(),
