@@ -571,6 +571,18 @@ def test_a_signal_before_the_command_runs_ends_it(request_: str, places: contain
     assert engine.state == "removed"
 
 
+def test_a_second_signal_ends_the_wait_for_an_engine_that_hangs(places: containers.Places) -> None:
+    def hang(request: str) -> None:
+        if request == "create":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    engine = Engine(before=hang)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(places)
+    assert engine.state == "removed"
+
+
 def test_an_engine_that_goes_away_leaves_the_container_alone_and_names_it(places: containers.Places) -> None:
     def vanish(request: str) -> None:
         if request == "wait":
