@@ -173,7 +173,10 @@ def _engine_error(text: str) -> ToolkitError:
     if "no longer supported" in text:  # docker-py's own lower limit
         return ToolkitError("the container engine is too old", text, fix="update the engine")
     return ToolkitError(
-        "no container engine", f"nothing answers on {where}", "a running Docker", "install and start docker"
+        "no container engine",
+        f"{' '.join(text.split())} on {where}",
+        "a running Docker",
+        "install and start docker, or name its socket in DOCKER_HOST",
     )
 
 
@@ -320,11 +323,13 @@ class Places:
         data: LTDv2's files, or None.
         runs: where runs are written.
         writable: whether the container may write to ``data``.
+        defaults: ``toolkit.toml`` of the workspace, or None.
     """
 
     data: Path | None
     runs: Path
     writable: bool = False
+    defaults: Path | None = None
 
 
 def create_arguments(
@@ -360,6 +365,9 @@ def create_arguments(
     if places.data is not None:
         mode = "rw" if places.writable else "ro"
         volumes[str(places.data.absolute())] = {"bind": "/workspace/data", "mode": mode}
+    if places.defaults is not None:
+        volumes[str(places.defaults.absolute())] = {"bind": "/workspace/toolkit.toml", "mode": "ro"}
+        passed["TOOLKIT_DATA"] = "/workspace/data"  # whatever toolkit.toml calls it outside
     host: dict[str, Any] = {
         "binds": volumes,
         "shm_size": min(SHARED_MEMORY, here.memory_bytes // 2) or SHARED_MEMORY,

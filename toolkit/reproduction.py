@@ -9,15 +9,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from toolkit import __version__, machine
 from toolkit.errors import ToolkitError, reason
-from toolkit.files import replacing
 from toolkit.provenance import sha256
 from toolkit.runtime import TRITON, installed
+from toolkit.training.rundir import encode_json, write_json
 
 if TYPE_CHECKING:
     from toolkit.training.session import TrainingPlan
@@ -29,14 +29,23 @@ FILE = "environment.json"
 PACKAGES = ("torch", "torchvision", "ultralytics-opencv-headless", "numpy", "polars", "hotcoco")
 """Packages that compute, beside Triton, which has several names."""
 
-VARIABLES = ("TOOLKIT_CONV_ROUTE", "HSA_OVERRIDE_GFX_VERSION", "AMDGCN_USE_BUFFER_OPS")
+VARIABLES = (
+    "TOOLKIT_CONV_ROUTE",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "AMDGCN_USE_BUFFER_OPS",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+)
 """Environment variables that choose the kernels."""
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Everything outside a run's plan that its weights depend on.
+    """Everything that a run's weights depend on.
 
     Attributes:
+        plan: of the run as it was begun, as JSON has it: it begins again from this.
         image: id of the container's image, "" outside a container.
         profile: of the image.
         commit: of the source, with "-dirty-" and a hash of what differs from it; "" when unknown.
@@ -44,21 +53,25 @@ class Environment(msgspec.Struct, frozen=True):
         cards: AMD GPUs by their true architecture, and the GPUs that PyTorch names.
         driver: of the kernel.
         data: SHA-256 of the dataset's index.
-        model: SHA-256 of the checkpoint that training starts from, "" for random weights.
+        cpu: model and widest vectors of the processor.
+        model: SHA-256 of the file that training starts from, "" for an architecture of Ultralytics' own.
         seed: of the run.
         command: what was typed.
         images: which of each split were used.
         digests: names under which registries serve the image; they say where to get it and are not compared.
         variables: those of :data:`VARIABLES` that are set.
         threads: of the trainer on the CPU; sums depend on it.
+        resumed: what was different when the run was continued, a line each.
     """
 
+    plan: dict[str, Any]
     image: str
     profile: str
     commit: str
     versions: dict[str, str]
     cards: tuple[str, ...]
     driver: str
+    cpu: str
     data: str
     model: str
     seed: int
@@ -67,6 +80,7 @@ class Environment(msgspec.Struct, frozen=True):
     digests: tuple[str, ...] = ()
     variables: dict[str, str] = {}
     threads: str = "1"
+    resumed: tuple[str, ...] = ()
 
 
 def commit() -> str:
@@ -108,6 +122,7 @@ def here(plan: TrainingPlan) -> Environment:
     found = machine.read()
     gpus = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return Environment(
+        plan=msgspec.json.decode(encode_json(plan)),
         image=os.environ.get("TOOLKIT_IMAGE", ""),
         profile=os.environ.get("TOOLKIT_PROFILE", ""),
         commit=commit(),
@@ -119,8 +134,9 @@ def here(plan: TrainingPlan) -> Environment:
         },
         cards=(*(card.arch for card in found.cards), *gpus),
         driver=found.driver,
+        cpu=machine.processor(),
         data=sha256(index.load(plan.data).path),
-        model=sha256(Path(plan.model)) if plan.model.endswith(".pt") else "",
+        model=sha256(Path(plan.model)) if Path(plan.model).is_file() else "",
         seed=int(plan.arguments.get("seed", 0)),
         command=tuple(sys.argv[1:]),
         images=describe(plan.subsets),
@@ -132,8 +148,19 @@ def here(plan: TrainingPlan) -> Environment:
 
 def write(environment: Environment, weights: Path) -> None:
     """Write ``environment.json`` into a run's folder of weights, made if it is missing."""
-    with replacing(weights / FILE) as path:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(environment), indent=2) + b"\n")
+    write_json(weights / FILE, environment)
+
+
+def write_resumed(environment: Environment, weights: Path) -> None:
+    """Add to ``environment.json`` what is different now that the run is continued."""
+    try:
+        begun = read(weights)
+    except ToolkitError:  # of an older version: the run can go on, though not begin again
+        return
+    lines = (f"continued with another {line}" for line in differences(begun, environment))
+    resumed = tuple(dict.fromkeys((*begun.resumed, *lines)))
+    if resumed != begun.resumed:
+        write(msgspec.structs.replace(begun, resumed=resumed), weights)
 
 
 def read(weights: Path) -> Environment:
@@ -162,8 +189,10 @@ def differences(then: Environment, now: Environment) -> list[str]:
 
 def _flat(environment: Environment) -> Mapping[str, str]:
     fields = msgspec.structs.asdict(environment)
-    for name in ("command", "digests", "versions", "variables"):
+    for name in ("plan", "command", "digests", "versions", "variables", "resumed"):
         del fields[name]
     fields["cards"] = ", ".join(environment.cards)
+    plan = environment.plan
+    fields |= {"device": plan["device"], "patches": plan["patches"], **plan["arguments"]}
     plain = {name: str(value) for name, value in fields.items()}
     return {**plain, **environment.versions, **environment.variables}

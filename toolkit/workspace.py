@@ -102,7 +102,8 @@ class Workspace:
         return Defaults()
 
     def data_dir(self, flag: Path | None = None) -> Path:
-        """The folder with LTDv2's files: the flag, toolkit.toml's, ``.``, ``data`` or the only ``data/*``.
+        """The folder with LTDv2's files: the flag, ``TOOLKIT_DATA``, toolkit.toml's, ``.``, ``data`` or the
+        only ``data/*``.
 
         Raises:
             ToolkitError: there is no such folder, or more than one and nothing says which.
@@ -113,7 +114,7 @@ class Workspace:
                     f"no folder {flag}", expected="a folder with " + ", ".join(ANNOTATIONS.values())
                 )
             return flag
-        configured = self.defaults().data
+        configured = os.environ.get("TOOLKIT_DATA") or self.defaults().data
         if configured is not None:
             return self.data_dir(self.root / configured)
         here = [folder for folder in (self.root, self.root / "data") if _is_dataset(folder)]

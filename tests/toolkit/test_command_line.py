@@ -85,7 +85,7 @@ def test_a_wrong_call_is_one_line_and_a_status(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("evaluate",), ("train", "--epochs", "0"), ("predict", "x"), ("predict", "x", "--split", "all")],
+    [("predict",), ("train", "--epochs", "0"), ("predict", "x"), ("predict", "x", "--split", "all")],
 )
 def test_a_call_that_does_not_parse_is_one_line_and_status_2(
     toolkit: Command, arguments: tuple[str, ...]
@@ -95,6 +95,15 @@ def test_a_call_that_does_not_parse_is_one_line_and_status_2(
     assert result.err.startswith("error: ")
     assert len(result.err.strip().splitlines()) == 1
     assert f"toolkit {arguments[0]} --help" in result.err
+
+
+def test_without_weights_the_newest_are_evaluated(
+    toolkit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    result = toolkit("evaluate", "--report")
+    assert result.status == 1
+    assert "no best.pt; found no run with weights" in result.err
 
 
 def test_no_verb_at_all_shows_the_help(toolkit: Command) -> None:

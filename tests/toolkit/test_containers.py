@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +87,15 @@ def test_data_is_read_only_runs_are_not_and_caches_are_kept(places: containers.P
     writable = containers.Places(places.data, places.runs, writable=True)
     given = arguments("rdna2", "rx6700xt", "toolkit", "train", places=writable)
     assert given["host_config"]["binds"][str(places.data)]["mode"] == "rw"
+
+
+def test_defaults_of_the_workspace_hold_inside_but_where_its_data_is(tmp_path: Path) -> None:
+    defaults = tmp_path / "toolkit.toml"
+    places = containers.Places(tmp_path / "elsewhere", tmp_path / "runs", defaults=defaults)
+    given = arguments("cpu", "no-card", "toolkit", "train", places=places, environment={})
+    bound = given["host_config"]["binds"][str(defaults)]
+    assert bound == {"bind": "/workspace/toolkit.toml", "mode": "ro"}
+    assert given["environment"] == {"TOOLKIT_DATA": "/workspace/data"}
 
 
 def test_shared_memory_is_ample_but_within_the_ram(places: containers.Places) -> None:
@@ -515,10 +524,10 @@ def test_an_examination_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch
 
 
 class Engine:
-    """Runs one container that writes ``output`` and ends; ``before`` is called before each request to it."""
+    """Runs one container, which ends at once; ``before`` is called before each request to it."""
 
-    def __init__(self, output: Iterable[bytes] = (), before: Callable[[str], None] = lambda _: None) -> None:
-        self.output, self.before, self.state = output, before, "none"
+    def __init__(self, before: Callable[[str], None] = lambda _: None) -> None:
+        self.before, self.state = before, "none"
         self.images = SimpleNamespace(get=lambda name: SimpleNamespace(id="sha256:1", attrs={}))
         self.api = self
 
@@ -530,7 +539,7 @@ class Engine:
         self.state = "created"
 
     def attach(self, name: str, **_: object) -> Iterator[tuple[bytes, None]]:
-        return ((chunk, None) for chunk in self.output)
+        return iter(())
 
     def start(self, name: str) -> None:
         self.before("start")
@@ -562,6 +571,18 @@ def test_a_signal_before_the_command_runs_ends_it(request_: str, places: contain
     assert engine.state == "removed"
 
 
+def test_a_second_signal_ends_the_wait_for_an_engine_that_hangs(places: containers.Places) -> None:
+    def hang(request: str) -> None:
+        if request == "create":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    engine = Engine(before=hang)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(places)
+    assert engine.state == "removed"
+
+
 def test_an_engine_that_goes_away_leaves_the_container_alone_and_names_it(places: containers.Places) -> None:
     def vanish(request: str) -> None:
         if request == "wait":
@@ -578,7 +599,7 @@ def test_the_status_waits_for_the_reader_of_the_output(
 ) -> None:
     limits: list[float | None] = []
     monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: limits.append(timeout))
-    assert Engine(output=[b"one\n", b"two\n"]).run(places) == 0
+    assert Engine().run(places) == 0
     assert limits == [None]
 
 
@@ -633,6 +654,19 @@ def test_making_the_small_environment_leaves_the_systems_python_alone(tmp_path: 
         subprocess.run(["make", "docker-build", f"PYTHON={python}"], cwd=tmp_path, check=True)
     assert python.stat().st_mtime == 1
     assert (tmp_path / "calls").read_text().split() == ["pip", "toolkit", "toolkit"]
+
+
+def test_an_environment_of_another_python_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "lib/python3.12/site-packages/torch").mkdir(parents=True)
+    (tmp_path / "docker").symlink_to("/bin/false")  # no such image
+    result = subprocess.run(
+        [sys.executable, containers.ROOT / "scripts/make-cpu-base", "--torch-from", tmp_path],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stderr == f"make-cpu-base: {tmp_path} has no PyTorch for Python 3.11\n"
 
 
 def test_a_profile_that_does_not_exist_is_refused_before_anything_is_installed() -> None:

@@ -126,3 +126,12 @@ def test_a_toolkit_toml_with_a_mistake_is_refused_by_name(place: Workspace, text
     (place.root / "toolkit.toml").write_text(text)
     with pytest.raises(ToolkitError, match=r"toolkit\.toml cannot be used"):
         place.defaults()
+
+
+def test_where_the_data_is_inside_a_container_wins_over_toolkit_toml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toolkit.toml").write_text('data = "outside"\n')
+    (tmp_path / "inside").mkdir()
+    monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path / "inside"))
+    assert Workspace(tmp_path).data_dir() == tmp_path / "inside"

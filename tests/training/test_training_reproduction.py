@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,8 @@ import torch
 
 from toolkit import reproduction, runtime
 from toolkit.errors import ToolkitError
+from toolkit.training import session
+from toolkit.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -38,6 +41,7 @@ def toolkit(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str
     }
     return subprocess.run(
         [sys.executable, "-m", "toolkit", *arguments],
+        cwd=workspace,
         env=environment,
         capture_output=True,
         text=True,
@@ -66,7 +70,8 @@ def test_the_same_run_twice_gives_the_same_weights_and_a_change_is_named(data: P
         *TINY,
     )
     assert first.returncode == 0, first.stderr[-2000:]
-    again = toolkit(tmp_path, "reproduce", "first", "--name", "again")
+    (tmp_path / "runs/first/plan.json").unlink()  # what is beside the weights is enough
+    again = toolkit(tmp_path, "reproduce", "runs/first/weights", "--name", "again")
     assert again.returncode == 0, again.stdout + again.stderr[-2000:]
     pairs = list(zip(weights(tmp_path, "first"), weights(tmp_path, "again"), strict=True))
     assert pairs
@@ -85,12 +90,14 @@ def test_the_same_run_twice_gives_the_same_weights_and_a_change_is_named(data: P
 
 def some_environment() -> reproduction.Environment:
     return reproduction.Environment(
+        plan={"device": "cpu", "patches": True, "arguments": {"batch": 8}},
         image="sha256:1",
         profile="rdna1",
         commit="abc",
         versions={"python": "3.12.1", "torch": "2.11.0"},
         cards=("gfx1010",),
         driver="6.12",
+        cpu="one avx2",
         data="d1",
         model="",
         seed=0,
@@ -102,6 +109,37 @@ def some_environment() -> reproduction.Environment:
 def test_a_variable_that_changes_the_computation_is_a_difference(name: str) -> None:
     then = msgspec.structs.replace(some_environment(), variables={name: "1"})
     assert reproduction.differences(then, some_environment()) == [f"{name}: then 1, now none"]
+
+
+def test_a_run_begins_again_as_it_was_begun_and_says_how_it_was_continued(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Workspace(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    begun = session.plan(place, session.Options(data=data, device="cpu", preset="smoke", name="one", batch=8))
+    session.record(begun)
+    session.record(begun)
+    assert reproduction.read(begun.run / "weights").resumed == ()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    for _ in range(2):
+        session.record(session.plan_resume(place, session.Options(name="one", batch=4)))
+    then = reproduction.read(begun.run / "weights")
+    assert then.resumed == (
+        "continued with another threads: then 1, now 2",
+        "continued with another batch: then 8, now 4",
+    )
+    again = session.plan_again(place, then.plan, session.Options(name="two"))
+    assert again == replace(begun, run=tmp_path / "runs/two")
+
+
+def test_a_run_of_an_older_version_can_go_on_though_not_begin_again(data: Path, tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    begun = session.plan(place, session.Options(data=data, device="cpu", preset="smoke", name="one"))
+    session.record(begun)
+    (begun.run / "weights/environment.json").write_text('{"seed": 0}')
+    session.record(begun)
+    with pytest.raises(ToolkitError, match=r"environment\.json.*plan"):
+        reproduction.read(begun.run / "weights")
 
 
 def test_where_an_image_is_served_is_no_difference() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_run import MODEL, Trace, plan, train
 
+from toolkit import reproduction
 from toolkit.dataset import index
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
@@ -240,7 +241,7 @@ def test_a_resumed_run_is_scored_as_it_was_begun(place: Workspace) -> None:
     begun = session.plan(place, Options(device="cpu", preset="smoke", name="one", score_every=2))
     session.record(begun)
     assert session.plan_resume(place, Options(score_every=2)) == begun
-    assert session.plan_again(place, begun.run, Options()).score_every == 2
+    assert session.plan_again(place, reproduction.here(begun).plan, Options()).score_every == 2
     with pytest.raises(ToolkitError, match=r"another --score-every; found .* 3; expected --score-every 2"):
         session.plan_resume(place, Options(score_every=3))
     with pytest.raises(ToolkitError, match=r"another --select-by.*start a new run"):

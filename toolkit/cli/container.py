@@ -72,9 +72,9 @@ def evaluate(
 ) -> None:
     """Evaluate in the image; further arguments are those of [bold]toolkit evaluate[/bold].
 
-    Example: [bold]toolkit container evaluate best.pt[/bold]
+    Example: [bold]toolkit container evaluate best.pt --report[/bold]
     """
-    _run(["toolkit", "evaluate", *(context.args or ["best.pt"])], profile, data, runs, user)
+    _run(["toolkit", "evaluate", *context.args], profile, data, runs, user)
 
 
 @app.command(context_settings=PASS_ON)
@@ -125,6 +125,7 @@ def _run(
         if data is not None:
             raise
     folder = runs or place.runs
+    defaults = place.root / "toolkit.toml"
     user = user or containers.default_user()
     containers.make_runs(folder, user)
     found = machine.read()
@@ -132,7 +133,7 @@ def _run(
     arguments = containers.create_arguments(
         chosen,
         found,
-        containers.Places(data, folder, writable),
+        containers.Places(data, folder, writable, defaults if defaults.is_file() else None),
         command,
         user,
         tty=sys.stdout.isatty(),

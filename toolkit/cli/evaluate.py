@@ -31,7 +31,7 @@ def evaluate(
             metavar="WEIGHTS|PREDICTIONS.json",
             help="Weights to predict with (best.pt: the newest run's; a run: its best), or predictions.",
         ),
-    ],
+    ] = "best.pt",
     split: Annotated[Split, typer.Option(help="Split that is predicted and scored.")] = Split.val,
     truth: Annotated[
         Path | None, typer.Option(help="The challenge's truth file or a COCO file; default: the split's.")

@@ -9,14 +9,15 @@ import typer
 
 
 def reproduce(
-    run: Annotated[str, typer.Argument(help="Name of a run, or its folder.")],
+    run: Annotated[str, typer.Argument(help="Name of a run, its folder, or that of its weights.")],
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new run; default: the next train-N.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Start although something differs.")] = False,
 ) -> None:
-    """Train again what a run was trained with, or say what differs (status 1).
+    """Train again as a run was begun, or say what differs (status 1).
 
-    On the CPU, and with nothing different, the weights come out the same bit for bit.
+    All that it needs is environment.json, beside the weights. What was changed when the run was continued is
+    a difference too. On the CPU, and with nothing different, the weights come out the same bit for bit.
 
     Example: [bold]toolkit reproduce first[/bold]
     """
@@ -24,10 +25,10 @@ def reproduce(
     from toolkit.training import session
 
     place = workspace.current()
-    folder = Path(run) if Path(run).is_dir() else place.runs / run
-    plan = session.plan_again(place, folder, session.Options(data=data, name=name))
-    then = reproduction.read(folder / "weights")
-    differences = reproduction.differences(then, reproduction.here(plan))
+    folder = place.run(run)
+    then = reproduction.read(folder if (folder / reproduction.FILE).exists() else folder / "weights")
+    plan = session.plan_again(place, then.plan, session.Options(data=data, name=name))
+    differences = [*then.resumed, *reproduction.differences(then, reproduction.here(plan))]
     for line in differences:
         typer.echo(line)
     if differences and not anyway:

@@ -271,9 +271,14 @@ def state_of(files: RunFiles) -> RunState:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` (structs, dataclasses, paths) as JSON."""
-    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode), indent=2)
+    text = msgspec.json.format(encode_json(value), indent=2)
     with replacing(path) as temporary:
         temporary.write_bytes(text + b"\n")
+
+
+def encode_json(value: Any) -> bytes:
+    """``value`` (structs, dataclasses, paths) as JSON."""
+    return msgspec.json.encode(value, enc_hook=_encode)
 
 
 def _encode(value: Any) -> Any:

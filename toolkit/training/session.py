@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import yaml
@@ -266,18 +266,22 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     )
 
 
-def plan_again(place: workspace.Workspace, run: Path, options: Options) -> TrainingPlan:
-    """The plan of ``run`` for a new run; only its name and where the data is may differ.
+def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Options) -> TrainingPlan:
+    """The plan that a run was begun with for a new run; only its name and where the data is may differ.
+
+    Args:
+        begun: :attr:`toolkit.reproduction.Environment.plan`.
 
     Raises:
-        ToolkitError: the run has no plan, or the name is taken.
+        ToolkitError: it is no plan, its data or its model is not here, or the name is taken.
     """
-    files = RunFiles(run)
-    return replace(
-        read_plan(files),
-        data=place.data_of(files.best, options.data).absolute(),
-        run=_new_run(place, options.name),
-    )
+    try:
+        plan = msgspec.convert(begun, type=TrainingPlan, dec_hook=decode_path)
+    except msgspec.ValidationError as error:
+        raise ToolkitError("this run cannot begin again", reason(error), "a plan of this version") from error
+    data = plan.data if options.data is None and plan.data.is_dir() else place.data_dir(options.data)
+    run = _new_run(place, options.name)
+    return replace(plan, data=data.absolute(), run=run, model=check_model(plan.model))
 
 
 def read_plan(files: RunFiles) -> TrainingPlan:
@@ -335,6 +339,8 @@ def record(plan: TrainingPlan) -> None:
         )
         write_json(plan.run / "run.json", started_with)
         reproduction.write(reproduction.here(plan), files.best.parent)
+    else:
+        reproduction.write_resumed(reproduction.here(plan), files.best.parent)
     write_json(files.plan, plan)
     if not files.orders.exists():
         write_json(files.orders, Orders())
