@@ -81,10 +81,14 @@ def test_the_same_run_twice_gives_the_same_weights_and_a_change_is_named(data: P
     written = json.loads(file.read_text())
     assert written["variables"]["TOOLKIT_CONV_ROUTE"] == "gemm"
     written["versions"]["torch"] = "1.13.1+rocm5.2"
+    written["resumed"] = ["continued with another batch: then 8, now 4"]
     file.write_text(json.dumps(written))
     other = toolkit(tmp_path, "reproduce", "first", "--name", "other")
     assert other.returncode == 1
-    assert other.stdout == f"torch: then 1.13.1+rocm5.2, now {torch.__version__.partition('+')[0]}\n"
+    assert other.stdout.splitlines() == [
+        "continued with another batch: then 8, now 4",
+        f"torch: then 1.13.1+rocm5.2, now {torch.__version__.partition('+')[0]}",
+    ]
     assert not (tmp_path / "runs/other").exists()
 
 
