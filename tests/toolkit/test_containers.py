@@ -474,9 +474,21 @@ def test_a_missing_image_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(containers, "engine", fake)
     monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
-    result = CliRunner().invoke(app, ["container", "train", "--profile", "cpu", "--epochs", "3"])
+    result = CliRunner().invoke(app, ["container", "evaluate", "--profile", "cpu", "--report"])
     assert isinstance(result.exception, ToolkitError)
     assert "make docker-build PROFILE=cpu" in result.exception.line()
+
+
+def test_training_without_data_ends_before_a_container_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "other"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "Train.json").touch()
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    result = CliRunner().invoke(app, ["container", "train", "--profile", "cpu"])
+    assert isinstance(result.exception, ToolkitError)
+    assert "cannot tell where the data is; found " in result.exception.line()
 
 
 def test_the_image_of_another_card_is_built_by_its_profiles_name(places: containers.Places) -> None:

@@ -63,7 +63,7 @@ def train(
 
     Example: [bold]toolkit container train --data data/ltdv2 --preset rx5600xt --name first[/bold]
     """
-    _run(["toolkit", "train", *context.args], profile, data, runs, user)
+    _run(["toolkit", "train", *context.args], profile, data, runs, user, needs_data=True)
 
 
 @app.command(context_settings=PASS_ON)
@@ -114,6 +114,7 @@ def _run(
     *,
     writable: bool = False,
     interactive: bool = False,
+    needs_data: bool = False,
 ) -> None:
     from toolkit import containers, machine, workspace
     from toolkit.errors import ToolkitError
@@ -122,7 +123,7 @@ def _run(
     try:
         data = place.data_dir(data)
     except ToolkitError:
-        if data is not None:
+        if data is not None or needs_data:
             raise
     folder = runs or place.runs
     defaults = place.root / "toolkit.toml"
