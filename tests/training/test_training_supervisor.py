@@ -321,7 +321,8 @@ def test_a_run_that_finished_meanwhile_is_not_trained_again(stage: Stage) -> Non
     assert len(stage.orders) == 1
 
 
-def test_a_fault_in_validation_names_no_batch_to_leave_out(stage: Stage) -> None:
+@pytest.mark.parametrize("phase", ["validating", "finished"])
+def test_a_fault_behind_the_last_batch_names_none_to_leave_out(stage: Stage, phase: str) -> None:
     with pytest.raises(ToolkitError, match="3 times at the same place"):
-        stage.play({"exit": -11, "place": [0, 48, 8], "beat": {"phase": "validating"}})
+        stage.play({"exit": -11, "place": [0, 48, 8], "beat": {"phase": phase}})
     assert stage.actions == ["restarted", "restarted", "given up"]
