@@ -96,6 +96,26 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     assert_same(first.steps[:6] + second.steps, whole.steps)
 
 
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_passed_over_but_not_deleted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(data, tmp_path / "run", epochs=2, saving=Saving(batches=2))
+    folder = RunFiles(planned.run).checkpoints
+    train(planned, stop_after=7)
+    unreadable, content = checkpoints.listed(folder)[0], checkpoints.listed(folder)[0].path.read_bytes()
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == unreadable.path:
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    train(planned, stop_after=1)
+    monkeypatch.undo()
+    assert unreadable.path.with_suffix(".damaged").read_bytes() == content
+
+
 def test_with_larger_batches_the_newest_checkpoint_is_still_the_last_one_written(
     data: Path, tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ class DurableTrainer(DetectionTrainer):
             for one in damaged:
                 what = "the one before it is used" if checkpoint else "begun anew"
                 self._record("checkpoint damaged", what, one.path.name)
-                one.path.unlink(missing_ok=True)
+                one.put_aside()
             if checkpoint is not None:
                 checkpoints.discard_after(self.files.checkpoints, checkpoint.images)
         if checkpoint is None:
