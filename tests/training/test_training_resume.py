@@ -17,7 +17,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events
+from toolkit.training import checkpoints, events, heartbeat
 from toolkit.training.rundir import RunFiles, Saving
 from toolkit.training.session import TrainingPlan
 from toolkit.training.trainer import LTDv2Trainer
@@ -94,6 +94,26 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     second = train(planned)
     assert [event.kind for event in events.read(files.events)] == ["checkpoint damaged"]
     assert_same(first.steps[:6] + second.steps, whole.steps)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_passed_over_but_not_deleted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(data, tmp_path / "run", epochs=2, saving=Saving(batches=2))
+    folder = RunFiles(planned.run).checkpoints
+    train(planned, stop_after=7)
+    unreadable, content = checkpoints.listed(folder)[0], checkpoints.listed(folder)[0].path.read_bytes()
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == unreadable.path:
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    train(planned, stop_after=1)
+    monkeypatch.undo()
+    assert unreadable.path.with_suffix(".damaged").read_bytes() == content
 
 
 def test_with_larger_batches_the_newest_checkpoint_is_still_the_last_one_written(
@@ -222,10 +242,11 @@ def test_a_run_without_an_intact_checkpoint_is_not_begun_anew_in_silence(interru
     assert len(rows(interrupted.run)) == 2
 
 
-def test_a_full_disk_at_the_best_epoch_does_not_freeze_best_pt(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("scores", "kept"), [((0.1, 0.9, 0.5), 0.5), ((0.5, 0.9, 0.3), 0.5)])
+def test_a_full_disk_at_the_best_epoch_neither_freezes_best_pt_nor_lets_a_worse_one_in(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: tuple[float, ...], kept: float
 ) -> None:
-    fitness = iter([0.1, 0.9, 0.5])
+    fitness = iter(scores)
 
     def validate(trainer: LTDv2Trainer) -> tuple[dict[str, float], float]:
         value = next(fitness)
@@ -243,4 +264,51 @@ def test_a_full_disk_at_the_best_epoch_does_not_freeze_best_pt(
     planned = plan(data, tmp_path / "run", epochs=3)
     train(planned)
     best = torch.load(planned.run / "weights" / "best.pt", weights_only=False)
-    assert best["best_fitness"] == 0.5
+    assert best["best_fitness"] == kept
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["until there is room", "until it is stopped"])
+def test_a_disk_that_is_full_after_the_last_epoch_is_waited_for(
+    whole: Trace, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    tries: list[int] = []
+
+    def save(trainer: LTDv2Trainer) -> bool:
+        if trainer.epoch == 2:
+            tries.append(trainer._beats)
+            if stopped and len(tries) == 2:
+                trainer.stop_wanted = lambda: True
+            if len(tries) < 4:
+                raise OSError(28, "No space left on device")
+        return saved(trainer)
+
+    saved = BaseTrainer.save_model
+    monkeypatch.setattr(BaseTrainer, "save_model", save)
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.01)
+    planned = plan(data, tmp_path / "run")
+    assert train(planned).stopped is stopped
+    if stopped:
+        assert len(tries) == 2
+        tries.extend(tries)
+        assert train(planned).steps == []
+    else:
+        assert tries == sorted(set(tries)), "no beat between two tries"
+    assert [event.action for event in events.read(RunFiles(planned.run).events)] == ["waiting for room"]
+    assert whole.trainer is not None
+    for name, value in weights(whole.trainer.plan.run).items():
+        assert torch.equal(value, weights(planned.run)[name]), name
+    assert rows(planned.run) == rows(whole.trainer.plan.run)
+
+
+def test_a_run_finishes_where_there_is_no_room_to_take_the_optimiser_out(
+    whole: Trace, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("toolkit.training.trainer.strip_optimizer", full)
+    planned = plan(data, tmp_path / "run")
+    assert_same(train(planned).steps, whole.steps)
+    assert events.count(events.read(RunFiles(planned.run).events)) == {"optimiser kept": 2}
+    assert whole.trainer is not None
+    assert weights(planned.run).keys() == weights(whole.trainer.plan.run).keys()

@@ -205,6 +205,23 @@ def test_a_silent_trainer_is_not_waited_for_when_the_run_is_to_stop(stage: Stage
         stage.play({"exit": 0, "silent": 60, "deaf": True}, stop_grace=3600.0, silence=1.0, hang_grace=0.1)
 
 
+def test_a_second_ctrl_c_ends_a_trainer_that_is_still_saving_and_says_so(stage: Stage) -> None:
+    def press_twice() -> None:
+        while not (stage.files.run / "pid").exists():
+            time.sleep(0.05)
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_twice, daemon=True).start()
+    with pytest.raises(ToolkitError, match="was stopped") as stopped:
+        stage.play({"seconds": 60, "exit": 0, "deaf": True}, stop_grace=3600.0, silence=3600.0)
+    assert stopped.value.exit_code == 130
+    assert stage.actions == ["on request"]
+    assert state_of(stage.files) == "stopped"
+    assert not psutil.pid_exists(int((stage.files.run / "pid").read_text()))
+
+
 def test_what_a_killed_torchrun_leaves_is_killed_before_the_next_one(stage: Stage) -> None:
     """Ranks have sessions of their own; two groups would train one run."""
     leaving = {"exit": -9, "leaves": True, "seconds": 2.0, "place": [0, 8, 8]}
@@ -321,7 +338,8 @@ def test_a_run_that_finished_meanwhile_is_not_trained_again(stage: Stage) -> Non
     assert len(stage.orders) == 1
 
 
-def test_a_fault_in_validation_names_no_batch_to_leave_out(stage: Stage) -> None:
+@pytest.mark.parametrize("phase", ["validating", "finished"])
+def test_a_fault_behind_the_last_batch_names_none_to_leave_out(stage: Stage, phase: str) -> None:
     with pytest.raises(ToolkitError, match="3 times at the same place"):
-        stage.play({"exit": -11, "place": [0, 48, 8], "beat": {"phase": "validating"}})
+        stage.play({"exit": -11, "place": [0, 48, 8], "beat": {"phase": phase}})
     assert stage.actions == ["restarted", "restarted", "given up"]

@@ -40,11 +40,16 @@ class Checkpoint:
     checksum: str
 
     def intact(self) -> bool:
-        """Whether the content is what was written."""
+        """Whether the content can be read and is what was written."""
         try:
             return _checksum(self.path.read_bytes()) == self.checksum
         except OSError:
             return False
+
+    def put_aside(self) -> None:
+        """Rename it, so that no run goes on from it: a disk that could not be read may be better tomorrow."""
+        with suppress(FileNotFoundError):
+            self.path.replace(self.path.with_suffix(".damaged"))
 
     def load(self) -> dict[str, Any]:
         """The state that :func:`write` was given, tensors on the CPU."""

@@ -148,7 +148,7 @@ class DurableTrainer(DetectionTrainer):
             for one in damaged:
                 what = "the one before it is used" if checkpoint else "begun anew"
                 self._record("checkpoint damaged", what, one.path.name)
-                one.path.unlink(missing_ok=True)
+                one.put_aside()
             if checkpoint is not None:
                 checkpoints.discard_after(self.files.checkpoints, checkpoint.images)
         if checkpoint is None:
@@ -389,10 +389,25 @@ class DurableTrainer(DetectionTrainer):
         return False  # updates are guarded one by one instead
 
     def save_model(self) -> bool:
-        """Write last.pt, and best.pt if this epoch is the best, each to a temporary name first.
+        """Write last.pt, and best.pt if this epoch is the best; a full disk is recorded.
 
-        A full disk is recorded; the files are then what they were.
+        After the last epoch no other follows that could write them: the run waits for room.
         """
+        best = self.best_fitness
+        problem = self._try_save()
+        if problem is None:
+            return True
+        self._record("weights not written", "waiting for room" if self.stop else "training goes on", problem)
+        while self.stop and problem is not None:
+            self._beat("validating")
+            self._stop_if_wanted()
+            time.sleep(heartbeat.INTERVAL)
+            self.best_fitness = best
+            problem = self._try_save()
+        return problem is None
+
+    def _try_save(self) -> str | None:
+        """Write the weights, each file to a temporary name first; on a full disk say so and leave them."""
         final = {"last": self.last, "best": self.best}
         partial = {name: path.with_name(f".{path.name}.tmp") for name, path in final.items()}
         self.last, self.best = partial["last"], partial["best"]
@@ -404,15 +419,15 @@ class DurableTrainer(DetectionTrainer):
                         os.fsync(file.fileno())
                     path.replace(final[name])
         except OSError as error:
+            self.best = final["best"]
             self.best_fitness = self._fitness_of_best()  # what the next epoch must beat is what is there
-            self._record("weights not written", "training goes on", f"{self.wdir}: {error.strerror}")
-            return False
+            return f"{self.wdir}: {error.strerror}"
         finally:
             self.last, self.best = final["last"], final["best"]
             for path in partial.values():
                 with suppress(OSError):
                     path.unlink()
-        return True
+        return None
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Append the epoch to results.csv; a full disk costs the row.
@@ -487,6 +502,7 @@ class DurableTrainer(DetectionTrainer):
         self._save_if_due()
 
     def _on_epoch_end(self) -> None:
+        self._beat("validating")  # a fault from here on is none of a batch
         # What the last batch would have set, if it was trained before the run was cut off.
         self.tloss = self._mean_losses()
         self._warm_up((self.epoch + 1) * len(self.train_loader) - 1)

@@ -206,7 +206,7 @@ class Keeper:
             reason = f"{kind} ({detail}), and {limit} restarts within the hour did not help"
             self._give_up(kind, detail, reason)
         beat = heartbeat.read(self.files)
-        validating = beat is not None and beat.phase == "validating"  # behind the last batch
+        validating = beat is not None and beat.phase in ("validating", "finished")  # behind the last batch
         skip = place is not None and place not in self.orders.skip and tried.faults_there >= 2
         skip = skip and not validating
         # What worked before and fails before its first batch may wait for a disk or a card that is away.

@@ -78,6 +78,7 @@ class _Supervisor:
     command: list[str]
     lock: int
     stopped_by: int = 0
+    hurried: bool = False
     spare: subprocess.Popen[bytes] | None = None
     family: set[psutil.Process] = field(default_factory=set)
 
@@ -93,8 +94,7 @@ class _Supervisor:
         """
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            if self.stopped_by and number == signal.SIGINT:
-                raise KeyboardInterrupt
+            self.hurried = bool(self.stopped_by) and number == signal.SIGINT
             self.stopped_by = number
 
         numbers = [signal.SIGTERM, signal.SIGINT]
@@ -237,7 +237,7 @@ class _Supervisor:
         if grace and child.poll() is None:
             child.terminate()
             deadline = time.monotonic() + grace
-            while child.poll() is None and time.monotonic() < deadline:
+            while child.poll() is None and not self.hurried and time.monotonic() < deadline:
                 if any(_state(process) == psutil.STATUS_STOPPED for process in family):
                     break  # SIGSTOP: it does not hear what it is asked
                 time.sleep(self.policy.poll)

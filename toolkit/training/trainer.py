@@ -15,6 +15,7 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 from toolkit import console
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
+from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
@@ -137,9 +138,18 @@ class LTDv2Trainer(DurableTrainer):
     def final_eval(self) -> None:
         """Drop the optimiser from the finished checkpoints; `toolkit evaluate` does the scoring.
 
-        best.pt keeps its fitness: a run that is cut off now trains its last minutes again.
+        best.pt keeps its fitness: a run that is cut off now trains its last minutes again. Where there is no
+        room for a second file, the optimiser stays in.
         """
         for weights in (self.last, self.best):
-            if MAIN and weights.exists():
+            if not MAIN or not weights.exists():
+                continue
+            try:
                 with replacing(weights) as temporary:
-                    strip_optimizer(weights, str(temporary), updates={"best_fitness": self.best_fitness})
+                    stripped = strip_optimizer(
+                        weights, str(temporary), updates={"best_fitness": self.best_fitness}
+                    )
+                    if not stripped:  # it could not be read
+                        raise ToolkitError(f"cannot read {weights}")
+            except Exception as error:  # of a full disk PyTorch makes a RuntimeError
+                self._record("optimiser kept", "finished all the same", f"{weights.name}: {error}")
