@@ -207,6 +207,17 @@ def test_a_frame_that_does_not_decode_is_replaced_named_and_counted_in_training(
     assert json.loads(log.read_text())["frame"] == bad
 
 
+def test_each_frame_of_a_bad_clip_counts_once_an_epoch(copy: Path) -> None:
+    prepare(copy)
+    split = load(copy).split("train")
+    clip = [name.decode() for name in split.file_names[5:9]]
+    for name in clip:
+        damage(copy, name)
+    dataset = make(load(copy), "train", "train", mosaic=0.0)
+    assert all(dataset[i]["im_file"] not in clip for i in range(len(dataset)))
+    assert dataset.skipped == dict.fromkeys(clip, 1)
+
+
 def test_a_frame_that_does_not_decode_in_validation_keeps_its_place(copy: Path) -> None:
     prepare(copy)
     split = load(copy).split("val")

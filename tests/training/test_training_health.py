@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -227,13 +228,30 @@ def test_a_disk_that_is_nearly_full_is_noted() -> None:
 
 
 def test_more_than_one_bad_frame_in_a_hundred_ends_the_run_and_says_why() -> None:
-    assert flags(history(3, lambda n: beat(n, frames=5000, bad_frames=50))) == {}
+    assert flags(history(3, lambda n: beat(n, frames=5000, bad_frames=92))) == {}
     assert flags(history(3, lambda n: beat(n, frames=20, bad_frames=10))) == {}
-    seen = history(3, lambda n: beat(n, frames=5000, bad_frames=51))
+    seen = history(3, lambda n: beat(n, frames=5000, bad_frames=93))
     (verdict,) = health.check(seen, Rules())
     assert verdict.action is Action.GIVE_UP
-    assert "51 of 5,000 frames" in verdict.detail
+    assert "93 of 5,000 frames" in verdict.detail
     assert "toolkit dataset verify --deep" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("images", "share", "given_up"), [(640, 0.0078, False), (20_000, 0.0078, False), (20_000, 0.03, True)]
+)
+def test_bad_frames_that_mosaics_draw_again_and_again_are_judged_by_their_share(
+    images: int, share: float, given_up: bool
+) -> None:
+    """Each sample takes its own frame and three of the 128 before it, as the dataset draws them."""
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        bad = draw.permutation(images) < round(share * images)
+        others = np.arange(images)[:, None] - draw.integers(1, 129, (images, 3))
+        met = np.cumsum(bad + bad[others].sum(axis=1))
+        beats = [beat(0, frames=4 * n, bad_frames=int(met[n - 1])) for n in range(64, images, 64)]
+        found = [bool(flags(history(1, lambda _, now=now: now))) for now in beats]
+        assert any(found) is given_up
 
 
 def test_the_most_drastic_verdict_comes_first() -> None:

@@ -243,7 +243,8 @@ class LTDv2Dataset(YOLODataset):
             try:
                 image, original, resized = self.load_image(i)
             except FrameError as error:
-                self._skip(error)
+                if i == index:  # those behind it count when it is their turn: else a bad clip counts squared
+                    self._skip(error)
                 if self.augment:
                     continue
                 original = self._size(i)

@@ -32,7 +32,7 @@ from ultralytics.utils import RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from toolkit import console
-from toolkit.dataset.loader import use_server
+from toolkit.dataset.loader import PREFETCH, use_server
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.training import checkpoints, events, heartbeat
@@ -489,7 +489,7 @@ class DurableTrainer(DetectionTrainer):
         self.tloss = self._mean_losses()
         progress.samples = loader.samples_done
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
-        self.frames += round(len(self._images) * WORLD_SIZE * (1 + 3 * self._mosaic()))  # of all ranks
+        self.frames += self._frames_for(len(self._images) * WORLD_SIZE)  # of all ranks
         if MAIN:
             self._place.set(loader.order.next())
         now = time.monotonic()
@@ -511,6 +511,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _on_validation_start(self) -> None:
         self._validation_start = time.monotonic()
+        self.frames += len(self.test_loader.dataset)
         self._beat("validating")
 
     def _on_validation_batch(self) -> None:
@@ -519,7 +520,6 @@ class DurableTrainer(DetectionTrainer):
 
     def _on_validation_end(self) -> None:
         self._validation_seconds = time.monotonic() - self._validation_start
-        self.frames += len(self.test_loader.dataset)
 
     def _on_fit_epoch_end(self) -> None:
         self.progress = _Progress(self.epoch + 1)
@@ -527,10 +527,15 @@ class DurableTrainer(DetectionTrainer):
         if not self.stop:
             self._save_if_due()
 
-    def _mosaic(self) -> float:
-        """Probability of a mosaic, which reads three frames more, in this epoch."""
-        closed = self.args.close_mosaic and self.epoch >= self.epochs - self.args.close_mosaic
-        return 0.0 if closed else float(self.args.mosaic)
+    def _frames_for(self, samples: int) -> int:
+        """Frames that training samples of this epoch are made of: a mosaic takes three more."""
+        closed = self.args.close_mosaic and self.progress.epoch >= self.epochs - self.args.close_mosaic
+        return round(samples * (1 if closed else 1 + 3 * self.args.mosaic))
+
+    def _frames_ahead(self) -> int:
+        """Frames that the workers may have met, and found bad, for batches that are not trained yet."""
+        loader = getattr(self, "train_loader", None)
+        return self._frames_for(loader.num_workers * PREFETCH * self.batch_size) if loader else 0
 
     def _mean_losses(self) -> dict[str, float]:
         progress = self.progress
@@ -646,7 +651,7 @@ class DurableTrainer(DetectionTrainer):
             updates=self.updates,
             skipped_updates=self.skipped_updates,
             skipped_in_a_row=self.skipped_in_a_row,
-            frames=self.frames,
+            frames=self.frames + self._frames_ahead(),
             bad_frames=self.files.bad_frames() - self._bad_before,
             best=_float_or_none(self.best_fitness),
         )

@@ -6,6 +6,7 @@ configuration: ``[health.<rule>]`` in toolkit.toml.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -357,8 +358,12 @@ def _disk(history: History, rule: Rule) -> str | None:
 
 def _bad_frames(history: History, rule: Rule) -> str | None:
     beat = history.beat
-    # A handful of bad frames at the very start is no percentage yet.
-    if beat is None or beat.bad_frames <= max(rule.limit * beat.frames, 10):
+    if beat is None:
+        return None
+    # A bad frame is met in about four mosaics in a row, which makes the counts of an allowed part spread by
+    # twice the root of what is expected: three times that is no chance. A handful is no percentage yet.
+    allowed = rule.limit * beat.frames
+    if beat.bad_frames <= max(allowed + 6 * math.sqrt(allowed), 10):
         return None
     return (
         f"{beat.bad_frames:,} of {beat.frames:,} frames did not decode and were replaced, "

@@ -41,7 +41,8 @@ class Beat(msgspec.Struct, frozen=True):
         updates: of the weights in this process, those left out included.
         skipped_updates: updates left out because of a loss or gradient that was not finite.
         skipped_in_a_row: how many of them since the last good update.
-        frames, bad_frames: frames that this trainer has read, and those replaced because they did not decode.
+        frames, bad_frames: frames that this trainer and the workers ahead of it have read at most, and those
+            replaced because they did not decode.
         best: highest so far of what chooses best.pt; null before the first validation.
     """
 

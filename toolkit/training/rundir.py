@@ -143,7 +143,7 @@ class RunFiles:
 
     @property
     def skipped_frames(self) -> Path:
-        """One line for each frame that did not decode, each time it was met."""
+        """One line for each frame that did not decode, each time it was drawn."""
         return self.run / "skipped_frames.jsonl"
 
     @property
