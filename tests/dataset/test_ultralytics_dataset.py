@@ -130,32 +130,24 @@ def test_spawned_workers_give_what_one_process_gives(index: DatasetIndex) -> Non
         torch.testing.assert_close(batch["img"], image, rtol=0, atol=0)
 
 
-def test_a_mosaic_takes_frames_from_before_it_in_the_epoch_which_one_process_decodes_once(
-    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_a_mosaic_takes_frames_that_its_worker_has_at_hand(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 6)
-    dataset = make(index, "train", "train", seed=3, mosaic=1.0)
-    n = len(dataset)
+    """Each is decoded once, but for those that the first samples of a lane take from the epoch's end."""
+    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 2)
+    args = get_cfg(overrides={"imgsz": 160, "mosaic": 1.0})
+    dataset = build_dataset(index, "train", args, "train", 2, data_dictionary(index, 1), seed=3)
     read: list[int] = []
     grey = dataset.frames.grey
-
-    def spy(row: int) -> Any:
-        read.append(int(np.flatnonzero(dataset._rows == row)[0]))
-        return grey(row)
-
-    monkeypatch.setattr(dataset.frames, "grey", spy)
-    order = epoch_order(n, seed=3, epoch=1).tolist()
-    used: set[int] = set()
-    for place, i in enumerate(order):
-        dataset._recent.clear()
-        read.clear()
-        _ = dataset[n + i]
-        used.update((place - order.index(j)) % n for j in read)
-    assert used == set(range(7))
-    read.clear()
-    for i in order:
-        _ = dataset[n + i]
-    assert len(read) <= n + 6
+    monkeypatch.setattr(dataset.frames, "grey", lambda row: [read.append(row), grey(row)][1])
+    order = epoch_order(len(dataset), seed=3, epoch=1).reshape(-1, 2)
+    for worker in range(workers):
+        dataset._lanes.clear()
+        for i in order[worker::workers].ravel().tolist():
+            _ = dataset[len(dataset) + i]
+    assert set(read) == set(dataset._rows.tolist())
+    assert len(read) <= len(dataset) + 2 * ultralytics.LANES
 
 
 def test_another_epoch_or_seed_augments_differently(index: DatasetIndex) -> None:

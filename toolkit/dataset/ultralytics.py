@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import default_collate
 from ultralytics.data.augment import Compose, Format, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
@@ -37,9 +36,12 @@ Array = npt.NDArray[Any]
 MAX_REPLACEMENTS = 100
 """Frames in a row that may fail before a sample gives up: by then the archive is gone, not one frame bad."""
 
-NEIGHBOURS = 128
-"""A mosaic's other three frames are among the ones this far before it in the epoch: as many as Ultralytics'
-buffer holds at batch 16. A worker has decoded most of them for the samples that it made last."""
+LANES = 8
+"""Loaders deal batches to their workers in turn: of 1, 2, 4 or 8 workers one makes every eighth batch."""
+
+NEIGHBOURS = 64
+"""A mosaic's other three frames are among as many before it, in the batches that the same worker makes: they
+are at hand, decoded for earlier samples. Ultralytics takes them from the last 128 at batch 16."""
 
 
 def data_dictionary(index: DatasetIndex, channels: int) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class LTDv2Dataset(YOLODataset):
         rows: (n,) images of the split to use; all by default.
         seed: an augmented sample depends on the seed and its index alone, not on which worker made it or what
             that worker made before. Indices count on over the epochs: ``epoch * len(dataset) + i``, and come
-            soonest in the order of :func:`toolkit.dataset.order.epoch_order`.
+            soonest in the order of :func:`toolkit.dataset.order.epoch_order`, in batches of ``batch_size``.
         skip_log: file for frames that could not be used.
     """
 
@@ -188,6 +190,7 @@ class LTDv2Dataset(YOLODataset):
         self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
         self._recent: dict[int, tuple[Array, tuple[int, int], tuple[int, int]]] = {}
+        self._lanes: dict[int, dict[int, tuple[Array, tuple[int, int], tuple[int, int]]]] = {}
         self._order: tuple[int, Array, Array] | None = None
         self.transforms = self.build_transforms(hyp=copy(hyp))
 
@@ -228,9 +231,10 @@ class LTDv2Dataset(YOLODataset):
         if self.augment:
             random.seed(f"{self.seed} {epoch} {i}")
             np.random.seed(random.getrandbits(32))  # noqa: NPY002 (Ultralytics' augmentation draws from it)
-            self.buffer = self._neighbours(epoch, i)
-            wanted = {i, *self.buffer}
-            self._recent = {j: loaded for j, loaded in self._recent.items() if j in wanted}
+            lane, self.buffer = self._neighbours(epoch, i)
+            wanted, held = {i, *self.buffer}, self._lanes.get(lane, {})
+            self._recent = {j: loaded for j, loaded in held.items() if j in wanted}
+            self._lanes[lane] = self._recent
         sample: dict[str, Any] = self.transforms(self.get_image_and_label(i))
         if self.channels == 3:
             sample["img"] = sample["img"].expand(3, -1, -1)
@@ -268,12 +272,8 @@ class LTDv2Dataset(YOLODataset):
 
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker.
-
-        PyTorch's collation puts the images of a worker into shared memory at once; stacked elsewhere, they
-        would be copied there when the batch is sent.
-        """
-        images = default_collate([sample["img"][:1] for sample in batch])
+        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker."""
+        images = torch.stack([sample["img"][:1] for sample in batch])
         collated: dict[str, Any] = YOLODataset.collate_fn(
             [{key: value for key, value in sample.items() if key != "img"} for sample in batch]
         )
@@ -303,15 +303,18 @@ class LTDv2Dataset(YOLODataset):
             self._recent[i] = loaded
         return loaded
 
-    def _neighbours(self, epoch: int, i: int) -> list[int]:
-        """The images before image ``i`` in the epoch's order, whose end comes before its beginning."""
+    def _neighbours(self, epoch: int, i: int) -> tuple[int, list[int]]:
+        """An image's lane, and the images before it there; the epoch's end comes before its beginning."""
         if self._order is None or self._order[0] != epoch:
             order = epoch_order(self.ni, self.seed, epoch)
             self._order = epoch, order, np.argsort(order)
         _, order, places = self._order
         count = max(1, min(NEIGHBOURS, self.ni - 1))
-        neighbours: list[int] = order[np.arange(places[i] - count, places[i]) % self.ni].tolist()
-        return neighbours
+        batch, column = divmod(int(places[i]), self.batch_size)
+        turn, lane = divmod(batch, LANES)
+        turns, columns = np.divmod(turn * self.batch_size + column - np.arange(1, count + 1), self.batch_size)
+        before = (turns * LANES + lane) * self.batch_size + columns
+        return lane, order[before % self.ni].tolist()
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (-(-side * self.imgsz // max(size)) for side in size)
@@ -371,7 +374,7 @@ class LTDv2Dataset(YOLODataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker opens the frames itself and has none at hand at first.
-        own: dict[str, Any] = {"frames": None, "_recent": {}, "_order": None, "skipped": {}}
+        own: dict[str, Any] = {"frames": None, "_recent": {}, "_lanes": {}, "_order": None, "skipped": {}}
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

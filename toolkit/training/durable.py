@@ -272,7 +272,7 @@ class DurableTrainer(DetectionTrainer):
                 f"a batch of {self.batch_size} cannot be shared by {WORLD_SIZE} ranks",
                 expected=f"a --batch that is a multiple of {WORLD_SIZE}",
             )
-        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        dataset = self.build_dataset(dataset_path, mode, self.batch_size)
         order = EpochSampler(len(dataset), self.batch_size, self.args.seed, max(RANK, 0), WORLD_SIZE)
         return ResumableLoader(
             dataset,

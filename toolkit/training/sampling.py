@@ -1,8 +1,8 @@
 """The order of the samples as a function of (seed, epoch), and a loader that can enter an epoch anywhere.
 
-With a dataset whose samples depend on (seed, epoch, image) alone, nothing remembers what ran before. So
-a run goes on, with any number of loader workers and of ranks, with exactly the samples that the run that was
-cut off would have drawn.
+With a dataset whose samples depend on (seed, epoch, image, batch size) alone, nothing remembers what ran
+before. So a run goes on, with any number of loader workers and of ranks, with exactly the samples that the
+run that was cut off would have drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from toolkit.dataset.loader import PREFETCH, use_server
 from toolkit.dataset.order import epoch_order
@@ -91,6 +92,31 @@ class EpochSampler(Sampler[int]):
                 yield self.epoch * self.images + int(order[position])
 
 
+class _Ring:
+    """Collates a worker's batches into shared memory that is used again and again.
+
+    PyTorch takes new shared memory for every batch, which the kernel clears page by page: 5 ms for 16 frames
+    of 640 x 640 pixels, where copying them takes 0.2 ms. A worker is at most :data:`PREFETCH` batches ahead
+    of the one that is handed out, which :class:`ResumableLoader` copies before it asks for another.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collate = collate
+        self.memory: deque[Tensor] = deque(maxlen=PREFETCH + 2)
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        if get_worker_info() is not None:
+            images = batch["img"][:, :1]
+            if len(self.memory) < PREFETCH + 2 or self.memory[0].shape != images.shape:
+                memory = torch.empty_like(images).share_memory_()  # type: ignore[no-untyped-call]
+            else:
+                memory = self.memory.popleft()
+            self.memory.append(memory)
+            batch["img"] = memory.copy_(images).expand_as(batch["img"])
+        return batch
+
+
 class ResumableLoader(DataLoader[Any]):
     """Loads what is left of an epoch and knows how far the epoch has come.
 
@@ -123,7 +149,7 @@ class ResumableLoader(DataLoader[Any]):
             batch_size=order.batch // order.ranks,
             sampler=order,
             num_workers=workers,
-            collate_fn=dataset.collate_fn,
+            collate_fn=_Ring(dataset.collate_fn),
             pin_memory=pin_memory,
             **(for_workers if workers else {}),
         )
@@ -157,6 +183,9 @@ class ResumableLoader(DataLoader[Any]):
                 self.reset()
                 batches = super().__iter__()
                 continue
+            if self.num_workers and not self.pin_memory:
+                images = batch["img"]
+                batch["img"] = images[:, :1].clone().expand_as(images)
             places.popleft()
             self.place = place
             self.samples_done = order.start = min(place.first + place.size, order.images)
