@@ -32,7 +32,7 @@ def test_bench_data_shows_every_stage_and_loader(
     assert set(result["stages"]) == {"read", "decode", "augment", "collate", "to device"}
     assert all(rate > 0 for rate in result["stages"].values())
     assert result["workers"]["0"] > 0
-    assert 0.9 < result["frames_per_sample"] < 1.5
+    assert 1 <= result["frames_per_sample"] < 4
 
 
 def test_bench_data_times_the_cache_where_training_takes_it(

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from toolkit.dataset import frames
@@ -39,6 +39,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0/\\:.", categ
 
 
 @settings(max_examples=40)
+@example(members={}, methods=[zipfile.ZIP_STORED] * 8, comment=b"PK\x05\x06", lead=b"")
 @given(
     members=st.dictionaries(names.map("frames/{}.jpg".format), st.binary(max_size=3000), max_size=8),
     methods=st.lists(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]), min_size=8, max_size=8),

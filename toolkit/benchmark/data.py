@@ -18,7 +18,7 @@ from toolkit import console
 from toolkit.dataset.cache import CachedFrames
 from toolkit.dataset.frames import Frames, decode_grey
 from toolkit.dataset.order import epoch_order
-from toolkit.dataset.ultralytics import NEIGHBOURS, LTDv2Dataset
+from toolkit.dataset.ultralytics import LANES, NEIGHBOURS, LTDv2Dataset
 from toolkit.training.sampling import EpochSampler, ResumableLoader
 
 SAMPLES = 512
@@ -130,7 +130,7 @@ def _stages(dataset: LTDv2Dataset, batch: int, device: torch.device) -> tuple[di
     original, dataset.frames = dataset.frames, timed
     collating = moving = 0.0
     try:
-        for _ in islice(samples, NEIGHBOURS):
+        for _ in islice(samples, LANES * NEIGHBOURS):
             pass
         timed.read_seconds = timed.decode_seconds = timed.count = 0
         start = time.perf_counter()

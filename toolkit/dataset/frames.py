@@ -8,6 +8,7 @@ The archive has more than a million members. Its directory is read here with num
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -364,7 +365,10 @@ def _find_directory(path: Path, fd: int) -> tuple[int, int, int, int]:
     end = os.fstat(fd).st_size
     tail_start = max(0, end - 22 - 65_535)
     tail = os.pread(fd, end - tail_start, tail_start)
-    at = tail.rfind(b"PK\x05\x06")
+    places = [match.start() for match in re.finditer(b"PK\x05\x06", tail)]
+    # The archive's comment may hold the signature too; the record's own comment ends where the file does.
+    whole = [at for at in places if tail[at + 20 : at + 22] == struct.pack("<H", max(len(tail) - at - 22, 0))]
+    at = (whole or places or [-1])[-1]
     if at < 0 or len(tail) - at < 22:
         raise ToolkitError(
             f"{path} is cut off or no zip archive",
