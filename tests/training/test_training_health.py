@@ -7,6 +7,7 @@ import mmap
 import multiprocessing
 import shutil
 import statistics
+import subprocess
 import threading
 import time
 from collections import deque
@@ -14,16 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import ToolkitError
-from toolkit.training import health, sensors
+from toolkit.training import health, heartbeat, sensors
 from toolkit.training.durable import WINDOW
 from toolkit.training.health import Action, History, Rule, Rules
 from toolkit.training.heartbeat import Beat, MemoryGauge
+from toolkit.training.rundir import RunFiles
 from toolkit.training.sensors import Sensors, reader
 
 GIB = 2**30
@@ -32,6 +35,7 @@ GIB = 2**30
 def beat(count: int, **values: Any) -> Beat:
     usual = {
         "phase": "training",
+        "epoch": 2,
         "epochs": 10,
         "batches": 100,
         "loss": {"box": 1.0, "cls": 1.0},
@@ -149,6 +153,25 @@ def test_a_loss_that_stays_far_above_its_median_rolls_back_at_any_speed(
     assert flags(seen) == {"loss_jump": Action.ROLL_BACK}
 
 
+def test_a_loss_that_rises_while_an_untrained_model_finds_its_first_objects_is_no_jump() -> None:
+    """As two batches a second: 0.6 for the first fifty, then about 10, which is what it stays near."""
+    seen, losses = History(), deque[float](maxlen=WINDOW)
+    for second in range(600):
+        batch = 2 * second
+        losses.extend([0.6, 0.6] if batch < 50 else [10.0, 10.0])
+        written = beat(
+            second,
+            epoch=batch // 100,
+            batch=batch % 100,
+            loss={"box": losses[-1]},
+            median_loss=statistics.median(losses),
+        )
+        seen.add(float(second), written, None, 100 * GIB)
+        assert flags(seen) == {}
+    diverged = history(30, lambda n: beat(n, epoch=12, loss={"box": 150.0}, median_loss=10.0), then=seen)
+    assert flags(diverged) == {"loss_jump": Action.ROLL_BACK}
+
+
 def test_heat_is_noted_after_a_minute_and_stops_the_run_within_seconds_when_it_is_too_much() -> None:
     warm = Sensors(busy=99.0, temperature=84.0)
     assert flags(history(50, sensors=warm)) == {}
@@ -176,6 +199,33 @@ def test_memory_that_grows_for_hours_is_given_back_by_a_restart() -> None:
 
     assert flags(history(3 * 3600, leaking)) == {}
     assert flags(history(4 * 3600 + 120, leaking)) == {"memory_growth": Action.RESTART}
+
+
+@pytest.mark.parametrize("step", [240, 60])
+def test_memory_that_the_gpu_takes_once_or_twice_is_no_leak(step: int) -> None:
+    """PyTorch keeps what the first validation and the most crowded batch took."""
+
+    def at(second: int) -> Beat:
+        taken = 20 + 5 * (second > step) + 3 * (second > 2 * step)
+        return beat(second, gpu_memory=taken * GIB)
+
+    seen = History()
+    for second in range(900):
+        seen.add(float(second), at(second), None, 100 * GIB)
+        assert flags(seen) == {}
+
+
+def test_a_leak_that_begins_after_hours_or_grows_by_the_epoch_is_one() -> None:
+    def late(second: int) -> Beat:
+        return beat(second, gpu_memory=20 * GIB + max(second - 4 * 3600, 0) * GIB // 200)
+
+    assert flags(history(4 * 3600 + 700, late)) == {}
+    assert flags(history(4 * 3600 + 900, late)) == {"memory_growth": Action.RESTART}
+
+    def stairs(second: int) -> Beat:
+        return beat(second, gpu_memory=20 * GIB + second // 300 * GIB // 2)
+
+    assert "memory_growth" in flags(history(300 * 9 + 100, stairs))
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # about forking, from Python 3.12 on
@@ -380,3 +430,38 @@ def test_a_loss_that_is_not_finite_has_no_total() -> None:
     assert beat(1, loss={"box": 1.0, "cls": None}).total_loss is None
     assert beat(1).total_loss == 2.0
     assert not math.isnan(beat(1).total_loss or math.nan)
+
+
+@pytest.mark.parametrize("answer", ["", "No devices were found\n", "1, 2, 3, 4\n5, 6, 7, 8\n"])
+def test_an_odd_answer_of_nvidia_smi_is_no_reading(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = subprocess.CompletedProcess([], 0, stdout=answer)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answered)
+    assert sensors._read_nvidia("0") is None
+
+
+def test_the_sensors_are_read_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def read() -> Sensors:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RuntimeError("the driver is being replaced")
+        return Sensors(busy=50.0)
+
+    monkeypatch.setattr(sensors, "reader", lambda _: read)
+    look = sensors.in_background("0")
+    deadline = time.monotonic() + 10
+    while look() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_heartbeat_that_is_being_written_over_is_read_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, where there is no room for a second file."""
+    written = beat(7)
+    whole = msgspec.json.encode(written)
+    contents = iter([b"", whole[:20], whole])
+    monkeypatch.setattr(Path, "read_bytes", lambda _: next(contents))
+    assert heartbeat.read(RunFiles(tmp_path)) == written

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -21,6 +22,10 @@ from toolkit.training.heartbeat import Beat, Phase
 from toolkit.training.sensors import Sensors
 
 GIB = 2**30
+
+UNTRAINED = 200
+"""Batches of a run in which its loss may rise tenfold and mean well: an untrained model that has no box near
+an object has none to be wrong about."""
 
 
 class Action(Enum):
@@ -55,11 +60,12 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         hang_validating: the same in validation.
         not_finite: updates in a row with a loss or gradient that is NaN or infinite.
         often_not_finite: part of the updates of ten minutes that were such, if they were 20 or more.
-        loss_jump: loss as a multiple of what its running median usually was in the ten minutes before.
+        loss_jump: loss as a multiple of what its running median usually was in the ten minutes before, from
+            batch :data:`UNTRAINED` on.
         gpu_idle: percent of time that the GPU is busy.
         hot, too_hot: temperature of the GPU in degrees Celsius.
         gpu_memory: part of the card's memory in use: 5 GB on a card of 6 GB.
-        memory_growth: GiB that the trainer, its loader and its part of the GPU have grown by since the start.
+        memory_growth: GiB that the trainer, its loader and its part of the GPU have grown by, bit by bit.
         slow: images a second as a part of the run's own median.
         starving: part of the time spent waiting for the loader.
         disk: GiB free where the run is written.
@@ -264,6 +270,7 @@ def _loss_jump(history: History, rule: Rule) -> str | None:
         beat.median_loss
         for observation in history.before(rule.seconds)
         if (beat := observation.beat) is not None and beat.phase == "training" and beat.median_loss
+        if beat.epoch * beat.batches + beat.batch >= UNTRAINED
     ]
     if not losses or not medians:
         return None
@@ -317,20 +324,25 @@ def _gpu_memory(history: History, rule: Rule) -> str | None:
 
 
 def _memory_growth(history: History, rule: Rule) -> str | None:
-    def size(observation: Observation) -> float | None:
-        beat = _training(observation)
-        return None if beat is None else (beat.memory + beat.gpu_memory) / GIB
-
-    first = next((s for s in map(size, history.observations) if s is not None), None)
-    if first is None:
+    sizes = [
+        (observation.at, (beat.memory + beat.gpu_memory) / GIB)
+        for observation in history.observations
+        if (beat := _training(observation))
+    ]
+    less = [i for i, (_, size) in enumerate(sizes) if size < sizes[-1][1] - rule.limit]
+    if not less:
         return None
-
-    def growth(observation: Observation) -> float | None:
-        now = size(observation)
-        return None if now is None else now - first
-
-    grown = _sustained(history, rule, growth, _above)
-    return None if grown is None else f"memory has grown by {grown:.1f} GiB, limit {rule.limit:g} GiB"
+    since = sizes[less[-1] :]
+    (start, first), (end, last) = since[0], since[-1]
+    if end - start < rule.seconds:
+        return None
+    # PyTorch keeps what one crowded batch or the first validation took: a leak grows all the time.
+    quarters = [start + part * (end - start) / 4 for part in range(1, 4)]
+    passed = [first, *(next(size for at, size in since if at >= quarter) for quarter in quarters), last]
+    if any(after - before < rule.limit / 16 for before, after in pairwise(passed)):
+        return None
+    minutes = (end - start) / 60
+    return f"memory has grown by {last - first:.1f} GiB in {minutes:.0f} minutes, limit {rule.limit:g} GiB"
 
 
 def _slow(history: History, rule: Rule) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ from toolkit.training.rundir import Batch, RunFiles
 
 INTERVAL = 2.0
 """Seconds between two writes of the heartbeat while a phase lasts."""
+
+TRIES = 5
+"""Times that a heartbeat is read before it counts as none: on a full disk it may be half written over."""
 
 Phase = Literal["starting", "training", "validating", "finished"]
 
@@ -108,10 +112,12 @@ def write(files: RunFiles, beat: Beat) -> None:
 
 def read(files: RunFiles) -> Beat | None:
     """The newest heartbeat; None where there is none yet."""
-    try:
-        return msgspec.json.decode(files.heartbeat.read_bytes(), type=Beat)
-    except (OSError, msgspec.DecodeError):
-        return None
+    with suppress(OSError):
+        for _ in range(TRIES):
+            with suppress(msgspec.DecodeError):
+                return msgspec.json.decode(files.heartbeat.read_bytes(), type=Beat)
+            time.sleep(0.01)
+    return None
 
 
 class MemoryGauge:

@@ -70,8 +70,8 @@ def in_background(device: str) -> Callable[[], Sensors | None]:
     def watch() -> None:
         nonlocal newest
         while True:
-            reading = read()
-            newest = time.monotonic(), reading
+            with suppress(Exception):  # whatever a driver may answer: the next answer may be a better one
+                newest = time.monotonic(), read()
             time.sleep(1.0)
 
     def look() -> Sensors | None:
@@ -133,9 +133,9 @@ def _read_nvidia(name: str) -> Sensors | None:
             timeout=5,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError):
+        busy, temperature, used, total = (_number(text) for text in answer.stdout.strip().split(","))
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    busy, temperature, used, total = (_number(text) for text in answer.stdout.strip().split(","))
     mib = 2**20
     return Sensors(
         busy=busy,
