@@ -182,9 +182,12 @@ class RunFiles:
         try:
             if not _lock(handle):
                 holder = os.pread(handle, 32, 0).decode().strip()
+                found = f"process {holder}" if holder else ""
+                if not Path("/proc", holder).exists():  # or on another machine
+                    found += ", or a trainer that it left, which saves and ends within a minute"
                 raise ToolkitError(
                     f"run {self.run.name} is being trained already",
-                    found=f"process {holder}" if holder else "",
+                    found=found,
                     fix=f"watch it with `toolkit monitor {self.run.name}`, or give this one another --name",
                 )
             os.ftruncate(handle, 0)
