@@ -137,6 +137,11 @@ class RunFiles:
         return self.run / "exit"
 
     @property
+    def refusal(self) -> Path:
+        """The error line of a trainer that reported one, until the next begins."""
+        return self.run / "refusal"
+
+    @property
     def events(self) -> Path:
         """One line for each thing that went wrong and what was done."""
         return self.run / "events.jsonl"
