@@ -15,7 +15,7 @@ import pytest
 from tiny_run import Trace, plan, train
 
 from toolkit.errors import ToolkitError
-from toolkit.training import events, session
+from toolkit.training import checkpoints, events, session
 from toolkit.training.health import Action, Rule, Rules
 from toolkit.training.keeper import Policy
 from toolkit.training.rundir import Exit, RunFiles, Saving, read_summary, state_of
@@ -103,6 +103,17 @@ def test_it_trained_what_an_undisturbed_run_trains(battered: Path, data: Path, t
             same = expected[step["epoch"], step["batch"]]
             assert step["images"] == list(same.images)
             assert step["losses"] == pytest.approx(same.losses, abs=1e-6)
+
+
+def test_the_summary_of_a_refused_run_quotes_the_error(data: Path, tmp_path: Path) -> None:
+    planned = plan(data, tmp_path / "run")
+    checkpoints.write(RunFiles(planned.run).checkpoints, 8, {"format": 99})
+    with pytest.raises(ToolkitError, match="was given up"):
+        supervise(planned)
+    summary = read_summary(RunFiles(planned.run))
+    assert summary is not None
+    assert "found format 99" in summary.reason
+    assert [e.detail for e in events.read(RunFiles(planned.run).events)] == [summary.reason]
 
 
 def test_a_disk_that_answers_slowly_is_noted_and_waited_for(data: Path, tmp_path: Path) -> None:

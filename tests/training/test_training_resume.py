@@ -216,6 +216,20 @@ def test_ultralytics_own_loop_sees_the_same_warm_up_and_updates(data: Path, tmp_
         assert a.rate == pytest.approx(b.rate, rel=1e-9)
 
 
+def test_a_stop_that_cannot_save_says_how_much_is_lost(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ToolkitError("No space left on device")
+
+    planned = plan(data, tmp_path / "run")
+    train(planned, stop_after=2)
+    monkeypatch.setattr(checkpoints, "write", full)
+    assert train(planned, stop_after=5).stopped
+    last = events.read(RunFiles(planned.run).events)[-1]
+    assert (last.kind, last.detail) == ("not saved", "36 images are to be trained again")
+
+
 @pytest.fixture
 def interrupted(data: Path, tmp_path: Path) -> TrainingPlan:
     """A run that was stopped in its second epoch."""

@@ -247,6 +247,16 @@ def test_a_frozen_trainer_whose_supervisor_is_gone_does_not_keep_the_run(stage: 
     assert stage.actions == ["ended"]
 
 
+def test_a_refusal_names_no_process_that_has_gone_as_if_it_were_there(stage: Stage) -> None:
+    with stage.files.locked() as lock:
+        with pytest.raises(ToolkitError) as refused, stage.files.locked():
+            pass
+        assert refused.value.found == f"process {os.getpid()}"
+        os.pwrite(lock, b"99999999", 0)
+        with pytest.raises(ToolkitError, match="a trainer that it left"), stage.files.locked():
+            pass
+
+
 def test_restarts_from_the_same_checkpoint_wait_longer_each_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

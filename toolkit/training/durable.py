@@ -560,6 +560,10 @@ class DurableTrainer(DetectionTrainer):
         # The first rank saves and goes; the others would wait for it for ever, and are ended with the group.
         if MAIN and self.stop_wanted():
             self.save_checkpoint()
+            if self.saved_at != self.batches_done:
+                kept = next((one.images for one in checkpoints.listed(self.files.checkpoints)), 0)
+                lost = f"{self._images_done() - kept:,} images are to be trained again"
+                self._record("not saved", "stopped all the same", lost)
             raise Stopped
 
     def save_checkpoint(self) -> None:

@@ -147,7 +147,7 @@ class _Leader:
         else:
             keeper.orders = msgspec.structs.replace(keeper.orders, supervisor=0, before=None)
         self._keep()
-        for path in (files.heartbeat, files.exit_status, files.place):
+        for path in (files.heartbeat, files.exit_status, files.refusal, files.place):
             path.unlink(missing_ok=True)
         keeper.summarise("running")
 

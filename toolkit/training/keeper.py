@@ -151,7 +151,7 @@ class Keeper:
         if verdict is not None and verdict.action is Action.GIVE_UP:
             self._give_up(verdict.rule, verdict.detail, f"{verdict.rule}: {verdict.detail}")
         if end.code == Exit.FAILED and verdict is None and not tried.has_trained:
-            reason = "the trainer reported an error that trying again would not mend"
+            reason = self._why(end.code)
             self._give_up("trainer died", reason, reason)
         if end.code == Exit.ROLL_BACK or (verdict is not None and verdict.action is Action.ROLL_BACK):
             self._roll_back(verdict)
@@ -191,6 +191,12 @@ class Keeper:
         console.note(self._describe(self.summarise("failed", reason)))
         raise GivenUp(self.files, reason)
 
+    def _why(self, code: int) -> str:
+        """The error that the trainer reported, else what its status means."""
+        with suppress(OSError):
+            return self.files.refusal.read_text()
+        return _describe_code(code)
+
     def _give_up(self, kind: str, detail: str, reason: str) -> NoReturn:
         self.record(kind, "given up", detail)
         self.fail(reason)
@@ -199,7 +205,7 @@ class Keeper:
         tried, limit = self.tried, self.plan.restarts.an_hour
         place = heartbeat.Place.read(self.files)
         kind = end.verdict.rule if end.verdict else "trainer died"
-        detail = end.verdict.detail if end.verdict else _describe_code(end.code)
+        detail = end.verdict.detail if end.verdict else self._why(end.code)
         tried.faults_there = tried.faults_there + 1 if place == tried.last_fault else 1
         tried.last_fault = place
         if not _allowed(tried.restarts, limit):

@@ -137,6 +137,11 @@ class RunFiles:
         return self.run / "exit"
 
     @property
+    def refusal(self) -> Path:
+        """The error line of a trainer that reported one, until the next begins."""
+        return self.run / "refusal"
+
+    @property
     def events(self) -> Path:
         """One line for each thing that went wrong and what was done."""
         return self.run / "events.jsonl"
@@ -182,9 +187,12 @@ class RunFiles:
         try:
             if not _lock(handle):
                 holder = os.pread(handle, 32, 0).decode().strip()
+                found = f"process {holder}" if holder else ""
+                if not Path("/proc", holder).exists():  # or on another machine
+                    found += ", or a trainer that it left, which saves and ends within a minute"
                 raise ToolkitError(
                     f"run {self.run.name} is being trained already",
-                    found=f"process {holder}" if holder else "",
+                    found=found,
                     fix=f"watch it with `toolkit monitor {self.run.name}`, or give this one another --name",
                 )
             os.ftruncate(handle, 0)

@@ -145,7 +145,8 @@ class _Supervisor:
     def _attempt(self) -> End:
         """Run one trainer process to its end, and end it if a rule says so."""
         # The place as well: a trainer that dies before its first batch is no second fault of the last one's.
-        for path in (self.files.heartbeat, self.files.exit_status, self.files.place):
+        files = self.files
+        for path in (files.heartbeat, files.exit_status, files.refusal, files.place):
             path.unlink(missing_ok=True)
         history = health.History()
         child = self._launch()

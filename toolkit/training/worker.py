@@ -109,6 +109,9 @@ def _train(files: RunFiles) -> int:
             return Exit.ROLL_BACK
     except ToolkitError as error:
         console.fail(error)
+        if _is_first():
+            with suppress(OSError):
+                files.refusal.write_text(error.line())
         return error.exit_code
     except Exception:
         traceback.print_exc()
