@@ -52,7 +52,7 @@ class Policy:
     silence: float = 10.0
     kill_grace: float = 60.0
     pause: float = 5.0
-    longest_pause: float = 60.0
+    longest_pause: float = 600.0
     linger: float = 2.0
 
 
