@@ -219,9 +219,10 @@ def test_a_stopped_training_is_saved_and_goes_on(prepared: Path, client: docker.
     assert interrupted > stopped > 0
 
     with training(prepared, "--resume") as process:
-        epoch, batch = Place.read(RunFiles(prepared / "runs/first")) or (0, 0)
+        place = Place.read(RunFiles(prepared / "runs/first"))
         process.wait()
-    assert 96 * epoch + 8 * (batch + 1) > interrupted  # no image is trained twice
+    assert place is not None
+    assert 96 * place.epoch + place.first + place.size > interrupted  # no image is trained twice
     assert process.returncode == 0
     assert len((prepared / "runs/first/results.csv").read_text().splitlines()) == 3
 
