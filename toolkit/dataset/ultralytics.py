@@ -191,6 +191,7 @@ class LTDv2Dataset(YOLODataset):
         self.buffer: list[int] = []
         self._recent: dict[int, tuple[Array, tuple[int, int], tuple[int, int]]] = {}
         self._lanes: dict[int, dict[int, tuple[Array, tuple[int, int], tuple[int, int]]]] = {}
+        self._spare: list[Array] = []
         self._order: tuple[int, Array, Array] | None = None
         self.transforms = self.build_transforms(hyp=copy(hyp))
 
@@ -234,6 +235,7 @@ class LTDv2Dataset(YOLODataset):
             lane, self.buffer = self._neighbours(epoch, i)
             wanted, held = {i, *self.buffer}, self._lanes.get(lane, {})
             self._recent = {j: loaded for j, loaded in held.items() if j in wanted}
+            self._spare += [loaded[0] for j, loaded in held.items() if j not in wanted]
             self._lanes[lane] = self._recent
         sample: dict[str, Any] = self.transforms(self.get_image_and_label(i))
         if self.channels == 3:
@@ -271,9 +273,14 @@ class LTDv2Dataset(YOLODataset):
         )
 
     @staticmethod
-    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker."""
-        images = torch.stack([sample["img"][:1] for sample in batch])
+    def collate_fn(batch: list[dict[str, Any]], out: torch.Tensor | None = None) -> dict[str, Any]:
+        """Ultralytics' collation; three equal channels stay one in memory, and on the way from a worker.
+
+        Args:
+            batch: the samples.
+            out: (samples, 1, height, width) uint8, where the images are to be; new memory by default.
+        """
+        images = torch.stack([sample["img"][:1] for sample in batch], out=out)
         collated: dict[str, Any] = YOLODataset.collate_fn(
             [{key: value for key, value in sample.items() if key != "img"} for sample in batch]
         )
@@ -297,7 +304,7 @@ class LTDv2Dataset(YOLODataset):
         if original != self._size(i):
             found, expected = ("{1} x {0}".format(*size) for size in (original, self._size(i)))
             raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
-        image = grey[..., None] if self.fused else self._resize(grey)
+        image = self._kept(grey)[..., None] if self.fused else self._resize(grey)
         loaded = image, original, self._resized(original)
         if self.augment:
             self._recent[i] = loaded
@@ -315,6 +322,17 @@ class LTDv2Dataset(YOLODataset):
         turns, columns = np.divmod(turn * self.batch_size + column - np.arange(1, count + 1), self.batch_size)
         before = (turns * LANES + lane) * self.batch_size + columns
         return lane, order[before % self.ni].tolist()
+
+    def _kept(self, grey: Array) -> Array:
+        """The frame in memory that an earlier one had.
+
+        It is taken in blocks: a heap in which frames outlive the arrays made between them grows without need.
+        """
+        if not self._spare or self._spare[-1].shape[:2] != grey.shape:
+            self._spare = list(np.empty((NEIGHBOURS + 1, *grey.shape, 1), np.uint8))
+        kept = self._spare.pop()[..., 0]
+        np.copyto(kept, grey)
+        return kept
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (-(-side * self.imgsz // max(size)) for side in size)
@@ -374,7 +392,8 @@ class LTDv2Dataset(YOLODataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker opens the frames itself and has none at hand at first.
-        own: dict[str, Any] = {"frames": None, "_recent": {}, "_lanes": {}, "_order": None, "skipped": {}}
+        own: dict[str, Any] = {"frames": None, "_recent": {}, "_lanes": {}, "_spare": [], "_order": None}
+        own["skipped"] = {}
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -100,21 +100,21 @@ class _Ring:
     of the one that is handed out, which :class:`ResumableLoader` copies before it asks for another.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+    def __init__(self, collate: Callable[..., dict[str, Any]]) -> None:
         self.collate = collate
         self.memory: deque[Tensor] = deque(maxlen=PREFETCH + 2)
 
     def __call__(self, samples: list[Any]) -> dict[str, Any]:
-        batch = self.collate(samples)
-        if get_worker_info() is not None:
-            images = batch["img"][:, :1]
-            if len(self.memory) < PREFETCH + 2 or self.memory[0].shape != images.shape:
-                memory = torch.empty_like(images).share_memory_()  # type: ignore[no-untyped-call]
-            else:
-                memory = self.memory.popleft()
-            self.memory.append(memory)
-            batch["img"] = memory.copy_(images).expand_as(batch["img"])
-        return batch
+        if get_worker_info() is None:
+            return self.collate(samples)
+        image = samples[0]["img"]
+        shape = (len(samples), 1, *image.shape[1:])
+        if len(self.memory) == self.memory.maxlen and self.memory[0].shape == shape:
+            memory = self.memory.popleft()
+        else:
+            memory = torch.empty(shape, dtype=image.dtype).share_memory_()  # type: ignore[no-untyped-call]
+        self.memory.append(memory)
+        return self.collate(samples, out=memory)
 
 
 class ResumableLoader(DataLoader[Any]):
