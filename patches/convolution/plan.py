@@ -1,15 +1,17 @@
 """Which route serves which problem: measured on this card, remembered in a file, never measured again.
 
-The plan is a JSON file for each combination of card, driver, torch and triton, in the user's cache folder. It
-holds the verdicts of the self-tests, one a route and dtype, and for each problem the seconds of every route
-and the fastest one. What a want of memory decided is known to its process alone. Processes share the file: a
-writer takes a lock, merges with what others wrote, and replaces the file in one step.
+The plan is a JSON file for each combination of card, driver, torch, triton and version of the routes, in the
+user's cache folder. It holds the verdicts of the self-tests, one a route and dtype, and for each problem what
+every route costs and the one that serves. What a want of memory decided is known to its process alone.
+Processes share the file: a writer takes a lock, merges with what others wrote, and replaces the file in one
+step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -22,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,15 +35,16 @@ from patches.convolution.selftest import SelfTestResult
 from patches.convolution.triton_kernels import amd_architectures
 
 PATH_VARIABLE = "TOOLKIT_CONV_PLAN"
-FORMAT = 2
-"""Version of the file; a file of another version is ignored."""
-
 NEIGHBOUR = 2.0
 """A problem that differs only in batch and image size takes the choice of a measured one whose number of
 pixels is within this factor: the last batch of an epoch is not worth a measurement."""
 
 TUNING_SECONDS = 180.0
 """Longest time that one process measures; later problems take the nearest choice, or PyTorch's kernels."""
+
+CLOSE = 1.03
+"""Routes within this factor of the fastest are as fast, by what repeated measurements differ; of them the one
+that needs the least memory serves."""
 
 AGREEMENT = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
 """Largest relative difference between two routes; beyond it, one of the two is wrong. PyTorch's own kernels
@@ -80,8 +83,17 @@ class Card:
         if os.environ.get(PATH_VARIABLE):
             return Path(os.environ[PATH_VARIABLE])
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
         return cache / "ltdv2-toolkit" / "convolution" / f"{digest}.json"
+
+
+@functools.cache
+def version() -> str:
+    """What the code of the routes is known by: a plan holds for the kernels that it tested and measured."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _driver() -> str:
@@ -100,13 +112,17 @@ def _version_of(package: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest route of a problem, and the seconds of forward + backward by every route measured.
+    """The route that serves a problem, and what forward + backward cost by every route measured.
 
-    ``transient`` says that a route was left out for want of memory.
+    Attributes:
+        seconds: medians.
+        extra_bytes: most memory held at a time, results included; 0 on a CPU.
+        transient: whether a route was left out for want of memory.
     """
 
     route: str
     seconds: dict[str, float]
+    extra_bytes: dict[str, int]
     transient: bool = False
 
 
@@ -166,7 +182,7 @@ class PlanFile:
 
     def _replace(self) -> None:
         content = {
-            "format": FORMAT,
+            "version": version(),
             "card": asdict(self.card),
             "self_tests": {name: asdict(each) for name, each in self.verdicts.items() if not each.transient},
             "problems": {name: asdict(each) for name, each in self.choices.items() if not each.transient},
@@ -201,8 +217,9 @@ class PlanFile:
                     f"written; name another file in {PATH_VARIABLE}, or delete this one"
                 )
                 return
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']}, not {FORMAT}")
+            if content["version"] != version():
+                self._note(f"the convolution plan {self.path} is of other kernels: all is measured anew")
+                return
             choices = {name: _choice(value) for name, value in content["problems"].items()}
             verdicts = {name: _verdict(value) for name, value in content["self_tests"].items()}
         except FileNotFoundError:
@@ -216,7 +233,8 @@ class PlanFile:
 
 def _choice(value: Any) -> Choice:
     seconds = {str(name): float(number) for name, number in value["seconds"].items()}
-    return Choice(str(value["route"]), seconds)
+    extra_bytes = {str(name): int(number) for name, number in value["extra_bytes"].items()}
+    return Choice(str(value["route"]), seconds, extra_bytes)
 
 
 def _verdict(value: Any) -> SelfTestResult:
@@ -230,6 +248,13 @@ Tensors = tuple[Tensor, Tensor, "Tensor | None", Tensor]
 
 Results = tuple[Tensor, Gradients]
 """Output, and the gradients."""
+
+
+class Cost(NamedTuple):
+    """What forward + backward take: the median of their seconds, and the most bytes held at a time."""
+
+    seconds: float
+    extra_bytes: int
 
 
 class Planner:
@@ -305,7 +330,7 @@ class Planner:
         return verdict
 
     def tune(self, problem: ConvProblem) -> Choice:
-        """Measure every trusted route on a problem and remember the fastest, unless that has been done."""
+        """Measure every trusted route on a problem and remember which serves, unless that has been done."""
         self.file.refresh()
         choice = self.file.choices.get(_key(problem))
         if choice is None or choice.route not in self.routes or not self.trusted(choice.route, problem.dtype):
@@ -341,15 +366,15 @@ class Planner:
         The judge is the first route that another one agrees with: a route that is wrong on this problem
         cannot have all others rejected. Where no two agree, it is the first that works.
         """
-        seconds: dict[str, float] = {}
+        costs: dict[str, Cost] = {}
         refused: dict[str, str] = {}
         for judge in names:
             found, complaints = self._measure_by(judge, problem, names)
-            if len(found) > len(seconds):
-                seconds, refused = found, complaints
-            elif not seconds:
+            if len(found) > len(costs):
+                costs, refused = found, complaints
+            elif not costs:
                 refused.update(complaints)
-            if len(seconds) > 1:
+            if len(costs) > 1:
                 break
         short = [name for name, complaint in refused.items() if selftest.lacks_memory(complaint)]
         for name, complaint in refused.items():
@@ -361,9 +386,12 @@ class Planner:
                 f"not enough memory to measure {', '.join(short)} for {problem}; what is chosen without is "
                 "not remembered (said once)"
             )
-        first = names[0] if names else "native"
-        fastest = min(seconds, key=seconds.__getitem__, default=first)
-        return Choice(fastest, seconds, transient=bool(short) or self._awaits_a_test(problem))
+        return Choice(
+            _best(costs) if costs else names[0] if names else "native",
+            {name: cost.seconds for name, cost in costs.items()},
+            {name: cost.extra_bytes for name, cost in costs.items()},
+            transient=bool(short) or self._awaits_a_test(problem),
+        )
 
     def _awaits_a_test(self, problem: ConvProblem) -> bool:
         """Whether a route for this problem is left out until the next start."""
@@ -375,9 +403,9 @@ class Planner:
 
     def _measure_by(
         self, judge: str, problem: ConvProblem, names: list[str]
-    ) -> tuple[dict[str, float], dict[str, str]]:
-        """Seconds of the routes that agree with ``judge``, and what is wrong with the others."""
-        seconds: dict[str, float] = {}
+    ) -> tuple[dict[str, Cost], dict[str, str]]:
+        """What the routes cost that agree with ``judge``, and what is wrong with the others."""
+        costs: dict[str, Cost] = {}
         refused: dict[str, str] = {}
         try:
             with torch.inference_mode():
@@ -391,7 +419,7 @@ class Planner:
                                 results = _results(self.routes[name], problem, tensors)
                             _check(problem, results, expected, judge)
                             del results
-                        seconds[name] = _seconds(self.routes[name], problem, tensors, self.device)
+                        costs[name] = _cost(self.routes[name], problem, tensors, self.device)
                     except Exception as error:
                         refused[name] = f"{type(error).__name__}: {error}"
                     _double(tensors, expected)
@@ -400,7 +428,16 @@ class Planner:
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-        return seconds, refused
+        return costs, refused
+
+
+def _best(costs: Mapping[str, Cost]) -> str:
+    """The route with the least memory among the fastest."""
+    limit = CLOSE * min(cost.seconds for cost in costs.values())
+    return min(
+        (name for name, cost in costs.items() if cost.seconds <= limit),
+        key=lambda name: (costs[name].extra_bytes, costs[name].seconds),
+    )
 
 
 def _capturing(device: str) -> bool:
@@ -501,8 +538,8 @@ def _check(problem: ConvProblem, found: Results, expected: Results, judge: str) 
             raise ValueError(f"the {name} differs from that of {judge} by {difference:.1e}")
 
 
-def _seconds(route: Route, problem: ConvProblem, tensors: Tensors, device: str) -> float:
-    """Median seconds of forward + backward; about 50 ms of measuring, more where one call takes longer."""
+def _cost(route: Route, problem: ConvProblem, tensors: Tensors, device: str) -> Cost:
+    """Of forward + backward; about 50 ms of measuring, more where one call takes longer."""
 
     def clock(loops: int) -> float:
         if device == "cuda":
@@ -514,6 +551,11 @@ def _seconds(route: Route, problem: ConvProblem, tensors: Tensors, device: str) 
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / loops
 
-    once = clock(1)
+    once, extra_bytes = clock(1), 0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _results(route, problem, tensors)
+        extra_bytes = torch.cuda.max_memory_allocated() - before
     loops = max(1, min(100, round(0.015 / max(once, 1e-6))))
-    return statistics.median(clock(loops) for _ in range(3))
+    return Cost(statistics.median(clock(loops) for _ in range(3)), extra_bytes)

@@ -21,7 +21,7 @@ from patches import dispatch
 from patches.convolution import plan
 from patches.convolution.gemm import Gemm
 from patches.convolution.native import Native
-from patches.convolution.plan import Card, Choice, PlanFile, Planner
+from patches.convolution.plan import Card, Choice, Cost, PlanFile, Planner
 from patches.convolution.problem import ConvProblem, Route
 from patches.convolution.selftest import SelfTestResult
 
@@ -52,11 +52,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the routes measured, in order."""
     names: list[str] = []
 
-    def seconds(route: Route, *_: object) -> float:
+    def cost(route: Route, *_: object) -> Cost:
         names.append(route.name)
-        return SECONDS.get(route.name, 1e-6)
+        return Cost(SECONDS.get(route.name, 1e-6), 0)
 
-    monkeypatch.setattr(plan, "_seconds", seconds)
+    monkeypatch.setattr(plan, "_cost", cost)
     return names
 
 
@@ -89,7 +89,7 @@ def planner(
 def test_the_fastest_route_is_chosen_and_every_time_is_kept(path: Path) -> None:
     chooser = planner(Timed("slow"), Timed("fast"))
     assert chooser.choose(LAYER).name == "fast"
-    assert chooser.file.choices[str(LAYER)] == Choice("fast", SECONDS)
+    assert chooser.file.choices[str(LAYER)] == Choice("fast", SECONDS, dict.fromkeys(SECONDS, 0))
 
 
 @pytest.mark.usefixtures("path")
@@ -97,7 +97,19 @@ def test_a_real_measurement_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     tensors = plan._tensors(LAYER)
     with torch.inference_mode():
-        assert 0 < plan._seconds(Gemm(), LAYER, tensors, "cpu") < 10
+        assert 0 < plan._cost(Gemm(), LAYER, tensors, "cpu").seconds < 10
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(("behind", "chosen"), [(1.02, "lean"), (1.1, "fast")])
+def test_of_routes_that_are_as_fast_the_one_with_less_memory_serves(
+    behind: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = {"fast": Cost(1e-3, 900), "lean": Cost(behind * 1e-3, 100), "native": Cost(9e-3, 1)}
+    monkeypatch.setattr(plan, "_cost", lambda route, *_: costs[route.name])
+    chooser = planner(Timed("fast"), Timed("lean"))
+    assert chooser.choose(LAYER).name == chosen
+    assert chooser.file.choices[str(LAYER)].extra_bytes == {"native": 1, "fast": 900, "lean": 100}
 
 
 def test_a_second_process_measures_and_tests_nothing(path: Path, measured: list[str]) -> None:
@@ -338,9 +350,9 @@ def test_measuring_leaves_the_random_state_alone() -> None:
         "{",
         "[]",
         "{}",
-        '{"format": 2}',
-        json.dumps({"format": 1, "card": asdict(CARD), "problems": {}, "self_tests": {}}),
-        json.dumps({"format": 2, "card": asdict(CARD), "problems": 3}),
+        '{"version": 2}',
+        json.dumps({"card": asdict(CARD), "problems": {}, "self_tests": {}}),
+        json.dumps({"version": plan.version(), "card": asdict(CARD), "problems": 3}),
         "[" * 200_000,
         "\x00\xff",
     ],
@@ -355,6 +367,21 @@ def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(path: Path, conte
     chooser.choose(LAYER)
     assert len([note for note in notes if "is damaged" in note]) == 1
     assert json.loads(path.read_text())["problems"][str(LAYER)]["route"] == "fast"
+
+
+def test_kernels_that_have_changed_are_tested_and_measured_anew(
+    path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner(Timed("fast")).choose(LAYER)
+    measured.clear()
+    monkeypatch.setattr(plan, "version", lambda: "another")
+    notes: list[str] = []
+    examiner = Examiner()
+    assert planner(Timed("fast"), examine=examiner, notes=notes).choose(LAYER).name == "fast"
+    assert measured == ["native", "fast"]
+    assert examiner.asked == ["native float32", "fast float32"]
+    assert notes[0] == f"the convolution plan {path} is of other kernels: all is measured anew"
+    assert json.loads(path.read_text())["version"] == "another"
 
 
 def test_the_plan_of_another_card_is_neither_used_nor_written(path: Path, measured: list[str]) -> None:
@@ -385,7 +412,9 @@ def test_every_card_driver_and_version_has_a_file_of_its_own(monkeypatch: pytest
     monkeypatch.delenv("TOOLKIT_CONV_PLAN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     cards = [CARD, *(replace(CARD, **{name: "x"}) for name in ("architecture", "driver", "torch", "triton"))]
-    assert len({card.path() for card in cards}) == 5
+    paths = {card.path() for card in cards}
+    monkeypatch.setattr(plan, "version", lambda: "another")
+    assert len(paths | {CARD.path()}) == 6
     assert CARD.path().is_relative_to("/cache/ltdv2-toolkit")
 
 
@@ -399,7 +428,7 @@ def test_this_machine_has_a_card() -> None:
 def write_many(path: Path, number: int) -> None:
     file = PlanFile(path, CARD, lambda note: None)
     for index in range(20):
-        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0})}, {})
+        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0}, {"gemm": 0})}, {})
 
 
 def test_processes_that_write_at_the_same_time_lose_nothing(path: Path) -> None:

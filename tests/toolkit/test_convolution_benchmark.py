@@ -185,7 +185,7 @@ def test_every_layer_of_training_is_tuned_in_the_dtype_asked_for(
 
         def tune(self, problem: ConvProblem) -> Choice:
             asked.append(problem)
-            return Choice("triton", {"triton": 1e-3, "native": 2e-3})
+            return Choice("triton", {"triton": 1e-3, "native": 2e-3}, {})
 
     @contextmanager
     def on_a_gpu(_: object) -> Iterator[str]:
