@@ -354,7 +354,7 @@ def loader_child(data: Path, plain: Path, which: str, channels: str, workers: st
     dictionary = data_dictionary(index, int(channels))
     if which == "toolkit":
         ours = training_loader(build_dataset(index, "train", args, "train", 16, dictionary), 16, count)
-        loader, batches = ours, epochs(ours)
+        loader, batches = ours, epochs(ours.order, ours)
     else:
         dataset = build_yolo_dataset(args, str(plain / "images/train"), 16, dictionary, mode="train")
         loader = build_dataloader(dataset, 16, count, device="cpu")

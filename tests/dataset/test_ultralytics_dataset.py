@@ -150,6 +150,24 @@ def test_a_mosaic_takes_frames_that_its_worker_has_at_hand(
     assert len(read) <= len(dataset) + 2 * ultralytics.LANES
 
 
+@pytest.mark.parametrize("degrees", [0.0, 10.0], ids=["fused", "turned"])
+def test_frames_at_hand_stay_few(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch, degrees: float
+) -> None:
+    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 2)
+    dataset = make(index, "train", "train", degrees=degrees)
+    for i in range(3 * len(dataset)):
+        _ = dataset[i]
+    assert len(dataset._spare) + sum(map(len, dataset._lanes.values())) <= ultralytics.LANES * 3 + 3
+
+
+def test_other_transforms_get_frames_of_the_size_that_they_want(index: DatasetIndex) -> None:
+    used, fresh = make(index, "train", "train", seed=3), make(index, "train", "train", seed=3, degrees=10.0)
+    _ = used[5]
+    used.transforms = used.build_transforms(get_cfg(overrides={"imgsz": 160, "degrees": 10.0}))
+    assert torch.equal(used[5]["img"], fresh[5]["img"])
+
+
 def test_another_epoch_or_seed_augments_differently(index: DatasetIndex) -> None:
     dataset = make(index, "train", "train", seed=3)
     n = len(dataset)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import KINDS, assert_correct, poison, problems, tensors
+from convolution_cases import KINDS, PLAIN, assert_correct, poison, problems, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,22 +17,7 @@ from patches.convolution.problem import ConvProblem
 __all__ = ["poison"]
 
 ALL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-LAYER = ConvProblem(
-    batch=4,
-    channels_in=8,
-    height=20,
-    width=24,
-    channels_out=16,
-    kernel=(3, 3),
-    stride=(1, 1),
-    padding=(1, 1),
-    dilation=(1, 1),
-    groups=1,
-    bias=True,
-    dtype=torch.float32,
-    device="cpu",
-    channels_last=False,
-)
+LAYER = replace(PLAIN, batch=4, channels_in=8, height=20, width=24, bias=True)
 
 
 @pytest.mark.usefixtures("poison")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from toolkit import console
 from toolkit.dataset.cache import CachedFrames
 from toolkit.dataset.frames import Frames, decode_grey
-from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import LANES, NEIGHBOURS, LTDv2Dataset
 from toolkit.training.sampling import EpochSampler, ResumableLoader
 
@@ -64,7 +63,7 @@ def loader_rate(dataset: LTDv2Dataset, batch: int, workers: int) -> float:
     """Images a second from training's loader, its workers already running."""
     loader = training_loader(dataset, batch, workers)
     try:
-        return timed_rate(epochs(loader), batch, workers)
+        return timed_rate(epochs(loader.order, loader), batch, workers)
     finally:
         loader.close()
 
@@ -75,11 +74,11 @@ def training_loader(dataset: LTDv2Dataset, batch: int, workers: int) -> Resumabl
     return ResumableLoader(dataset, order, workers=workers, pin_memory=False, on_worker_death=console.warn)
 
 
-def epochs(loader: ResumableLoader) -> Iterator[Any]:
-    """The batches of one epoch after another, for ever."""
+def epochs(order: EpochSampler, what: Iterable[Any]) -> Iterator[Any]:
+    """The indices or batches of one epoch after another, for ever."""
     for epoch in count():
-        loader.order.enter(epoch)
-        yield from loader
+        order.enter(epoch)
+        yield from what
 
 
 def timed_rate(batches: Iterator[Any], batch: int, workers: int) -> float:
@@ -120,12 +119,8 @@ class _Timed:
 
 
 def _stages(dataset: LTDv2Dataset, batch: int, device: torch.device) -> tuple[dict[str, float], int]:
-    images = len(dataset)
-    samples = (
-        dataset[epoch * images + i]
-        for epoch in count()
-        for i in epoch_order(images, dataset.seed, epoch).tolist()
-    )
+    order = EpochSampler(len(dataset), batch, dataset.seed)
+    samples = (dataset[index] for index in epochs(order, order))
     timed: Any = _Timed(dataset.frames)
     original, dataset.frames = dataset.frames, timed
     collating = moving = 0.0

@@ -33,6 +33,9 @@ from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
 
+Loaded = tuple[Array, tuple[int, int], tuple[int, int]]
+"""A frame, its size as recorded, and as enlarged to the longer side that is asked for."""
+
 MAX_REPLACEMENTS = 100
 """Frames in a row that may fail before a sample gives up: by then the archive is gone, not one frame bad."""
 
@@ -142,6 +145,10 @@ class LTDv2Dataset(YOLODataset):
         skip_log: file for frames that could not be used.
     """
 
+    _recent: dict[int, Loaded]
+    _lanes: dict[int, dict[int, Loaded]]
+    _spare: list[Array]
+
     def __init__(
         self,
         split: Split,
@@ -189,9 +196,6 @@ class LTDv2Dataset(YOLODataset):
 
         self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
-        self._recent: dict[int, tuple[Array, tuple[int, int], tuple[int, int]]] = {}
-        self._lanes: dict[int, dict[int, tuple[Array, tuple[int, int], tuple[int, int]]]] = {}
-        self._spare: list[Array] = []
         self._order: tuple[int, Array, Array] | None = None
         self.transforms = self.build_transforms(hyp=copy(hyp))
 
@@ -235,7 +239,8 @@ class LTDv2Dataset(YOLODataset):
             lane, self.buffer = self._neighbours(epoch, i)
             wanted, held = {i, *self.buffer}, self._lanes.get(lane, {})
             self._recent = {j: loaded for j, loaded in held.items() if j in wanted}
-            self._spare += [loaded[0] for j, loaded in held.items() if j not in wanted]
+            if self.fused:
+                self._spare += [loaded[0] for j, loaded in held.items() if j not in wanted]
             self._lanes[lane] = self._recent
         sample: dict[str, Any] = self.transforms(self.get_image_and_label(i))
         if self.channels == 3:
@@ -287,9 +292,7 @@ class LTDv2Dataset(YOLODataset):
         collated["img"] = images.expand(-1, batch[0]["img"].shape[0], -1, -1)
         return collated
 
-    def load_image(
-        self, i: int, rect_mode: bool = True, resize_short: bool = False
-    ) -> tuple[Array, tuple[int, int], tuple[int, int]]:
+    def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Loaded:
         """Grey frame of sample ``i``, (h, w, 1) uint8, its size as recorded and as enlarged to ``imgsz``.
 
         The frame has the latter size, unless the fused mosaic is at work, which wants it as recorded.
@@ -373,6 +376,8 @@ class LTDv2Dataset(YOLODataset):
         """Ultralytics' pipeline; mosaic, colour jitter (which skips grey images) and format made for grey."""
         transforms = super().build_transforms(hyp)
         self.fused = self.augment and not self.rect and fuse(transforms)
+        # Frames at hand are as recorded for the fused mosaic, enlarged for the others.
+        self._recent, self._lanes, self._spare = {}, {}, []
         for i, step in enumerate(transforms.transforms):
             if isinstance(step, RandomHSV):
                 transforms.transforms[i] = _Brightness(hyp.hsv_v)
