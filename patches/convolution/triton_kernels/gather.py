@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .border import OUTSIDE, within
+
 
 @triton.jit
 def first_tap(phase, padding, dilation, K: tl.constexpr, S: tl.constexpr):
@@ -170,6 +172,8 @@ def gather_gemm(
     else:
         src += tl.multiple_of(group * channels * src_c, ALIGN)
         out += tl.multiple_of(group * filters * out_c, ALIGN)
+    # One test then tells pixels beyond the last from those that read something.
+    y_src = tl.where(live, y_src, OUTSIDE)
     weight += tl.multiple_of(group * weight_g, WEIGHT_ALIGN)
     m_weight = m if UNIT == "m" else tl.multiple_of(m * weight_m, WEIGHT_ALIGN)
 
@@ -217,16 +221,12 @@ def gather_gemm(
             # Every k has a shift of its own, so the test for the border is two-dimensional.
             k_src += dy * src_y + dx * src_x
             if CHANNELS_LAST:
-                y_in = y_src[:, None] + dy[None, :]
-                x_in = x_src[:, None] + dx[None, :]
-                inside = (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
-                inside = inside & live[:, None] & k_live[None, :]
+                inside = within(y_src[:, None] + dy[None, :], x_src[:, None] + dx[None, :], src_h, src_w)
+                inside = inside & k_live[None, :]
                 s = tl.load(src + (src_at[:, None] + k_src[None, :]), mask=inside, other=0.0)
             else:
-                y_in = y_src[None, :] + dy[:, None]
-                x_in = x_src[None, :] + dx[:, None]
-                inside = (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
-                inside = inside & live[None, :] & k_live[:, None]
+                inside = within(y_src[None, :] + dy[:, None], x_src[None, :] + dx[:, None], src_h, src_w)
+                inside = inside & k_live[:, None]
                 at = tl.max_contiguous(src_at, BLOCK_N)
                 s = tl.load(src + (at[None, :] + k_src[:, None]), mask=inside, other=0.0)
         else:
@@ -234,9 +234,7 @@ def gather_gemm(
                 inside = live
                 at = src_at
             else:
-                y_in = y_src + dy
-                x_in = x_src + dx
-                inside = live & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
+                inside = within(y_src + dy, x_src + dx, src_h, src_w)
                 at = src_at + dy * src_y + dx * src_x
             if CHANNELS_LAST:
                 at = tl.multiple_of(at, ALIGN)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .border import OUTSIDE, within
+
 
 @triton.jit(
     do_not_specialize=[
@@ -126,7 +128,7 @@ def grouped_gather(
                     if (off_y % SH == 0) & (off_x % SW == 0):
                         y_in = y + off_y // SH
                         x_in = x + off_x // SW
-                        inside = live & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
+                        inside = live & within(y_in, x_in, src_h, src_w)
                         at = tl.max_contiguous(image * src_n + y_in * src_y + x_in * src_x, BLOCK_P)
                         s = tl.load(
                             src + (at[:, None] + base[None, :]),
@@ -138,7 +140,7 @@ def grouped_gather(
                 else:
                     y_in = y * SH + (kh * dil_h - pad_h)
                     x_in = x * SW + (kw * dil_w - pad_w)
-                    inside = live & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
+                    inside = live & within(y_in, x_in, src_h, src_w)
                     at = tl.max_contiguous(image * src_n + y_in * src_y + x_in * src_x, BLOCK_P)
                     s = tl.load(
                         src + (at[:, None] + base[None, :]), mask=inside[:, None] & c_live[None, :], other=0.0
@@ -228,6 +230,8 @@ def grouped_weight_gradient(
         c_grad = filter_at * grad_c
         c_src = channel * src_c
     t_src = dy * src_y + dx * src_x
+    # One test then tells taps and pixels beyond the last from those that read something.
+    dy = tl.where(t_live, dy, OUTSIDE)
     area = grad_h * grad_w
 
     acc = tl.zeros((BLOCK_T, BLOCK_P, BLOCK_C), dtype=tl.float32)
@@ -242,9 +246,8 @@ def grouped_weight_gradient(
         at = tl.max_contiguous(image * grad_n + y * grad_y + x * grad_x, BLOCK_P)
         g = tl.load(grad + (at[:, None] + c_grad[None, :]), mask=live[:, None] & c_live[None, :], other=0.0)
         g = g.to(tl.float32)
-        y_in = (y * SH)[None, :] + dy[:, None]
-        x_in = (x * SW)[None, :] + dx[:, None]
-        inside = (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w) & live[None, :] & t_live[:, None]
+        y_in = tl.where(live, y * SH, OUTSIDE)[None, :] + dy[:, None]
+        inside = within(y_in, (x * SW)[None, :] + dx[:, None], src_h, src_w)
         at = tl.max_contiguous(image * src_n + y * SH * src_y + x * SW * src_x, BLOCK_P)
         at = at[None, :] + t_src[:, None]
         s = tl.load(

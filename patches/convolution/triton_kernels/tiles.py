@@ -35,13 +35,13 @@ class Table(NamedTuple):
         flat: where channels and taps are summed as one axis, for few channels.
         small: where even so compute units would be idle.
         weight: for the weight gradient.
-        narrow: for the weight gradient of few channels and taps (3 x 3 on 3 channels).
         blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
         outputs: pixels times channels of a tile of ``grouped_gather``, which unrolls the taps: for up to nine
             taps, and for more.
         taps: the most in a tile of ``grouped_weight_gradient``: with 32-bit offsets, and with 64.
         spare: for more than 16 channels written where addresses take the most registers: 64-bit offsets, or
-            fewer channels read than a step takes; None where the other tiles leave room for them.
+            fewer channels read than a step takes; None where the other tiles leave room for them. With 64-bit
+            offsets up to 16 take the tile of ``flat``.
         spare_weight: the same for the weight gradient, with 64-bit offsets.
     """
 
@@ -50,7 +50,6 @@ class Table(NamedTuple):
     flat: tuple[Tile, Tile, Tile, Tile]
     small: Tile
     weight: tuple[Tile, Tile, Tile, Tile]
-    narrow: Tile
     blocked: bool
     outputs: tuple[int, int]
     taps: tuple[int, int]
@@ -60,9 +59,9 @@ class Table(NamedTuple):
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
 # step of 32 that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels. Weight
-# gradient: 7.5 ms with the best of 26, 7.7 ms with these, 15.4 ms with four warps on 64 x 64. It wants few
-# warps with many sums each: its operands lie along the pixels, so reading them from shared memory conflicts,
-# and what is read should be used often.
+# gradient: 7.2 ms with the best of 26 for each layer, 7.3 ms with these. It wants few warps with many sums
+# each: the gradient lies along the pixels, so reading it from shared memory conflicts, and what is read
+# should be used often.
 NVIDIA = Table(
     gather=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
     shallow=(
@@ -74,12 +73,11 @@ NVIDIA = Table(
     flat=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
     small=Tile(32, 64, 16, 4, 2),
     weight=(
-        Tile(16, 64, 16, 1, 1, 8),
-        Tile(32, 64, 16, 1, 1, 8),
-        Tile(64, 64, 32, 2, 1),
+        Tile(16, 32, 32, 2, 1, 8),
+        Tile(32, 64, 16, 2, 1, 8),
+        Tile(64, 64, 16, 2, 1, 6),
         Tile(128, 64, 16, 2, 1),
     ),
-    narrow=Tile(16, 32, 32, 2, 1, 6),
     blocked=True,
     outputs=(512, 512),
     taps=(16, 16),
@@ -101,7 +99,6 @@ RDNA = Table(
     flat=(Tile(16, 64, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
     small=Tile(32, 64, 16, 4, 2),
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
-    narrow=Tile(16, 32, 16, 2, 1),
     blocked=False,
     outputs=(512, 128),
     taps=(16, 8),
@@ -109,6 +106,10 @@ RDNA = Table(
     spare_weight=Tile(32, 32, 16, 4, 1),
 )
 
+
+# Pairs of channel and tap. With fewer a tile for more than 64 filters leaves too few programs: it took 1.17x
+# the time of the next smaller for 1 x 1 layers, 0.94x for 3 x 3.
+WIDEST_PAIRS = 576
 
 # Pixels. In fp32 the rounding of a split's sum grows with its length; with 256 the weight gradient of small
 # images was up to 2.7 times as far from float64 as cuDNN's.
@@ -144,8 +145,8 @@ class Tiles:
             tile = self.table.shallow[size]
         if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
-        if self.table.spare is not None and size >= 1 and (wide or channels < tile.k):
-            tile = self.table.spare
+        if self.table.spare is not None and (wide or (size >= 1 and channels < tile.k)):
+            tile = self.table.spare if size >= 1 else self.table.flat[size]
         return tile
 
     def grouped(self, taps: int, pixels: int, channels_last: bool) -> tuple[int, int]:
@@ -168,7 +169,7 @@ class Tiles:
             filters, pairs: extent of one group's result; pixels: products summed into each.
             wide: whether offsets need 64 bits.
         """
-        tile = self.table.narrow if filters <= 16 and pairs <= 32 else self.table.weight[_size(filters)]
+        tile = self.table.weight[_size(filters) if pairs >= WIDEST_PAIRS else min(_size(filters), 2)]
         if self.table.spare_weight is not None and wide:
             tile = self.table.spare_weight
         programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups

@@ -7,6 +7,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .border import OUTSIDE, within
+
+# Pairs that a warp reads side by side in NCHW, for 4 pixels each: with 4 the weight gradient takes 1.00x the
+# time, with 16 1.39x, with 32 1.81x (one H200, ``scripts/tune_triton.py --quick --passes weight``).
+ROWS = tl.constexpr(8)
+
 
 @triton.jit(
     do_not_specialize=[
@@ -67,8 +73,14 @@ def weight_gradient(
         pixels_per_split: pixels of the output that one split sums, a multiple of BLOCK_K.
         split_size: elements in one row of ``partial``.
         ONE_TAP: channels are a multiple of BLOCK_N, so that a tile has a single shift.
-        GRAD_ALIGN, ALIGN: elements that one load may take at once from ``grad`` and ``src``.
+        GRAD_ALIGN, ALIGN: elements that one load may take at once from ``grad`` and ``src``; the latter for
+            channels_last only.
         POINTWISE, WIDE, UPCAST: as in ``gather_gemm``.
+
+    In NCHW both operands lie along the pixels, the axis that is summed. Stored so in shared memory, sixteen
+    threads that multiply neighbouring pairs would read from the same banks. The compiler stores a tile in the
+    order of the threads that loaded it, so ``src`` is loaded in four dimensions, of which pairs claim the
+    longest runs, and is given the two of the product afterwards.
     """
     pairs = channels * KH * KW
     n_tiles = tl.cdiv(pairs, BLOCK_N)
@@ -76,41 +88,54 @@ def weight_gradient(
     tile_n = tl.program_id(0) % n_tiles
     group = tl.program_id(1)
     split = tl.program_id(2)
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     if CHANNELS_LAST:
+        k = tl.arange(0, BLOCK_K)[:, None]
+        k_grad = k
+        m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         m_live = m < filters // GRAD_ALIGN * GRAD_ALIGN
-        n_live = n < tl.multiple_of(pairs, ALIGN)
+        n_live = n < pairs // ALIGN * ALIGN
     else:
+        # (pixels / 4, pairs / ROWS, ROWS, 4)
+        k = tl.arange(0, BLOCK_K // 4)[:, None, None, None] * 4 + tl.arange(0, 4)[None, None, None, :]
+        k_grad = tl.arange(0, BLOCK_K)[None, :]
+        m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+        n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // ROWS)[None, :, None, None] * ROWS
+        n += tl.arange(0, ROWS)[None, None, :, None]
         m_live = m < filters
         n_live = n < pairs
     if ONE_TAP:
         tap = tile_n * BLOCK_N // channels
-        c = tile_n * BLOCK_N % channels + tl.arange(0, BLOCK_N)
+        c = n - tl.multiple_of(tap * channels, BLOCK_N)
+    elif CHANNELS_LAST:
+        tap = tl.max_constancy(n // channels, [1, ALIGN])
+        c = tl.max_contiguous(tl.multiple_of(n % channels, [1, ALIGN]), [1, ALIGN])
     else:
         tap = n // channels
         c = n % channels
     dy = tap // KW * dil_h - pad_h
     dx = tap % KW * dil_w - pad_w
+    shift = dy * src_y + dx * src_x
+    if not ONE_TAP:
+        # One test then tells pairs and pixels beyond the last from those that read something.
+        dy = tl.where(n_live, dy, OUTSIDE)
 
     if WIDE:
         grad += tl.multiple_of(group.to(tl.int64) * filters * grad_c, GRAD_ALIGN)
         src += tl.multiple_of(group.to(tl.int64) * channels * src_c, ALIGN)
         m_at = m.to(tl.int64)
-        c_at = c.to(tl.int64)
-        begin = split.to(tl.int64) * pixels_per_split
+        c = c.to(tl.int64)
+        begin = tl.multiple_of(split.to(tl.int64) * pixels_per_split, BLOCK_K)
     else:
         grad += tl.multiple_of(group * filters * grad_c, GRAD_ALIGN)
         src += tl.multiple_of(group * channels * src_c, ALIGN)
         m_at = m
-        c_at = c
-        begin = split * pixels_per_split
-    shift = tl.multiple_of(dy * src_y + dx * src_x, ALIGN)
+        begin = tl.multiple_of(split * pixels_per_split, BLOCK_K)
     if CHANNELS_LAST:
-        n_at = c_at + shift
+        n_at = tl.multiple_of(c + shift, [1, ALIGN])
     else:
-        m_at = tl.multiple_of(m_at * grad_c, GRAD_ALIGN)
-        n_at = tl.multiple_of(c_at * src_c, ALIGN) + shift
+        m_at = tl.multiple_of(m_at * grad_c, [GRAD_ALIGN, GRAD_ALIGN])
+        n_at = c * src_c + shift
 
     area = grad_h * grad_w
     total = batch.to(tl.int64) * area if WIDE else batch * area
@@ -123,58 +148,40 @@ def weight_gradient(
         ones = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
 
     for start in range(0, pixels_per_split, BLOCK_K):
-        pixel = begin + start + tl.arange(0, BLOCK_K)
+        pixel = begin + start + k_grad
         live = pixel < total
-        image = pixel // area
-        rest = pixel % area
-        y = rest // grad_w
-        x = rest % grad_w
+        image, rest = pixel // area, pixel % area
         if POINTWISE:
             grad_at = image * grad_n + rest * grad_x
-            src_at = image * src_n + rest * src_x
         else:
-            grad_at = image * grad_n + y * grad_y + x * grad_x
-            src_at = image * src_n + y * SH * src_y + x * SW * src_x
-        # As in gather_gemm: across rows the claim of contiguity only orders the threads.
+            grad_at = image * grad_n + rest // grad_w * grad_y + rest % grad_w * grad_x
         if CHANNELS_LAST:
-            grad_at = tl.multiple_of(grad_at, GRAD_ALIGN)
-            src_at = tl.multiple_of(src_at, ALIGN)
-            g = tl.load(
-                grad + (grad_at[:, None] + m_at[None, :]), mask=live[:, None] & m_live[None, :], other=0.0
-            )
+            grad_at = tl.multiple_of(grad_at, [GRAD_ALIGN, GRAD_ALIGN])
         else:
-            grad_at = tl.max_contiguous(tl.multiple_of(grad_at, GRAD_ALIGN), BLOCK_K)
-            src_at = tl.max_contiguous(tl.multiple_of(src_at, ALIGN), BLOCK_K)
-            g = tl.load(
-                grad + (grad_at[None, :] + m_at[:, None]), mask=live[None, :] & m_live[:, None], other=0.0
-            )
+            # As in gather_gemm: across rows the claim of contiguity only orders the threads.
+            grad_at = tl.max_contiguous(tl.multiple_of(grad_at, [1, GRAD_ALIGN]), [1, BLOCK_K])
+        g = tl.load(grad + (grad_at + m_at), mask=live & m_live, other=0.0)
 
+        pixel = begin + start + k
+        live = pixel < total
+        image, rest = pixel // area, pixel % area
         if POINTWISE:
-            inside = live
-        elif ONE_TAP:
-            y_in = y * SH + dy
-            x_in = x * SW + dx
-            inside = live & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
-        elif CHANNELS_LAST:
-            y_in = (y * SH)[:, None] + dy[None, :]
-            x_in = (x * SW)[:, None] + dx[None, :]
-            inside = live[:, None] & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
+            src_at = image * src_n + rest * src_x
+            inside = live & n_live
         else:
-            y_in = (y * SH)[None, :] + dy[:, None]
-            x_in = (x * SW)[None, :] + dx[:, None]
-            inside = live[None, :] & (y_in >= 0) & (y_in < src_h) & (x_in >= 0) & (x_in < src_w)
+            y, x = rest // grad_w * SH, rest % grad_w * SW
+            src_at = image * src_n + y * src_y + x * src_x
+            inside = within(tl.where(live, y, OUTSIDE) + dy, x + dx, src_h, src_w)
+            if ONE_TAP:
+                inside = inside & n_live
         if CHANNELS_LAST:
-            if POINTWISE or ONE_TAP:
-                mask = inside[:, None] & n_live[None, :]
-            else:
-                mask = inside & n_live[None, :]
-            s = tl.load(src + (src_at[:, None] + n_at[None, :]), mask=mask, other=0.0)
+            src_at = tl.multiple_of(src_at, [ALIGN, ALIGN])
+            s = tl.load(src + (src_at + n_at), mask=inside, other=0.0)
         else:
-            if POINTWISE or ONE_TAP:
-                mask = inside[None, :] & n_live[:, None]
-            else:
-                mask = inside & n_live[:, None]
-            s = tl.load(src + (src_at[None, :] + n_at[:, None]), mask=mask, other=0.0)
+            # Pairs are not contiguous; the claim only orders the threads, since no load is wider than one.
+            at = tl.max_contiguous(src_at + n_at, [1, 1, ROWS, 1])
+            s = tl.load(src + at, mask=inside, other=0.0)
+            s = tl.permute(s, (0, 3, 1, 2)).reshape(BLOCK_K, BLOCK_N)
 
         if HAS_BIAS:
             ones += g.to(tl.float32)
@@ -182,17 +189,18 @@ def weight_gradient(
             g = g.to(tl.float32)
             s = s.to(tl.float32)
         if CHANNELS_LAST:
-            acc = tl.dot(tl.trans(g), s, acc, input_precision=PRECISION)
-        else:
-            acc = tl.dot(g, tl.trans(s), acc, input_precision=PRECISION)
+            g = tl.trans(g)
+        acc = tl.dot(g, s, acc, input_precision=PRECISION)
 
     row = partial + split.to(tl.int64) * split_size
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     at = (group * filters + m)[:, None] * pairs + n[None, :]
-    tl.store(row + at, acc, mask=m_live[:, None] & n_live[None, :])
+    tl.store(row + at, acc, mask=(m < filters)[:, None] & (n < pairs)[None, :])
     if HAS_BIAS:
         sums = tl.sum(ones, axis=0) if CHANNELS_LAST else tl.sum(ones, axis=1)
         at = tl.num_programs(1) * filters * pairs + group * filters + m
-        tl.store(row + at, sums, mask=m_live & (tile_n == 0))
+        tl.store(row + at, sums, mask=(m < filters) & (tile_n == 0))
 
 
 @triton.jit(
