@@ -59,7 +59,7 @@ class Table(NamedTuple):
 
 # Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
 # step of 32 that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels. Weight
-# gradient: 7.2 ms with the best of 26 for each layer, 7.3 ms with these. It wants few warps with many sums
+# gradient: 7.2 ms with the best of 26 for each layer, 7.4 ms with these. It wants few warps with many sums
 # each: the gradient lies along the pixels, so reading it from shared memory conflicts, and what is read
 # should be used often.
 NVIDIA = Table(
@@ -75,7 +75,7 @@ NVIDIA = Table(
     weight=(
         Tile(16, 32, 32, 2, 1, 8),
         Tile(32, 64, 16, 2, 1, 8),
-        Tile(64, 64, 16, 2, 1, 6),
+        Tile(64, 64, 32, 2, 1),
         Tile(128, 64, 16, 2, 1),
     ),
     blocked=True,
@@ -107,8 +107,8 @@ RDNA = Table(
 )
 
 
-# Pairs of channel and tap. With fewer a tile for more than 64 filters leaves too few programs: it took 1.17x
-# the time of the next smaller for 1 x 1 layers, 0.94x for 3 x 3.
+# Pairs of channel and tap. With fewer a tile for more than 64 filters leaves too few programs: it took 1.09x
+# the time of the next smaller for 1 x 1 layers, 0.88x for 3 x 3.
 WIDEST_PAIRS = 576
 
 # Pixels. In fp32 the rounding of a split's sum grows with its length; with 256 the weight gradient of small
