@@ -107,7 +107,7 @@ class Session:
         key = _DISPATCH_KEYS[self.device]
         self._library = _open_library("aten", "IMPL")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Overriding a previously registered kernel")
+            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
             self._library.impl("convolution", self._convolution, key)
             self._library.impl("convolution_backward", self._convolution_backward, key)
         if self.device == "cuda" and miopen.needed():

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +40,27 @@ def routes_used() -> set[str]:
 
 def passed() -> dict[str, int]:
     return {each.reason: each.calls for each in patches.report().fall_throughs}
+
+
+@pytest.mark.parametrize(
+    "before", ["", "Warning only once for all operators,  other operators may also be overridden.\n  "]
+)
+def test_enabling_does_not_warn_of_what_it_is_for(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        """As PyTorch, whose versions say so in different words."""
+
+        def __init__(self, *_: str) -> None:
+            pass
+
+        def impl(self, *_: object) -> None:
+            warnings.warn(
+                f"{before}Overriding a previously registered kernel for the same operator", stacklevel=1
+            )
+
+    monkeypatch.setattr(dispatch, "_open_library", Library)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.Session("cuda", "auto", 2**20).install()
 
 
 def test_importing_the_package_imports_no_torch() -> None:
