@@ -87,7 +87,7 @@ NVIDIA = Table(
 
 # Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
 # from LDS is then used often enough for two SIMDs) that need no more than 256 registers in any layout; of the
-# table above some spill up to 178.
+# table above some spill.
 RDNA = Table(
     gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
     shallow=(
