@@ -235,7 +235,9 @@ class Builder:
         return Launch(kernel, grid, scalars, constants, warps=warps, stages=stages, device=self.index)
 
     def _upcasts(self, p: ConvProblem) -> bool:
-        return self.upcast and p.dtype == torch.float16
+        # On a CPU, where Triton's interpreter multiplies the bits of bf16 as integers.
+        interpreted = p.device == "cpu" and p.dtype == torch.bfloat16
+        return interpreted or (self.upcast and p.dtype == torch.float16)
 
     def _narrow(self, p: ConvProblem, alignment: int) -> int:
         """Where fp16 becomes fp32 on the way, 16 bytes at once would need too many registers."""
