@@ -180,9 +180,13 @@ def test_on_amd_depthwise_kernels_that_spill_are_left_to_other_routes(
     assert route.TritonRoute().supports(p) is served
 
 
-def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() -> None:
+def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps_nor_on_the_layout() -> None:
     nvidia = tiles.Tiles(132)
-    assert nvidia.gather(64, 10**6, 4, 1, False, True) == nvidia.gather(64, 10**6, 4, 1, False, False)
+    narrow, wide, last = (
+        nvidia.gather(64, 10**6, 4, 1, flat=False, wide=wide, channels_last=last)
+        for wide, last in [(False, False), (True, False), (False, True)]
+    )
+    assert narrow == wide == last
     assert nvidia.weight(16, 27, 10**6, 1, True) == nvidia.weight(16, 27, 10**6, 1, False)
     for taps in (9, 25, 49):
         assert nvidia.grouped(taps, 10**6, False) == (512, 1) and nvidia.grouped(taps, 10, False) == (64, 1)

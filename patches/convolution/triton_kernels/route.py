@@ -293,7 +293,15 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
-        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat, wide)
+        tile = self.tiles.gather(
+            filters,
+            p.batch * pixels,
+            channels,
+            p.groups * phases,
+            flat=flat,
+            wide=wide,
+            channels_last=channels_last,
+        )
         pack, w_strides, unit, weight_align = _weight_layout(
             weight, p.groups, flat, transposed, channels_last
         )
