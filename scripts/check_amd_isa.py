@@ -13,7 +13,7 @@ targets compile fp32. One of each generation also compiles fp16, bf16 where it h
 AMD (``spills_on_amd``) is left out.
 
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
-gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned operands that no
+gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
 instruction reads or writes several elements of, and on a compiler that dies. Prints registers, LDS and
 occupancy. Needs torch and Triton 3.6 or later, no GPU.
 """
@@ -222,7 +222,7 @@ def compile_kernel(job: Job) -> Kernel:
     target = GPUTarget("hip", job.architecture, 32)
     compiled = compile(source, target=target, options=dict(launch.options))
     flags = {name: value for name, value in launch.constants.items() if value}
-    aligned = any(launch.constants.get(name, 1) > 1 for name in ("ALIGN", "GRAD_ALIGN", "WEIGHT_ALIGN"))
+    aligned = max(launch.constants.get(name, 1) for name in ("ALIGN", "GRAD_ALIGN")) > 1
     return read(
         job.architecture,
         launch.kernel.__name__,
@@ -269,7 +269,7 @@ def read(
     if architecture.startswith("gfx101") and "buffer_store" in assembly:
         faults.append("a buffer store, which gfx101x drops silently")
     if element and widest(assembly) <= element:
-        faults.append("aligned operands, and no access of more than one element")
+        faults.append("aligned activations, and no access of more than one element")
     waves = occupancy(architecture, registers, lds, warps)
     return Kernel(architecture, name, detail, registers, lds, waves, tuple(faults))
 

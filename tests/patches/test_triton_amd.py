@@ -74,7 +74,7 @@ def test_a_buffer_store_is_a_fault_on_gfx101x_alone(check: ModuleType) -> None:
 def test_buffer_operations_that_are_not_switched_off_are_found(
     check: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single = "aligned operands, and no access of more than one element"
+    single = "aligned activations, and no access of more than one element"
     monkeypatch.setattr(check, "BUFFER_OPS", "1")
     assert check.compile_kernel(check.Job("gfx1030", LAYER)).faults == (single,)
     found = check.compile_kernel(check.Job("gfx1010", LAYER)).faults
