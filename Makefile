@@ -8,6 +8,10 @@ TORCH_INDEX ?=
 DEMO        ?= runs/demo
 DEMO_DATA   ?= data/demo
 
+# The Triton that the images for AMD cards hold; the environment's own is the one of its torch.
+ISA_TRITON := $(shell sed -n 's/^TRITON=//p' docker/profiles/rdna1.env)
+ISA        := build/triton-$(ISA_TRITON)
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -40,8 +44,13 @@ lint: setup  ## ruff and the import rules
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
-isa: setup  ## compile the Triton route for AMD cards and look for faults
-	$(BIN)/python scripts/check_amd_isa.py
+isa: setup $(ISA)/.installed  ## compile the Triton route for AMD cards and look for faults
+	PYTHONPATH=$(ISA) $(BIN)/python scripts/check_amd_isa.py
+
+$(ISA)/.installed:
+	rm -rf $(ISA)
+	$(PIP) install --no-deps --target $(ISA) triton==$(ISA_TRITON)
+	touch $@
 
 unit: setup  ## the test suite; ARGS="-k name" narrows it
 	$(BIN)/python -m pytest $(ARGS)

@@ -7,14 +7,15 @@
 Every variant of a kernel that the route chooses for the layers in scripts/layers (YOLOv8n and YOLO11n, with
 80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
 NCHW and in channels_last, whatever the batch and the card's number of compute units; as it would on a card:
-on gfx101x with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB
-carries. All targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of
+with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB carries. All
+targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of
 5 x 5 and 7 x 7 (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What the route refuses on
 AMD (``spills_on_amd``) is left out.
 
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
-gfx101x, on an instruction that the target lacks (the assembler refuses it) and on a compiler that dies.
-Prints registers, LDS and occupancy. Needs torch and Triton 3.6 or later, no GPU.
+gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
+instruction reads or writes several elements of, and on a compiler that dies. Prints registers, LDS and
+occupancy. Needs torch and Triton 3.6 or later, no GPU.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ WITHOUT_PACKED_DOT = ("gfx1010",)
 GENERATIONS = ("gfx1010", "gfx1030", "gfx1100", "gfx1201")
 WITH_BFLOAT16 = ("gfx1100", "gfx1201")
 STORAGE = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+BUFFER_OPS = "0"  # as patches.convolution.triton_kernels.prepare sets it
 MOST_REGISTERS = 256
 MOST_LDS = 64 * 1024
 
@@ -198,9 +200,10 @@ def compile_kernel(job: Job) -> Kernel:
     from triton.compiler import ASTSource, compile
 
     launch = launches(job)[job.index]
-    os.environ["AMDGCN_USE_BUFFER_OPS"] = "0" if job.architecture.startswith("gfx101") else "1"
+    os.environ["AMDGCN_USE_BUFFER_OPS"] = BUFFER_OPS
     storage = STORAGE[job.problem.dtype]
-    # A launch claims the 32-bit range of a pointer for tensors under 2 GB alone.
+    # A launch claims the 32-bit range of a pointer for tensors under 2 GB alone; Triton makes buffer
+    # operations of such pointers, unless they are off.
     small = [] if launch.constants.get("WIDE") else [["tt.pointer_range", 32]]
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -219,6 +222,7 @@ def compile_kernel(job: Job) -> Kernel:
     target = GPUTarget("hip", job.architecture, 32)
     compiled = compile(source, target=target, options=dict(launch.options))
     flags = {name: value for name, value in launch.constants.items() if value}
+    aligned = max(launch.constants.get(name, 1) for name in ("ALIGN", "GRAD_ALIGN")) > 1
     return read(
         job.architecture,
         launch.kernel.__name__,
@@ -226,6 +230,7 @@ def compile_kernel(job: Job) -> Kernel:
         compiled.asm["amdgcn"],
         compiled.metadata.shared,
         launch.options["num_warps"],
+        job.problem.dtype.itemsize if aligned else 0,
     )
 
 
@@ -238,8 +243,13 @@ def describe(job: Job) -> str:
     return f"{size} {kernel}{' bias' if p.bias else ''} {layout} {str(p.dtype).removeprefix('torch.')}"
 
 
-def read(architecture: str, name: str, detail: str, assembly: str, lds: int, warps: int) -> Kernel:
-    """Judge a kernel by its assembly, the metadata in it, and the bytes of LDS that a launch asks for."""
+def read(
+    architecture: str, name: str, detail: str, assembly: str, lds: int, warps: int, element: int = 0
+) -> Kernel:
+    """Judge a kernel by its assembly, the metadata in it, and the bytes of LDS that a launch asks for.
+
+    ``element`` is the size of what some access should take several of at once, bytes.
+    """
 
     def number(key: str) -> int:
         found = re.search(rf"\.{key}:\s+(\d+)", assembly)
@@ -258,8 +268,26 @@ def read(architecture: str, name: str, detail: str, assembly: str, lds: int, war
         faults.append(f"{lds} bytes of LDS, at most {MOST_LDS} exist")
     if architecture.startswith("gfx101") and "buffer_store" in assembly:
         faults.append("a buffer store, which gfx101x drops silently")
+    if element and widest(assembly) <= element:
+        faults.append("aligned activations, and no access of more than one element")
     waves = occupancy(architecture, registers, lds, warps)
     return Kernel(architecture, name, detail, registers, lds, waves, tuple(faults))
+
+
+def widest(assembly: str) -> int:
+    """Bytes that one instruction moves between a lane and global memory at most."""
+    sizes = {
+        "dword": 4,
+        "dwordx2": 8,
+        "dwordx3": 12,
+        "dwordx4": 16,
+        "b32": 4,
+        "b64": 8,
+        "b96": 12,
+        "b128": 16,
+    }
+    kinds = re.findall(r"(?:global|buffer|flat)_(?:load|store)_(\w+)", assembly)
+    return max((sizes.get(kind, 2) for kind in kinds), default=0)
 
 
 def occupancy(architecture: str, registers: int, lds: int, warps: int) -> int:
@@ -280,21 +308,19 @@ def occupancy(architecture: str, registers: int, lds: int, warps: int) -> int:
 
 def check(work: list[Job], processes: int, cache: Path) -> Iterator[Kernel]:
     """Compile all jobs; a compiler that raises or dies becomes a fault of its kernel."""
-    # gfx101x compiles with other settings, which Triton's cache key ignores.
-    for family in (True, False):
-        part = [job for job in work if job.architecture.startswith("gfx101") is family]
-        os.environ["TRITON_CACHE_DIR"] = str(cache / ("gfx101x" if family else "others"))
-        while part:
-            done = 0
-            try:
-                with ProcessPoolExecutor(processes) as pool:
-                    for found in pool.map(_attempt, part):
-                        yield found
-                        done += 1
-                break
-            except BrokenProcessPool:
-                yield _alone(part[done])
-                part = part[done + 1 :]
+    # Triton's cache key ignores that buffer operations are off.
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    while work:
+        done = 0
+        try:
+            with ProcessPoolExecutor(processes) as pool:
+                for found in pool.map(_attempt, work):
+                    yield found
+                    done += 1
+            break
+        except BrokenProcessPool:
+            yield _alone(work[done])
+            work = work[done + 1 :]
 
 
 def _attempt(job: Job) -> Kernel:
@@ -330,7 +356,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="a line for each kernel")
     options = parser.parse_args()
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError:
         print("check_amd_isa: found no Triton, expected 3.6 or later: pip install triton", file=sys.stderr)
         return 2
@@ -354,7 +380,7 @@ def main() -> int:
             f"{kernel.architecture} {kernel.name}: {'; '.join(kernel.faults)}: {kernel.detail}",
             file=sys.stderr,
         )
-    print(f"{len(kernels)} kernels, {len(faulty)} at fault")
+    print(f"Triton {triton.__version__}: {len(kernels)} kernels, {len(faulty)} at fault")
     return 1 if faulty else 0
 
 

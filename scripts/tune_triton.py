@@ -80,7 +80,7 @@ class Fixed(Tiles):
         super().__init__(units, table)
         self.tile, self.waves = tile, waves
 
-    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool) -> Tile:
+    def gather(self, filters: int, pixels: int, channels: int, copies: int, **_: bool) -> Tile:
         return self.tile
 
     def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:

@@ -30,8 +30,8 @@ def test_a_kind_of_convolution_agrees_with_float64(name: str) -> None:
 
 
 @seed(20261123)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-@given(problems((torch.float32, torch.float16)))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(problems((torch.float32, torch.float16, torch.bfloat16)))
 def test_any_convolution_agrees_with_float64(problem: ConvProblem) -> None:
     assert_correct(TritonRoute(), problem)
 

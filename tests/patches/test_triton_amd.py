@@ -71,16 +71,29 @@ def test_a_buffer_store_is_a_fault_on_gfx101x_alone(check: ModuleType) -> None:
     assert check.read("gfx1030", "k", "", assembly, 0, 4).faults == ()
 
 
-def test_the_check_sees_the_stores_that_a_card_would_run(
+def test_buffer_operations_that_are_not_switched_off_are_found(
     check: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the pointer range there are no buffer operations to find, whatever the variable says."""
-    seen: list[str] = []
-    read = check.read
-    monkeypatch.setattr(check, "read", lambda *a: seen.append(a[3]) or read(*a))
-    check.compile_kernel(check.Job("gfx1030", LAYER))
-    check.compile_kernel(check.Job("gfx1010", LAYER))
-    assert ["buffer_store" in assembly for assembly in seen] == [True, False]
+    single = "aligned activations, and no access of more than one element"
+    monkeypatch.setattr(check, "BUFFER_OPS", "1")
+    assert check.compile_kernel(check.Job("gfx1030", LAYER)).faults == (single,)
+    found = check.compile_kernel(check.Job("gfx1010", LAYER)).faults
+    assert found == ("a buffer store, which gfx101x drops silently", single)
+
+
+@pytest.mark.parametrize(
+    ("assembly", "bytes_at_once"),
+    [
+        ("global_load_dword v1, v[2:3], off\nglobal_load_dwordx3 v[1:3], v[2:3], off", 12),
+        ("global_store_b128 v1, v[2:5], off\nglobal_load_u16 v1, v[2:3], off", 16),
+        ("buffer_load_ushort v1\nglobal_load_short_d16_hi v1", 2),
+        ("ds_read_b128 v[1:4], v5", 0),
+    ],
+)
+def test_the_widest_access_is_read_from_the_assembly(
+    check: ModuleType, assembly: str, bytes_at_once: int
+) -> None:
+    assert check.widest(assembly) == bytes_at_once
 
 
 def test_a_compiler_that_dies_costs_its_kernel_alone(

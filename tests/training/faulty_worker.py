@@ -58,6 +58,8 @@ class Faulty(trainer.LTDv2Trainer):
             raise ValueError("a fault in the program")
         if "slow" in now:
             time.sleep(0.2)
+        if "wait" in now and self.train_loader.order.ranks == 1:  # for another machine to join
+            time.sleep(3)
         processed = super().preprocess_batch(batch)
         if "nan" in now:
             processed["img"][:] = torch.nan

@@ -342,7 +342,11 @@ def test_a_run_outlives_the_loss_of_a_machine_and_takes_it_back(data: Path, tmp_
     (tmp_path / "toolkit.toml").write_text("[saving]\nbatches = 1\n")
     words = ["train", "--data", str(data), "--model", str(MODEL), "--preset", "smoke", "--imgsz", "64"]
     words += ["--epochs", "4", "--batch", "8", "--device", "cpu", "--name", "mine", "--no-patches"]
-    environment = {**ENVIRONMENT, "TOOLKIT_WORKSPACE": str(tmp_path), "FAULTS": "lose_node:0:3@1 slow:*!"}
+    environment = {
+        **ENVIRONMENT,
+        "TOOLKIT_WORKSPACE": str(tmp_path),
+        "FAULTS": "lose_node:0:3@1 slow:*! wait:*!",
+    }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"

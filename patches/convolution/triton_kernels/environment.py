@@ -34,8 +34,10 @@ def prepare(nodes: Path = KFD_NODES) -> list[str]:
     """Make Triton safe for the cards in this machine; call it before anything imports Triton.
 
     On gfx101x the descriptor that Triton builds for buffer instructions does not match the hardware: stores
-    vanish and nothing reports it. ``AMDGCN_USE_BUFFER_OPS=0`` avoids them, and since Triton's cache key
-    ignores the variable, kernels compiled so need a cache directory of their own.
+    vanish and nothing reports it. On other AMD cards such an instruction moves a single element, because what
+    is known of an operand's alignment is lost on the way to it (Triton 3.6 and 3.8).
+    ``AMDGCN_USE_BUFFER_OPS=0`` avoids both, and since Triton's cache key ignores the variable, kernels
+    compiled so need a cache directory of their own.
 
     Args:
         nodes: the kernel driver's topology.
@@ -44,15 +46,19 @@ def prepare(nodes: Path = KFD_NODES) -> list[str]:
         The names of the environment variables that were set.
 
     Raises:
-        RuntimeError: Triton was imported already, by someone who had not set the variables.
+        RuntimeError: Triton was imported already, by someone who had not set the variables, on gfx101x; on
+            other cards the kernels are slower then.
     """
-    if not any(name.startswith("gfx101") for name in amd_architectures(nodes)):
+    architectures = amd_architectures(nodes)
+    if not architectures:
         return []
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltdv2-toolkit"
-    wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache / "triton-gfx101x")}
+    wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache / "triton-no-buffer-ops")}
     if os.environ.get("AMDGCN_USE_BUFFER_OPS") == "0" and "TRITON_CACHE_DIR" in os.environ:
         return []
     if "triton" in sys.modules:
+        if not any(name.startswith("gfx101") for name in architectures):
+            return []
         raise RuntimeError(
             "Triton is already imported with buffer operations on, which write nothing on gfx101x cards; "
             "enable the patches before importing Triton, or set AMDGCN_USE_BUFFER_OPS=0 and TRITON_CACHE_DIR"

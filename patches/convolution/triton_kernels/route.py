@@ -235,7 +235,9 @@ class Builder:
         return Launch(kernel, grid, scalars, constants, warps=warps, stages=stages, device=self.index)
 
     def _upcasts(self, p: ConvProblem) -> bool:
-        return self.upcast and p.dtype == torch.float16
+        # On a CPU, where Triton's interpreter multiplies the bits of bf16 as integers.
+        interpreted = p.device == "cpu" and p.dtype == torch.bfloat16
+        return interpreted or (self.upcast and p.dtype == torch.float16)
 
     def _narrow(self, p: ConvProblem, alignment: int) -> int:
         """Where fp16 becomes fp32 on the way, 16 bytes at once would need too many registers."""
@@ -291,7 +293,15 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
-        tile = self.tiles.gather(filters, p.batch * pixels, channels, p.groups * phases, flat, wide)
+        tile = self.tiles.gather(
+            filters,
+            p.batch * pixels,
+            channels,
+            p.groups * phases,
+            flat=flat,
+            wide=wide,
+            channels_last=channels_last,
+        )
         pack, w_strides, unit, weight_align = _weight_layout(
             weight, p.groups, flat, transposed, channels_last
         )

@@ -36,6 +36,7 @@ class Table(NamedTuple):
         small: where even so compute units would be idle.
         weight: for the weight gradient.
         blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
+        ahead: whether it has those to load a step ahead in channels_last, where loads are wide.
         outputs: pixels times channels of a tile of ``grouped_gather``, which unrolls the taps: for up to nine
             taps, and for more.
         taps: the most in a tile of ``grouped_weight_gradient``: with 32-bit offsets, and with 64.
@@ -51,6 +52,7 @@ class Table(NamedTuple):
     small: Tile
     weight: tuple[Tile, Tile, Tile, Tile]
     blocked: bool
+    ahead: bool
     outputs: tuple[int, int]
     taps: tuple[int, int]
     spare: Tile | None
@@ -79,6 +81,7 @@ NVIDIA = Table(
         Tile(128, 64, 16, 2, 1),
     ),
     blocked=True,
+    ahead=True,
     outputs=(512, 512),
     taps=(16, 16),
     spare=None,
@@ -100,6 +103,7 @@ RDNA = Table(
     small=Tile(32, 64, 16, 4, 2),
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
     blocked=False,
+    ahead=False,
     outputs=(512, 128),
     taps=(16, 8),
     spare=Tile(32, 64, 16, 4, 2),
@@ -128,7 +132,17 @@ class Tiles:
         self.units = units
         self.table = table
 
-    def gather(self, filters: int, pixels: int, channels: int, copies: int, flat: bool, wide: bool) -> Tile:
+    def gather(
+        self,
+        filters: int,
+        pixels: int,
+        channels: int,
+        copies: int,
+        *,
+        flat: bool,
+        wide: bool,
+        channels_last: bool,
+    ) -> Tile:
         """The tile for ``gather_gemm``.
 
         Args:
@@ -136,6 +150,7 @@ class Tiles:
             copies: independent products, groups times phases.
             flat: whether channels and taps are summed as one axis.
             wide: whether offsets need 64 bits.
+            channels_last: layout of what is read.
         """
         size = _size(filters)
         if flat:
@@ -147,7 +162,7 @@ class Tiles:
             tile = self.table.small
         if self.table.spare is not None and (wide or (size >= 1 and channels < tile.k)):
             tile = self.table.spare if size >= 1 else self.table.flat[size]
-        return tile
+        return tile if self.table.ahead or not channels_last else tile._replace(stages=1)
 
     def grouped(self, taps: int, pixels: int, channels_last: bool) -> tuple[int, int]:
         """Pixels and channels of a tile of ``grouped_gather``."""
