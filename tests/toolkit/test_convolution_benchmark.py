@@ -22,7 +22,7 @@ from torch import nn
 
 from patches.convolution.plan import Choice
 from patches.convolution.problem import ConvProblem
-from toolkit.benchmark import commands, measure
+from toolkit.benchmark import accuracy, commands, measure
 from toolkit.benchmark.measure import Steps
 from toolkit.errors import ToolkitError
 
@@ -225,6 +225,45 @@ def test_no_script_measures_while_the_environment_forces_a_route(script: str) ->
     )
     expected = "TOOLKIT_CONV_ROUTE=gemm would be measured in place of every route\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("bench_convolution --model nosuch", "argument --model: invalid choice: 'nosuch'"),
+        ("bench_convolution --routes nosuch", "--routes: expected some of unfold, gemm, native, auto on cpu"),
+        ("bench_convolution --routes triton", "--routes: expected some of unfold, gemm, native, auto on cpu"),
+        ("bench_convolution --batch 0", "argument --batch: invalid positive value: '0'"),
+        ("bench_convolution --device cuda", "no GPU that PyTorch can use"),
+        ("bench_host_path --device cuda", "no GPU that PyTorch can use"),
+        ("tune_triton --quick", "no GPU that PyTorch can use"),
+        ("tune_triton --model nosuch", "argument --model: invalid choice: 'nosuch'"),
+        ("check_convolution_accuracy --device cuda", "no GPU that PyTorch can use"),
+        ("check_convolution_accuracy --problems 0", "argument --problems: invalid positive value: '0'"),
+        ("check_convolution_accuracy --route nosuch", "argument --route: invalid choice: 'nosuch'"),
+        ("compare_training nowhere", "error: nowhere is no folder"),
+        (
+            "compare_training . --routes nosuch",
+            "--routes: expected some of auto, native, library, gemm, triton",
+        ),
+        ("compare_training . --seeds 0", "argument --seeds: invalid positive value: '0'"),
+    ],
+)
+def test_what_a_script_cannot_do_is_one_line(command: str, said: str) -> None:
+    script, *options = command.split()
+    path = Path(__file__).parents[2] / "scripts" / f"{script}.py"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, path, *options], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_problems_without_a_bias_are_compared_in_what_they_have() -> None:
+    found = accuracy.compare(list(accuracy.sample([replace(SMALL, bias=False)], "gemm")))
+    assert [each.name for each in found] == ["output", "input gradient", "weight gradient"]
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,14 @@ def forced_route() -> str | None:
     return f"{ROUTE_VARIABLE}={forced} would be measured in place of every route" if forced else None
 
 
+def positive(text: str) -> int:
+    """A number from 1, as a type for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 @contextmanager
 def ieee_products() -> Iterator[None]:
     """Without TF32, which would compare different arithmetic."""
