@@ -276,19 +276,38 @@ def test_problems_without_a_bias_are_compared_in_what_they_have() -> None:
         (("train", "--imgsz=100"), "yolov8n cannot train on images of 100 px; expected a multiple of 32, at"),
         (("conv", "--model=nonsense"), "no model nonsense.yaml"),
         (("train", "--model=nonsense"), "no model nonsense.yaml"),
+        (("conv", "--model=bad.yaml"), "bad.yaml describes no model; found KeyError"),
+        (("train", "--model=empty.yaml"), "empty.yaml describes no model; found KeyError"),
+        (("train", "--model=cut-off.yaml"), "cut-off.yaml describes no model; found ValueError"),
+        (("conv", "--model=unknown.yaml"), "unknown.yaml cannot be built; found KeyError"),
+        (
+            ("train", "--model=yolov8n-cls"),
+            "yolov8n-cls is no detector; found a head Classify",
+        ),
+        (("conv", "--csv=."), "Invalid value for '--csv': file '.' is a directory"),
+        (("conv", "--csv=nowhere/layers.csv"), "Invalid value for '--csv': no folder nowhere to write in"),
+        (("conv", "--plot=nowhere/layers.png"), "Invalid value for '--plot': no folder nowhere to write in"),
+        (("conv", "--plot=layers.jpg"), "Invalid value for '--plot': layers.jpg is no .png"),
+        (("conv", "--tune=yolov8n", "--csv=layers.csv"), "--tune writes the plan alone; leave --csv and"),
+        (("conv", "--tune=yolov8n", "--plot=layers.png"), "--tune writes the plan alone; leave --csv and"),
+        (("conv", "--tune="), "nothing to tune"),
     ],
 )
 def test_bad_options_end_with_one_line_before_anything_is_measured(
-    command: tuple[str, ...], said: str, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], said: str, toolkit: Command, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unknown = "nc: 4\nbackbone: [[-1, 1, Nothing, []]]\nhead: []\n"
+    for name, content in {"bad": "a: 1", "empty": "", "cut-off": "[1", "unknown": unknown}.items():
+        (workspace / f"{name}.yaml").write_text(content)
+
     def measured(*_: object, **__: object) -> None:
         pytest.fail("something was measured")
 
     for name in ("measure", "run_steps"):
         monkeypatch.setattr(commands, name, measured)
     result = toolkit("bench", *command, "--device=cpu")
-    assert result.status != 0
-    assert said in result.err
+    assert (result.status != 0, result.out) == (True, "")
+    assert said in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
 
 

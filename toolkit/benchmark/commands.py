@@ -35,6 +35,7 @@ from toolkit.benchmark.measure import (
 from toolkit.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.training.session import check_model
 
 TRAINING_IMAGES = 329_299
 """Images of LTDv2's training split."""
@@ -138,7 +139,7 @@ def train(
     schedule = f"{epochs} epochs of LTDv2 (90 % interval)"
     table = Table("", "steps/s", "mean ms", "median ms", "10 % to 90 %, ms", "peak MiB", schedule)
     with _on(device) as kind:
-        _network(model, image_size)
+        _network(model, image_size, training=True)
         with patched_convolutions(kind, route):
             steps, peak = timed_training(model, batch, image_size, iterations, kind)
             shares = ", ".join(f"{name} {calls:,}" for name, calls in patches.report().by_route().items())
@@ -231,18 +232,26 @@ def _network(model: str, image_size: int, *, training: bool = False) -> Any:
     """A model as it is, or as ``toolkit train`` makes it: the challenge's classes, grey images.
 
     Raises:
-        ToolkitError: no such model, or images of a size that it cannot train on.
+        ToolkitError: no such model, or none that can be built, or images of a size that it cannot train on.
     """
     from ultralytics import YOLO
+    from ultralytics.nn.modules import Detect
     from ultralytics.nn.tasks import DetectionModel
 
-    from toolkit.training.session import check_model
-
     name = check_model(_named(model))
-    net: Any = YOLO(name).model
-    if training:
-        net = DetectionModel(net.yaml, ch=1, nc=CLASSES, verbose=False)
-    stride = int(net.stride.max())
+    try:
+        net: Any = YOLO(name).model
+        if training:
+            net = DetectionModel(net.yaml, ch=1, nc=CLASSES, verbose=False)
+        stride = int(net.stride.max())
+    except Exception as error:  # Ultralytics raises whatever the architecture makes it raise
+        raise ToolkitError(
+            f"{model} cannot be built",
+            found=f"{type(error).__name__} in Ultralytics",
+            expected="a model such as yolo11n",
+        ) from error
+    if training and not isinstance(net.model[-1], Detect):
+        raise ToolkitError(f"{model} is no detector", found=f"a head {type(net.model[-1]).__name__}")
     if image_size % stride or image_size < 2 * stride:
         raise ToolkitError(
             f"{model} cannot train on images of {image_size} px",
