@@ -284,6 +284,8 @@ def test_problems_without_a_bias_are_compared_in_what_they_have() -> None:
             ("train", "--model=yolov8n-cls"),
             "yolov8n-cls is no detector; found a head Classify",
         ),
+        (("train", "--channels=2"), "no training with 2 channels; expected 1 or 3"),
+        (("train", "--amp"), "no mixed precision on a CPU; expected a GPU"),
         (("conv", "--csv=."), "Invalid value for '--csv': file '.' is a directory"),
         (("conv", "--csv=nowhere/layers.csv"), "Invalid value for '--csv': no folder nowhere to write in"),
         (("conv", "--plot=nowhere/layers.png"), "Invalid value for '--plot': no folder nowhere to write in"),
@@ -324,6 +326,61 @@ def test_the_schedule_is_estimated_from_the_mean(
     hours = 50 * math.ceil(329_299 / 8) * 0.2 / 3600
     assert cells[:4] == ["patches, native", "5.00", "200.0", "100.0"]
     assert cells[-1].startswith(f"{hours // 24:.0f} d {hours % 24:.1f} h (")
+
+
+def test_what_is_timed_is_what_training_runs_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes: list[torch.Size] = []
+
+    def timed(step: measure.TrainingStep, *_: object) -> tuple[Steps, int]:
+        shapes.append(step.batch["img"].shape)
+        return Steps((0.1, 0.2), 0, (0, 0)), 2**20
+
+    monkeypatch.setattr(commands, "timed_training", timed)
+    monkeypatch.setattr(commands.console, "out", Console(width=200))
+    for channels in (None, 3):
+        commands.train("yolov8n", 2, 64, 10, 50, "cpu", "native", None, channels)
+    assert shapes == [(2, 1, 64, 64)] * 2 + [(2, 3, 64, 64)] * 2
+    shown = capsys.readouterr().out
+    assert "yolov8n, batch 2, 64 px, 1 channel(s), fp32" in shown
+    assert "yolov8n, batch 2, 64 px, 3 channel(s), fp32" in shown
+
+
+@pytest.mark.parametrize(
+    ("amp", "mixed", "title"),
+    [(None, True, "mixed precision"), (True, True, "mixed"), (False, False, "fp32")],
+)
+def test_training_on_a_gpu_is_timed_with_mixed_precision_as_training_has_it(
+    amp: bool | None,
+    mixed: bool,
+    title: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    @contextmanager
+    def on_a_gpu(_: object) -> Iterator[str]:
+        yield "cuda"
+
+    monkeypatch.setattr(commands, "_on", on_a_gpu)
+    monkeypatch.setattr(commands, "patched_convolutions", lambda *_: on_a_gpu(None))
+    monkeypatch.setattr(commands, "_training_step", lambda *settings: asked.append(settings))
+    monkeypatch.setattr(commands, "timed_training", lambda *_: (Steps((0.1, 0.2), 0, (0, 0)), 2**20))
+    monkeypatch.setattr(commands.console, "out", Console(width=200))
+    commands.train("yolov8n", 2, 64, 10, 50, None, "auto", None, None, amp)
+    assert set(asked) == {("yolov8n.yaml", 2, 64, "cuda", 1, mixed)}
+    assert f"64 px, 1 channel(s), {title}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_timed_with_the_channels_asked_for(tmp_path: Path) -> None:
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.save({"model": DetectionModel("yolov8n.yaml", ch=3, nc=80, verbose=False)}, tmp_path / "coco.pt")
+    step = measure.TrainingStep(str(tmp_path / "coco.pt"), 1, 64, "cpu", channels=1)
+    assert step.model.model[0].conv.in_channels == 1
+    assert step.model.yaml["nc"] == 4
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1800.0, "0.5 h"), (90_000.0, "1 d 1.0 h")])

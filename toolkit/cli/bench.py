@@ -105,6 +105,12 @@ def train(
     imgsz: ImageSize = 640,
     iterations: Annotated[int, typer.Option(min=10, help="Steps to time, after ten to warm up.")] = 100,
     epochs: Annotated[int, typer.Option(min=1, help="Length of the schedule that is estimated.")] = 50,
+    channels: Annotated[
+        int | None, typer.Option(help="1 for grey frames, 3 for colour weights; default: as toolkit train.")
+    ] = None,
+    amp: Annotated[
+        bool | None, typer.Option("--amp/--no-amp", help="Mixed precision; default: as toolkit train.")
+    ] = None,
     device: Device = None,
     route: Route = "auto",
     csv: Csv = None,
@@ -114,10 +120,11 @@ def train(
     Images are random and in memory: loading, validation and pauses for cooling come on top.
 
     Example: [bold]toolkit bench train --model yolov8n --batch 8 --epochs 50[/bold]
+    Example: [bold]toolkit bench train --model yolov8n --batch 8 --no-amp[/bold], as --preset rx5600xt trains
     """
     from toolkit.benchmark import commands
 
-    commands.train(model, batch, imgsz, iterations, epochs, device, route, csv)
+    commands.train(model, batch, imgsz, iterations, epochs, device, route, csv, channels, amp)
 
 
 @app.command()
