@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,12 +89,14 @@ def convolutions() -> Iterator[Row]:
 
 
 def training() -> Iterator[Row]:
-    """Whole training steps: loss, backward, clipping, SGD."""
+    """Whole training steps on colour images: loss, backward, clipping, SGD."""
     from toolkit.benchmark.commands import timed_training
+    from toolkit.benchmark.measure import TrainingStep
     from toolkit.device import running
 
     torch.backends.cuda.matmul.allow_tf32 = False
     for batch in (16, 32):
+        step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", channels=3, amp=False)
         milliseconds = {}
         for name in ("library-off", "cuDNN", "triton", "auto"):
             patched = name in ("triton", "auto")
@@ -103,9 +106,9 @@ def training() -> Iterator[Row]:
             with running("0", patched=False), library:
                 if patched:
                     with patches.enabled("cuda", name):
-                        steps, peak = timed_training("yolov8n", batch, 640, 30, "cuda")
+                        steps, peak = timed_training(step(), 30, "cuda")
                 else:
-                    steps, peak = timed_training("yolov8n", batch, 640, 30, "cuda")
+                    steps, peak = timed_training(step(), 30, "cuda")
             milliseconds[name] = steps.quantile(0.5) * 1e3
             limit = {(16, "triton"): "3.10 GiB", (32, "triton"): "aim 5.5 GiB"}.get((batch, name), "")
             figures = f"{milliseconds[name]:.1f} ms, peak {peak / GIB:.3f} GiB"

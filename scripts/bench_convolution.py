@@ -21,8 +21,16 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from toolkit.benchmark.measure import BASELINE, Measurement, forced_route, load_layers, measure  # noqa: E402
+from toolkit.benchmark.measure import (  # noqa: E402
+    BASELINE,
+    Measurement,
+    forced_route,
+    load_layers,
+    measure,
+    positive,
+)
 
+LAYERS = ROOT / "scripts" / "layers"
 ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library", "triton")}
 
 
@@ -31,17 +39,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=sorted(ROUTES), default="cpu")
-    parser.add_argument("--model", default="yolov8n", help="name of a file in scripts/layers")
-    parser.add_argument("--batch", type=int, default=1)
+    models = sorted(path.stem for path in LAYERS.glob("*.json"))
+    parser.add_argument("--model", choices=models, default="yolov8n", help="a file in scripts/layers")
+    parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--routes", nargs="+", help="default: all of the device")
-    parser.add_argument("--repeats", type=int, default=7, help="samples of each median")
+    parser.add_argument("--repeats", type=positive, default=7, help="samples of each median")
     parser.add_argument("--csv", type=Path, help="write one row for each layer and route")
     options = parser.parse_args()
+    served = (*ROUTES[options.device], "auto")
+    if not set(options.routes or ()) <= set(served):
+        parser.error(f"--routes: expected some of {', '.join(served)} on {options.device}")
     if forced_route():
         sys.exit(forced_route())
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no GPU that PyTorch can use")
 
-    layers = ROOT / "scripts" / "layers" / f"{options.model}.json"
+    layers = LAYERS / f"{options.model}.json"
     problems = load_layers(layers, options.batch, options.device, getattr(torch, options.dtype))
     routes = options.routes or ROUTES[options.device]
     found = list(measure(problems, routes, options.repeats))

@@ -108,6 +108,8 @@ def main() -> None:
     device: str = parser.parse_args().device
     if forced_route():
         sys.exit(forced_route())
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no GPU that PyTorch can use")
     route = "gemm" if device == "cpu" else "triton"
     size = 1 if device == "cpu" else 20
     print(f"{'microseconds a call':<30} {'PyTorch':>9} {'patched':>9} {'override':>9}")

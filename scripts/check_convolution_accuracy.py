@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from patches.convolution.routes import NAMES
 from toolkit.benchmark import accuracy
-from toolkit.benchmark.measure import forced_route
+from toolkit.benchmark.measure import forced_route, positive
 
 
 def main() -> int:
@@ -31,12 +32,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--route", default="gemm")
-    parser.add_argument("--problems", type=int, default=300)
+    parser.add_argument("--route", choices=NAMES, default="gemm")
+    parser.add_argument("--problems", type=positive, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if forced_route():
         sys.exit(forced_route())
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no GPU that PyTorch can use")
 
     problems = accuracy.problems(options.problems, options.device, options.seed)
     if options.route == "triton" and options.device == "cuda":

@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from patches.convolution.routes import NAMES
+from toolkit import console
+from toolkit.benchmark.measure import positive
 from toolkit.dataset import index
 from toolkit.device import resolve_device, running
+from toolkit.errors import ToolkitError
 from toolkit.training.session import TrainingPlan, load_preset
 from toolkit.training.trainer import LTDv2Trainer
 
@@ -68,20 +73,9 @@ def nudge(trainer: LTDv2Trainer) -> None:
             parameter.mul_(1 + 1e-7 * torch.randn_like(parameter))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--device")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--routes", default="gemm")
-    parser.add_argument("--imgsz", type=int, default=320)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr0", type=float, default=0.01)
-    parser.add_argument("--model", default="yolov8n.yaml")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    options = parser.parse_args()
+def compare(options: argparse.Namespace) -> None:
+    """Train by every route from every seed, and print a row a run."""
+    index.load(options.data)  # refused before the title of a table
     routes = ["own", "own", "nudged", *options.routes.split(",")]
     scores: dict[str, list[float]] = {route: [] for route in routes}
     print("route     seed  steps  within 1 % until   largest    median   mAP@0.5")
@@ -98,6 +92,29 @@ def main() -> None:
             print(f"{route:9} {seed:4} {len(away):6} {figures}", flush=True)
     for route, found in scores.items():
         print(f"{route:9} mAP@0.5 {min(found):.3f} to {max(found):.3f}, mean {sum(found) / len(found):.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--device")
+    parser.add_argument("--epochs", type=positive, default=3)
+    parser.add_argument("--routes", default="gemm")
+    parser.add_argument("--imgsz", type=positive, default=320)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--lr0", type=float, default=0.01)
+    parser.add_argument("--model", default="yolov8n.yaml")
+    parser.add_argument("--seeds", type=positive, default=1, help="how many")
+    options = parser.parse_args()
+    if not set(options.routes.split(",")) <= {"auto", *NAMES}:
+        parser.error(f"--routes: expected some of auto, {', '.join(NAMES)}, with commas between them")
+    try:
+        compare(options)
+    except ToolkitError as error:
+        console.fail(error)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ from torch import Tensor  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from patches.convolution.triton_kernels.ahead import Recorder  # noqa: E402
 from patches.convolution.triton_kernels.tiles import NVIDIA, SHORTEST_SPLIT, Table, Tile, Tiles  # noqa: E402
+from toolkit.benchmark.measure import load_layers, positive  # noqa: E402
 
+LAYERS = ROOT / "scripts" / "layers"
 PASSES = ("forward", "input", "weight")
 GATHER = [
     Tile(m, n, k, warps, stages)
@@ -116,9 +118,7 @@ class Job(NamedTuple):
 
 def problems(model: str, batch: int, channels_last: bool) -> Counter[ConvProblem]:
     """The convolutions of a model, with how often each occurs."""
-    from toolkit.benchmark.measure import load_layers
-
-    found = load_layers(ROOT / "scripts" / "layers" / f"{model}.json", batch, "cuda", torch.float32)
+    found = load_layers(LAYERS / f"{model}.json", batch, "cuda", torch.float32)
     return Counter(replace(each, channels_last=channels_last, bias=False) for each in found)
 
 
@@ -198,8 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="yolov8n", help="name of a file in scripts/layers")
-    parser.add_argument("--batch", type=int, default=16)
+    models = sorted(path.stem for path in LAYERS.glob("*.json"))
+    parser.add_argument("--model", choices=models, default="yolov8n", help="a file in scripts/layers")
+    parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--precision", default="ieee", choices=["ieee", "tf32x3"])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
@@ -207,6 +208,8 @@ def main() -> None:
     parser.add_argument("--unblocked", action="store_true", help="one running sum instead of one a step")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("no GPU that PyTorch can use")
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     units = torch.cuda.get_device_properties(0).multi_processor_count

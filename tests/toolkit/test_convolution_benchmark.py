@@ -22,7 +22,7 @@ from torch import nn
 
 from patches.convolution.plan import Choice
 from patches.convolution.problem import ConvProblem
-from toolkit.benchmark import commands, measure
+from toolkit.benchmark import accuracy, commands, measure
 from toolkit.benchmark.measure import Steps
 from toolkit.errors import ToolkitError
 
@@ -230,6 +230,45 @@ def test_no_script_measures_while_the_environment_forces_a_route(script: str) ->
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        ("bench_convolution --model nosuch", "argument --model: invalid choice: 'nosuch'"),
+        ("bench_convolution --routes nosuch", "--routes: expected some of unfold, gemm, native, auto on cpu"),
+        ("bench_convolution --routes triton", "--routes: expected some of unfold, gemm, native, auto on cpu"),
+        ("bench_convolution --batch 0", "argument --batch: invalid positive value: '0'"),
+        ("bench_convolution --device cuda", "no GPU that PyTorch can use"),
+        ("bench_host_path --device cuda", "no GPU that PyTorch can use"),
+        ("tune_triton --quick", "no GPU that PyTorch can use"),
+        ("tune_triton --model nosuch", "argument --model: invalid choice: 'nosuch'"),
+        ("check_convolution_accuracy --device cuda", "no GPU that PyTorch can use"),
+        ("check_convolution_accuracy --problems 0", "argument --problems: invalid positive value: '0'"),
+        ("check_convolution_accuracy --route nosuch", "argument --route: invalid choice: 'nosuch'"),
+        ("compare_training nowhere", "error: nowhere is no folder"),
+        (
+            "compare_training . --routes nosuch",
+            "--routes: expected some of auto, native, library, gemm, triton",
+        ),
+        ("compare_training . --seeds 0", "argument --seeds: invalid positive value: '0'"),
+    ],
+)
+def test_what_a_script_cannot_do_is_one_line(command: str, said: str) -> None:
+    script, *options = command.split()
+    path = Path(__file__).parents[2] / "scripts" / f"{script}.py"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, path, *options], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_problems_without_a_bias_are_compared_in_what_they_have() -> None:
+    found = accuracy.compare(list(accuracy.sample([replace(SMALL, bias=False)], "gemm")))
+    assert [each.name for each in found] == ["output", "input gradient", "weight gradient"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
         (("stress", "--route=fastest"), "found route 'fastest': expected one of auto, native"),
         (("train", "--route=fastest"), "found route 'fastest': expected one of auto, native"),
         (("stress", "--iterations=1"), "Invalid value for '--iterations'"),
@@ -237,19 +276,40 @@ def test_no_script_measures_while_the_environment_forces_a_route(script: str) ->
         (("train", "--imgsz=100"), "yolov8n cannot train on images of 100 px; expected a multiple of 32, at"),
         (("conv", "--model=nonsense"), "no model nonsense.yaml"),
         (("train", "--model=nonsense"), "no model nonsense.yaml"),
+        (("conv", "--model=bad.yaml"), "bad.yaml describes no model; found KeyError"),
+        (("train", "--model=empty.yaml"), "empty.yaml describes no model; found KeyError"),
+        (("train", "--model=cut-off.yaml"), "cut-off.yaml describes no model; found ValueError"),
+        (("conv", "--model=unknown.yaml"), "unknown.yaml cannot be built; found KeyError"),
+        (
+            ("train", "--model=yolov8n-cls"),
+            "yolov8n-cls is no detector; found a head Classify",
+        ),
+        (("train", "--channels=2"), "no training with 2 channels; expected 1 or 3"),
+        (("train", "--amp"), "no mixed precision on a CPU; expected a GPU"),
+        (("conv", "--csv=."), "Invalid value for '--csv': file '.' is a directory"),
+        (("conv", "--csv=nowhere/layers.csv"), "Invalid value for '--csv': no folder nowhere to write in"),
+        (("conv", "--plot=nowhere/layers.png"), "Invalid value for '--plot': no folder nowhere to write in"),
+        (("conv", "--plot=layers.jpg"), "Invalid value for '--plot': layers.jpg is no .png"),
+        (("conv", "--tune=yolov8n", "--csv=layers.csv"), "--tune writes the plan alone; leave --csv and"),
+        (("conv", "--tune=yolov8n", "--plot=layers.png"), "--tune writes the plan alone; leave --csv and"),
+        (("conv", "--tune="), "nothing to tune"),
     ],
 )
 def test_bad_options_end_with_one_line_before_anything_is_measured(
-    command: tuple[str, ...], said: str, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], said: str, toolkit: Command, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unknown = "nc: 4\nbackbone: [[-1, 1, Nothing, []]]\nhead: []\n"
+    for name, content in {"bad": "a: 1", "empty": "", "cut-off": "[1", "unknown": unknown}.items():
+        (workspace / f"{name}.yaml").write_text(content)
+
     def measured(*_: object, **__: object) -> None:
         pytest.fail("something was measured")
 
     for name in ("measure", "run_steps"):
         monkeypatch.setattr(commands, name, measured)
     result = toolkit("bench", *command, "--device=cpu")
-    assert result.status != 0
-    assert said in result.err
+    assert (result.status != 0, result.out) == (True, "")
+    assert said in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
 
 
@@ -266,6 +326,61 @@ def test_the_schedule_is_estimated_from_the_mean(
     hours = 50 * math.ceil(329_299 / 8) * 0.2 / 3600
     assert cells[:4] == ["patches, native", "5.00", "200.0", "100.0"]
     assert cells[-1].startswith(f"{hours // 24:.0f} d {hours % 24:.1f} h (")
+
+
+def test_what_is_timed_is_what_training_runs_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes: list[torch.Size] = []
+
+    def timed(step: measure.TrainingStep, *_: object) -> tuple[Steps, int]:
+        shapes.append(step.batch["img"].shape)
+        return Steps((0.1, 0.2), 0, (0, 0)), 2**20
+
+    monkeypatch.setattr(commands, "timed_training", timed)
+    monkeypatch.setattr(commands.console, "out", Console(width=200))
+    for channels in (None, 3):
+        commands.train("yolov8n", 2, 64, 10, 50, "cpu", "native", None, channels)
+    assert shapes == [(2, 1, 64, 64)] * 2 + [(2, 3, 64, 64)] * 2
+    shown = capsys.readouterr().out
+    assert "yolov8n, batch 2, 64 px, 1 channel(s), fp32" in shown
+    assert "yolov8n, batch 2, 64 px, 3 channel(s), fp32" in shown
+
+
+@pytest.mark.parametrize(
+    ("amp", "mixed", "title"),
+    [(None, True, "mixed precision"), (True, True, "mixed"), (False, False, "fp32")],
+)
+def test_training_on_a_gpu_is_timed_with_mixed_precision_as_training_has_it(
+    amp: bool | None,
+    mixed: bool,
+    title: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    @contextmanager
+    def on_a_gpu(_: object) -> Iterator[str]:
+        yield "cuda"
+
+    monkeypatch.setattr(commands, "_on", on_a_gpu)
+    monkeypatch.setattr(commands, "patched_convolutions", lambda *_: on_a_gpu(None))
+    monkeypatch.setattr(commands, "_training_step", lambda *settings: asked.append(settings))
+    monkeypatch.setattr(commands, "timed_training", lambda *_: (Steps((0.1, 0.2), 0, (0, 0)), 2**20))
+    monkeypatch.setattr(commands.console, "out", Console(width=200))
+    commands.train("yolov8n", 2, 64, 10, 50, None, "auto", None, None, amp)
+    assert set(asked) == {("yolov8n.yaml", 2, 64, "cuda", 1, mixed)}
+    assert f"64 px, 1 channel(s), {title}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_timed_with_the_channels_asked_for(tmp_path: Path) -> None:
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.save({"model": DetectionModel("yolov8n.yaml", ch=3, nc=80, verbose=False)}, tmp_path / "coco.pt")
+    step = measure.TrainingStep(str(tmp_path / "coco.pt"), 1, 64, "cpu", channels=1)
+    assert step.model.model[0].conv.in_channels == 1
+    assert step.model.yaml["nc"] == 4
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1800.0, "0.5 h"), (90_000.0, "1 d 1.0 h")])

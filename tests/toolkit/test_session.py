@@ -82,6 +82,13 @@ def test_what_is_not_there_is_named(place: Workspace, options: Options, message:
     assert not place.runs.exists()
 
 
+@pytest.mark.parametrize("content", ["", "nc: 4", "[1", "- 1"])
+def test_a_yaml_that_describes_no_model_is_refused(place: Workspace, content: str) -> None:
+    (place.root / "bad.yaml").write_text(content)
+    with pytest.raises(ToolkitError, match=r"bad\.yaml describes no model"):
+        session.plan(place, Options(model=str(place.root / "bad.yaml"), device="cpu"))
+
+
 def begun(place: Workspace, name: str, **options: object) -> session.TrainingPlan:
     """A run that was started."""
     plan = session.plan(place, Options(name=name, device="cpu", preset="smoke", **options))  # type: ignore[arg-type]

@@ -149,8 +149,9 @@ def _errors(values: list[Tensor], expected: list[Tensor]) -> tuple[float, ...]:
 
 
 def compare(samples: list[Sample]) -> list[Comparison]:
-    """One comparison for each of :data:`NAMES`."""
-    return [_compare(index, [s for s in samples if len(s.ours) > index]) for index in range(len(NAMES))]
+    """One comparison for each of :data:`NAMES` that a sample has."""
+    most = max(len(s.ours) for s in samples)
+    return [_compare(index, [s for s in samples if len(s.ours) > index]) for index in range(most)]
 
 
 def _compare(index: int, samples: list[Sample]) -> Comparison:

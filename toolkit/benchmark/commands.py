@@ -7,12 +7,14 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
+from ultralytics.cfg import get_cfg
 
 import patches
 from patches import dispatch
@@ -35,6 +37,7 @@ from toolkit.benchmark.measure import (
 from toolkit.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.training.session import DEFAULT_PRESET, check_model, load_preset
 
 TRAINING_IMAGES = 329_299
 """Images of LTDv2's training split."""
@@ -132,19 +135,36 @@ def train(
     device: str | None,
     route: str,
     csv_path: Path | None,
+    channels: int | None = None,
+    amp: bool | None = None,
 ) -> None:
-    """Time training steps, patched and as PyTorch comes, and estimate the schedule."""
+    """Time training steps, patched and as PyTorch comes, and estimate the schedule.
+
+    Args:
+        channels, amp: of the run; None: those of ``toolkit train`` without a preset.
+    """
+    preset = load_preset(DEFAULT_PRESET)
+    channels = preset.channels if channels is None else channels
+    if channels not in (1, 3):
+        raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
     count = epochs * math.ceil(TRAINING_IMAGES / batch)
     schedule = f"{epochs} epochs of LTDv2 (90 % interval)"
     table = Table("", "steps/s", "mean ms", "median ms", "10 % to 90 %, ms", "peak MiB", schedule)
     with _on(device) as kind:
-        _network(model, image_size)
+        if amp and kind == "cpu":
+            raise ToolkitError("no mixed precision on a CPU", expected="a GPU", fix="leave --amp out")
+        if amp is None:
+            amp = kind == "cuda" and get_cfg(overrides=preset.arguments).amp is True
+        _network(model, image_size, training=True)
+        step = partial(_training_step, _named(model), batch, image_size, kind, channels, amp)
+        precision = "mixed precision (fp16)" if amp else "fp32"
+        table.title = f"{model}, batch {batch}, {image_size} px, {channels} channel(s), {precision}"
         with patched_convolutions(kind, route):
-            steps, peak = timed_training(model, batch, image_size, iterations, kind)
+            steps, peak = timed_training(step(), iterations, kind)
             shares = ", ".join(f"{name} {calls:,}" for name, calls in patches.report().by_route().items())
         for name, result, most in (
             (f"patches, {route}", steps, peak),
-            *_unpatched(model, batch, image_size, iterations, kind),
+            *_unpatched(step, iterations, kind),
         ):
             low, high = result.mean_interval()
             table.add_row(
@@ -162,19 +182,28 @@ def train(
         _write_clock(csv_path, steps)
 
 
+def _training_step(
+    model: str, batch: int, image_size: int, kind: str, channels: int, amp: bool
+) -> TrainingStep:
+    """A step as ``toolkit train`` takes it: on a GPU Ultralytics keeps the network in channels_last."""
+    step = TrainingStep(model, batch, image_size, kind, channels, amp)
+    if kind == "cuda":
+        step.model.to(memory_format=torch.channels_last)
+    return step
+
+
 def _unpatched(
-    model: str, batch: int, image_size: int, iterations: int, kind: str
+    step: Callable[[], TrainingStep], iterations: int, kind: str
 ) -> Iterator[tuple[str, Steps, int]]:
     if torch.version.hip is None:
-        yield ("PyTorch", *timed_training(model, batch, image_size, iterations, kind))
+        yield ("PyTorch", *timed_training(step(), iterations, kind))
     if kind == "cuda":
         with torch.backends.cudnn.flags(enabled=False):
-            yield ("PyTorch, library off", *timed_training(model, batch, image_size, iterations, kind))
+            yield ("PyTorch, library off", *timed_training(step(), iterations, kind))
 
 
-def timed_training(model: str, batch: int, image_size: int, iterations: int, kind: str) -> tuple[Steps, int]:
+def timed_training(step: TrainingStep, iterations: int, kind: str) -> tuple[Steps, int]:
     """Training steps after a warm-up, and the most bytes that were held in one of them."""
-    step = TrainingStep(_named(model), batch, image_size, kind)
     for _ in run_steps(step, WARM_UP, kind):
         pass
     if kind == "cuda":
@@ -231,18 +260,26 @@ def _network(model: str, image_size: int, *, training: bool = False) -> Any:
     """A model as it is, or as ``toolkit train`` makes it: the challenge's classes, grey images.
 
     Raises:
-        ToolkitError: no such model, or images of a size that it cannot train on.
+        ToolkitError: no such model, or none that can be built, or images of a size that it cannot train on.
     """
     from ultralytics import YOLO
+    from ultralytics.nn.modules import Detect
     from ultralytics.nn.tasks import DetectionModel
 
-    from toolkit.training.session import check_model
-
     name = check_model(_named(model))
-    net: Any = YOLO(name).model
-    if training:
-        net = DetectionModel(net.yaml, ch=1, nc=CLASSES, verbose=False)
-    stride = int(net.stride.max())
+    try:
+        net: Any = YOLO(name).model
+        if training:
+            net = DetectionModel(net.yaml, ch=1, nc=CLASSES, verbose=False)
+        stride = int(net.stride.max())
+    except Exception as error:  # Ultralytics raises whatever the architecture makes it raise
+        raise ToolkitError(
+            f"{model} cannot be built",
+            found=f"{type(error).__name__} in Ultralytics",
+            expected="a model such as yolo11n",
+        ) from error
+    if training and not isinstance(net.model[-1], Detect):
+        raise ToolkitError(f"{model} is no detector", found=f"a head {type(net.model[-1]).__name__}")
     if image_size % stride or image_size < 2 * stride:
         raise ToolkitError(
             f"{model} cannot train on images of {image_size} px",

@@ -225,6 +225,14 @@ def forced_route() -> str | None:
     return f"{ROUTE_VARIABLE}={forced} would be measured in place of every route" if forced else None
 
 
+def positive(text: str) -> int:
+    """A number from 1, as a type for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 @contextmanager
 def ieee_products() -> Iterator[None]:
     """Without TF32, which would compare different arithmetic."""
@@ -351,14 +359,14 @@ CLASSES = 4
 class TrainingStep:
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
 
-    A configuration gets the challenge's four classes.
+    The detector is new and has the challenge's four classes.
 
     Args:
-        model: name of a configuration ("yolov8n.yaml") or a checkpoint.
+        model: name of a configuration ("yolov8n.yaml"), or a checkpoint, whose architecture it is then.
         batch: images a step.
         image_size: side of the square images, pixels.
         device: "cuda" or "cpu".
-        channels: of the images, for a configuration; a checkpoint brings its own.
+        channels: of the images.
         amp: compute the loss under autocast.
     """
 
@@ -373,18 +381,14 @@ class TrainingStep:
         from ultralytics.nn.tasks import DetectionModel
 
         torch.manual_seed(0)
-        trained = model.endswith(".pt")
-        net = YOLO(model).model if trained else DetectionModel(model, channels, CLASSES, verbose=False)
-        self.model: Any = net.to(device).train()
+        architecture = YOLO(model).model.yaml if model.endswith(".pt") else model
+        self.model: Any = DetectionModel(architecture, channels, CLASSES, verbose=False).to(device).train()
         self.model.args = get_cfg()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
         self.autocast = torch.autocast(device, enabled=amp)
         count = batch * self.BOXES
-        channels = next(
-            module for module in self.model.modules() if isinstance(module, nn.Conv2d)
-        ).in_channels
         self.batch = {
             "img": torch.rand(batch, channels, image_size, image_size).to(device),
             "cls": torch.zeros(count, 1).to(device),

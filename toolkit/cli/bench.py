@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,27 @@ Batch = Annotated[int, typer.Option(min=1, help="Images a step.")]
 ImageSize = Annotated[int, typer.Option(min=32, help="Side of the square images, pixels.")]
 Amp = Annotated[bool, typer.Option("--amp", help="The model's layers in fp16, as mixed precision has them.")]
 Route = Annotated[str, typer.Option(help="auto, native, library, gemm or triton.")]
-Csv = Annotated[Path | None, typer.Option(help="Write the numbers here as well.")]
+
+
+def _new_file(path: Path | None) -> Path | None:
+    """Refuse at once what could not be written after minutes of measuring."""
+    if path and not os.access(path.parent, os.W_OK):
+        raise typer.BadParameter(f"no folder {path.parent} to write in")
+    return path
+
+
+def _new_picture(path: Path | None) -> Path | None:
+    if path and path.suffix != ".png":
+        raise typer.BadParameter(f"{path} is no .png")
+    return _new_file(path)
+
+
+Csv = Annotated[
+    Path | None, typer.Option(dir_okay=False, callback=_new_file, help="Write the numbers here as well.")
+]
+Plot = Annotated[
+    Path | None, typer.Option(dir_okay=False, callback=_new_picture, help="Draw the totals into this PNG.")
+]
 
 
 @app.callback()
@@ -38,7 +59,7 @@ def conv(
     amp: Amp = False,
     device: Device = None,
     csv: Csv = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the totals into this PNG.")] = None,
+    plot: Plot = None,
 ) -> None:
     """Time convolutions by every route: unfold + matmul, gemm, triton, cuDNN or MIOpen on and off.
 
@@ -50,8 +71,11 @@ def conv(
     Example: [bold]toolkit bench conv --tune yolo11m --batch 16 --imgsz 480 --amp[/bold]
     """
     from toolkit.benchmark import commands
+    from toolkit.errors import ToolkitError
 
-    if tune:
+    if tune is not None and (csv or plot):
+        raise ToolkitError("--tune writes the plan alone", fix="leave --csv and --plot out")
+    if tune is not None:
         commands.tune(tune, batch, imgsz, device, amp)
     else:
         commands.convolutions(model, batch, imgsz, device, csv, plot, amp)
@@ -81,6 +105,12 @@ def train(
     imgsz: ImageSize = 640,
     iterations: Annotated[int, typer.Option(min=10, help="Steps to time, after ten to warm up.")] = 100,
     epochs: Annotated[int, typer.Option(min=1, help="Length of the schedule that is estimated.")] = 50,
+    channels: Annotated[
+        int | None, typer.Option(help="1 for grey frames, 3 for colour weights; default: as toolkit train.")
+    ] = None,
+    amp: Annotated[
+        bool | None, typer.Option("--amp/--no-amp", help="Mixed precision; default: as toolkit train.")
+    ] = None,
     device: Device = None,
     route: Route = "auto",
     csv: Csv = None,
@@ -90,10 +120,11 @@ def train(
     Images are random and in memory: loading, validation and pauses for cooling come on top.
 
     Example: [bold]toolkit bench train --model yolov8n --batch 8 --epochs 50[/bold]
+    Example: [bold]toolkit bench train --model yolov8n --batch 8 --no-amp[/bold], as --preset rx5600xt trains
     """
     from toolkit.benchmark import commands
 
-    commands.train(model, batch, imgsz, iterations, epochs, device, route, csv)
+    commands.train(model, batch, imgsz, iterations, epochs, device, route, csv, channels, amp)
 
 
 @app.command()

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -460,9 +459,17 @@ def check_model(model: str) -> str:
         read_checkpoint(path)
         return str(path.absolute())
     if path.suffix in (".yaml", ".yml"):
-        with suppress(FileNotFoundError):
-            tasks.yaml_model_load(model)
+        try:
+            _ = tasks.yaml_model_load(model)["backbone"]
             return str(path.absolute()) if path.is_file() else model
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # Ultralytics raises whatever the content makes it raise
+            raise ToolkitError(
+                f"{model} describes no model",
+                found=f"{type(error).__name__} when it was read",
+                expected="backbone and head, as in yolo11n.yaml",
+            ) from error
     raise ToolkitError(
         f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
     )
