@@ -366,11 +366,13 @@ def test_training_on_a_gpu_is_timed_with_mixed_precision_as_training_has_it(
 
     monkeypatch.setattr(commands, "_on", on_a_gpu)
     monkeypatch.setattr(commands, "patched_convolutions", lambda *_: on_a_gpu(None))
-    monkeypatch.setattr(commands, "_training_step", lambda *settings: asked.append(settings))
+    monkeypatch.setattr(
+        commands, "TrainingStep", lambda *settings, **layout: asked.append((*settings, *layout.values()))
+    )
     monkeypatch.setattr(commands, "timed_training", lambda *_: (Steps((0.1, 0.2), 0, (0, 0)), 2**20))
     monkeypatch.setattr(commands.console, "out", Console(width=200))
     commands.train("yolov8n", 2, 64, 10, 50, None, "auto", None, None, amp)
-    assert set(asked) == {("yolov8n.yaml", 2, 64, "cuda", 1, mixed)}
+    assert set(asked) == {("yolov8n.yaml", 2, 64, "cuda", 1, mixed, True)}
     assert f"64 px, 1 channel(s), {title}" in capsys.readouterr().out
 
 

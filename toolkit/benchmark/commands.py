@@ -156,7 +156,9 @@ def train(
         if amp is None:
             amp = kind == "cuda" and get_cfg(overrides=preset.arguments).amp is True
         _network(model, image_size, training=True)
-        step = partial(_training_step, _named(model), batch, image_size, kind, channels, amp)
+        step = partial(
+            TrainingStep, _named(model), batch, image_size, kind, channels, amp, channels_last=True
+        )
         precision = "mixed precision (fp16)" if amp else "fp32"
         table.title = f"{model}, batch {batch}, {image_size} px, {channels} channel(s), {precision}"
         with patched_convolutions(kind, route):
@@ -180,16 +182,6 @@ def train(
     console.note(f"calls: {shares}; loading, validation and pauses come on top")
     if csv_path:
         _write_clock(csv_path, steps)
-
-
-def _training_step(
-    model: str, batch: int, image_size: int, kind: str, channels: int, amp: bool
-) -> TrainingStep:
-    """A step as ``toolkit train`` takes it: on a GPU Ultralytics keeps the network in channels_last."""
-    step = TrainingStep(model, batch, image_size, kind, channels, amp)
-    if kind == "cuda":
-        step.model.to(memory_format=torch.channels_last)
-    return step
 
 
 def _unpatched(

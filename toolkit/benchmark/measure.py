@@ -368,13 +368,21 @@ class TrainingStep:
         device: "cuda" or "cpu".
         channels: of the images.
         amp: compute the loss under autocast.
+        channels_last: keep the network so on a GPU, as Ultralytics does unless told otherwise.
     """
 
     BOXES = 3
     """Boxes an image, about LTDv2's mean."""
 
     def __init__(
-        self, model: str, batch: int, image_size: int, device: str, channels: int = 3, amp: bool = False
+        self,
+        model: str,
+        batch: int,
+        image_size: int,
+        device: str,
+        channels: int = 3,
+        amp: bool = False,
+        channels_last: bool = False,
     ) -> None:
         from ultralytics import YOLO
         from ultralytics.cfg import get_cfg
@@ -383,6 +391,8 @@ class TrainingStep:
         torch.manual_seed(0)
         architecture = YOLO(model).model.yaml if model.endswith(".pt") else model
         self.model: Any = DetectionModel(architecture, channels, CLASSES, verbose=False).to(device).train()
+        if channels_last and device == "cuda":
+            self.model.to(memory_format=torch.channels_last)
         self.model.args = get_cfg()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)

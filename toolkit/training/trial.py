@@ -115,9 +115,8 @@ class _Step(TrainingStep):
         options, device = get_cfg(overrides=dict(plan.arguments)), torch_device(plan.device).type
         size = -(-int(options.imgsz) // STRIDE) * STRIDE
         amp = device == "cuda" and options.amp not in (False, "fp32")
-        super().__init__(plan.model, images, size, device, plan.channels, amp)
-        if device == "cuda" and options.channels_last is not False:
-            self.model.to(memory_format=torch.channels_last)
+        channels_last = options.channels_last is not False
+        super().__init__(plan.model, images, size, device, plan.channels, amp, channels_last)
         self.average = ModelEMA(self.model)
 
     def __call__(self) -> Tensor:
