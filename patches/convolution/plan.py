@@ -79,12 +79,13 @@ class Card:
         return cls(architecture, _driver(), torch.__version__, _version_of("triton"))
 
     def path(self) -> Path:
-        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file."""
-        if os.environ.get(PATH_VARIABLE):
-            return Path(os.environ[PATH_VARIABLE])
+        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file or folder."""
+        named = os.environ.get(PATH_VARIABLE)
+        if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
+            return Path(named)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
-        return cache / "ltdv2-toolkit" / "convolution" / f"{digest}.json"
+        return Path(named or cache / "ltdv2-toolkit" / "convolution") / f"{digest}.json"
 
 
 @functools.cache
@@ -217,14 +218,14 @@ class PlanFile:
                     f"written; name another file in {PATH_VARIABLE}, or delete this one"
                 )
                 return
-            if content["version"] != version():
+            if content.get("version") != version():
                 self._note(f"the convolution plan {self.path} is of other kernels: all is measured anew")
                 return
             choices = {name: _choice(value) for name, value in content["problems"].items()}
             verdicts = {name: _verdict(value) for name, value in content["self_tests"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except Exception as error:
             self._note(f"the convolution plan {self.path} is damaged ({error}) and is ignored")
             return
         self.choices = {**self.choices, **choices}
@@ -238,9 +239,10 @@ def _choice(value: Any) -> Choice:
 
 
 def _verdict(value: Any) -> SelfTestResult:
-    return SelfTestResult(
-        str(value["route"]), bool(value["passed"]), str(value["reason"]), float(value["seconds"])
-    )
+    passed = value["passed"]
+    if not isinstance(passed, bool):
+        raise TypeError(f"passed is {passed!r}")
+    return SelfTestResult(str(value["route"]), passed, str(value["reason"]), float(value["seconds"]))
 
 
 Tensors = tuple[Tensor, Tensor, "Tensor | None", Tensor]

@@ -136,9 +136,9 @@ ODD_STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "channels and columns swapped": lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
     "channels and rows swapped": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     "one channel repeated": lambda x: x[:, :1].expand_as(x),
-    "every second channel of channels_last": lambda x: (
-        x.repeat_interleave(2, 1).to(memory_format=torch.channels_last)[:, ::2]
-    ),
+    "every second channel of channels_last": lambda x: x.repeat_interleave(2, 1).to(
+        memory_format=torch.channels_last
+    )[:, ::2],
     "rows of channels_last": lambda x: torch.cat([x, x], 2).to(memory_format=torch.channels_last)[:, :, ::2],
 }
 
