@@ -118,12 +118,16 @@ class Choice:
     Attributes:
         seconds: medians.
         extra_bytes: most memory held at a time, results included; 0 on a CPU.
+        family: the problem without what neighbours differ in, batch and image size.
+        pixels: in all images.
         transient: whether a route was left out for want of memory.
     """
 
     route: str
     seconds: dict[str, float]
     extra_bytes: dict[str, int]
+    family: str
+    pixels: int
     transient: bool = False
 
 
@@ -235,7 +239,10 @@ class PlanFile:
 def _choice(value: Any) -> Choice:
     seconds = {str(name): float(number) for name, number in value["seconds"].items()}
     extra_bytes = {str(name): int(number) for name, number in value["extra_bytes"].items()}
-    return Choice(str(value["route"]), seconds, extra_bytes)
+    pixels = int(value["pixels"])
+    if not 1 <= pixels < 2**63:
+        raise ValueError(f"{pixels} pixels")
+    return Choice(str(value["route"]), seconds, extra_bytes, str(value["family"]), pixels)
 
 
 def _verdict(value: Any) -> SelfTestResult:
@@ -282,8 +289,6 @@ class Planner:
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
-        # One entry a problem that was measured, so at most as many as TUNING_SECONDS allow or the file holds.
-        self._families: dict[ConvProblem, dict[float, str]] = {}
         self._told: set[str] = set()
         self._spent = 0.0
 
@@ -341,23 +346,24 @@ class Planner:
             choice = self._measure(problem, names)
             self._spent += time.monotonic() - start
             self.file.remember({_key(problem): choice}, {})
-        self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
         return choice
 
     def _known(self, problem: ConvProblem) -> str | None:
         choice = self.file.choices.get(_key(problem))
         if choice is not None and choice.route in self.routes and self.trusted(choice.route, problem.dtype):
-            self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
             return choice.route
         return self._nearest(problem, NEIGHBOUR)
 
     def _nearest(self, problem: ConvProblem, factor: float) -> str | None:
         """The choice for the measured problem that differs least, and only in its number of pixels."""
-        pixels = _pixels(problem)
+        family, pixels = _family(problem), _pixels(problem)
         distances = [
-            (max(pixels, other) / min(pixels, other), name)
-            for other, name in self._families.get(_family(problem), {}).items()
-            if name in self.routes and self.routes[name].supports(problem)
+            (max(pixels, other.pixels) / min(pixels, other.pixels), other.route)
+            for other in self.file.choices.values()
+            if other.family == family
+            and other.route in self.routes
+            and self.routes[other.route].supports(problem)
+            and self.trusted(other.route, problem.dtype)
         ]
         distance, name = min(distances, default=(math.inf, None))
         return name if distance <= factor else None
@@ -392,6 +398,8 @@ class Planner:
             _best(costs) if costs else names[0] if names else "native",
             {name: cost.seconds for name, cost in costs.items()},
             {name: cost.extra_bytes for name, cost in costs.items()},
+            _family(problem),
+            _pixels(problem),
             transient=bool(short) or self._awaits_a_test(problem),
         )
 
@@ -476,11 +484,11 @@ def _ieee_products(device: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _family(problem: ConvProblem) -> ConvProblem:
-    return replace(problem, batch=1, height=1, width=1)
+def _family(problem: ConvProblem) -> str:
+    return _key(replace(problem, batch=1, height=1, width=1))
 
 
-def _pixels(problem: ConvProblem) -> float:
+def _pixels(problem: ConvProblem) -> int:
     return problem.batch * problem.height * problem.width
 
 

@@ -255,6 +255,39 @@ def test_the_last_batch_of_an_epoch_takes_its_neighbours_choice(measured: list[s
 
 
 @pytest.mark.usefixtures("path")
+def test_a_fresh_process_takes_a_neighbours_choice_from_the_file(measured: list[str]) -> None:
+    planner(Timed("fast")).choose(LAYER)
+    measured.clear()
+    assert planner(Timed("fast")).choose(replace(LAYER, batch=3)).name == "fast"
+    assert measured == []
+
+
+def test_a_neighbours_choice_that_is_no_longer_trusted_is_not_taken(path: Path) -> None:
+    planner(Timed("fast")).choose(LAYER)
+    content = json.loads(path.read_text())
+    content["self_tests"]["fast float32"]["passed"] = False
+    path.write_text(json.dumps(content))
+    assert planner(Timed("fast")).choose(replace(LAYER, batch=3)).name == "native"
+
+
+@pytest.mark.usefixtures("path")
+def test_a_choice_among_ieee_products_does_not_serve_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser, layer = planner(), replace(LAYER, device="cuda")
+    measured: list[bool] = []
+
+    def measure(problem: ConvProblem, _: list[str]) -> Choice:
+        measured.append(torch.backends.cudnn.allow_tf32)
+        return Choice("native", {}, {}, plan._family(problem), plan._pixels(problem))
+
+    monkeypatch.setattr(chooser, "_measure", measure)
+    for tf32 in (False, True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        chooser.choose(layer)
+        chooser.choose(replace(layer, batch=3))
+    assert measured == [False, True]
+
+
+@pytest.mark.usefixtures("path")
 def test_a_problem_of_another_kind_or_size_is_measured_itself() -> None:
     chooser = planner(Timed("fast"))
     for problem in (LAYER, replace(LAYER, batch=1), replace(LAYER, stride=(2, 2))):
@@ -345,7 +378,7 @@ def test_measuring_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-CHOICE = asdict(Choice("native", {}, {}))
+CHOICE = asdict(Choice("native", {}, {}, "", 1))
 VERDICT = asdict(SelfTestResult("native", True, "", 1.0))
 
 
@@ -367,6 +400,8 @@ def written(**parts: object) -> str:
         json.dumps({"version": plan.version(), "card": asdict(CARD), "problems": 3}),
         written(problems={str(LAYER): {**CHOICE, "extra_bytes": {"native": math.inf}}}),
         written(problems={str(LAYER): {**CHOICE, "seconds": {"native": 10**400}}}),
+        written(problems={str(LAYER): {**CHOICE, "pixels": 0}}),
+        written(problems={str(LAYER): {**CHOICE, "pixels": 10**400}}),
         written(self_tests={"native float32": {**VERDICT, "passed": "false"}}),
         "[" * 200_000,
         "\x00\xff",
@@ -451,7 +486,7 @@ def test_this_machine_has_a_card() -> None:
 def write_many(path: Path, number: int) -> None:
     file = PlanFile(path, CARD, lambda note: None)
     for index in range(20):
-        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0}, {"gemm": 0})}, {})
+        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0}, {"gemm": 0}, "", 1)}, {})
 
 
 def test_processes_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
