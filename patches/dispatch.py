@@ -353,10 +353,16 @@ class Session:
 
 
 def _channels_last(x: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch would answer in NHWC: input or weight is stored so, slices of such tensors included."""
-    for strides in (x.stride(), weight.stride()):
-        if len(strides) == 4 and strides[1] == 1 and strides[3] != 1:
-            return True
+    """Whether PyTorch would answer in NHWC: input or weight is stored so, slices of such tensors included.
+
+    PyTorch's own rule, c10::is_channels_last_strides_2d.
+    """
+    for tensor in (x, weight):
+        strides = tensor.stride()
+        if len(strides) == 4 and strides[1] <= strides[3]:
+            (_, c, h, w), (sn, sc, sh, sw) = tensor.shape, strides
+            if 0 < c * sc <= sw and w * sw <= sh and sc != h * sh <= sn:
+                return True
     return False
 
 

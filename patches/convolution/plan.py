@@ -79,12 +79,13 @@ class Card:
         return cls(architecture, _driver(), torch.__version__, _version_of("triton"))
 
     def path(self) -> Path:
-        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file."""
-        if os.environ.get(PATH_VARIABLE):
-            return Path(os.environ[PATH_VARIABLE])
+        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file or folder."""
+        named = os.environ.get(PATH_VARIABLE)
+        if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
+            return Path(named)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
-        return cache / "ltdv2-toolkit" / "convolution" / f"{digest}.json"
+        return Path(named or cache / "ltdv2-toolkit" / "convolution") / f"{digest}.json"
 
 
 @functools.cache
@@ -117,12 +118,16 @@ class Choice:
     Attributes:
         seconds: medians.
         extra_bytes: most memory held at a time, results included; 0 on a CPU.
+        family: the problem without what neighbours differ in, batch and image size.
+        pixels: in all images.
         transient: whether a route was left out for want of memory.
     """
 
     route: str
     seconds: dict[str, float]
     extra_bytes: dict[str, int]
+    family: str
+    pixels: int
     transient: bool = False
 
 
@@ -217,14 +222,14 @@ class PlanFile:
                     f"written; name another file in {PATH_VARIABLE}, or delete this one"
                 )
                 return
-            if content["version"] != version():
+            if content.get("version") != version():
                 self._note(f"the convolution plan {self.path} is of other kernels: all is measured anew")
                 return
             choices = {name: _choice(value) for name, value in content["problems"].items()}
             verdicts = {name: _verdict(value) for name, value in content["self_tests"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except Exception as error:
             self._note(f"the convolution plan {self.path} is damaged ({error}) and is ignored")
             return
         self.choices = {**self.choices, **choices}
@@ -234,13 +239,17 @@ class PlanFile:
 def _choice(value: Any) -> Choice:
     seconds = {str(name): float(number) for name, number in value["seconds"].items()}
     extra_bytes = {str(name): int(number) for name, number in value["extra_bytes"].items()}
-    return Choice(str(value["route"]), seconds, extra_bytes)
+    pixels = int(value["pixels"])
+    if not 1 <= pixels < 2**63:
+        raise ValueError(f"{pixels} pixels")
+    return Choice(str(value["route"]), seconds, extra_bytes, str(value["family"]), pixels)
 
 
 def _verdict(value: Any) -> SelfTestResult:
-    return SelfTestResult(
-        str(value["route"]), bool(value["passed"]), str(value["reason"]), float(value["seconds"])
-    )
+    passed = value["passed"]
+    if not isinstance(passed, bool):
+        raise TypeError(f"passed is {passed!r}")
+    return SelfTestResult(str(value["route"]), passed, str(value["reason"]), float(value["seconds"]))
 
 
 Tensors = tuple[Tensor, Tensor, "Tensor | None", Tensor]
@@ -280,8 +289,6 @@ class Planner:
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
-        # One entry a problem that was measured, so at most as many as TUNING_SECONDS allow or the file holds.
-        self._families: dict[ConvProblem, dict[float, str]] = {}
         self._told: set[str] = set()
         self._spent = 0.0
 
@@ -339,23 +346,24 @@ class Planner:
             choice = self._measure(problem, names)
             self._spent += time.monotonic() - start
             self.file.remember({_key(problem): choice}, {})
-        self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
         return choice
 
     def _known(self, problem: ConvProblem) -> str | None:
         choice = self.file.choices.get(_key(problem))
         if choice is not None and choice.route in self.routes and self.trusted(choice.route, problem.dtype):
-            self._families.setdefault(_family(problem), {})[_pixels(problem)] = choice.route
             return choice.route
         return self._nearest(problem, NEIGHBOUR)
 
     def _nearest(self, problem: ConvProblem, factor: float) -> str | None:
         """The choice for the measured problem that differs least, and only in its number of pixels."""
-        pixels = _pixels(problem)
+        family, pixels = _family(problem), _pixels(problem)
         distances = [
-            (max(pixels, other) / min(pixels, other), name)
-            for other, name in self._families.get(_family(problem), {}).items()
-            if name in self.routes and self.routes[name].supports(problem)
+            (max(pixels, other.pixels) / min(pixels, other.pixels), other.route)
+            for other in self.file.choices.values()
+            if other.family == family
+            and other.route in self.routes
+            and self.routes[other.route].supports(problem)
+            and self.trusted(other.route, problem.dtype)
         ]
         distance, name = min(distances, default=(math.inf, None))
         return name if distance <= factor else None
@@ -390,6 +398,8 @@ class Planner:
             _best(costs) if costs else names[0] if names else "native",
             {name: cost.seconds for name, cost in costs.items()},
             {name: cost.extra_bytes for name, cost in costs.items()},
+            _family(problem),
+            _pixels(problem),
             transient=bool(short) or self._awaits_a_test(problem),
         )
 
@@ -474,11 +484,11 @@ def _ieee_products(device: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _family(problem: ConvProblem) -> ConvProblem:
-    return replace(problem, batch=1, height=1, width=1)
+def _family(problem: ConvProblem) -> str:
+    return _key(replace(problem, batch=1, height=1, width=1))
 
 
-def _pixels(problem: ConvProblem) -> float:
+def _pixels(problem: ConvProblem) -> int:
     return problem.batch * problem.height * problem.width
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from convolution_cases import problems, reference, relative_error, tensors
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import patches
@@ -128,6 +129,53 @@ def test_every_way_to_call_conv2d_is_served_by_the_route(call: Callable[[Tensor,
         torch.testing.assert_close(value, truth, rtol=2e-2, atol=2e-2) if call is CALLS[
             "half"
         ] else torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-4)
+
+
+ODD_STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean over the pixels, expanded": lambda x: x.mean((2, 3), keepdim=True).expand_as(x),
+    "channels and columns swapped": lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
+    "channels and rows swapped": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "one channel repeated": lambda x: x[:, :1].expand_as(x),
+    "every second channel of channels_last": lambda x: x.repeat_interleave(2, 1).to(
+        memory_format=torch.channels_last
+    )[:, ::2],
+    "rows of channels_last": lambda x: torch.cat([x, x], 2).to(memory_format=torch.channels_last)[:, :, ::2],
+}
+
+
+@pytest.mark.parametrize("odd", ODD_STRIDES.values(), ids=ODD_STRIDES.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_output_has_the_strides_that_pytorch_gives_it(
+    odd: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    x, conv = torch.randn(3, 16, 8, 8, dtype=dtype), nn.Conv2d(16, 8, 1, dtype=dtype)
+    expected = conv(odd(x))
+    with patches.enabled("cpu", route="gemm"):
+        out = conv(odd(x))
+        assert routes_used() == {"gemm"}
+    assert out.stride() == expected.stride()
+
+
+@st.composite
+def strided(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor:
+    """Axes in any order in memory, some with gaps, some expanded."""
+    strides, step = [0, 0, 0, 0], draw(st.sampled_from([1, 1, 2]))
+    for axis in draw(st.permutations(range(4))):
+        strides[axis] = step * draw(st.sampled_from([0, 1, 1, 1]))
+        step *= shape[axis] * draw(st.sampled_from([1, 1, 2]))
+    return torch.arange(float(step)).as_strided(shape, strides)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.data(), st.tuples(*[st.integers(2, 4)] * 4), st.integers(2, 4), st.sampled_from([1, 2]))
+def test_so_it_has_for_any_strides_of_input_and_weight(
+    data: st.DataObject, shape: tuple[int, ...], filters: int, kernel: int
+) -> None:
+    x, weight = data.draw(strided(shape)), data.draw(strided((filters, shape[1], kernel, kernel)))
+    expected = F.conv2d(x, weight)
+    with patches.enabled("cpu", route="gemm"):
+        out = F.conv2d(x, weight)
+    assert out.stride() == expected.stride(), (x.stride(), weight.stride())
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import threading
 import time
@@ -89,7 +90,8 @@ def planner(
 def test_the_fastest_route_is_chosen_and_every_time_is_kept(path: Path) -> None:
     chooser = planner(Timed("slow"), Timed("fast"))
     assert chooser.choose(LAYER).name == "fast"
-    assert chooser.file.choices[str(LAYER)] == Choice("fast", SECONDS, dict.fromkeys(SECONDS, 0))
+    choice = chooser.file.choices[str(LAYER)]
+    assert (choice.route, choice.seconds, choice.extra_bytes) == ("fast", SECONDS, dict.fromkeys(SECONDS, 0))
 
 
 @pytest.mark.usefixtures("path")
@@ -253,6 +255,39 @@ def test_the_last_batch_of_an_epoch_takes_its_neighbours_choice(measured: list[s
 
 
 @pytest.mark.usefixtures("path")
+def test_a_fresh_process_takes_a_neighbours_choice_from_the_file(measured: list[str]) -> None:
+    planner(Timed("fast")).choose(LAYER)
+    measured.clear()
+    assert planner(Timed("fast")).choose(replace(LAYER, batch=3)).name == "fast"
+    assert measured == []
+
+
+def test_a_neighbours_choice_that_is_no_longer_trusted_is_not_taken(path: Path) -> None:
+    planner(Timed("fast")).choose(LAYER)
+    content = json.loads(path.read_text())
+    content["self_tests"]["fast float32"]["passed"] = False
+    path.write_text(json.dumps(content))
+    assert planner(Timed("fast")).choose(replace(LAYER, batch=3)).name == "native"
+
+
+@pytest.mark.usefixtures("path")
+def test_a_choice_among_ieee_products_does_not_serve_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser, layer = planner(), replace(LAYER, device="cuda")
+    measured: list[bool] = []
+
+    def measure(problem: ConvProblem, _: list[str]) -> Choice:
+        measured.append(torch.backends.cudnn.allow_tf32)
+        return Choice("native", {}, {}, plan._family(problem), plan._pixels(problem))
+
+    monkeypatch.setattr(chooser, "_measure", measure)
+    for tf32 in (False, True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        chooser.choose(layer)
+        chooser.choose(replace(layer, batch=3))
+    assert measured == [False, True]
+
+
+@pytest.mark.usefixtures("path")
 def test_a_problem_of_another_kind_or_size_is_measured_itself() -> None:
     chooser = planner(Timed("fast"))
     for problem in (LAYER, replace(LAYER, batch=1), replace(LAYER, stride=(2, 2))):
@@ -343,6 +378,17 @@ def test_measuring_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+CHOICE = asdict(Choice("native", {}, {}, "", 1))
+VERDICT = asdict(SelfTestResult("native", True, "", 1.0))
+
+
+def written(**parts: object) -> str:
+    """A plan file of this card and these kernels."""
+    return json.dumps(
+        {"version": plan.version(), "card": asdict(CARD), "problems": {}, "self_tests": {}, **parts}
+    )
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -351,8 +397,12 @@ def test_measuring_leaves_the_random_state_alone() -> None:
         "[]",
         "{}",
         '{"version": 2}',
-        json.dumps({"card": asdict(CARD), "problems": {}, "self_tests": {}}),
         json.dumps({"version": plan.version(), "card": asdict(CARD), "problems": 3}),
+        written(problems={str(LAYER): {**CHOICE, "extra_bytes": {"native": math.inf}}}),
+        written(problems={str(LAYER): {**CHOICE, "seconds": {"native": 10**400}}}),
+        written(problems={str(LAYER): {**CHOICE, "pixels": 0}}),
+        written(problems={str(LAYER): {**CHOICE, "pixels": 10**400}}),
+        written(self_tests={"native float32": {**VERDICT, "passed": "false"}}),
         "[" * 200_000,
         "\x00\xff",
     ],
@@ -367,6 +417,14 @@ def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(path: Path, conte
     chooser.choose(LAYER)
     assert len([note for note in notes if "is damaged" in note]) == 1
     assert json.loads(path.read_text())["problems"][str(LAYER)]["route"] == "fast"
+
+
+def test_a_file_without_a_version_is_of_other_kernels(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps({"card": asdict(CARD)}))
+    notes: list[str] = []
+    planner(notes=notes)
+    assert notes == [f"the convolution plan {path} is of other kernels: all is measured anew"]
 
 
 def test_kernels_that_have_changed_are_tested_and_measured_anew(
@@ -428,7 +486,7 @@ def test_this_machine_has_a_card() -> None:
 def write_many(path: Path, number: int) -> None:
     file = PlanFile(path, CARD, lambda note: None)
     for index in range(20):
-        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0}, {"gemm": 0})}, {})
+        file.remember({f"{number}-{index}": Choice("gemm", {"gemm": 1.0}, {"gemm": 0}, "", 1)}, {})
 
 
 def test_processes_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
@@ -460,6 +518,21 @@ def test_a_folder_that_cannot_be_written_costs_a_note(
     notes: list[str] = []
     assert planner(Timed("fast"), notes=notes).choose(LAYER).name == "fast"
     assert any("cannot write the convolution plan" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_folder_that_is_named_gets_a_file_a_card(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("TOOLKIT_CONV_PLAN", name)
+    notes: list[str] = []
+    for card in (CARD, replace(CARD, driver="amdgpu 6.2")):
+        assert planner(Timed("fast"), card=card, notes=notes).choose(LAYER).name == "fast"
+        assert card.path().is_file()
+    assert not any("the convolution plan" in note for note in notes)
+    assert len(list((tmp_path / "here" / name).glob("*.json"))) == 2
 
 
 @pytest.fixture

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from torch import Tensor
 
 from patches.convolution import selftest
+from patches.convolution.problem import ConvProblem, Gradients
+from toolkit.benchmark.measure import load_layers
+
+if TYPE_CHECKING:
+    from patches.convolution.triton_kernels.ahead import Recorder
+
+YOLOV8N = Path(__file__).resolve().parents[2] / "scripts" / "layers" / "yolov8n.json"
 
 BAD = {
     "Dying": "killed by SIGSEGV at backward of",
@@ -88,3 +100,61 @@ def test_a_child_that_never_starts_is_killed_as_well() -> None:
 def test_a_route_that_is_not_there_fails_with_a_reason() -> None:
     assert "serves none of the problems" in selftest.run("library", "cpu").reason
     assert "expected one of native" in selftest.run("nonsense", "cpu").reason
+
+
+class Recording:
+    """Computes nothing, and records what the Triton route would launch on several cards."""
+
+    name = "recording"
+
+    def __init__(self, recorders: list[Recorder]) -> None:
+        self.recorders = recorders
+
+    def supports(self, problem: ConvProblem) -> bool:
+        return True
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        for recorder in self.recorders:
+            recorder.forward(problem, x, weight, bias)
+        return x
+
+    def backward(
+        self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> Gradients:
+        for recorder in self.recorders:
+            recorder.backward(problem, grad, x, weight, needs)
+        return None, None, None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_every_kernel_that_yolov8n_needs_at_batch_16_has_run_in_the_child(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    from patches.convolution.triton_kernels.ahead import Recorder, variant
+    from patches.convolution.triton_kernels.tiles import NVIDIA, RDNA, Tiles
+
+    cards = [Tiles(132, NVIDIA), Tiles(30, NVIDIA), Tiles(18, RDNA), Tiles(36, RDNA)]
+    tested, needed = ([Recorder(0, tiles) for tiles in cards] for _ in range(2))
+    for problem in selftest._problems("cpu", dtype):
+        selftest._compare(Recording(tested), problem, "cpu")
+    layers = load_layers(YOLOV8N, 16, "cpu", dtype)
+    layers += [
+        replace(each, channels_in=64, channels_out=4)
+        for each in layers
+        if (each.channels_out, each.bias) == (80, True)
+    ]
+    for layer in layers:
+        for layout in (torch.contiguous_format, torch.channels_last):
+
+            def empty(*shape: int, layout: torch.memory_format = layout) -> Tensor:
+                return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+            problem = replace(layer, channels_last=layout is torch.channels_last)
+            x = empty(layer.batch, layer.channels_in, layer.height, layer.width)
+            weight = empty(layer.channels_out, layer.channels_in, *layer.kernel)
+            bias = torch.empty(layer.channels_out) if layer.bias else None
+            Recording(needed).forward(problem, x, weight, bias)
+            grad = empty(layer.batch, layer.channels_out, *layer.output_size)
+            Recording(needed).backward(problem, grad, x, weight, (True, True, layer.bias))
+    for wanted, known in zip(needed, tested, strict=True):
+        missing = {variant(launch) for launch in wanted.made} - {variant(launch) for launch in known.made}
+        assert not missing
