@@ -172,7 +172,7 @@ class Session:
             groups,
             transposed,
             None if bias is None else bias.shape,
-            _channels_last(x, weight),
+            answers_channels_last(x, weight),
             (x.device, weight.device, x.device if bias is None else bias.device),
             (x.dtype, weight.dtype, x.dtype if bias is None else bias.dtype),
         )
@@ -215,7 +215,7 @@ class Session:
             groups,
             transposed,
             (*bias_sizes,) if bias_sizes and bias_sizes != [0] else None,
-            _channels_last(x, weight),
+            answers_channels_last(x, weight),
             (x.device, weight.device, grad.device),
             (x.dtype, weight.dtype, grad.dtype),
         )
@@ -352,7 +352,7 @@ class Session:
         return stack
 
 
-def _channels_last(x: Tensor, weight: Tensor) -> bool:
+def answers_channels_last(x: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch would answer in NHWC: input or weight is stored so, slices of such tensors included.
 
     PyTorch's own rule, c10::is_channels_last_strides_2d.

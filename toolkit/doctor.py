@@ -129,7 +129,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def examine(
-    sysfs: Path = machine.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = 120.0
+    sysfs: Path = machine.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = 300.0
 ) -> Report:
     """Examine this machine, or a recorded one.
 

@@ -62,6 +62,9 @@ def test_the_layers_of_a_model_are_recorded_in_order_and_the_hooks_are_gone() ->
         "8x4x32x32 -> 6, 1x3 stride 1 groups 2 bias, float32",
     ]
     assert not any(module._forward_hooks for module in model)
+    assert [layer.channels_last for layer in layers] == [False, False]
+    layers = measure.layers_of(model.to(memory_format=torch.channels_last), 8, 64, "cpu")
+    assert [layer.channels_last for layer in layers] == [True, True]
 
 
 def test_the_recorded_models_are_complete() -> None:
@@ -185,7 +188,7 @@ def test_every_layer_of_training_is_tuned_in_the_dtype_asked_for(
 
         def tune(self, problem: ConvProblem) -> Choice:
             asked.append(problem)
-            return Choice("triton", {"triton": 1e-3, "native": 2e-3}, {})
+            return Choice("triton", {"triton": 1e-3, "native": 2e-3}, {}, "", 1)
 
     @contextmanager
     def on_a_gpu(_: object) -> Iterator[str]:
@@ -197,6 +200,7 @@ def test_every_layer_of_training_is_tuned_in_the_dtype_asked_for(
     commands.tune("yolov8n", 2, 64, None, amp)
     assert len(asked) == len(set(asked)) > 20
     assert {(problem.dtype, problem.device, problem.batch) for problem in asked} == {(dtype, "cuda", 2)}
+    assert all(problem.channels_last for problem in asked), "as Ultralytics trains on a GPU"
     shown = capsys.readouterr()
     assert "1.000" in shown.out
     assert "remembered in plan.json" in shown.err

@@ -50,13 +50,13 @@ WARM_UP = 10
 
 
 def tune(model: str, batch: int, image_size: int, device: str | None, amp: bool = False) -> None:
-    """Measure every layer of a model, as training has it, for the plan and show the choices."""
+    """Measure every layer of a model, as training has it on a GPU, for the plan and show the choices."""
     with _on(device) as kind:
         if kind == "cpu":
             raise ToolkitError(
                 "nothing to tune", found="a CPU, where PyTorch's own kernels serve all", expected="a GPU"
             )
-        net = _network(model, image_size, training=True)
+        net = _network(model, image_size, training=True).to(memory_format=torch.channels_last)
         problems = list(dict.fromkeys(layers_of(net, batch, image_size, kind, _dtype(amp))))
         table = Table("layer", "route", "ms", "library off, ms", title=f"{model}, batch {batch}")
         with patches.enabled(kind):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import patches
 from patches.convolution.problem import ConvProblem
-from patches.dispatch import ROUTE_VARIABLE
+from patches.dispatch import ROUTE_VARIABLE, answers_channels_last
 
 BASELINE = "unfold"
 """The name of unfold + matmul, the convolution that people copy when the vendor's library fails."""
@@ -97,10 +97,10 @@ def six_layers(batch: int, device: str) -> list[ConvProblem]:
 def layers_of(
     model: nn.Module, batch: int, image_size: int, device: str, dtype: torch.dtype = torch.float32
 ) -> list[ConvProblem]:
-    """Every call of a Conv2d in a training forward pass of ``model``, in order, in NCHW.
+    """Every call of a Conv2d in a training forward pass of ``model``, in order.
 
     Args:
-        model: on the CPU, in fp32; runs once on one black image.
+        model: on the CPU, in fp32, in the layout of the problems; runs once on one black image.
         batch, device, dtype: what the problems are to say.
         image_size: side of the square input, pixels.
     """
@@ -124,7 +124,7 @@ def layers_of(
                 bias=module.bias is not None,
                 dtype=dtype,
                 device=device,
-                channels_last=False,
+                channels_last=answers_channels_last(inputs[0], module.weight),
             )
         )
 

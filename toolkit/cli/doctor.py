@@ -24,7 +24,7 @@ def doctor(
         typer.Option(help="Folder that holds or will hold the data; default: the workspace's."),
     ] = None,
     imgsz: Annotated[int, typer.Option(help="Side of the training images, pixels.", min=32)] = 640,
-    timeout: Annotated[float, typer.Option(help="Seconds that each self-test may take.", min=1)] = 120.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that each self-test may take.", min=1)] = 300.0,
 ) -> None:
     """Examine the card, its true architecture, driver, PyTorch, permissions and memory; recommend settings.
 
