@@ -168,7 +168,7 @@ def training(
     With a terminal it runs as a shell would run it there: keys that make signals make them.
     """
     files = RunFiles(workspace / "runs/first")
-    before = Place.read(files)
+    seen = {Place.read(files)}
     with subprocess.Popen(
         command("train", workspace, "--name=first", "--device=cpu", *arguments),
         env={**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)},
@@ -178,8 +178,9 @@ def training(
         start_new_session=True,
         preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
     ) as process:
-        while process.poll() is None and Place.read(files) in (None, before):
-            time.sleep(0.2)
+        while process.poll() is None and len(seen) < 3:  # the batch that is due, and the one behind it
+            time.sleep(0.05)
+            seen.add(Place.read(files))
         yield process
 
 
