@@ -30,6 +30,7 @@ from toolkit.benchmark.measure import (
     forced_route,
     layers_of,
     measure,
+    mixed_precision,
     run_steps,
     six_layers,
     stress_step,
@@ -154,7 +155,7 @@ def train(
         if amp and kind == "cpu":
             raise ToolkitError("no mixed precision on a CPU", expected="a GPU", fix="leave --amp out")
         if amp is None:
-            amp = kind == "cuda" and get_cfg(overrides=preset.arguments).amp is True
+            amp = mixed_precision(kind, get_cfg(overrides=preset.arguments).amp)
         _network(model, image_size, training=True)
         step = partial(
             TrainingStep, _named(model), batch, image_size, kind, channels, amp, channels_last=True

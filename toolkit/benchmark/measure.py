@@ -356,6 +356,11 @@ CLASSES = 4
 """Of the challenge."""
 
 
+def mixed_precision(device: str, amp: bool | str) -> bool:
+    """Whether Ultralytics trains so on a device ("cuda" or "cpu"), by its argument ``amp``."""
+    return device == "cuda" and amp not in (False, "fp32")
+
+
 class TrainingStep:
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
 

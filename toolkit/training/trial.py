@@ -15,7 +15,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils.torch_utils import ModelEMA
 
 from toolkit import console, doctor
-from toolkit.benchmark.measure import TrainingStep, run_steps
+from toolkit.benchmark.measure import TrainingStep, mixed_precision, run_steps
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -114,7 +114,7 @@ class _Step(TrainingStep):
     def __init__(self, plan: TrainingPlan, images: int) -> None:
         options, device = get_cfg(overrides=dict(plan.arguments)), torch_device(plan.device).type
         size = -(-int(options.imgsz) // STRIDE) * STRIDE
-        amp = device == "cuda" and options.amp not in (False, "fp32")
+        amp = mixed_precision(device, options.amp)
         channels_last = options.channels_last is not False
         super().__init__(plan.model, images, size, device, plan.channels, amp, channels_last)
         self.average = ModelEMA(self.model)
