@@ -4,10 +4,10 @@
     python3 scripts/bench_card.py
     python3 scripts/bench_card.py tuning convolutions training
 
-Each figure stands beside what it is compared with, measured in the same run, and beside its limit: fp32,
-TF32 off, 640 px, medians, host time included. Tuning starts from an empty plan, as on a card that is new to
-the toolkit. ``learning`` trains on the synthetic sample with and without the patches. The sections can be
-asked for one by one; rows appear as they are measured.
+Each figure stands beside what it is compared with, measured in the same run, and beside its limit: fp32
+unless a row says otherwise, TF32 off, 640 px, medians, host time included. Tuning starts from an empty plan,
+as on a card that is new to the toolkit. ``learning`` trains on the synthetic sample with and without the
+patches. The sections can be asked for one by one; rows appear as they are measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from patches import dispatch  # noqa: E402
 from patches.convolution.plan import PATH_VARIABLE  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from toolkit.benchmark import accuracy  # noqa: E402
-from toolkit.benchmark.measure import BASELINE, forced_route, load_layers, measure  # noqa: E402
+from toolkit.benchmark.measure import BASELINE, TrainingStep, forced_route, load_layers, measure  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
 Row = tuple[str, str, str]
@@ -88,33 +89,44 @@ def convolutions() -> Iterator[Row]:
         yield f"{title}: auto / {best}", f"{seconds['auto'] / seconds[best]:.2f} x", ""
 
 
+IMAGES = {
+    "colour, NCHW, fp32": {"channels": 3},
+    "grey, channels_last, fp32": {"channels": 1, "channels_last": True},
+    "grey, channels_last, mixed": {"channels": 1, "channels_last": True, "amp": True},
+}
+"""Of training steps: the limits are for the first, ``toolkit train`` takes the last on a GPU by default."""
+
+
 def training() -> Iterator[Row]:
-    """Whole training steps on colour images: loss, backward, clipping, SGD."""
+    """Whole training steps: loss, backward, clipping, SGD."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    limits = {16: ("3.10 GiB", "1.7 x"), 32: ("aim 5.5 GiB", "")}
+    for images, options in IMAGES.items():
+        for batch in (16, 32):
+            title = f"training step, b{batch}, {images}"
+            most, least = limits[batch] if images == next(iter(IMAGES)) else ("", "")
+            step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", **options)
+            seconds = {}
+            for name in ("library-off", "cuDNN", "triton", "auto"):
+                seconds[name], peak = _trained(step, name)
+                figures = f"{seconds[name] * 1e3:.1f} ms, peak {peak / GIB:.3f} GiB"
+                yield f"{title}: {name}", figures, most if name == "triton" else ""
+            faster = seconds["library-off"] / seconds["triton"]
+            yield f"{title}: library-off / triton", f"{faster:.2f} x", least
+
+
+def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
+    """Median seconds of a step and the most bytes held, by a route or as PyTorch comes."""
     from toolkit.benchmark.commands import timed_training
-    from toolkit.benchmark.measure import TrainingStep
     from toolkit.device import running
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    for batch in (16, 32):
-        step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", channels=3, amp=False)
-        milliseconds = {}
-        for name in ("library-off", "cuDNN", "triton", "auto"):
-            patched = name in ("triton", "auto")
-            gc.collect()
-            torch.cuda.empty_cache()
-            library = torch.backends.cudnn.flags(enabled=name != "library-off", allow_tf32=False)
-            with running("0", patched=False), library:
-                if patched:
-                    with patches.enabled("cuda", name):
-                        steps, peak = timed_training(step(), 30, "cuda")
-                else:
-                    steps, peak = timed_training(step(), 30, "cuda")
-            milliseconds[name] = steps.quantile(0.5) * 1e3
-            limit = {(16, "triton"): "3.10 GiB", (32, "triton"): "aim 5.5 GiB"}.get((batch, name), "")
-            figures = f"{milliseconds[name]:.1f} ms, peak {peak / GIB:.3f} GiB"
-            yield f"training step, YOLOv8n b{batch}: {name}", figures, limit
-        faster = milliseconds["library-off"] / milliseconds["triton"]
-        yield f"training step, b{batch}: library-off / triton", f"{faster:.2f} x", "1.7 x" * (batch == 16)
+    gc.collect()
+    torch.cuda.empty_cache()
+    patched = patches.enabled("cuda", name) if name in ("triton", "auto") else nullcontext()
+    library = torch.backends.cudnn.flags(enabled=name != "library-off", allow_tf32=False)
+    with running("0", patched=False), library, patched:
+        steps, peak = timed_training(step(), 30, "cuda")
+    return steps.quantile(0.5), peak
 
 
 def precision() -> Iterator[Row]:

@@ -155,7 +155,7 @@ def compile_ahead(job: Job) -> None:
     job.call(builder, *tensors(job.problem, "meta"))
     with suppress(Exception):
         for launch in builder.made:
-            launch.compile_ahead()
+            launch.compile_ahead(job.problem.dtype)
 
 
 def vendor(p: ConvProblem, kind: str, x: Tensor, grad: Tensor, weight: Tensor) -> Callable[[], Tensor]:

@@ -42,7 +42,7 @@ def variant(launch: Launch) -> tuple[Any, ...]:
 
 
 def compile_ahead(problems: Iterable[ConvProblem]) -> int:
-    """Compile every kernel that the route will need on this device for fp32 problems, forward and backward.
+    """Compile every kernel that the route will need on this device for problems, forward and backward.
 
     Activations and gradients are taken to be in the problem's memory format, weights contiguous. What does
     not compile is left for the call that needs it to report.
@@ -54,7 +54,7 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
     for problem in dict.fromkeys(problems):
         if TritonRoute().supports(problem):
             for index, launch in enumerate(launches(problem)):
-                work.setdefault(variant(launch), (problem, index))
+                work.setdefault((problem.dtype, *variant(launch)), (problem, index))
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, work.values(), chunksize=2))
     return len(work)
@@ -79,4 +79,4 @@ def launches(p: ConvProblem) -> list[Launch]:
 def _compile(job: tuple[ConvProblem, int]) -> None:
     problem, index = job
     with suppress(Exception):
-        launches(problem)[index].compile_ahead()
+        launches(problem)[index].compile_ahead(problem.dtype)

@@ -76,12 +76,15 @@ class Launch:
             *self._arguments,
         )
 
-    def compile_ahead(self) -> None:
-        """Compile into Triton's cache on disk, for aligned fp32 tensors, without running anything."""
+    def compile_ahead(self, dtype: torch.dtype) -> None:
+        """Compile into Triton's cache on disk, for aligned tensors of a dtype, without running anything."""
         constants = len(self.kernel.arg_names) - len(self._arguments)
         absent = () if self.constants["HAS_BIAS"] else ("bias", "bias_grad")
-        empty = torch.empty(0, device="meta")
-        tensors = [None if name in absent else empty for name in self.kernel.arg_names[:constants]]
+        empty, sums = (torch.empty(0, dtype=each, device="meta") for each in (dtype, torch.float32))
+        tensors = [
+            None if name in absent else sums if name == "partial" else empty
+            for name in self.kernel.arg_names[:constants]
+        ]
         self.kernel.warmup(*tensors, *self._arguments, grid=self.grid, **self.options)
 
     def _compile(self, tensors: tuple[Tensor | None, ...]) -> None:
