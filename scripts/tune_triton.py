@@ -6,7 +6,7 @@
 
 Times are those of the card alone: calls are captured in a graph, a median of replays. Prints a row a layer
 and pass (the tile that the route chooses, the best of the candidates, cuDNN with its own search, PyTorch's
-own kernels timed with events) and the sums over the model; fp32, TF32 off. ``--quick`` times the route's
+own kernels timed with events) and the sums over the model; TF32 off. ``--quick`` times the route's
 choice only. Each result is compared with cuDNN's first. Needs one NVIDIA card, torch and Triton.
 """
 
@@ -32,9 +32,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from patches.convolution.plan import AGREEMENT  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from patches.convolution.triton_kernels.ahead import Recorder  # noqa: E402
-from patches.convolution.triton_kernels.tiles import NVIDIA, SHORTEST_SPLIT, Table, Tile, Tiles  # noqa: E402
+from patches.convolution.triton_kernels.route import tiles_of  # noqa: E402
+from patches.convolution.triton_kernels.tiles import SHORTEST_SPLIT, Table, Tile, Tiles  # noqa: E402
 from toolkit.benchmark.measure import load_layers, positive  # noqa: E402
 
 LAYERS = ROOT / "scripts" / "layers"
@@ -75,6 +77,42 @@ WEIGHT = [
 ]
 
 
+HALF_GATHER = [
+    Tile(m, n, k, warps, stages)
+    for m, shapes in {
+        16: [(64, 32, 2, 3), (128, 32, 4, 3), (128, 64, 4, 2), (256, 32, 4, 3)],
+        32: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 2), (256, 32, 4, 3)],
+        64: [
+            (64, 32, 4, 3),
+            (64, 64, 4, 3),
+            (128, 32, 4, 3),
+            (128, 64, 4, 3),
+            (128, 64, 8, 3),
+            (256, 32, 8, 3),
+        ],
+        128: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3)],
+    }.items()
+    for n, k, warps, stages in shapes
+]
+HALF_WEIGHT = [
+    Tile(m, n, k, warps, stages)
+    for m, shapes in {
+        16: [(32, 64, 1, 1), (32, 64, 2, 2), (64, 32, 2, 2), (64, 64, 4, 2), (128, 64, 4, 2)],
+        32: [(32, 64, 2, 2), (64, 32, 2, 3), (64, 64, 2, 2), (64, 64, 4, 2), (128, 64, 4, 2)],
+        64: [
+            (64, 32, 4, 3),
+            (64, 64, 4, 2),
+            (64, 64, 4, 3),
+            (128, 32, 4, 3),
+            (128, 64, 4, 2),
+            (128, 64, 8, 2),
+        ],
+        128: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 4, 2), (128, 64, 8, 2)],
+    }.items()
+    for n, k, warps, stages in shapes
+]
+
+
 class Fixed(Tiles):
     """One tile for everything; ``waves`` programs a compute unit for the weight gradient."""
 
@@ -85,7 +123,9 @@ class Fixed(Tiles):
     def gather(self, filters: int, pixels: int, channels: int, copies: int, **_: bool) -> Tile:
         return self.tile
 
-    def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:
+    def weight(
+        self, filters: int, pairs: int, pixels: int, groups: int, *, wide: bool, channels_last: bool
+    ) -> tuple[Tile, int]:
         programs = -(-filters // self.tile.m) * -(-pairs // self.tile.n) * groups
         return self.tile, self.splits(programs, pixels, SHORTEST_SPLIT, self.waves)
 
@@ -116,10 +156,17 @@ class Job(NamedTuple):
         return lambda: backward(grad, x, weight)[needs.index(True)]
 
 
-def problems(model: str, batch: int, channels_last: bool) -> Counter[ConvProblem]:
+def problems(model: str, batch: int, channels_last: bool, dtype: torch.dtype) -> Counter[ConvProblem]:
     """The convolutions of a model, with how often each occurs."""
-    found = load_layers(LAYERS / f"{model}.json", batch, "cuda", torch.float32)
+    found = load_layers(LAYERS / f"{model}.json", batch, "cuda", dtype)
     return Counter(replace(each, channels_last=channels_last, bias=False) for each in found)
+
+
+def candidates(kind: str, dtype: torch.dtype) -> list[Tile]:
+    """The tiles worth trying; those of half precision have the shapes of tensor cores."""
+    if dtype == torch.float32:
+        return WEIGHT if kind == "weight" else GATHER
+    return HALF_WEIGHT if kind == "weight" else HALF_GATHER
 
 
 def jobs(
@@ -133,7 +180,7 @@ def jobs(
         if quick or p.groups > 1:
             continue
         written = p.channels_in if kind == "input" else p.channels_out
-        for tile in WEIGHT if kind == "weight" else GATHER:
+        for tile in candidates(kind, p.dtype):
             if tile.m <= max(16, written) and (tile.m > 16 or written <= 32):
                 for waves in (4, 6, 8) if kind == "weight" else (0,):
                     yield Job(p, kind, tile, waves, precision, units, table)
@@ -143,9 +190,10 @@ def tensors(p: ConvProblem, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Input, gradient and weight."""
     layout = torch.channels_last if p.channels_last else torch.contiguous_format
     make = torch.empty if device == "meta" else torch.randn
-    x = make((p.batch, p.channels_in, p.height, p.width), device=device)
-    grad = make((p.batch, p.channels_out, *p.output_size), device=device)
-    weight = make((p.channels_out, p.channels_in // p.groups, *p.kernel), device=device)
+    options: Any = {"device": device, "dtype": p.dtype}
+    x = make((p.batch, p.channels_in, p.height, p.width), **options)
+    grad = make((p.batch, p.channels_out, *p.output_size), **options)
+    weight = make((p.channels_out, p.channels_in // p.groups, *p.kernel), **options)
     return x.to(memory_format=layout), grad.to(memory_format=layout), weight.to(memory_format=layout)
 
 
@@ -202,6 +250,7 @@ def main() -> None:
     parser.add_argument("--model", choices=models, default="yolov8n", help="a file in scripts/layers")
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--precision", default="ieee", choices=["ieee", "tf32x3"])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--quick", action="store_true", help="only the tiles that the route chooses")
@@ -212,10 +261,11 @@ def main() -> None:
         sys.exit("no GPU that PyTorch can use")
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    units = torch.cuda.get_device_properties(0).multi_processor_count
-    found = problems(options.model, options.batch, options.channels_last)
-    table = NVIDIA._replace(blocked=not options.unblocked)
-    work = list(jobs(found, options.passes, options.quick, options.precision, units, table))
+    dtype = getattr(torch, options.dtype)
+    chosen = tiles_of(torch.device("cuda"), dtype)
+    found = problems(options.model, options.batch, options.channels_last, dtype)
+    table = chosen.table._replace(blocked=not options.unblocked)
+    work = list(jobs(found, options.passes, options.quick, options.precision, chosen.units, table))
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_ahead, work, chunksize=4))
 
@@ -234,7 +284,7 @@ def main() -> None:
             try:
                 call = job.call(job.builder(), *inputs)
                 error = float((call() - expected).norm() / expected.norm())
-                if not error < 1e-4:
+                if not error < AGREEMENT[p.dtype]:
                     print(f"wrong by {error:.1e}: {job}", file=sys.stderr)
                     continue
                 times[job.tile, job.waves] = on_the_card(call)

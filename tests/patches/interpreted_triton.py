@@ -118,7 +118,7 @@ def test_one_route_serves_problems_in_turn() -> None:
 
 def test_many_splits_of_the_pixels_are_summed() -> None:
     class Split(Tiles):
-        def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:
+        def weight(self, *sizes: int, **_: bool) -> tuple[Tile, int]:
             return Tile(16, 16, 16, 1, 1), 70
 
     p = replace(PLAIN, batch=3, channels_in=1, channels_out=4, height=20, width=20, bias=True)

@@ -130,9 +130,10 @@ class Recording:
 def test_every_kernel_that_yolov8n_needs_at_batch_16_has_run_in_the_child(dtype: torch.dtype) -> None:
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     from patches.convolution.triton_kernels.ahead import Recorder, variant
-    from patches.convolution.triton_kernels.tiles import NVIDIA, RDNA, Tiles
+    from patches.convolution.triton_kernels.tiles import NVIDIA, NVIDIA_HALF, RDNA, Tiles
 
-    cards = [Tiles(132, NVIDIA), Tiles(30, NVIDIA), Tiles(18, RDNA), Tiles(36, RDNA)]
+    nvidia = NVIDIA if dtype == torch.float32 else NVIDIA_HALF
+    cards = [Tiles(132, nvidia), Tiles(30, nvidia), Tiles(18, RDNA), Tiles(36, RDNA)]
     tested, needed = ([Recorder(0, tiles) for tiles in cards] for _ in range(2))
     for problem in selftest._problems("cpu", dtype):
         selftest._compare(Recording(tested), problem, "cpu")

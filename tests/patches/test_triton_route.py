@@ -180,6 +180,13 @@ def test_on_amd_depthwise_kernels_that_spill_are_left_to_other_routes(
     assert route.TritonRoute().supports(p) is served
 
 
+@pytest.mark.parametrize(("channels", "step"), [(16, 16), (48, 16), (96, 32), (192, 64), (80, 16), (3, 16)])
+def test_a_step_does_not_run_past_the_channels(channels: int, step: int) -> None:
+    half = tiles.Tiles(132, tiles.NVIDIA_HALF)
+    tile = half.gather(64, 10**6, channels, 1, flat=False, wide=False, channels_last=True)
+    assert tile == tiles.NVIDIA_HALF.gather[2]._replace(k=step)
+
+
 def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps_nor_on_the_layout() -> None:
     nvidia = tiles.Tiles(132)
     narrow, wide, last = (
@@ -187,7 +194,10 @@ def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps_nor_
         for wide, last in [(False, False), (True, False), (False, True)]
     )
     assert narrow == wide == last
-    assert nvidia.weight(16, 27, 10**6, 1, True) == nvidia.weight(16, 27, 10**6, 1, False)
+    narrow_weight, wide_weight = (
+        nvidia.weight(16, 27, 10**6, 1, wide=wide, channels_last=False) for wide in (False, True)
+    )
+    assert narrow_weight == wide_weight
     for taps in (9, 25, 49):
         assert nvidia.grouped(taps, 10**6, False) == (512, 1) and nvidia.grouped(taps, 10, False) == (64, 1)
         assert nvidia.grouped(taps, 10**6, True) == (16, 32)

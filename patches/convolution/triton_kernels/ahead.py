@@ -70,7 +70,7 @@ def launches(p: ConvProblem) -> list[Launch]:
     x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
     grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=layout)
     weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
-    recorder = Recorder(0, tiles_of(torch.device(p.device)), upcast=lacks_packed_dot())
+    recorder = Recorder(0, tiles_of(torch.device(p.device), p.dtype), upcast=lacks_packed_dot())
     recorder.forward(p, x, weight, empty(p.channels_out) if p.bias else None)
     recorder.backward(p, grad, x, weight, (True, True, p.bias))
     return recorder.made

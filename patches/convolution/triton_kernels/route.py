@@ -45,7 +45,7 @@ class TritonRoute:
     def __init__(self, precision: str = "ieee", tiles: Tiles | None = None) -> None:
         self.precision = precision
         self._tiles = tiles
-        self._devices: dict[int, Builder] = {}
+        self._builders: dict[tuple[int, torch.dtype], Builder] = {}
         self._forward: dict[Any, Forward] = {}
         self._backward: dict[Any, Backward] = {}
 
@@ -80,7 +80,7 @@ class TritonRoute:
         )
         call = self._forward.get(key)
         if call is None:
-            call = self._device(x).forward(problem, x, weight, bias)
+            call = self._builder(x).forward(problem, x, weight, bias)
             _remember(self._forward, key, call)
         return call(x, weight, bias)
 
@@ -101,17 +101,16 @@ class TritonRoute:
         )
         call = self._backward.get(key)
         if call is None:
-            call = self._device(x).backward(problem, grad, x, weight, needs)
+            call = self._builder(x).backward(problem, grad, x, weight, needs)
             _remember(self._backward, key, call)
         return call(grad, x, weight)
 
-    def _device(self, x: Tensor) -> Builder:
+    def _builder(self, x: Tensor) -> Builder:
         index = x.device.index or 0
-        if index not in self._devices:
-            self._devices[index] = Builder(
-                index, self._tiles or tiles_of(x.device), self.precision, lacks_packed_dot()
-            )
-        return self._devices[index]
+        if (index, x.dtype) not in self._builders:
+            tiles = self._tiles or tiles_of(x.device, x.dtype)
+            self._builders[index, x.dtype] = Builder(index, tiles, self.precision, lacks_packed_dot())
+        return self._builders[index, x.dtype]
 
 
 def spills_on_amd(problem: ConvProblem) -> bool:
@@ -142,14 +141,15 @@ def _available(device: str) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 7
 
 
-def tiles_of(device: torch.device) -> Tiles:
-    """The choice of tiles that was made for a device."""
-    from .tiles import NVIDIA, RDNA, Tiles
+def tiles_of(device: torch.device, dtype: torch.dtype) -> Tiles:
+    """The choice of tiles that was made for a device and a dtype."""
+    from .tiles import NVIDIA, NVIDIA_HALF, RDNA, Tiles
 
+    nvidia = NVIDIA if dtype == torch.float32 else NVIDIA_HALF
     if device.type == "cpu":
-        return Tiles(4)
+        return Tiles(4, nvidia)
     units = torch.cuda.get_device_properties(device).multi_processor_count
-    return Tiles(units, NVIDIA if torch.version.hip is None else RDNA)
+    return Tiles(units, nvidia if torch.version.hip is None else RDNA)
 
 
 def lacks_packed_dot() -> bool:
@@ -168,7 +168,7 @@ def _has_bfloat16(device: str) -> bool:
 
 
 class Builder:
-    """Builds the calls for one device; every decision about a problem is taken here, once.
+    """Builds the calls for one device and dtype; every decision about a problem is taken here, once.
 
     Args:
         index: of the device, for launches.
@@ -356,11 +356,13 @@ class Builder:
                 warps=8,
             )
         else:
-            tile, splits = self.tiles.weight(filters, pairs, pixels, p.groups, wide)
+            channels_last = p.channels_last and x.stride(1) == grad.stride(1) == 1
+            tile, splits = self.tiles.weight(
+                filters, pairs, pixels, p.groups, wide=wide, channels_last=channels_last
+            )
             share = _share(pixels, splits, tile.k)
             splits = -(-pixels // share)
             pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)
-            channels_last = p.channels_last and x.stride(1) == grad.stride(1) == 1
             launch = self.launch(
                 weight_gradient,
                 (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),

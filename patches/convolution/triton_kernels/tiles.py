@@ -1,7 +1,6 @@
 """Which tile serves which problem: a table of measured figures, and the few integers that choose from it.
 
-Times are sums over the layers of YOLOv8n at batch 16, 640 pixels, fp32, on one H200
-(``scripts/tune_triton.py``).
+Times are sums over the layers of YOLOv8n at batch 16, 640 pixels, on one H200 (``scripts/tune_triton.py``).
 """
 
 from __future__ import annotations
@@ -30,11 +29,12 @@ class Table(NamedTuple):
     """Tiles by the channels written: up to 16, up to 32, up to 64, more; for the two products.
 
     Attributes:
-        gather: where the channels read are a multiple of the step that these tiles take.
-        shallow: where they are not (16 or 48 channels and a step of 32).
+        gather: for forward and input gradient; the step is halved, down to 16, until the channels read are a
+            multiple of it.
         flat: where channels and taps are summed as one axis, for few channels.
         small: where even so compute units would be idle.
         weight: for the weight gradient.
+        weight_last: the same in channels_last; None where ``weight`` serves both.
         blocked: whether ``gather_gemm`` has the registers to sum each step on its own.
         ahead: whether it has those to load a step ahead in channels_last, where loads are wide.
         outputs: pixels times channels of a tile of ``grouped_gather``, which unrolls the taps: for up to nine
@@ -47,10 +47,10 @@ class Table(NamedTuple):
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
-    shallow: tuple[Tile, Tile, Tile, Tile]
     flat: tuple[Tile, Tile, Tile, Tile]
     small: Tile
     weight: tuple[Tile, Tile, Tile, Tile]
+    weight_last: tuple[Tile, Tile, Tile, Tile] | None
     blocked: bool
     ahead: bool
     outputs: tuple[int, int]
@@ -59,19 +59,13 @@ class Table(NamedTuple):
     spare_weight: Tile | None
 
 
-# Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with these; a
-# step of 32 that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels. Weight
-# gradient: 7.2 ms with the best of 26 for each layer, 7.4 ms with these. It wants few warps with many sums
-# each: the gradient lies along the pixels, so reading it from shared memory conflicts, and what is read
-# should be used often.
+# fp32. Forward and input gradient together: 8.3 ms with the best of 32 tiles for each layer, 8.5 ms with
+# these; a step of 32 that runs past 16 channels costs 1.74x; the small tile takes 0.92x at 20 x 20 pixels.
+# Weight gradient: 7.2 ms with the best of 26 for each layer, 7.4 ms with these. It wants few warps with many
+# sums each: the gradient lies along the pixels, so reading it from shared memory conflicts, and what is read
+# should be used often. In channels_last nothing conflicts: 5.8 ms with the best for each layer.
 NVIDIA = Table(
     gather=(Tile(16, 128, 16, 2, 2), Tile(32, 128, 32, 4, 2), Tile(64, 64, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
-    shallow=(
-        Tile(16, 128, 16, 2, 2),
-        Tile(32, 128, 16, 4, 2),
-        Tile(64, 64, 16, 4, 2),
-        Tile(64, 64, 16, 4, 2),
-    ),
     flat=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
     small=Tile(32, 64, 16, 4, 2),
     weight=(
@@ -79,6 +73,12 @@ NVIDIA = Table(
         Tile(32, 64, 16, 2, 1, 8),
         Tile(64, 64, 32, 2, 1),
         Tile(128, 64, 16, 2, 1),
+    ),
+    weight_last=(
+        Tile(16, 32, 32, 2, 1, 8),
+        Tile(32, 32, 32, 1, 1, 8),
+        Tile(64, 64, 16, 4, 1),
+        Tile(64, 64, 16, 4, 1),
     ),
     blocked=True,
     ahead=True,
@@ -88,20 +88,39 @@ NVIDIA = Table(
     spare_weight=None,
 )
 
+# fp16 and bf16, for tensor cores.
+NVIDIA_HALF = NVIDIA._replace(
+    gather=(
+        Tile(16, 128, 16, 2, 2),
+        Tile(32, 128, 32, 4, 3),
+        Tile(64, 64, 64, 4, 3),
+        Tile(64, 64, 64, 4, 3),
+    ),
+    flat=(Tile(16, 256, 32, 4, 3), *NVIDIA.flat[1:]),
+    small=Tile(64, 64, 64, 4, 3),
+    weight=(
+        Tile(16, 32, 64, 1, 1, 8),
+        Tile(32, 64, 32, 2, 3, 8),
+        Tile(64, 64, 64, 4, 3),
+        Tile(128, 64, 32, 4, 3),
+    ),
+    weight_last=(
+        Tile(16, 32, 64, 1, 1, 8),
+        Tile(32, 32, 64, 2, 2, 8),
+        Tile(64, 64, 64, 4, 3),
+        Tile(64, 64, 64, 4, 3),
+    ),
+)
+
 # Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
 # from LDS is then used often enough for two SIMDs) that need no more than 256 registers in any layout; of the
 # table above some spill.
 RDNA = Table(
     gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
-    shallow=(
-        Tile(16, 128, 16, 4, 2),
-        Tile(32, 128, 16, 4, 2),
-        Tile(64, 64, 16, 4, 2),
-        Tile(64, 64, 16, 4, 2),
-    ),
     flat=(Tile(16, 64, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
     small=Tile(32, 64, 16, 4, 2),
     weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
+    weight_last=None,
     blocked=False,
     ahead=False,
     outputs=(512, 128),
@@ -121,7 +140,7 @@ SHORTEST_SPLIT = 64
 
 
 class Tiles:
-    """The choice for one device.
+    """The choice for one device and precision.
 
     Attributes:
         units: compute units (streaming multiprocessors) of the device.
@@ -156,10 +175,10 @@ class Tiles:
         if flat:
             return self.table.flat[size]
         tile = self.table.gather[size]
-        if channels % tile.k:
-            tile = self.table.shallow[size]
         if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
+        while tile.k > 16 and channels % tile.k:
+            tile = tile._replace(k=tile.k // 2)
         if self.table.spare is not None and (wide or (size >= 1 and channels < tile.k)):
             tile = self.table.spare if size >= 1 else self.table.flat[size]
         return tile if self.table.ahead or not channels_last else tile._replace(stages=1)
@@ -177,14 +196,18 @@ class Tiles:
             return 1, 32, 32
         return min(1 << (taps - 1).bit_length(), self.table.taps[wide]), 128, 1
 
-    def weight(self, filters: int, pairs: int, pixels: int, groups: int, wide: bool) -> tuple[Tile, int]:
+    def weight(
+        self, filters: int, pairs: int, pixels: int, groups: int, *, wide: bool, channels_last: bool
+    ) -> tuple[Tile, int]:
         """The tile for ``weight_gradient``, and over how many splits the pixels are spread.
 
         Args:
             filters, pairs: extent of one group's result; pixels: products summed into each.
             wide: whether offsets need 64 bits.
+            channels_last: layout of what is read.
         """
-        tile = self.table.weight[_size(filters) if pairs >= WIDEST_PAIRS else min(_size(filters), 2)]
+        tiles = (channels_last and self.table.weight_last) or self.table.weight
+        tile = tiles[_size(filters) if pairs >= WIDEST_PAIRS else min(_size(filters), 2)]
         if self.table.spare_weight is not None and wide:
             tile = self.table.spare_weight
         programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups
