@@ -7,19 +7,21 @@
 Each figure stands beside what it is compared with, measured in the same run, and beside its limit: fp32
 unless a row says otherwise, TF32 off, 640 px, medians, host time included. Tuning starts from an empty plan,
 as on a card that is new to the toolkit. ``learning`` trains on the synthetic sample with and without the
-patches. The sections can be asked for one by one; rows appear as they are measured.
+patches. The sections can be asked for one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,14 @@ from patches import dispatch  # noqa: E402
 from patches.convolution.plan import PATH_VARIABLE  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from toolkit.benchmark import accuracy  # noqa: E402
-from toolkit.benchmark.measure import BASELINE, TrainingStep, forced_route, load_layers, measure  # noqa: E402
+from toolkit.benchmark.measure import (  # noqa: E402
+    BASELINE,
+    TrainingStep,
+    determinism,
+    forced_route,
+    load_layers,
+    measure,
+)
 
 MIB, GIB = 2**20, 2**30
 Row = tuple[str, str, str]
@@ -89,30 +98,41 @@ def convolutions() -> Iterator[Row]:
         yield f"{title}: auto / {best}", f"{seconds['auto'] / seconds[best]:.2f} x", ""
 
 
-IMAGES = {
-    "colour, NCHW, fp32": {"channels": 3},
-    "grey, channels_last, fp32": {"channels": 1, "channels_last": True},
-    "grey, channels_last, mixed": {"channels": 1, "channels_last": True, "amp": True},
+TRAINING = {
+    "fp32": ({"channels": 3}, False),
+    "toolkit train, fp32": ({"channels": 1, "channels_last": True}, True),
+    "toolkit train, mixed": ({"channels": 1, "channels_last": True, "amp": True}, True),
 }
-"""Of training steps: the limits are for the first, ``toolkit train`` takes the last on a GPU by default."""
+"""Arguments of a step and whether it is deterministic: plainly, for which the limits are, and as the toolkit
+trains on a GPU, the last of them by default."""
 
 
 def training() -> Iterator[Row]:
     """Whole training steps: loss, backward, clipping, SGD."""
+    for kind in TRAINING:
+        # In a process of its own, because cuBLAS asks once whether it is to be deterministic.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from pool.submit(_training, kind).result()
+
+
+def _training(kind: str) -> list[Row]:
+    options, deterministic = TRAINING[kind]
+    limits = {16: ("3.10 GiB", "1.7 x"), 32: ("aim 5.5 GiB", "")} if kind == "fp32" else {}
     torch.backends.cuda.matmul.allow_tf32 = False
-    limits = {16: ("3.10 GiB", "1.7 x"), 32: ("aim 5.5 GiB", "")}
-    for images, options in IMAGES.items():
-        for batch in (16, 32):
-            title = f"training step, b{batch}, {images}"
-            most, least = limits[batch] if images == next(iter(IMAGES)) else ("", "")
-            step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", **options)
-            seconds = {}
+    rows = []
+    for batch in (16, 32):
+        title = f"training step, b{batch}, {kind}"
+        most, least = limits.get(batch, ("", ""))
+        step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", **options)
+        seconds = {}
+        with determinism(deterministic):
             for name in ("library-off", "cuDNN", "triton", "auto"):
                 seconds[name], peak = _trained(step, name)
                 figures = f"{seconds[name] * 1e3:.1f} ms, peak {peak / GIB:.3f} GiB"
-                yield f"{title}: {name}", figures, most if name == "triton" else ""
-            faster = seconds["library-off"] / seconds["triton"]
-            yield f"{title}: library-off / triton", f"{faster:.2f} x", least
+                rows.append((f"{title}: {name}", figures, most if name == "triton" else ""))
+        faster = seconds["library-off"] / seconds["triton"]
+        rows.append((f"{title}: library-off / triton", f"{faster:.2f} x", least))
+    return rows
 
 
 def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
@@ -122,8 +142,9 @@ def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
 
     gc.collect()
     torch.cuda.empty_cache()
+    cudnn = torch.backends.cudnn
+    library = cudnn.flags(enabled=name != "library-off", deterministic=cudnn.deterministic, allow_tf32=False)
     patched = patches.enabled("cuda", name) if name in ("triton", "auto") else nullcontext()
-    library = torch.backends.cudnn.flags(enabled=name != "library-off", allow_tf32=False)
     with running("0", patched=False), library, patched:
         steps, peak = timed_training(step(), 30, "cuda")
     return steps.quantile(0.5), peak

@@ -187,6 +187,7 @@ def test_every_layer_of_training_is_tuned_in_the_dtype_asked_for(
             pass
 
         def tune(self, problem: ConvProblem) -> Choice:
+            assert torch.backends.cudnn.deterministic, "as Ultralytics trains"
             asked.append(problem)
             return Choice("triton", {"triton": 1e-3, "native": 2e-3}, {}, "", 1)
 
@@ -338,6 +339,7 @@ def test_what_is_timed_is_what_training_runs_unless_told_otherwise(
     shapes: list[torch.Size] = []
 
     def timed(step: measure.TrainingStep, *_: object) -> tuple[Steps, int]:
+        assert torch.are_deterministic_algorithms_enabled()
         shapes.append(step.batch["img"].shape)
         return Steps((0.1, 0.2), 0, (0, 0)), 2**20
 
@@ -346,6 +348,7 @@ def test_what_is_timed_is_what_training_runs_unless_told_otherwise(
     for channels in (None, 3):
         commands.train("yolov8n", 2, 64, 10, 50, "cpu", "native", None, channels)
     assert shapes == [(2, 1, 64, 64)] * 2 + [(2, 3, 64, 64)] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
     shown = capsys.readouterr().out
     assert "yolov8n, batch 2, 64 px, 1 channel(s), fp32" in shown
     assert "yolov8n, batch 2, 64 px, 3 channel(s), fp32" in shown

@@ -147,6 +147,7 @@ def test_a_batch_too_large_for_the_card_is_tried_in_halves(
     tried = []
 
     def on_gpu(plan: session.TrainingPlan, images: int, planned: int) -> trial.Trial:
+        assert torch.are_deterministic_algorithms_enabled(), "as Ultralytics trains"
         tried.append(images)
         if images > 2:
             raise torch.cuda.OutOfMemoryError

@@ -27,6 +27,7 @@ from toolkit.benchmark.measure import (
     Measurement,
     Steps,
     TrainingStep,
+    determinism,
     forced_route,
     layers_of,
     measure,
@@ -60,7 +61,8 @@ def tune(model: str, batch: int, image_size: int, device: str | None, amp: bool 
         net = _network(model, image_size, training=True).to(memory_format=torch.channels_last)
         problems = list(dict.fromkeys(layers_of(net, batch, image_size, kind, _dtype(amp))))
         table = Table("layer", "route", "ms", "library off, ms", title=f"{model}, batch {batch}")
-        with patches.enabled(kind):
+        options = get_cfg(overrides=load_preset(DEFAULT_PRESET).arguments)
+        with determinism(options.deterministic), patches.enabled(kind):
             session = dispatch.current()
             assert session is not None
             for problem in console.track(problems, "tuning", unit="layers"):
@@ -149,13 +151,14 @@ def train(
     if channels not in (1, 3):
         raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
     count = epochs * math.ceil(TRAINING_IMAGES / batch)
+    options = get_cfg(overrides=preset.arguments)
     schedule = f"{epochs} epochs of LTDv2 (90 % interval)"
     table = Table("", "steps/s", "mean ms", "median ms", "10 % to 90 %, ms", "peak MiB", schedule)
-    with _on(device) as kind:
+    with _on(device) as kind, determinism(options.deterministic):
         if amp and kind == "cpu":
             raise ToolkitError("no mixed precision on a CPU", expected="a GPU", fix="leave --amp out")
         if amp is None:
-            amp = mixed_precision(kind, get_cfg(overrides=preset.arguments).amp)
+            amp = mixed_precision(kind, options.amp)
         _network(model, image_size, training=True)
         step = partial(
             TrainingStep, _named(model), batch, image_size, kind, channels, amp, channels_last=True

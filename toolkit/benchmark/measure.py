@@ -361,6 +361,23 @@ def mixed_precision(device: str, amp: bool | str) -> bool:
     return device == "cuda" and amp not in (False, "fp32")
 
 
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Inside, PyTorch computes as Ultralytics has it train, by its argument ``deterministic``.
+
+    It restricts cuDNN's choice, and sets ``CUBLAS_WORKSPACE_CONFIG``, which cuBLAS reads before its first
+    product and with which the host needs more than twice the time for each. Afterwards PyTorch is as it
+    comes.
+    """
+    from ultralytics.utils.torch_utils import init_seeds, unset_deterministic
+
+    init_seeds(0, deterministic=wanted)
+    try:
+        yield
+    finally:
+        unset_deterministic()
+
+
 class TrainingStep:
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
 

@@ -15,7 +15,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils.torch_utils import ModelEMA
 
 from toolkit import console, doctor
-from toolkit.benchmark.measure import TrainingStep, mixed_precision, run_steps
+from toolkit.benchmark.measure import TrainingStep, determinism, mixed_precision, run_steps
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -65,7 +65,8 @@ def run(plan: TrainingPlan) -> Trial:
     planned = int(plan.arguments["batch"]) // plan.ranks
     device = torch_device(plan.device)
     console.note(f"trying a few batches on {device}")
-    with running(plan.device, patched=plan.patches):
+    deterministic = get_cfg(overrides=dict(plan.arguments)).deterministic
+    with running(plan.device, patched=plan.patches), determinism(deterministic):
         if device.type == "cpu":
             return _on_cpu(plan, planned)
         torch.cuda.set_device(device)
