@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -46,6 +47,7 @@ from toolkit.benchmark.measure import (  # noqa: E402
 )
 
 MIB, GIB = 2**20, 2**30
+T = TypeVar("T")
 Row = tuple[str, str, str]
 """What was measured, the figures, and the limit ("" where there is none)."""
 
@@ -53,15 +55,14 @@ Row = tuple[str, str, str]
 def tuning() -> Iterator[Row]:
     """How long it takes to choose a route for every layer of YOLOv8n, self-tests and compilers included."""
     with tempfile.TemporaryDirectory() as folder:
-        before = os.environ.get(PATH_VARIABLE)
-        os.environ[PATH_VARIABLE] = str(Path(folder) / "plan.json")
-        try:
-            seconds = [_tune(), _tune()]
-        finally:
-            os.environ.pop(PATH_VARIABLE)
-            if before is not None:
-                os.environ[PATH_VARIABLE] = before
-    yield "tuning YOLOv8n, batch 16", f"{seconds[0]:.0f} s, again {seconds[1]:.2f} s", "180 s, once"
+        first, again = _alone(_tune_twice, folder)
+    yield "tuning YOLOv8n, batch 16", f"{first:.0f} s, again {again:.2f} s", "180 s, once"
+
+
+def _tune_twice(folder: str) -> tuple[float, float]:
+    os.environ[PATH_VARIABLE] = folder
+    os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
+    return _tune(), _tune()
 
 
 def _tune() -> float:
@@ -72,6 +73,14 @@ def _tune() -> float:
         for problem in dict.fromkeys(_layers("yolov8n", 16)):
             session.planner.tune(problem)
     return time.perf_counter() - start
+
+
+def _alone(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a process of its own, for what is read from the environment once."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def convolutions() -> Iterator[Row]:
@@ -103,33 +112,35 @@ TRAINING = {
     "toolkit train, fp32": ({"channels": 1, "channels_last": True}, True),
     "toolkit train, mixed": ({"channels": 1, "channels_last": True, "amp": True}, True),
 }
-"""Arguments of a step and whether it is deterministic: plainly, for which the limits are, and as the toolkit
-trains on a GPU, the last of them by default."""
+"""Arguments of a step, and whether it is deterministic. The limits are for the first; the others are how the
+toolkit trains on a GPU, by default in mixed precision."""
 
 
 def training() -> Iterator[Row]:
     """Whole training steps: loss, backward, clipping, SGD."""
     for kind in TRAINING:
-        # In a process of its own, because cuBLAS asks once whether it is to be deterministic.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.submit(_training, kind).result()
+        for batch in (16, 32):
+            # cuBLAS reads CUBLAS_WORKSPACE_CONFIG once a process.
+            yield from _alone(_training, kind, batch)
 
 
-def _training(kind: str) -> list[Row]:
+def _training(kind: str, batch: int) -> list[Row]:
     options, deterministic = TRAINING[kind]
-    limits = {16: ("3.10 GiB", "1.7 x"), 32: ("aim 5.5 GiB", "")} if kind == "fp32" else {}
+    limits = {16: ("3.1 GiB", "1.7 x"), 32: ("aim 5.5 GiB", "")} if kind == "fp32" else {}
+    most, least = limits.get(batch, ("", ""))
+    title = f"training step, b{batch}, {kind}"
+    step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", **options)
     torch.backends.cuda.matmul.allow_tf32 = False
-    rows = []
-    for batch in (16, 32):
-        title = f"training step, b{batch}, {kind}"
-        most, least = limits.get(batch, ("", ""))
-        step = partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda", **options)
-        seconds = {}
-        with determinism(deterministic):
-            for name in ("library-off", "cuDNN", "triton", "auto"):
+    rows, seconds = [], {}
+    with determinism(deterministic):
+        for name in ("library-off", "cuDNN", "triton", "auto"):
+            try:
                 seconds[name], peak = _trained(step, name)
                 figures = f"{seconds[name] * 1e3:.1f} ms, peak {peak / GIB:.3f} GiB"
-                rows.append((f"{title}: {name}", figures, most if name == "triton" else ""))
+            except torch.cuda.OutOfMemoryError:
+                figures = "does not fit"
+            rows.append((f"{title}: {name}", figures, most if name == "triton" else ""))
+    if {"library-off", "triton"} <= set(seconds):
         faster = seconds["library-off"] / seconds["triton"]
         rows.append((f"{title}: library-off / triton", f"{faster:.2f} x", least))
     return rows

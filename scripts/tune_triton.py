@@ -274,7 +274,7 @@ def main() -> None:
     for (p, kind), group in itertools.groupby(work, key=lambda job: (job.problem, job.kind)):
         inputs = tensors(p, "cuda")
         theirs = vendor(p, kind, *inputs)
-        expected = theirs()
+        expected = theirs().float()
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             library = on_the_card(theirs)
         with torch.backends.cudnn.flags(enabled=False):
@@ -283,7 +283,7 @@ def main() -> None:
         for job in group:
             try:
                 call = job.call(job.builder(), *inputs)
-                error = float((call() - expected).norm() / expected.norm())
+                error = float((call().float() - expected).norm() / expected.norm())
                 if not error < AGREEMENT[p.dtype]:
                     print(f"wrong by {error:.1e}: {job}", file=sys.stderr)
                     continue

@@ -465,9 +465,12 @@ def _test_name(route: str, dtype: torch.dtype) -> str:
 
 
 def _key(problem: ConvProblem) -> str:
-    """The problem's name in the file; cuDNN's TF32 is another kind of work."""
-    tf32 = problem.device == "cuda" and problem.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-    return f"{problem} tf32" if tf32 else str(problem)
+    """The problem's name in the file; with TF32 or deterministic algorithms the library does other work."""
+    if problem.device != "cuda":
+        return str(problem)
+    library = torch.backends.cudnn
+    tf32 = problem.dtype == torch.float32 and library.allow_tf32
+    return str(problem) + " tf32" * tf32 + " deterministic" * library.deterministic
 
 
 @contextlib.contextmanager

@@ -271,17 +271,20 @@ def test_a_neighbours_choice_that_is_no_longer_trusted_is_not_taken(path: Path) 
 
 
 @pytest.mark.usefixtures("path")
-def test_a_choice_among_ieee_products_does_not_serve_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flag", ["allow_tf32", "deterministic"])
+def test_a_choice_does_not_serve_where_the_library_does_other_work(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chooser, layer = planner(), replace(LAYER, device="cuda")
     measured: list[bool] = []
 
     def measure(problem: ConvProblem, _: list[str]) -> Choice:
-        measured.append(torch.backends.cudnn.allow_tf32)
+        measured.append(getattr(torch.backends.cudnn, flag))
         return Choice("native", {}, {}, plan._family(problem), plan._pixels(problem))
 
     monkeypatch.setattr(chooser, "_measure", measure)
-    for tf32 in (False, True, False):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    for value in (False, True, False):
+        monkeypatch.setattr(torch.backends.cudnn, flag, value)
         chooser.choose(layer)
         chooser.choose(replace(layer, batch=3))
     assert measured == [False, True]

@@ -141,7 +141,9 @@ def variants(
     return {ahead.variant(launch) for launch in builder.made}
 
 
-@pytest.mark.parametrize("table", [tiles.NVIDIA, tiles.RDNA], ids=["NVIDIA", "RDNA"])
+@pytest.mark.parametrize(
+    "table", [tiles.NVIDIA, tiles.NVIDIA_HALF, tiles.RDNA], ids=["NVIDIA", "NVIDIA_HALF", "RDNA"]
+)
 def test_neighbouring_shapes_share_their_kernels(table: tiles.Table) -> None:
     first = variants(8, 64, (80, 80), 64, table)
     for batch, c_in, size, c_out in [(5, 64, (80, 80), 64), (8, 64, (64, 52), 64), (3, 192, (100, 36), 64)]:
@@ -187,7 +189,26 @@ def test_a_step_does_not_run_past_the_channels(channels: int, step: int) -> None
     assert tile == tiles.NVIDIA_HALF.gather[2]._replace(k=step)
 
 
-def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps_nor_on_the_layout() -> None:
+def test_small_tiles_do_not_run_past_the_channels_either() -> None:
+    half = tiles.Tiles(132, tiles.NVIDIA_HALF._replace(small=tiles.Tile(32, 32, 64, 4, 3)))
+    tile = half.gather(64, 400, 96, 1, flat=False, wide=False, channels_last=True)
+    assert tile == tiles.Tile(32, 32, 32, 4, 3)
+
+
+@pytest.mark.parametrize("filters", [16, 32, 64, 128])
+def test_the_weight_gradient_has_tiles_for_channels_last_where_they_were_measured(filters: int) -> None:
+    def tile(table: tiles.Table, *, last: bool) -> tiles.Tile:
+        return tiles.Tiles(132, table).weight(filters, 576, 10**6, 1, wide=False, channels_last=last)[0]
+
+    size = (16, 32, 64, 128).index(filters)
+    for table in (tiles.NVIDIA, tiles.NVIDIA_HALF):
+        assert table.weight_last is not None
+        assert tile(table, last=False) == table.weight[size]
+        assert tile(table, last=True) == table.weight_last[size]
+    assert tile(tiles.RDNA, last=True) == tile(tiles.RDNA, last=False) == tiles.RDNA.weight[size]
+
+
+def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() -> None:
     nvidia = tiles.Tiles(132)
     narrow, wide, last = (
         nvidia.gather(64, 10**6, 4, 1, flat=False, wide=wide, channels_last=last)

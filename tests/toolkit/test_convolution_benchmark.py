@@ -383,6 +383,22 @@ def test_training_on_a_gpu_is_timed_with_mixed_precision_as_training_has_it(
     assert f"64 px, 1 channel(s), {title}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_determinism_leaves_what_was_set_before(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    with pytest.raises(ZeroDivisionError), measure.determinism(wanted):
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert torch.backends.cudnn.deterministic == wanted
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
+        _ = 1 / 0
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert "PYTHONHASHSEED" not in os.environ
+
+
 def test_a_checkpoint_is_timed_with_the_channels_asked_for(tmp_path: Path) -> None:
     from ultralytics.nn.tasks import DetectionModel
 

@@ -1,7 +1,7 @@
 """Measuring convolutions and training steps: time, peak extra memory, and whether they stay healthy.
 
 Needs torch alone, so that the scripts run on a machine without this project's other dependencies; only
-:class:`TrainingStep` builds an Ultralytics model.
+:class:`TrainingStep` and :func:`determinism` need Ultralytics.
 """
 
 from __future__ import annotations
@@ -365,17 +365,25 @@ def mixed_precision(device: str, amp: bool | str) -> bool:
 def determinism(wanted: bool) -> Iterator[None]:
     """Inside, PyTorch computes as Ultralytics has it train, by its argument ``deterministic``.
 
-    It restricts cuDNN's choice, and sets ``CUBLAS_WORKSPACE_CONFIG``, which cuBLAS reads before its first
-    product and with which the host needs more than twice the time for each. Afterwards PyTorch is as it
-    comes.
+    With it PyTorch takes deterministic algorithms where it has them, cuDNN among its own, and
+    ``CUBLAS_WORKSPACE_CONFIG`` is set, which cuBLAS reads once a process, before its first product: the host
+    takes longer for each. The random generators are seeded with 0. In PyTorch 1 Ultralytics leaves all that.
     """
-    from ultralytics.utils.torch_utils import init_seeds, unset_deterministic
+    from ultralytics.utils.torch_utils import TORCH_2_0, init_seeds, unset_deterministic
 
-    init_seeds(0, deterministic=wanted)
+    names = ("CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
+    variables = {name: os.environ[name] for name in names if name in os.environ}
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    library = torch.backends.cudnn.deterministic
     try:
+        init_seeds(0, deterministic=wanted and TORCH_2_0)
         yield
     finally:
         unset_deterministic()
+        os.environ.update(variables)
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.deterministic = library
 
 
 class TrainingStep:

@@ -151,7 +151,7 @@ def _on_cpu(plan: TrainingPlan, planned: int) -> Trial:
     images = max(1, min(int(SECONDS / second), planned))
     if images > 1:
         step = _Step(plan, images)
-    weights = sum(parameter.nbytes for parameter in step.model.parameters())
+    weights = sum(each.numel() * each.element_size() for each in step.model.parameters())
     fixed = psutil.Process().memory_info().rss + 2 * weights  # gradients and momentum
     seconds = _timed(step, "cpu")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
