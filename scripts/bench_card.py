@@ -44,6 +44,7 @@ from toolkit.benchmark.measure import (  # noqa: E402
     forced_route,
     load_layers,
     measure,
+    missing_device,
 )
 
 MIB, GIB = 2**20, 2**30
@@ -211,10 +212,9 @@ def main() -> None:
     names = parser.parse_args().sections or list(SECTIONS)
     if not set(names) <= set(SECTIONS):
         parser.error(f"expected some of {', '.join(SECTIONS)}")
-    if forced_route():
-        sys.exit(forced_route())
-    if not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use")
+    obstacle = forced_route() or missing_device("cuda")
+    if obstacle:
+        sys.exit(obstacle)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| what | measured | limit |\n|---|---|---|", flush=True)
     for name in names:

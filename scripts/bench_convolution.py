@@ -27,6 +27,7 @@ from toolkit.benchmark.measure import (  # noqa: E402
     forced_route,
     load_layers,
     measure,
+    missing_device,
     positive,
 )
 
@@ -50,10 +51,9 @@ def main() -> None:
     served = (*ROUTES[options.device], "auto")
     if not set(options.routes or ()) <= set(served):
         parser.error(f"--routes: expected some of {', '.join(served)} on {options.device}")
-    if forced_route():
-        sys.exit(forced_route())
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use")
+    obstacle = forced_route() or missing_device(options.device)
+    if obstacle:
+        sys.exit(obstacle)
 
     layers = LAYERS / f"{options.model}.json"
     problems = load_layers(layers, options.batch, options.device, getattr(torch, options.dtype))

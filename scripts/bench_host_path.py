@@ -31,7 +31,7 @@ import patches
 from patches import dispatch
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem, Gradients
-from toolkit.benchmark.measure import forced_route
+from toolkit.benchmark.measure import forced_route, missing_device
 
 LAYERS = {"1x1": (1, 1), "3x3": (3, 1), "3x3 depthwise": (3, 64)}
 """Kernel and groups."""
@@ -106,10 +106,9 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device: str = parser.parse_args().device
-    if forced_route():
-        sys.exit(forced_route())
-    if device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use")
+    obstacle = forced_route() or missing_device(device)
+    if obstacle:
+        sys.exit(obstacle)
     route = "gemm" if device == "cpu" else "triton"
     size = 1 if device == "cpu" else 20
     print(f"{'microseconds a call':<30} {'PyTorch':>9} {'patched':>9} {'override':>9}")

@@ -24,7 +24,7 @@ import torch
 
 from patches.convolution.routes import NAMES
 from toolkit.benchmark import accuracy
-from toolkit.benchmark.measure import forced_route, positive
+from toolkit.benchmark.measure import forced_route, missing_device, positive
 
 
 def main() -> int:
@@ -36,10 +36,9 @@ def main() -> int:
     parser.add_argument("--problems", type=positive, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if forced_route():
-        sys.exit(forced_route())
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use")
+    obstacle = forced_route() or missing_device(options.device)
+    if obstacle:
+        sys.exit(obstacle)
 
     problems = accuracy.problems(options.problems, options.device, options.seed)
     if options.route == "triton" and options.device == "cuda":

@@ -37,80 +37,65 @@ from patches.convolution.problem import ConvProblem  # noqa: E402
 from patches.convolution.triton_kernels.ahead import Recorder  # noqa: E402
 from patches.convolution.triton_kernels.route import tiles_of  # noqa: E402
 from patches.convolution.triton_kernels.tiles import SHORTEST_SPLIT, Table, Tile, Tiles  # noqa: E402
-from toolkit.benchmark.measure import load_layers, positive  # noqa: E402
+from toolkit.benchmark.measure import load_layers, missing_device, positive  # noqa: E402
 
 LAYERS = ROOT / "scripts" / "layers"
 PASSES = ("forward", "input", "weight")
-GATHER = [
-    Tile(m, n, k, warps, stages)
-    for m, shapes in {
-        16: [(64, 16, 2, 2), (128, 16, 2, 2), (128, 16, 4, 2), (256, 16, 4, 2), (128, 32, 4, 2)],
-        32: [(64, 16, 2, 2), (64, 16, 4, 2), (128, 16, 4, 2), (128, 16, 4, 3), (128, 32, 4, 2)],
-        64: [
-            (32, 16, 2, 2),
-            (64, 16, 4, 2),
-            (64, 16, 4, 3),
-            (64, 32, 4, 2),
-            (128, 16, 4, 2),
-            (128, 32, 8, 2),
-        ],
-        128: [(32, 16, 4, 2), (64, 16, 4, 2), (64, 16, 8, 2), (128, 16, 8, 2)],
-    }.items()
-    for n, k, warps, stages in shapes
-]
-WEIGHT = [
-    Tile(m, n, k, warps, stages)
-    for m, shapes in {
-        16: [(32, 32, 1, 1), (32, 32, 2, 1), (32, 64, 2, 1), (64, 16, 1, 1), (64, 16, 2, 1)],
-        32: [(32, 32, 1, 1), (64, 16, 1, 1), (64, 16, 2, 1), (64, 16, 2, 2), (128, 16, 2, 1)],
-        64: [
-            (64, 16, 1, 1),
-            (64, 16, 2, 1),
-            (64, 16, 4, 1),
-            (64, 32, 2, 1),
-            (128, 16, 2, 1),
-            (128, 16, 4, 1),
-        ],
-        128: [(32, 16, 1, 1), (64, 16, 2, 1), (64, 16, 4, 1)],
-    }.items()
-    for n, k, warps, stages in shapes
-]
+Shapes = dict[int, list[tuple[int, int, int, int]]]
+"""(n, k, warps, stages) of tiles, by their m."""
 
-
-HALF_GATHER = [
-    Tile(m, n, k, warps, stages)
-    for m, shapes in {
-        16: [(64, 32, 2, 3), (128, 32, 4, 3), (128, 64, 4, 2), (256, 32, 4, 3)],
-        32: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 2), (256, 32, 4, 3)],
-        64: [
-            (64, 32, 4, 3),
-            (64, 64, 4, 3),
-            (128, 32, 4, 3),
-            (128, 64, 4, 3),
-            (128, 64, 8, 3),
-            (256, 32, 8, 3),
-        ],
-        128: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3)],
-    }.items()
-    for n, k, warps, stages in shapes
-]
-HALF_WEIGHT = [
-    Tile(m, n, k, warps, stages)
-    for m, shapes in {
-        16: [(32, 64, 1, 1), (32, 64, 2, 2), (64, 32, 2, 2), (64, 64, 4, 2), (128, 64, 4, 2)],
-        32: [(32, 64, 2, 2), (64, 32, 2, 3), (64, 64, 2, 2), (64, 64, 4, 2), (128, 64, 4, 2)],
-        64: [
-            (64, 32, 4, 3),
-            (64, 64, 4, 2),
-            (64, 64, 4, 3),
-            (128, 32, 4, 3),
-            (128, 64, 4, 2),
-            (128, 64, 8, 2),
-        ],
-        128: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 4, 2), (128, 64, 8, 2)],
-    }.items()
-    for n, k, warps, stages in shapes
-]
+GATHER: Shapes = {
+    16: [(64, 16, 2, 2), (128, 16, 2, 2), (128, 16, 4, 2), (256, 16, 4, 2), (128, 32, 4, 2)],
+    32: [(64, 16, 2, 2), (64, 16, 4, 2), (128, 16, 4, 2), (128, 16, 4, 3), (128, 32, 4, 2)],
+    64: [
+        (32, 16, 2, 2),
+        (64, 16, 4, 2),
+        (64, 16, 4, 3),
+        (64, 32, 4, 2),
+        (128, 16, 4, 2),
+        (128, 32, 8, 2),
+    ],
+    128: [(32, 16, 4, 2), (64, 16, 4, 2), (64, 16, 8, 2), (128, 16, 8, 2)],
+}
+WEIGHT: Shapes = {
+    16: [(32, 32, 1, 1), (32, 32, 2, 1), (32, 64, 2, 1), (64, 16, 1, 1), (64, 16, 2, 1)],
+    32: [(32, 32, 1, 1), (64, 16, 1, 1), (64, 16, 2, 1), (64, 16, 2, 2), (128, 16, 2, 1)],
+    64: [
+        (64, 16, 1, 1),
+        (64, 16, 2, 1),
+        (64, 16, 4, 1),
+        (64, 32, 2, 1),
+        (128, 16, 2, 1),
+        (128, 16, 4, 1),
+    ],
+    128: [(32, 16, 1, 1), (64, 16, 2, 1), (64, 16, 4, 1)],
+}
+HALF_GATHER: Shapes = {
+    16: [(64, 32, 2, 3), (128, 32, 4, 3), (128, 64, 4, 2), (256, 32, 4, 3)],
+    32: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 2), (256, 32, 4, 3)],
+    64: [
+        (64, 32, 4, 3),
+        (64, 64, 4, 3),
+        (128, 32, 4, 3),
+        (128, 64, 4, 3),
+        (128, 64, 8, 3),
+        (256, 32, 8, 3),
+    ],
+    128: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3)],
+}
+HALF_WEIGHT: Shapes = {
+    16: [(32, 64, 1, 1), (32, 64, 2, 2), (64, 32, 2, 2), (64, 64, 4, 2), (128, 64, 4, 2)],
+    32: [(32, 64, 2, 2), (64, 32, 2, 3), (64, 64, 2, 2), (64, 64, 4, 2), (128, 64, 4, 2)],
+    64: [
+        (64, 32, 4, 3),
+        (64, 64, 4, 2),
+        (64, 64, 4, 3),
+        (128, 32, 4, 3),
+        (128, 64, 4, 2),
+        (128, 64, 8, 2),
+    ],
+    128: [(64, 32, 4, 3), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 4, 2), (128, 64, 8, 2)],
+}
 
 
 class Fixed(Tiles):
@@ -164,9 +149,9 @@ def problems(model: str, batch: int, channels_last: bool, dtype: torch.dtype) ->
 
 def candidates(kind: str, dtype: torch.dtype) -> list[Tile]:
     """The tiles worth trying; those of half precision have the shapes of tensor cores."""
-    if dtype == torch.float32:
-        return WEIGHT if kind == "weight" else GATHER
-    return HALF_WEIGHT if kind == "weight" else HALF_GATHER
+    gather, weight = (GATHER, WEIGHT) if dtype == torch.float32 else (HALF_GATHER, HALF_WEIGHT)
+    shapes = weight if kind == "weight" else gather
+    return [Tile(m, *rest) for m, found in shapes.items() for rest in found]
 
 
 def jobs(
@@ -257,8 +242,9 @@ def main() -> None:
     parser.add_argument("--unblocked", action="store_true", help="one running sum instead of one a step")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("no GPU that PyTorch can use")
+    missing = missing_device("cuda")
+    if missing:
+        sys.exit(missing)
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     dtype = getattr(torch, options.dtype)

@@ -225,6 +225,11 @@ def forced_route() -> str | None:
     return f"{ROUTE_VARIABLE}={forced} would be measured in place of every route" if forced else None
 
 
+def missing_device(device: str) -> str | None:
+    """Why nothing can be measured on a device ("cuda" or "cpu"): it is not there; None if it is."""
+    return "no GPU that PyTorch can use" if device == "cuda" and not torch.cuda.is_available() else None
+
+
 def positive(text: str) -> int:
     """A number from 1, as a type for argparse."""
     number = int(text)
