@@ -185,9 +185,7 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
 
 def _settings(plan: TrainingPlan, sources: dict[str, str], planned: str) -> dict[str, tuple[Setting, ...]]:
     """Every argument of :data:`SETTINGS`; those of the plan are from ``sources``, or else ``planned``."""
-    from ultralytics.cfg import get_cfg
-
-    values = vars(get_cfg(overrides=dict(plan.arguments)))
+    values = vars(plan.configuration())
     updates = max(round(values["nbs"] / values["batch"]), 1)
     notes = {"nbs": f"an update every {updates} batches" if updates > 1 else "an update every batch"}
     if plan.device == "cpu" and values["amp"]:

@@ -133,6 +133,12 @@ class TrainingPlan:
         """Which images of a split the run uses."""
         return self.subsets.get(split, Subset())
 
+    def configuration(self) -> Any:
+        """Ultralytics' training arguments, at their defaults where :attr:`arguments` does not name them."""
+        from ultralytics.cfg import get_cfg
+
+        return get_cfg(overrides=dict(self.arguments))
+
     @property
     def ranks(self) -> int:
         """Processes that share each batch: one a GPU."""

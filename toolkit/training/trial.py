@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor
-from ultralytics.cfg import get_cfg
 from ultralytics.utils.torch_utils import ModelEMA
 
 from toolkit import console, doctor
@@ -65,8 +64,7 @@ def run(plan: TrainingPlan) -> Trial:
     planned = int(plan.arguments["batch"]) // plan.ranks
     device = torch_device(plan.device)
     console.note(f"trying a few batches on {device}")
-    deterministic = get_cfg(overrides=dict(plan.arguments)).deterministic
-    with running(plan.device, patched=plan.patches), determinism(deterministic):
+    with running(plan.device, patched=plan.patches), determinism(plan.configuration().deterministic):
         if device.type == "cpu":
             return _on_cpu(plan, planned)
         torch.cuda.set_device(device)
@@ -82,13 +80,13 @@ def run(plan: TrainingPlan) -> Trial:
 
 def loader_processes(plan: TrainingPlan) -> int:
     """Processes that load for a rank, next to the trainer; 0: the trainer itself."""
-    return min(int(get_cfg(overrides=dict(plan.arguments)).workers), os.cpu_count() or 1)
+    return min(int(plan.configuration().workers), os.cpu_count() or 1)
 
 
 def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> float:
     """Seconds that one process takes to read and augment an image of a split, as the run will."""
     training = split == "train"
-    options = get_cfg(overrides=dict(plan.arguments))
+    options = plan.configuration()
     dataset = build_dataset(
         index,
         split,
@@ -113,7 +111,7 @@ class _Step(TrainingStep):
     """A training step as the run takes it, with the average of the weights."""
 
     def __init__(self, plan: TrainingPlan, images: int) -> None:
-        options, device = get_cfg(overrides=dict(plan.arguments)), torch_device(plan.device).type
+        options, device = plan.configuration(), torch_device(plan.device).type
         size = -(-int(options.imgsz) // STRIDE) * STRIDE
         amp = mixed_precision(device, options.amp)
         channels_last = options.channels_last is not False
