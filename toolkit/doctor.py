@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from patches.convolution import selftest
 from toolkit import __version__, machine
 from toolkit.dataset.loader import PREFETCH
 from toolkit.machine import Card, Machine
@@ -129,7 +130,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def examine(
-    sysfs: Path = machine.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = 300.0
+    sysfs: Path = machine.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = selftest.TIMEOUT
 ) -> Report:
     """Examine this machine, or a recorded one.
 
@@ -159,8 +160,6 @@ def examine(
 
 
 def _try(route: str, device: str, timeout: float) -> SelfTest:
-    from patches.convolution import selftest
-
     result = selftest.run(route, device, timeout=timeout)
     return SelfTest(result.route, device, result.passed, result.reason, result.seconds)
 
