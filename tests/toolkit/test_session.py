@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_runs_without_a_name_are_numbered(place: Workspace) -> None:
     assert session.plan(place, Options(device="cpu")).run.name == "train-1"
     (place.runs / "train-1").mkdir(parents=True)
     assert session.plan(place, Options(device="cpu")).run.name == "train-2"
+
+
+def test_trainings_that_start_together_never_share_a_folder(place: Workspace) -> None:
+    plans = [session.plan(place, Options(device="cpu")) for _ in range(8)]
+    assert {plan.run.name for plan in plans} == {"train-1"}
+    with ThreadPoolExecutor(len(plans)) as pool:
+        claimed = list(pool.map(session.claim, plans))
+    assert sorted(plan.run.name for plan in claimed) == [f"train-{number}" for number in range(1, 9)]
+    assert all(plan.run.is_dir() for plan in claimed)
 
 
 def test_a_name_that_is_taken_is_refused(place: Workspace) -> None:

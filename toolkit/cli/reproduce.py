@@ -34,4 +34,4 @@ def reproduce(
     if differences and not anyway:
         console.note("not started: --anyway starts it all the same")
         raise typer.Exit(1)
-    typer.echo(session.train(plan))
+    typer.echo(session.train(plan, numbered=name is None))

@@ -104,5 +104,6 @@ def train(
         return
     plan = session.plan_resume(place, options) if resume else session.plan(place, options)
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
-    best = session.train(plan)
+    unnamed = options.name is None and place.defaults(plan.data).name is None
+    best = session.train(plan, numbered=unnamed and not resume)
     typer.echo(best)

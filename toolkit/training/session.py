@@ -378,8 +378,12 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
         raise ToolkitError("training ended without weights", expected=str(trainer.best))
 
 
-def train(plan: TrainingPlan) -> Path:
+def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
     """Run the training to its end in a process of its own, restarted when it fails.
+
+    Args:
+        plan: of the run.
+        numbered: whether the run is new and nobody chose its name: :func:`claim`.
 
     Returns:
         The best weights.
@@ -395,7 +399,7 @@ def train(plan: TrainingPlan) -> Path:
     if plan.subsets:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets)} ({counted})")
-    return supervise(plan)
+    return supervise(claim(plan) if numbered else plan)
 
 
 def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
@@ -496,12 +500,35 @@ def _newest_run(place: workspace.Workspace) -> Path:
     return plans[-1].parent
 
 
+def claim(plan: TrainingPlan) -> TrainingPlan:
+    """The plan with a folder that this call made: two trainings that start together never share one.
+
+    The plan's own folder, or the next free number where another training took that first.
+    """
+    runs = plan.run.parent
+    runs.mkdir(parents=True, exist_ok=True)
+    run = plan.run
+    while True:
+        try:
+            run.mkdir()
+        except FileExistsError:
+            run = _next_number(runs)
+            continue
+        if run != plan.run:
+            console.note(f"another training took {plan.run.name}: this is run {run}")
+        return replace(plan, run=run)
+
+
+def _next_number(runs: Path) -> Path:
+    number = 1
+    while (runs / f"train-{number}").exists():
+        number += 1
+    return runs / f"train-{number}"
+
+
 def _new_run(place: workspace.Workspace, name: str | None) -> Path:
     if name is None:
-        number = 1
-        while (place.runs / f"train-{number}").exists():
-            number += 1
-        return place.runs / f"train-{number}"
+        return _next_number(place.runs)
     if Path(name).name != name:
         raise ToolkitError(f"{name} is no name for a run", expected="a name without a slash")
     run = place.runs / name
