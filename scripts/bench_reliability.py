@@ -35,9 +35,10 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from toolkit.dataset import index
 from toolkit.device import running
 from toolkit.errors import ToolkitError
+from toolkit.settings import Saving
 from toolkit.training import heartbeat
 from toolkit.training.health import Action, Rule, Rules
-from toolkit.training.rundir import RunFiles, Saving
+from toolkit.training.rundir import RunFiles
 from toolkit.training.session import TrainingPlan, load_preset
 from toolkit.training.supervisor import supervise
 from toolkit.training.trainer import LTDv2Trainer

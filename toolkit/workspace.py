@@ -16,50 +16,20 @@ A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names anot
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from toolkit import settings
 from toolkit.errors import ToolkitError, reason
-from toolkit.training.rundir import Restarts, Saving
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ANNOTATIONS = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
 """The annotation file of each split, as the organisers name it."""
 
 PHASES = {"development": "val", "testing": "test"}
 """The split that each phase of the challenge is scored on."""
-
-
-class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``toolkit.toml`` may set; a flag on the command line wins.
-
-    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes; ``[logging]`` names those of
-    :data:`toolkit.training.session.TRACKERS` that are told about a run.
-    """
-
-    data: str | None = None
-    model: str | None = None
-    preset: str | None = None
-    epochs: int | None = None
-    batch: int | None = None
-    imgsz: int | None = None
-    channels: int | None = None
-    device: str | None = None
-    workers: int | None = None
-    seed: int | None = None
-    name: str | None = None
-    health: dict[str, dict[str, float | str]] = {}
-    saving: Saving = Saving()
-    restarts: Restarts = Restarts()
-    logging: dict[str, bool] = {}
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -90,16 +60,25 @@ class Workspace:
         """The folder of all runs."""
         return self.root / "runs"
 
-    def defaults(self, data: Path | None = None) -> Defaults:
-        """``toolkit.toml`` beside the data if there is one, else the workspace's, else nothing set.
+    def settings_files(self, data: Path | None = None) -> tuple[Path, ...]:
+        """The files ``toolkit.toml`` that count, the one that wins last.
+
+        The workspace's and the one beside the data. Where the data lies inside the workspace, its file is of
+        the same user and the more particular one, and wins; a file beside data elsewhere, on a disk that
+        others share, is farther from the user than the workspace's and gives way.
+        """
+        own, beside = self.root / settings.FILE, (data or self.root) / settings.FILE
+        inside = beside.parent.resolve().is_relative_to(self.root.resolve())
+        files = (own, beside) if inside else (beside, own)
+        return tuple(path for path in dict.fromkeys(files) if path.is_file())
+
+    def defaults(self, data: Path | None = None) -> settings.Defaults:
+        """What :meth:`settings_files` set, key by key.
 
         Raises:
-            ToolkitError: the file is no TOML or has a key or a type that is not known.
+            ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
         """
-        for folder in (data, self.root):
-            if folder is not None and (folder / "toolkit.toml").is_file():
-                return _read_defaults(folder / "toolkit.toml")
-        return Defaults()
+        return settings.read(self.settings_files(data))
 
     def data_dir(self, flag: Path | None = None) -> Path:
         """The folder with LTDv2's files: the flag, ``TOOLKIT_DATA``, toolkit.toml's, ``.``, ``data`` or the
@@ -240,12 +219,3 @@ def _is_dataset(folder: Path) -> bool:
 
 def _newest(paths: Iterable[Path]) -> Path | None:
     return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-def _read_defaults(path: Path) -> Defaults:
-    try:
-        return msgspec.convert(tomllib.loads(path.read_text()), Defaults)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ToolkitError(
-            f"{path} cannot be used", found=str(error), expected=", ".join(Defaults.__struct_fields__)
-        ) from error

@@ -15,10 +15,11 @@ import pytest
 from tiny_run import Trace, plan, train
 
 from toolkit.errors import ToolkitError
+from toolkit.settings import Saving
 from toolkit.training import checkpoints, events, session
 from toolkit.training.health import Action, Rule, Rules
 from toolkit.training.keeper import Policy
-from toolkit.training.rundir import Exit, RunFiles, Saving, read_summary, state_of
+from toolkit.training.rundir import Exit, RunFiles, read_summary, state_of
 from toolkit.training.supervisor import supervise
 
 pytestmark = pytest.mark.slow

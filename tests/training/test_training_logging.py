@@ -19,8 +19,8 @@ from ultralytics import utils
 from ultralytics.utils.callbacks import tensorboard
 
 from toolkit.errors import ToolkitError
+from toolkit.settings import Saving
 from toolkit.training import session
-from toolkit.training.rundir import Saving
 from toolkit.training.session import TRACKERS, Options, TrainingPlan
 from toolkit.workspace import Workspace
 

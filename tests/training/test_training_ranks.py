@@ -25,13 +25,13 @@ import pytest
 import torch
 from tiny_run import MODEL, Trace, plan, train
 
+from toolkit.settings import Saving
 from toolkit.training import checkpoints, events, session
 from toolkit.training.keeper import Policy
 from toolkit.training.rundir import (
     Exit,
     Orders,
     RunFiles,
-    Saving,
     read_orders,
     read_summary,
     state_of,

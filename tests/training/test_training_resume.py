@@ -17,8 +17,9 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from toolkit import console
 from toolkit.errors import ToolkitError
+from toolkit.settings import Saving
 from toolkit.training import checkpoints, events, heartbeat
-from toolkit.training.rundir import RunFiles, Saving
+from toolkit.training.rundir import RunFiles
 from toolkit.training.session import TrainingPlan
 from toolkit.training.trainer import LTDv2Trainer
 

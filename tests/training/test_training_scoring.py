@@ -21,9 +21,10 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.prediction import PredictionOptions, predict
+from toolkit.settings import Saving
 from toolkit.training import checkpoints, events, expectation, heartbeat, session, watching
 from toolkit.training.keeper import Policy
-from toolkit.training.rundir import RunFiles, Saving
+from toolkit.training.rundir import RunFiles
 from toolkit.training.session import Options, TrainingPlan
 from toolkit.training.supervisor import supervise
 from toolkit.training.trainer import SCORES, LTDv2Trainer

@@ -18,10 +18,11 @@ import pytest
 from tiny_run import plan
 
 from toolkit.errors import ToolkitError
+from toolkit.settings import Restarts
 from toolkit.training import checkpoints, events, session
 from toolkit.training.health import Action, Rule, Rules
 from toolkit.training.keeper import Policy
-from toolkit.training.rundir import Exit, Orders, Restarts, RunFiles, read_summary, state_of, write_json
+from toolkit.training.rundir import Exit, Orders, RunFiles, read_summary, state_of, write_json
 from toolkit.training.supervisor import _Supervisor, supervise
 
 FAKE = Path(__file__).parent / "fake_trainer.py"

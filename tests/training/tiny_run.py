@@ -9,9 +9,10 @@ from typing import Any
 
 from toolkit.dataset import index
 from toolkit.device import running
+from toolkit.settings import Saving
 from toolkit.training import session
 from toolkit.training.durable import Stopped
-from toolkit.training.rundir import Orders, Saving
+from toolkit.training.rundir import Orders
 from toolkit.training.session import TrainingPlan
 from toolkit.training.trainer import LTDv2Trainer
 

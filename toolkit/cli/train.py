@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from toolkit import settings
+from toolkit.errors import ToolkitError
 
 
 class SelectBy(str, Enum):
@@ -15,6 +18,12 @@ class SelectBy(str, Enum):
 
     fitness = "fitness"
     global_map_bal = "global_map_bal"
+
+
+def _number(name: str, words: str) -> Any:
+    """An option with the bounds that toolkit.toml's key of that name has."""
+    low, high = settings.bounds(name)
+    return typer.Option(min=low, max=high, help=words)
 
 
 def train(
@@ -26,17 +35,17 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Frames in a step.")] = None,
-    imgsz: Annotated[int | None, typer.Option(min=32, help="Side of the network's input, pixels.")] = None,
+    epochs: Annotated[int | None, _number("epochs", "Passes over the training split.")] = None,
+    batch: Annotated[int | None, _number("batch", "Frames in a step.")] = None,
+    imgsz: Annotated[int | None, _number("imgsz", "Side of the network's input, pixels.")] = None,
     channels: Annotated[
         int | None, typer.Option(help="1 for grey frames, 3 for pretrained colour weights.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, 0, 0,1; default: the first GPU or the CPU.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
+    workers: Annotated[int | None, _number("workers", "Loader processes.")] = None,
+    seed: Annotated[int | None, _number("seed", "Of weights, order and augmentation.")] = None,
     subset: Annotated[
         str | None, typer.Option(help="Train on a part such as 10%: whole clips, months in proportion.")
     ] = None,
@@ -64,14 +73,10 @@ def train(
     Example: [bold]toolkit train --months feb --val-months jan,mar,apr,may,jun,jul,aug[/bold]
     """
     from toolkit import console, workspace
-    from toolkit.errors import ToolkitError
     from toolkit.training import session
 
     if run is not None and (name or not resume):
-        raise ToolkitError(
-            f"{run} is no option of toolkit train",
-            fix=f"continue that run: toolkit train --resume {run}; or begin one: toolkit train --name NAME",
-        )
+        raise _no_option(run)
     options = session.Options(
         data=data,
         model=model,
@@ -103,7 +108,21 @@ def train(
             typer.echo(line)
         return
     plan = session.plan_resume(place, options) if resume else session.plan(place, options)
+    if files := place.settings_files(plan.data):
+        console.note("settings of " + ", ".join(map(str, files)))
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
     unnamed = options.name is None and place.defaults(plan.data).name is None
     best = session.train(plan, numbered=unnamed and not resume)
     typer.echo(best)
+
+
+def _no_option(word: str) -> ToolkitError:
+    """A word where none is expected: a setting as other tools write it, or the name of a run."""
+    name, equals, value = word.removeprefix("--").partition("=")
+    if not equals:
+        fix = f"continue that run: toolkit train --resume {word}; or begin one: toolkit train --name NAME"
+    elif name in settings.Defaults.__struct_fields__:
+        fix = f"write it as a flag: toolkit train --{name} {value}"
+    else:
+        fix = f"{name} is the preset's to set; toolkit train --help lists the flags, --dry-run every setting"
+    return ToolkitError(f"{word} is no option of toolkit train", fix=fix)

@@ -35,8 +35,9 @@ from toolkit import console
 from toolkit.dataset.loader import PREFETCH, use_server
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.settings import Saving
 from toolkit.training import checkpoints, events, heartbeat
-from toolkit.training.rundir import Orders, RunFiles, Saving
+from toolkit.training.rundir import Orders, RunFiles
 from toolkit.training.sampling import EpochSampler, ResumableLoader, derived_seed, seed_everything
 
 FORMAT = 1

@@ -11,11 +11,12 @@ import msgspec
 
 from toolkit.dataset import index
 from toolkit.errors import ToolkitError
+from toolkit.settings import Defaults
 from toolkit.training import health, heartbeat, session
 from toolkit.training.rundir import RunFiles, read_summary
 from toolkit.training.session import Options, TrainingPlan, count_images, describe, read_plan
 from toolkit.training.watching import GIB, duration
-from toolkit.workspace import Defaults, Workspace
+from toolkit.workspace import Workspace
 
 SETTINGS = {
     "schedule": "epochs time patience batch nbs imgsz rect multi_scale fraction close_mosaic",
@@ -69,6 +70,7 @@ class DryRun(msgspec.Struct, frozen=True):
 
     Attributes:
         plan: what the run would use.
+        files: that set something, the one that wins last.
         sources: where data, model, channels, device, preset and the tables of toolkit.toml come from.
         settings: by topic.
         missing: why there is no data to train with; empty if there is.
@@ -78,6 +80,7 @@ class DryRun(msgspec.Struct, frozen=True):
     """
 
     plan: TrainingPlan
+    files: tuple[Path, ...]
     sources: dict[str, str]
     settings: dict[str, tuple[Setting, ...]]
     missing: str
@@ -102,6 +105,8 @@ class DryRun(msgspec.Struct, frozen=True):
         patches = "on" if plan.patches else "off"
         yield f"device       {plan.device} ({source['device']}){ranks}, patches {patches}"
         yield f"preset       {plan.preset} ({source['preset']})"
+        if self.files:
+            yield f"settings     {', '.join(map(str, self.files))}"
         for topic, settings in self.settings.items():
             yield topic
             for setting in settings:
@@ -156,7 +161,7 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
     expected = _of_earlier_run(plan, place.runs, frames, images) or _measured(plan, frames, images)
     sources = _sources(options, defaults, resume)
     settings = _settings(plan, sources, "run" if resume else "preset")
-    return DryRun(plan, sources, settings, missing, images, *expected)
+    return DryRun(plan, place.settings_files(plan.data), sources, settings, missing, images, *expected)
 
 
 def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, str]:

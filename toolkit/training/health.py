@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -46,9 +46,9 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds: how long it must hold.
     """
 
-    limit: float
+    limit: Annotated[float, msgspec.Meta(ge=0)]
     action: Action
-    seconds: float = 0.0
+    seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +87,22 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     starving: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
     disk: Rule = Rule(2.0, Action.NOTE)
     bad_frames: Rule = Rule(0.01, Action.GIVE_UP)
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            limit = getattr(self, name).limit
+            if not least <= limit <= most:
+                between = f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
+                raise ValueError(f"Expected a limit of {between} for {name}, got {limit:g}")
+
+
+_BOUNDS = {
+    **dict.fromkeys(("hang", "hang_starting", "hang_validating", "not_finite", "loss_jump"), (1, math.inf)),
+    **dict.fromkeys(("often_not_finite", "gpu_memory", "slow", "starving", "bad_frames"), (0, 1)),
+    "gpu_idle": (0, 100),
+}
+"""Limits with which a rule says something: with others it would end a healthy trainer, or never apply to a
+part that somebody wrote in percent."""
 
 
 @dataclass(frozen=True)

@@ -72,30 +72,6 @@ def read_orders(files: RunFiles) -> Orders:
         return Orders()
 
 
-class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When checkpoints inside an epoch are written: whichever comes first.
-
-    Attributes:
-        seconds: since the last one.
-        batches: since the last one; 0 for no such limit.
-    """
-
-    seconds: float = 300.0
-    batches: int = 0
-
-
-class Restarts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often a trainer is helped before the run is given up.
-
-    Attributes:
-        an_hour: restarts.
-        roll_backs: within an hour as well.
-    """
-
-    an_hour: int = 10
-    roll_backs: int = 3
-
-
 @dataclass(frozen=True)
 class RunFiles:
     """Names inside ``runs/<name>``.

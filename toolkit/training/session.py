@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import yaml
 
-from toolkit import __version__, console, reproduction, workspace
+from toolkit import __version__, console, reproduction, settings, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
+from toolkit.settings import Restarts, Saving
 from toolkit.training import health
-from toolkit.training.rundir import Orders, Restarts, RunFiles, Saving, decode_path, state_of, write_json
+from toolkit.training.rundir import Orders, RunFiles, decode_path, state_of, write_json
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -181,6 +182,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
             value = getattr(defaults, key)
         if value is not None:
             arguments[key] = value
+    settings.check(arguments, "a flag, toolkit.toml or the preset")
     if options.patches:
         _check_route()
     channels = options.channels or defaults.channels or preset.channels
@@ -255,6 +257,8 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             fix="leave --subset, --months and --val-months out, or start a new run",
         )
     changed = {key: value for key in ("batch", "workers") if (value := getattr(options, key)) is not None}
+    arguments = {**before.arguments, **changed}
+    settings.check(arguments, f"a flag, or {files.plan}")
     data = place.data_of(files.best, options.data).absolute()
     defaults = place.defaults(data)
     return replace(
@@ -263,7 +267,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         run=files.run,
         device=resolve_device(options.device) if options.device else before.device,
         patches=before.patches and options.patches,
-        arguments={**before.arguments, **changed},
+        arguments=arguments,
         saving=defaults.saving,
         restarts=defaults.restarts,
         rules=health.load(defaults.health),

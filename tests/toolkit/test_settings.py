@@ -1,0 +1,156 @@
+"""toolkit.toml: two files become one, key by key, and a value that cannot be meant is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Command
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit import settings
+from toolkit.dataset.sample import write_sample
+from toolkit.errors import ToolkitError
+from toolkit.training import health, session
+from toolkit.training.session import Options
+from toolkit.workspace import Workspace
+
+
+def place(root: Path, own: str, beside: str, data: Path) -> Workspace:
+    data.mkdir(parents=True)
+    root.mkdir(exist_ok=True)
+    (root / "toolkit.toml").write_text(own)
+    (data / "toolkit.toml").write_text(beside)
+    return Workspace(root)
+
+
+OWN = 'preset = "smoke"\nepochs = 3\nbatch = 16\n[health.hang]\nlimit = 60\n[saving]\nbatches = 9\n'
+BESIDE = 'batch = 4\n[health.hang]\naction = "note"\n[health.hot]\nlimit = 70\n[saving]\nseconds = 30\n'
+
+
+def test_a_file_beside_the_data_leaves_what_it_does_not_name_to_the_workspaces(tmp_path: Path) -> None:
+    data = tmp_path / "data" / "ltdv2"
+    merged = place(tmp_path, OWN, BESIDE, data).defaults(data)
+    assert (merged.preset, merged.epochs, merged.batch) == ("smoke", 3, 4)
+    assert merged.saving == settings.Saving(seconds=30, batches=9)
+    assert merged.health == {"hang": {"limit": 60, "action": "note"}, "hot": {"limit": 70}}
+
+
+def test_a_file_on_a_shared_disk_gives_way_to_the_users_own(tmp_path: Path) -> None:
+    data = tmp_path / "shared" / "ltdv2"
+    here = place(tmp_path / "mine", OWN, BESIDE, data)
+    assert (here.defaults(data).batch, here.defaults(data).saving.seconds) == (16, 30)
+    assert here.settings_files(data) == (data / "toolkit.toml", here.root / "toolkit.toml")
+
+
+def test_a_link_into_a_shared_disk_is_on_the_shared_disk(tmp_path: Path) -> None:
+    data = tmp_path / "shared" / "ltdv2"
+    here = place(tmp_path / "mine", OWN, BESIDE, data)
+    (here.root / "data").symlink_to(data)
+    assert here.defaults(here.root / "data").batch == 16
+
+
+def test_a_workspace_that_is_the_data_folder_has_one_file(tmp_path: Path) -> None:
+    (tmp_path / "toolkit.toml").write_text("batch = 4")
+    assert Workspace(tmp_path).settings_files(tmp_path) == (tmp_path / "toolkit.toml",)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("batch = 0", "batch = 0"),
+        ("seed = -1", "seed = -1"),
+        ("seed = 4294967296", "seed = 4294967296"),  # NumPy takes 32 bits
+        ("workers = -5", "workers = -5"),
+        ("epochs = 0", "epochs = 0"),
+        ("imgsz = 0", "imgsz = 0"),
+        ("channels = 2", "channels = 2"),
+        ("batch = true", "batch = True"),
+        ("epochs = 2.5", "epochs = 2.5"),
+        ("[saving]\nseconds = nan", r"saving\.seconds = nan"),
+        ("[saving]\nbatches = -1", r"saving\.batches = -1"),
+        ("[restarts]\nan_hour = -1", r"restarts\.an_hour = -1"),
+        ("[restarts]\nroll_backs = 1e3", r"restarts\.roll_backs = 1000\.0"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_with_its_key(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "toolkit.toml").write_text(text)
+    with pytest.raises(
+        ToolkitError, match=rf"toolkit\.toml cannot be used; found {found}; expected"
+    ) as refused:
+        Workspace(tmp_path).defaults()
+    assert "`" not in refused.value.line()
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        ("hang", {"limit": -5}),
+        ("hang", {"limit": 0}),
+        ("hang_starting", {"limit": float("nan")}),
+        ("hot", {"limit": -5}),
+        ("not_finite", {"limit": 0}),
+        ("loss_jump", {"limit": 0.5}),
+        ("starving", {"limit": 50}),  # percent
+        ("slow", {"seconds": -1}),
+        ("memory_growth", {"limit": "4 GiB"}),
+    ],
+)
+def test_a_red_flag_that_would_end_a_healthy_trainer_is_refused(rule: str, values: dict[str, object]) -> None:
+    with pytest.raises(ToolkitError, match="a health rule cannot be used"):
+        health.load({rule: values})
+
+
+def test_infinity_switches_a_red_flag_off() -> None:
+    assert health.load({"hang": {"limit": float("inf")}}).hang.limit == float("inf")
+
+
+@pytest.mark.parametrize("name", session.presets())
+def test_the_presets_keep_the_bounds(name: str) -> None:
+    settings.check(session.load_preset(name).arguments, name)
+
+
+@given(st.sampled_from([n for n in settings.Numbers.__struct_fields__ if n != "channels"]), st.integers())
+def test_flags_and_the_file_have_the_same_bounds(name: str, value: int) -> None:
+    low, high = settings.bounds(name)
+    try:
+        settings.check({name: value}, "a flag")
+    except ToolkitError as error:
+        assert not low <= value <= high
+        assert error.found == f"{name} = {value}"
+    else:
+        assert low <= value <= high
+
+
+@pytest.mark.parametrize("options", [Options(batch=0), Options(workers=-5), Options(seed=2**32)])
+def test_options_that_came_by_no_flag_are_checked_too(tmp_path: Path, options: Options) -> None:
+    write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0)
+    with pytest.raises(ToolkitError, match="cannot be used"):
+        session.plan(Workspace(tmp_path), options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mark_that_windows_editors_write_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "toolkit.toml").write_bytes(b"\xef\xbb\xbfbatch = 4\r\n")
+    assert Workspace(tmp_path).defaults().batch == 4
+
+
+@pytest.mark.parametrize("content", [b'name = "caf\xe9"', b"\xff\xfeb\0"])
+def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "toolkit.toml").write_bytes(content)
+    with pytest.raises(ToolkitError, match=r"toolkit\.toml cannot be used.*UTF-8"):
+        Workspace(tmp_path).defaults()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("lr0=0.1", "lr0 is the preset's"), ("epochs=3", "--epochs 3"), ("first", "--resume first")],
+)
+def test_a_word_that_is_no_option_gets_the_hint_that_fits_it(
+    toolkit: Command, workspace: Path, word: str, hint: str
+) -> None:
+    result = toolkit("train", word)
+    assert result.status == 1
+    assert hint in result.err
+    assert ("--resume" in result.err) is (word == "first")

@@ -1,0 +1,162 @@
+"""``toolkit.toml``: what it may set, and the bounds of each value, which hold for flags and presets too."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from toolkit.errors import ToolkitError, reason
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = "toolkit.toml"
+
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When checkpoints inside an epoch are written: whichever comes first.
+
+    Attributes:
+        seconds: since the last one.
+        batches: since the last one; 0 for no such limit.
+    """
+
+    seconds: Seconds = 300.0
+    batches: Count = 0
+
+
+class Restarts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often a trainer is helped before the run is given up.
+
+    Attributes:
+        an_hour: restarts.
+        roll_backs: within an hour as well.
+    """
+
+    an_hour: Count = 10
+    roll_backs: Count = 3
+
+
+class Numbers(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of a training that a flag, toolkit.toml or a preset sets; None where it says nothing.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch: frames in a step.
+        imgsz: side of the network's input, pixels; Ultralytics' networks halve it five times.
+        channels: of an image.
+        workers: loader processes.
+        seed: of weights, order and augmentation. NumPy takes 32 bits, and each rank adds its number.
+    """
+
+    epochs: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    batch: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    imgsz: Annotated[int, Meta(ge=32, le=16_384)] | None = None
+    channels: Literal[1, 3] | None = None
+    workers: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+
+
+class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``toolkit.toml`` may set; a flag on the command line wins.
+
+    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes; ``[logging]`` names those of
+    :data:`toolkit.training.session.TRACKERS` that are told about a run.
+    """
+
+    data: str | None = None
+    model: str | None = None
+    preset: str | None = None
+    device: str | None = None
+    name: str | None = None
+    health: dict[str, dict[str, float | str]] = {}
+    saving: Saving = Saving()
+    restarts: Restarts = Restarts()
+    logging: dict[str, bool] = {}
+
+
+def bounds(name: str) -> tuple[int, int]:
+    """Lowest and highest value of a field of :class:`Numbers`, for the flag of that name."""
+    kind = get_type_hints(Numbers, include_extras=True)[name]
+    (limits,) = (each for part in get_args(kind) for each in get_args(part) if isinstance(each, Meta))
+    return int(limits.ge or 0), int(limits.le or 0)
+
+
+def check(values: Mapping[str, Any], source: str) -> None:
+    """Hold values from anywhere against the bounds of :class:`Numbers`; other names pass.
+
+    Raises:
+        ToolkitError: a value is out of bounds, or of another type.
+    """
+    known = {name: values[name] for name in Numbers.__struct_fields__ if name in values}
+    try:
+        msgspec.convert(known, Numbers)
+    except msgspec.ValidationError as error:
+        raise _refusal(source, known, error) from error
+
+
+def read(files: Sequence[Path]) -> Defaults:
+    """The settings of all ``files``, key by key, tables within tables too; a later file wins.
+
+    Raises:
+        ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
+    """
+    merged: dict[str, Any] = {}
+    for path in files:
+        content = _parse(path)
+        try:
+            msgspec.convert(content, Defaults)  # each by itself: the error names the file
+        except msgspec.ValidationError as error:
+            raise _refusal(str(path), content, error) from error
+        merged = _merge(merged, content)
+    return msgspec.convert(merged, Defaults)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors on Windows write the mark
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ToolkitError(
+            f"{path} cannot be used", found=reason(error), expected="a TOML file in UTF-8"
+        ) from error
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        before = both.get(key)
+        tables = isinstance(before, Mapping) and isinstance(value, Mapping)
+        both[key] = _merge(before, value) if tables and before is not None else value
+    return both
+
+
+def _refusal(source: str, content: Mapping[str, Any], error: msgspec.ValidationError) -> ToolkitError:
+    """msgspec's words as an error: which key, what it was, what it may be."""
+    words, _, place = str(error).partition(" - at `$.")
+    unknown = re.search(r"unknown field `(.+)`", words)
+    if unknown:
+        table = place.rstrip("`") or "the file"
+        return ToolkitError(
+            f"{source} cannot be used",
+            found=f"{unknown.group(1)} in {table}",
+            expected="" if place else ", ".join(Defaults.__struct_fields__),
+        )
+    key = place.rstrip("`")
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    expected = words.removeprefix("Expected ").partition(", got")[0].replace("`", "")
+    if words.startswith("Invalid enum value"):
+        expected = "1 or 3"
+    return ToolkitError(f"{source} cannot be used", found=f"{key} = {value}", expected=expected)
