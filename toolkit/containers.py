@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import __version__, console
-from toolkit.doctor import GIB, best_card, recommend_profile
+from toolkit.cards import best_card
+from toolkit.checks import GIB
+from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import VISIBILITY, Machine
 from toolkit.reproduction import commit

@@ -13,6 +13,8 @@ import torch
 
 import patches
 import patches.ultralytics
+from toolkit import checks, machine
+from toolkit.cards import default_number
 from toolkit.errors import ToolkitError
 
 with redirect_stdout(sys.stderr):
@@ -24,24 +26,30 @@ for _handler in LOGGER.handlers:
 
 
 def resolve_device(flag: str | None) -> str:
-    """The device in Ultralytics' words: ``cpu``, ``0``, ``0,1``; without a flag the first GPU, else the CPU.
+    """The device in Ultralytics' words: ``cpu``, ``0``, ``0,1``; without a flag the GPU that `toolkit doctor`
+    recommends, else the CPU.
 
     Raises:
         ToolkitError: the flag names a GPU that is not there.
     """
     gpus = torch.cuda.device_count()
+    if not flag and not gpus:
+        return "cpu"
     if not flag:
-        return "0" if gpus else "cpu"
+        hip = bool(torch.version.hip)
+        return str(default_number(machine.read(), gpus, hip=hip)) if hip and gpus > 1 else "0"
     flag = flag.removeprefix("cuda:")
     if flag == "cpu":
         return flag
     wanted = flag.split(",")
     if not all(part.isdecimal() and int(part) < gpus for part in wanted):
+        closed = checks.closed_devices() if torch.version.hip else []
         raise ToolkitError(
             f"no device {flag}",
-            found=f"{gpus} GPU(s) that PyTorch {torch.__version__} can use",
+            found=f"{gpus} GPU(s) that PyTorch {torch.__version__} can use"
+            + "".join(f"; {each.subject} {each.found}" for each in closed[:1]),
             expected="cpu, or GPU numbers such as 0 or 0,1",
-            fix="`toolkit doctor` says what this machine has",
+            fix=closed[0].advice if closed else "`toolkit doctor` says what this machine has",
         )
     return ",".join(wanted)
 

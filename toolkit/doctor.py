@@ -7,31 +7,18 @@ self-tests); :func:`examine` finds it. The verdicts of the findings add up to th
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import IntEnum
 from pathlib import Path
 
 import msgspec
 
 from patches.convolution import selftest
-from toolkit import __version__, machine
-from toolkit.dataset.loader import PREFETCH
-from toolkit.machine import Card, Machine
+from toolkit import __version__, checks, machine
+from toolkit.cards import PROFILES, best_card, default_number
+from toolkit.checks import GIB, Finding, Verdict
+from toolkit.machine import Card, LeftOut, Machine
 from toolkit.runtime import Runtime, RuntimeDevice, ask
-
-GIB = 1 << 30
-
-PROFILES = {
-    "gfx1010": "rdna1",
-    "gfx1011": "rdna1",
-    "gfx1012": "rdna1",
-    **dict.fromkeys(("gfx1030", "gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"), "rdna2"),
-    **dict.fromkeys(("gfx1100", "gfx1101", "gfx1102", "gfx1103"), "rdna3"),
-    **dict.fromkeys(("gfx1150", "gfx1151", "gfx1152", "gfx1153"), "rdna3"),
-    **dict.fromkeys(("gfx1200", "gfx1201"), "rdna4"),
-}
-"""Profile of ``docker/profiles`` by architecture."""
 
 NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 """Architectures on which Triton's buffer operations write nothing and report success."""
@@ -62,30 +49,8 @@ MOST_WORKERS = 4
 PREPARE_BYTES = 3 * GIB
 """RAM that ``toolkit dataset prepare`` may take on the full dataset."""
 
-DATASET_BYTES, RUN_BYTES = 52 * GIB, 2 * GIB
-"""Disk for LTDv2's four files with their index, and for a run's checkpoints and reports."""
-
-
-class Verdict(IntEnum):
-    """How bad a finding is; the number is the exit code."""
-
-    FINE = 0
-    LIMITS = 1
-    FAILS = 2
-
-    @property
-    def words(self) -> str:
-        """The verdict for people."""
-        return ("fine", "works with limits", "will not work")[self]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at: what it is, how it is, what was found, what to do about it."""
-
-    subject: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
+DATASET_BYTES = 52 * GIB
+"""Disk for LTDv2's four files with their index."""
 
 
 class SelfTest(msgspec.Struct, frozen=True):
@@ -155,7 +120,7 @@ def examine(
         if not runtime.devices:
             return diagnose(found, runtime, [test.result() for test in on_cpu], imgsz)
     routes = [route for route in ROUTES if route != "triton" or runtime.triton]
-    device = f"cuda:{min(_number(found), len(runtime.devices) - 1)}"
+    device = f"cuda:{_default(found, runtime)}"
     return diagnose(found, runtime, [_try(route, device, timeout) for route in routes], imgsz)
 
 
@@ -169,7 +134,7 @@ def diagnose(found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], i
     recommendation = _recommend(found, runtime, self_tests, imgsz)
     findings = (
         *_cards(found, runtime),
-        *_permissions(found),
+        *checks.permissions(found),
         *_software(found, runtime),
         *_vendor_library(found, runtime, self_tests),
         *_self_tests(self_tests),
@@ -206,10 +171,11 @@ def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
         else:
             advice = "start the container with --device /dev/kfd --device /dev/dri (toolkit container does)"
             findings.append(Finding("card", Verdict.FAILS, words, advice))
+    findings += [_left_out(found, card) for card in found.left_out]
     if found.cards and not found.visible:
         advice = "training runs on the CPU; unset what hides the card to use it"
         findings.append(Finding("card", Verdict.LIMITS, f"none left by {_hiders(found)}", advice))
-    if not found.cards and not found.hidden_nodes:
+    if not found.cards and not found.hidden_nodes and not (found.left_out and not runtime.devices):
         if runtime.devices:
             names = ", ".join(f"{device.name} ({device.arch})" for device in runtime.devices)
             findings.append(Finding("card", Verdict.FINE, names))
@@ -217,6 +183,21 @@ def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
             advice = "training runs on the CPU: good for trying things out"
             findings.append(Finding("card", Verdict.LIMITS, "no GPU", advice))
     return [*findings, *_architecture(found, runtime)]
+
+
+def _left_out(found: Machine, card: LeftOut) -> Finding:
+    """A card that shows pictures and cannot compute: the kernel says why in its log alone."""
+    words = f"{card.pci}, {card.memory_bytes / GIB:.1f} GiB VRAM, {card.render_node}: driven by amdgpu"
+    if found.kfd:
+        words += ", left out by KFD: no computing"
+        advice = (
+            "see why: sudo dmesg | grep -i kfd; for `PCI rejects atomics` take a slot of the processor's, "
+            "not of the chipset's, no riser, or a newer kernel and linux-firmware (RDNA1 can do without)"
+        )
+    else:
+        words += ", and this kernel has no KFD: no computing"
+        advice = "take a kernel with CONFIG_HSA_AMD=y (grep HSA_AMD /boot/config-$(uname -r))"
+    return Finding("card", Verdict.LIMITS if not found.visible else Verdict.FINE, words, advice)
 
 
 def _hiders(found: Machine) -> str:
@@ -244,30 +225,6 @@ def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
         verdict = Verdict.LIMITS
         advice = f"PyTorch sees other cards than the kernel: see {', '.join(machine.VISIBILITY)}"
     return [Finding("architecture", verdict, words, advice)]
-
-
-def _permissions(found: Machine) -> list[Finding]:
-    if not found.visible:
-        return []
-    refused = []
-    for path in ("/dev/kfd", *(card.render_node for card in found.visible)):
-        node = found.device(path)
-        if node is None:
-            advice = f"load the driver; in a container pass --device {path}"
-            refused.append(Finding(path, Verdict.FAILS, "missing", advice))
-        elif not found.may_use(path):
-            name = found.surroundings.group_names.get(node.gid) or str(node.gid)
-            words = f"mode {node.mode:04o}, group {name}"
-            if node.gid and node.mode & 0o060 == 0o060:
-                words += "; this process is not in that group"
-                advice = (
-                    f"sudo usermod -aG {name} $USER and log in again; in a container --group-add {node.gid}"
-                )
-            else:
-                words += "; no group of users may use it"
-                advice = 'on the host, a udev rule: KERNEL=="kfd|renderD*", GROUP="render", MODE="0660"'
-            refused.append(Finding(path, Verdict.FAILS, words, advice))
-    return refused or [Finding("devices", Verdict.FINE, "/dev/kfd and the render nodes can be opened")]
 
 
 def _software(found: Machine, runtime: Runtime) -> list[Finding]:
@@ -358,7 +315,7 @@ def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Fi
             free = min(free, here.memory_free_bytes)
             training += need
         findings.append(
-            _enough(
+            checks.enough(
                 "GPU memory",
                 free,
                 need,
@@ -366,18 +323,9 @@ def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Fi
                 "close what uses the card, or lower --batch",
             )
         )
-    shared = loader_bytes(batch, max(workers, 1), imgsz)
+    findings.append(checks.shared_memory(here.shared_memory_bytes, batch, max(workers, 1), imgsz))
     findings.append(
-        _enough(
-            "shared memory",
-            here.shared_memory_bytes,
-            shared,
-            f"{max(workers, 1)} loader workers",
-            "give the container --shm-size 2g or --ipc host, or train with --workers 0",
-        )
-    )
-    findings.append(
-        _enough(
+        checks.enough(
             "RAM",
             here.memory_free_bytes,
             max(PREPARE_BYTES, training),
@@ -391,41 +339,18 @@ def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Fi
 def _disk(free: int | None, there: int) -> Finding:
     if free is None:
         return Finding("disk", Verdict.FINE, "not recorded")
-    advice = "enough for samples and subsets only" if free > RUN_BYTES else "free some space"
+    advice = "enough for samples and subsets only" if free > checks.RUN_BYTES else "free some space"
     if not there:
-        return _enough("disk", free, DATASET_BYTES + RUN_BYTES, "the full dataset and a run", advice)
+        need = DATASET_BYTES + checks.RUN_BYTES
+        return checks.enough("disk", free, need, "the full dataset and a run", advice)
     rest = max(DATASET_BYTES - there, 0)
     purpose = f"a run and what the full dataset has beyond the {there / GIB:.1f} GiB here"
-    return _enough("disk", free, rest + RUN_BYTES, purpose, advice)
-
-
-def _enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
-    words = f"{have / GIB:.1f} GiB free; {purpose}: {need / GIB:.1f} GiB"
-    if have >= need:
-        return Finding(subject, Verdict.FINE, words)
-    return Finding(subject, Verdict.LIMITS, words, advice)
+    return checks.enough("disk", free, rest + checks.RUN_BYTES, purpose, advice)
 
 
 def step_bytes(batch: int, imgsz: int) -> int:
     """GPU memory that a YOLOv8n training step needs, bytes; an estimate (see :data:`IMAGE_BYTES`)."""
     return MODEL_BYTES + int(batch * IMAGE_BYTES * (imgsz / 640) ** 2)
-
-
-def loader_bytes(batch: int, workers: int, imgsz: int) -> int:
-    """Shared memory of the batches that the loader keeps ready: uint8, one channel (three share it)."""
-    return PREFETCH * workers * batch * imgsz * imgsz
-
-
-def best_card(found: Machine, served: Container[str] = PROFILES.keys()) -> Card | None:
-    """The visible card to train on: one of the architectures ``served``, discrete, with the most memory."""
-    known = [card for card in found.visible if card.arch in served] or list(found.visible)
-    return max(known, key=lambda card: (not card.integrated, card.memory_bytes), default=None)
-
-
-def _number(found: Machine) -> int:
-    """PyTorch's number of :func:`best_card`, 0 without one."""
-    card = best_card(found)
-    return found.visible.index(card) if card else 0
 
 
 def _recommend(
@@ -443,10 +368,10 @@ def _recommend(
         )
     if card is None:
         memory = max(device.memory_bytes for device in runtime.devices)
-        device = Choice("0", runtime.devices[0].name)
+        device = Choice(_default(found, runtime), runtime.devices[0].name)
     else:
         memory = card.memory_bytes
-        device = Choice(str(_number(found)), _why(card, found.visible))
+        device = Choice(_default(found, runtime), _why(card, found.visible))
         if card.shared:
             others = TRAINER_BYTES + SERVER_BYTES + MOST_WORKERS * WORKER_BYTES
             memory = min(memory, max(found.surroundings.memory_free_bytes - others, 0))
@@ -458,6 +383,11 @@ def _recommend(
         batch,
         _workers(found, int(batch.value), imgsz),
     )
+
+
+def _default(found: Machine, runtime: Runtime) -> str:
+    """The number that a command without ``--device`` takes."""
+    return str(default_number(found, len(runtime.devices), hip=bool(runtime.hip)))
 
 
 def _why(card: Card, cards: Sequence[Card]) -> str:
@@ -528,7 +458,7 @@ def _workers(found: Machine, batch: int, imgsz: int) -> Choice:
     limits = {
         f"{MOST_WORKERS} keep up with a card of this class": MOST_WORKERS,
         f"{here.cpus} processors, one for the training process": here.cpus - 1,
-        f"{shared / GIB:.2f} GiB of shared memory": shared // loader_bytes(batch, 1, imgsz),
+        f"{shared / GIB:.2f} GiB of shared memory": shared // checks.loader_bytes(batch, 1, imgsz),
         f"{free / GIB:.1f} GiB of free RAM": (free - TRAINER_BYTES - SERVER_BYTES) // WORKER_BYTES,
     }
     reason = min(limits, key=lambda words: limits[words])

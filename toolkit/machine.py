@@ -48,6 +48,7 @@ INTEGRATED = frozenset(
 """Architectures of processors with graphics (LLVM's AMDGPU processor table): they use the system's memory."""
 
 _CARD_FILES = ("mem_info_vram_total", "mem_info_vram_used", "mem_info_gtt_total")
+_PCI_FILES = ("vendor", "device")
 _PROPERTIES = "class/kfd/kfd/topology/nodes/*/properties"
 
 
@@ -142,13 +143,39 @@ class Card:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A card that amdgpu drives and KFD has no node for: no runtime can compute on it.
+
+    Attributes:
+        pci: vendor and device, "1002:731f"; "" when unknown.
+        render_node: path of its DRM render node.
+        memory_bytes: VRAM.
+    """
+
+    pci: str
+    render_node: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Machine:
-    """Cards, the nodes that the kernel hides from this process, the driver, and the surroundings."""
+    """What the kernel says of this machine.
+
+    Attributes:
+        cards: that KFD serves.
+        hidden_nodes: numbers of KFD's nodes that this process may not read.
+        driver: version of amdgpu.
+        surroundings: what is not in ``/sys``.
+        left_out: cards that KFD does not serve.
+        kfd: whether this kernel has KFD at all.
+    """
 
     cards: tuple[Card, ...]
     hidden_nodes: tuple[int, ...]
     driver: str
     surroundings: Surroundings
+    left_out: tuple[LeftOut, ...] = ()
+    kfd: bool = True
 
     @property
     def visible(self) -> tuple[Card, ...]:
@@ -215,7 +242,9 @@ def read(sysfs: Path = SYSFS, data: Path = Path()) -> Machine:
     driver = _text(sysfs / "module/amdgpu/version") or (
         f"amdgpu of Linux {surroundings.kernel}" if (sysfs / "module/amdgpu").is_dir() else ""
     )
-    return Machine(tuple(cards), tuple(hidden), driver, surroundings)
+    # Of a node that cannot be read it is not known which card it is: none is called left out then.
+    left_out = () if hidden else _left_out(sysfs, {card.render_node for card in cards})
+    return Machine(tuple(cards), tuple(hidden), driver, surroundings, left_out, kfd=bool(nodes))
 
 
 def record(folder: Path, runtime: Runtime, data: Path = Path()) -> None:
@@ -231,7 +260,7 @@ def record(folder: Path, runtime: Runtime, data: Path = Path()) -> None:
     patterns = (
         _PROPERTIES,
         "class/kfd/kfd/topology/nodes/*/name",
-        *(f"class/drm/renderD*/device/{name}" for name in _CARD_FILES),
+        *(f"class/drm/renderD*/device/{name}" for name in (*_CARD_FILES, *_PCI_FILES)),
         "module/amdgpu/version",
     )
     for pattern in patterns:
@@ -251,6 +280,17 @@ def record(folder: Path, runtime: Runtime, data: Path = Path()) -> None:
 def _properties(path: Path) -> dict[str, int]:
     pairs = (line.split() for line in path.read_text().splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def _left_out(sysfs: Path, served: set[str]) -> tuple[LeftOut, ...]:
+    """Cards with the files that amdgpu alone makes, whose render node is none of ``served``."""
+    found = []
+    for path in sorted(sysfs.glob(f"class/drm/renderD*/device/{_CARD_FILES[0]}")):
+        render_node = f"/dev/dri/{path.parents[1].name}"
+        if render_node not in served:
+            pci = ":".join(_text(path.with_name(name)).removeprefix("0x") for name in _PCI_FILES)
+            found.append(LeftOut(pci.strip(":"), render_node, _number(path)))
+    return tuple(found)
 
 
 def _card(sysfs: Path, folder: Path, node: int, properties: dict[str, int]) -> Card:

@@ -6,6 +6,7 @@ the caller. ``python -m toolkit.runtime`` is the child: it prints one line of JS
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def installed(*names: str) -> str:
         with suppress(PackageNotFoundError):
             return version(name)
     return ""
+
+
+def built_for_nvidia() -> bool:
+    """Whether PyTorch is, asked of its version file: importing it takes seconds."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    with suppress(OSError):
+        text = Path(found.origin).with_name("version.py").read_text()
+        return re.search(r"^cuda\b[^=]*= *['\"]", text, re.MULTILINE) is not None
+    return False
 
 
 def _examine() -> Runtime:

@@ -30,8 +30,9 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from toolkit import containers, machine
+from toolkit.cards import PROFILES
+from toolkit.checks import GIB
 from toolkit.cli import app
-from toolkit.doctor import GIB, PROFILES
 from toolkit.errors import ToolkitError
 from toolkit.training.keeper import Policy
 

@@ -1,4 +1,4 @@
-"""The doctor on seven machines that were written down, and on children that misbehave."""
+"""The doctor on eight machines that were written down, and on children that misbehave."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 from patches.convolution import routes, selftest
 from patches.convolution.problem import ConvProblem
 from toolkit import doctor, machine
+from toolkit.checks import GIB, Verdict
 from toolkit.cli import app
-from toolkit.doctor import CPU_ROUTES, GIB, ROUTES, Report, SelfTest, Verdict, diagnose, step_bytes
+from toolkit.device import resolve_device
+from toolkit.doctor import CPU_ROUTES, ROUTES, Report, SelfTest, diagnose, step_bytes
 from toolkit.errors import ToolkitError
 from toolkit.machine import Card, Machine
 from toolkit.runtime import Runtime, RuntimeDevice, ask
@@ -191,6 +193,66 @@ def test_one_card_of_two_that_the_container_does_not_get_leaves_the_other_fine()
     assert "1 GPU that the kernel hides" in said(report, "card")
 
 
+def test_a_card_that_kfd_leaves_out_is_named_with_where_the_reason_is() -> None:
+    report = diagnosed("no-atomics")
+    assert "1002:731f, 6.0 GiB VRAM, /dev/dri/renderD128" in said(report, "card")
+    assert "dmesg | grep -i kfd" in said(report, "card")
+    assert "PCI rejects atomics" in said(report, "card")
+    assert "no GPU" not in said(report, "card")
+    assert (report.verdict, report.recommendation.device.value) == (Verdict.LIMITS, "cpu")
+
+
+def test_a_kernel_without_kfd_is_another_reason(tmp_path: Path) -> None:
+    shutil.copytree(TREES / "no-atomics", tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "class/kfd")
+    found = machine.read(tmp_path)
+    report = diagnose(found, Runtime(torch="2.11.0", torchvision="0.26.0", hip="7.14"), ())
+    assert "CONFIG_HSA_AMD" in said(report, "card")
+    assert "atomics" not in said(report, "card")
+
+
+def test_a_card_left_out_beside_one_that_computes_is_no_limit(tmp_path: Path) -> None:
+    shutil.copytree(TREES / "rx5600xt", tmp_path, dirs_exist_ok=True)
+    other = tmp_path / "class/drm/renderD129/device"
+    other.mkdir(parents=True)
+    (other / "mem_info_vram_total").write_text(f"{8 * GIB}\n")  # its PCI numbers were not recorded
+    found = machine.read(tmp_path)
+    report = diagnose(found, found.surroundings.runtime or Runtime(), PASSED)
+    assert "8.0 GiB VRAM, /dev/dri/renderD129" in said(report, "card")
+    assert report.verdict == Verdict.FINE
+
+
+def test_without_a_flag_commands_take_the_card_that_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.read(TREES / "two-cards")
+    runtime = found.surroundings.runtime
+    assert runtime is not None
+    monkeypatch.setattr(machine, "read", lambda *_: found)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(runtime.devices))
+    monkeypatch.setattr(torch.version, "hip", "7.14.0")
+    assert resolve_device(None) == diagnose(found, runtime, PASSED).recommendation.device.value == "1"
+
+
+def test_a_torch_for_other_cards_does_not_count_amds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards of AMD's for the pictures, two others to compute: PyTorch's numbers are theirs."""
+    found = machine.read(TREES / "two-cards")
+    runtime = Runtime(torch="2.14.1", torchvision="0.29.1", cuda="13.0", devices=(GPU, GPU))
+    monkeypatch.setattr(machine, "read", lambda *_: found)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert resolve_device(None) == diagnose(found, runtime, PASSED).recommendation.device.value == "0"
+
+
+def test_a_device_that_may_not_be_opened_says_so_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = machine.read(TREES / "no-permission")
+    monkeypatch.setattr(machine, "read", lambda *_: found)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "hip", "7.14.0")
+    with pytest.raises(ToolkitError, match=r"no device 0.*/dev/kfd mode 0660.*usermod -aG render"):
+        resolve_device("0")
+
+
 def card(arch: str, memory: int, *, integrated: bool = False) -> Card:
     return Card(1, arch, "", "/dev/dri/renderD128", memory * GIB, 0, 36, integrated, integrated)
 
@@ -206,7 +268,9 @@ def card(arch: str, memory: int, *, integrated: bool = False) -> Card:
 def test_the_reason_for_a_card_is_true_of_it(other: Card, reason: str) -> None:
     found = machine.read(TREES / "rx5600xt")
     both = replace(found, cards=(other, *found.cards))
-    report = diagnose(both, found.surroundings.runtime or Runtime(), PASSED)
+    runtime = found.surroundings.runtime
+    assert runtime is not None
+    report = diagnose(both, msgspec.structs.replace(runtime, devices=runtime.devices * 2), PASSED)
     assert report.recommendation.device.value == "1"
     assert report.recommendation.device.reason.endswith(f", {reason}")
 

@@ -366,7 +366,7 @@ def amd_card(sysfs: Path, number: int, busy: int, degrees: int, used: int) -> No
 
 @pytest.fixture
 def two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sensors, "_built_for_nvidia", lambda: False)
+    monkeypatch.setattr(sensors, "built_for_nvidia", lambda: False)
     amd_card(tmp_path, 0, busy=93, degrees=71, used=GIB)
     amd_card(tmp_path, 1, busy=12, degrees=96, used=5 * GIB)
     return tmp_path
@@ -385,14 +385,14 @@ def test_of_several_cards_the_worst_counts(two_cards: Path) -> None:
 def test_with_a_pytorch_for_nvidia_the_graphics_of_an_amd_processor_are_not_asked(
     two_cards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensors, "_built_for_nvidia", lambda: True)
+    monkeypatch.setattr(sensors, "built_for_nvidia", lambda: True)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert reader("0", two_cards)() is None
 
 
 def test_the_nvidia_cards_that_the_environment_leaves_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(sensors, "_built_for_nvidia", lambda: True)
+    monkeypatch.setattr(sensors, "built_for_nvidia", lambda: True)
     monkeypatch.setattr(shutil, "which", lambda _: "nvidia-smi")
     monkeypatch.setattr(sensors, "_read_nvidia", asked.append)
     for visible in (None, "3,GPU-8f2a"):

@@ -85,7 +85,7 @@ def doctor(context: typer.Context, profile: Profile = None, user: User = None) -
 
     Example: [bold]toolkit container doctor --json[/bold]
     """
-    from toolkit.doctor import Verdict
+    from toolkit.checks import Verdict
     from toolkit.errors import ending_with
 
     with ending_with(Verdict.FAILS):

@@ -33,7 +33,8 @@ def doctor(
     Example: [bold]toolkit doctor --json | jq .recommendation[/bold]
     """
     from toolkit import console, machine, workspace
-    from toolkit.doctor import Verdict, examine
+    from toolkit.checks import Verdict
+    from toolkit.doctor import examine
     from toolkit.errors import ToolkitError, ending_with
 
     with ending_with(Verdict.FAILS):  # 1 is a verdict
@@ -63,7 +64,7 @@ def _show(report: Report, as_json: bool) -> None:
     from rich.table import Table
 
     from toolkit import console
-    from toolkit.doctor import Verdict
+    from toolkit.checks import Verdict
 
     if as_json:
         console.print_json(msgspec.to_builtins(report))

@@ -28,6 +28,9 @@ PRELOAD = "toolkit.dataset.preload"
 PREFETCH = 4
 """Batches that each worker keeps ready; mosaics differ in cost, so two would let a fast device wait."""
 
+RING = PREFETCH + 2
+"""Batches of a worker in shared memory: those ready, the one that is handed out, the one in the making."""
+
 
 def start_server() -> BaseContext:
     """Start the server unless it runs; it imports on its own while this process goes on.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from toolkit.dataset.loader import PREFETCH, use_server
+from toolkit.dataset.loader import PREFETCH, RING, use_server
 from toolkit.dataset.order import epoch_order
 from toolkit.training.rundir import Batch
 
@@ -102,7 +102,7 @@ class _Ring:
 
     def __init__(self, collate: Callable[..., dict[str, Any]]) -> None:
         self.collate = collate
-        self.memory: deque[Tensor] = deque(maxlen=PREFETCH + 2)
+        self.memory: deque[Tensor] = deque(maxlen=RING)
 
     def __call__(self, samples: list[Any]) -> dict[str, Any]:
         if get_worker_info() is None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import machine
+from toolkit.runtime import built_for_nvidia
 
 STALE = 15.0
 """Seconds after which a reading says nothing any more."""
@@ -45,7 +44,7 @@ def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | N
     if device == "cpu":
         return lambda: None
     numbers = [int(number) for number in device.split(",")]
-    cards = () if _built_for_nvidia() else machine.read(sysfs).visible
+    cards = () if built_for_nvidia() else machine.read(sysfs).visible
     if max(numbers) < len(cards):
         nodes = [Path(cards[number].render_node).name for number in numbers]
         folders = [sysfs / "class" / "drm" / node / "device" for node in nodes]
@@ -80,17 +79,6 @@ def in_background(device: str) -> Callable[[], Sensors | None]:
 
     threading.Thread(target=watch, daemon=True).start()
     return look
-
-
-def _built_for_nvidia() -> bool:
-    """Whether PyTorch is, asked of its version file: importing it takes seconds."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        return False
-    with suppress(OSError):
-        text = Path(found.origin).with_name("version.py").read_text()
-        return re.search(r"^cuda\b[^=]*= *['\"]", text, re.MULTILINE) is not None
-    return False
 
 
 def _worst(readings: list[Sensors | None]) -> Sensors | None:

@@ -1,0 +1,207 @@
+"""Checks of a machine: the doctor makes them, a training at its start and when its trainer dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+
+from toolkit import machine
+from toolkit.dataset.loader import PREFETCH, RING
+from toolkit.errors import ToolkitError, reason
+from toolkit.machine import Machine
+from toolkit.runtime import built_for_nvidia
+
+GIB = 1 << 30
+
+RUN_BYTES = 2 * GIB
+"""Disk for a run's checkpoints and reports."""
+
+SHARED = Path("/dev/shm")
+
+
+class Verdict(IntEnum):
+    """How bad a finding is; the number is the exit code."""
+
+    FINE = 0
+    LIMITS = 1
+    FAILS = 2
+
+    @property
+    def words(self) -> str:
+        """The verdict for people."""
+        return ("fine", "works with limits", "will not work")[self]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at: what it is, how it is, what was found, what to do about it."""
+
+    subject: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+def permissions(found: Machine) -> list[Finding]:
+    """Whether this process may open the devices of the visible cards."""
+    if not found.visible:
+        return []
+    refused = []
+    for path in ("/dev/kfd", *(card.render_node for card in found.visible)):
+        node = found.device(path)
+        if node is None:
+            advice = f"load the driver; in a container pass --device {path}"
+            refused.append(Finding(path, Verdict.FAILS, "missing", advice))
+        elif not found.may_use(path):
+            name = found.surroundings.group_names.get(node.gid) or str(node.gid)
+            words = f"mode {node.mode:04o}, group {name}"
+            if node.gid and node.mode & 0o060 == 0o060:
+                words += "; this process is not in that group"
+                advice = (
+                    f"sudo usermod -aG {name} $USER and log in again; in a container --group-add {node.gid}"
+                )
+            else:
+                words += "; no group of users may use it"
+                advice = 'on the host, a udev rule: KERNEL=="kfd|renderD*", GROUP="render", MODE="0660"'
+            refused.append(Finding(path, Verdict.FAILS, words, advice))
+    return refused or [Finding("devices", Verdict.FINE, "/dev/kfd and the render nodes can be opened")]
+
+
+def closed_devices() -> list[Finding]:
+    """Device files of this machine's AMD cards that this process may not open, or that are missing."""
+    return [each for each in permissions(machine.read()) if each.verdict is Verdict.FAILS]
+
+
+def enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
+    """Whether there is as much of something, bytes, as is needed."""
+    words = f"{have / GIB:.1f} GiB free; {purpose}: {need / GIB:.1f} GiB"
+    if have >= need:
+        return Finding(subject, Verdict.FINE, words)
+    return Finding(subject, Verdict.LIMITS, words, advice)
+
+
+def loader_bytes(batch: int, workers: int, imgsz: int, *, validating: bool = True) -> int:
+    """Shared memory of the batches that loaders keep ready: uint8, one channel (three share it).
+
+    Args:
+        batch: frames in a step.
+        workers: loader processes.
+        imgsz: side of the network's input, pixels.
+        validating: with Ultralytics' loader for validation, which has twice the workers and twice the batch
+            and stays; training comes to its first batches without.
+    """
+    ahead = RING + (2 * 2 * PREFETCH if validating else 0)
+    return ahead * workers * batch * imgsz * imgsz
+
+
+def shared_memory(free: int, batch: int, workers: int, imgsz: int) -> Finding:
+    """Whether ``/dev/shm`` holds what the loader's workers put there."""
+    return enough(
+        "shared memory",
+        free,
+        loader_bytes(batch, workers, imgsz),
+        f"{workers} loader workers with batches of {batch} at {imgsz} px",
+        "give the container --shm-size 2g or --ipc host, or train with --workers 0",
+    )
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What a training asks of the machine.
+
+    Attributes:
+        run: folder that it writes.
+        device: "cpu", or numbers of GPUs.
+        batch, workers, imgsz: as :func:`loader_bytes` takes them.
+    """
+
+    run: Path
+    device: str
+    batch: int
+    workers: int
+    imgsz: int
+
+
+def refuse_at_start(needs: Needs) -> None:
+    """Stop what could not train, before anything starts.
+
+    Raises:
+        ToolkitError: the folder cannot be written, the devices cannot be opened, or shared memory does not
+            hold the first batches.
+    """
+    writable(needs.run)
+    for finding in _devices(needs):
+        raise ToolkitError(f"{finding.subject} cannot be used", found=finding.found, fix=finding.advice)
+    free = free_bytes(SHARED)
+    if free is not None and free < loader_bytes(needs.batch, needs.workers, needs.imgsz, validating=False):
+        finding = shared_memory(free, needs.batch, needs.workers, needs.imgsz)
+        raise ToolkitError("shared memory is too small to train", found=finding.found, fix=finding.advice)
+
+
+def after_a_death(needs: Needs) -> list[Finding]:
+    """What is wrong with the machine now that a trainer has died: each may be why, whatever the data are."""
+    found = list(_devices(needs))
+    free = free_bytes(SHARED)
+    if free is not None and needs.workers:
+        found.append(shared_memory(free, needs.batch, needs.workers, needs.imgsz))
+    try:
+        writable(needs.run)
+    except ToolkitError as error:
+        found.append(Finding("runs", Verdict.FAILS, error.found, error.fix))
+    return [finding for finding in found if finding.verdict is not Verdict.FINE]
+
+
+def writable(folder: Path) -> None:
+    """Write into a folder and those in it, or into the one that it would be made in, and leave nothing.
+
+    Raises:
+        ToolkitError: that is not possible: another user's folder, a read-only file system, a full disk.
+    """
+    there = next((path for path in (folder, *folder.parents) if _exists(path)), Path("/"))
+    inside = (there / name for name in ("weights", "checkpoints")) if there == folder else ()
+    path = there
+    try:
+        for path in (there, *(each for each in inside if _exists(each))):
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        owner = _owner(path)
+        raise ToolkitError(
+            f"cannot write in {path}",
+            found=reason(error) + owner,
+            expected="a folder that this user may write, with room",
+            fix=f"sudo chown -R $(id -u) {path}" if owner else "name another place: TOOLKIT_WORKSPACE=DIR",
+        ) from error
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free for this user where ``folder`` is; None where that cannot be told."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _devices(needs: Needs) -> Iterator[Finding]:
+    if needs.device != "cpu" and not built_for_nvidia():
+        yield from closed_devices()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that may not be entered
+        return False
+
+
+def _owner(folder: Path) -> str:
+    """Whose folder it is, where it is not this user's."""
+    try:
+        owner = folder.stat().st_uid
+    except OSError:
+        return ""
+    return "" if owner == os.geteuid() else f"; it belongs to user {owner}, this is user {os.geteuid()}"
