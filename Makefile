@@ -7,6 +7,8 @@ CONSTRAINTS ?= docker/constraints.txt
 TORCH_INDEX ?=
 DEMO        ?= runs/demo
 DEMO_DATA   ?= data/demo
+# Processes that the test suite runs in, one thread of PyTorch each.
+JOBS        ?= 2
 
 # The Triton that the images for AMD cards hold; the environment's own is the one of its torch.
 ISA_TRITON := $(shell sed -n 's/^TRITON=//p' docker/profiles/rdna1.env)
@@ -52,8 +54,8 @@ $(ISA)/.installed:
 	$(PIP) install --no-deps --target $(ISA) triton==$(ISA_TRITON)
 	touch $@
 
-unit: setup  ## the test suite; ARGS="-k name" narrows it
-	$(BIN)/python -m pytest $(ARGS)
+unit: setup  ## the test suite; ARGS="-k name" narrows it, JOBS=1 runs it in one process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 clean:  ## remove the environment and the caches, keep data/ and runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
