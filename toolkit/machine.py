@@ -390,6 +390,12 @@ def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     return total, max(free, 0)
 
 
+def killed_for_memory() -> int:
+    """How many processes the kernel has killed because memory ran out, on the whole machine."""
+    lines = _text(Path("/proc/vmstat")).splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 def processor() -> str:
     """Model and widest vectors of the first processor, which decide how sums are rounded; "" if unknown."""
     pairs = (line.partition(":") for line in _text(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines())

@@ -20,6 +20,7 @@ from toolkit.runtime import TRITON, installed
 from toolkit.training.rundir import encode_json, write_json
 
 if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
     from toolkit.training.session import TrainingPlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,8 @@ class Environment(msgspec.Struct, frozen=True):
         model: SHA-256 of the file that training starts from, "" for an architecture of Ultralytics' own.
         seed: of the run.
         command: what was typed.
+        labels: SHA-256 of images and boxes of the splits that train, wherever the frames are; "" in files
+            older than this field.
         images: which of each split were used.
         digests: names under which registries serve the image; they say where to get it and are not compared.
         variables: those of :data:`VARIABLES` that are set.
@@ -76,6 +79,7 @@ class Environment(msgspec.Struct, frozen=True):
     model: str
     seed: int
     command: tuple[str, ...]
+    labels: str = ""
     images: str = "all images"
     digests: tuple[str, ...] = ()
     variables: dict[str, str] = {}
@@ -119,7 +123,7 @@ def here(plan: TrainingPlan) -> Environment:
     from toolkit.dataset import index
     from toolkit.training.session import describe
 
-    found = machine.read()
+    found, frames = machine.read(), index.load(plan.data)
     gpus = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return Environment(
         plan=msgspec.json.decode(encode_json(plan)),
@@ -135,7 +139,8 @@ def here(plan: TrainingPlan) -> Environment:
         cards=(*(card.arch for card in found.cards), *gpus),
         driver=found.driver,
         cpu=machine.processor(),
-        data=sha256(index.load(plan.data).path),
+        data=sha256(frames.path),
+        labels=labels(frames),
         model=sha256(Path(plan.model)) if Path(plan.model).is_file() else "",
         seed=int(plan.arguments.get("seed", 0)),
         command=tuple(sys.argv[1:]),
@@ -144,6 +149,17 @@ def here(plan: TrainingPlan) -> Environment:
         variables={name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         threads=os.environ.get("OMP_NUM_THREADS") or "1",
     )
+
+
+def labels(frames: DatasetIndex) -> str:
+    """SHA-256 of ids and boxes of the training and the validation split, in their order."""
+    digest = hashlib.sha256()
+    for name in ("train", "val"):
+        if frames.manifest.images.get(name):
+            split = frames.split(name)
+            digest.update(split.image_ids.tobytes())
+            digest.update(split.training.boxes.tobytes())
+    return digest.hexdigest()
 
 
 def write(environment: Environment, weights: Path) -> None:
@@ -157,6 +173,8 @@ def write_resumed(environment: Environment, weights: Path) -> None:
         begun = read(weights)
     except ToolkitError:  # of an older version: the run can go on, though not begin again
         return
+    if begun.model and not environment.model:  # the file is gone: the run goes on from its checkpoint
+        environment = msgspec.structs.replace(environment, model=begun.model)
     lines = (f"continued with another {line}" for line in differences(begun, environment))
     resumed = tuple(dict.fromkeys((*begun.resumed, *lines)))
     if resumed != begun.resumed:
@@ -189,7 +207,7 @@ def differences(then: Environment, now: Environment) -> list[str]:
 
 def _flat(environment: Environment) -> Mapping[str, str]:
     fields = msgspec.structs.asdict(environment)
-    for name in ("plan", "command", "digests", "versions", "variables", "resumed"):
+    for name in ("plan", "labels", "command", "digests", "versions", "variables", "resumed"):
         del fields[name]
     fields["cards"] = ", ".join(environment.cards)
     plan = environment.plan

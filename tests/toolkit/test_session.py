@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import torch
+from command import Command
 
+from toolkit import checks, reproduction
 from toolkit.dataset.index import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.device import resolve_device
 from toolkit.errors import ToolkitError
-from toolkit.training import session
+from toolkit.training import checkpoints, session
 from toolkit.training.rundir import RunFiles, Summary, write_json
 from toolkit.training.session import Options
 from toolkit.workspace import Workspace
@@ -152,6 +161,144 @@ def test_resume_names_a_run_that_is_not_there_and_one_that_has_finished(place: W
     write_json(RunFiles(begun(place, "one").run).summary, Summary(state="finished"))
     with pytest.raises(ToolkitError, match="run one has finished"):
         session.plan_resume(place, Options())
+
+
+@pytest.mark.parametrize("device", ["0", "1", "0,1"])
+def test_a_run_whose_device_is_gone_says_how_it_goes_on(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    one = begun(place, "one")
+    write_json(RunFiles(one.run).plan, replace(one, device=device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ToolkitError, match=rf"run one trained on device {device}.*--name one --device cpu"):
+        session.plan_resume(place, Options())
+    assert session.plan_resume(place, Options(device="cpu")).device == "cpu"
+
+
+def other_dataset(place: Workspace) -> None:
+    """At the same path, prepared, of the same size."""
+    shutil.rmtree(place.root / "data")
+    write_sample(place.root / "data", train=4, val=2, test=2, seed=1)
+    prepare(place.root / "data")
+
+
+def test_other_data_at_the_same_path_is_refused_unless_asked_for(place: Workspace) -> None:
+    begun(place, "one")
+    other_dataset(place)
+    with pytest.raises(ToolkitError, match=r"run one was begun with other data.*4 train.*--other-data"):
+        session.plan_resume(place, Options())
+    session.record(session.plan_resume(place, Options(other_data=True)))
+    assert session.plan_resume(place, Options()).run.name == "one"  # asked for once is asked for
+
+
+def test_the_same_data_at_another_place_is_the_same(place: Workspace) -> None:
+    begun(place, "one")
+    shutil.move(place.root / "data", place.root / "moved")
+    assert session.plan_resume(place, Options(data=place.root / "moved")).data == place.root / "moved"
+
+
+def test_the_same_data_prepared_from_a_folder_of_frames_is_the_same(place: Workspace) -> None:
+    begun(place, "one")
+    with zipfile.ZipFile(place.root / "data" / "frames.zip") as archive:
+        archive.extractall(place.root / "data")
+    (place.root / "data" / "frames.zip").unlink()
+    prepare(place.root / "data")
+    assert session.plan_resume(place, Options()).run.name == "one"
+
+
+def test_data_of_a_run_by_an_older_version_is_known_by_its_index(place: Workspace) -> None:
+    one = begun(place, "one")
+    environment = reproduction.read(one.run / "weights")
+    reproduction.write(msgspec.structs.replace(environment, labels=""), one.run / "weights")
+    assert session.plan_resume(place, Options()).run.name == "one"
+    other_dataset(place)
+    with pytest.raises(ToolkitError, match="begun with other data"):
+        session.plan_resume(place, Options())
+
+
+def test_start_weights_that_are_gone_are_missed_only_before_the_first_checkpoint(place: Workspace) -> None:
+    one = begun(place, "one")
+    files = RunFiles(one.run)
+    write_json(files.plan, replace(one, model=str(place.root / "start.pt")))
+    with pytest.raises(ToolkitError, match=r"no checkpoint .*start\.pt"):
+        session.plan_resume(place, Options())
+    checkpoints.write(files.checkpoints, 8, {"epoch": 0})
+    assert session.plan_resume(place, Options()).run.name == "one"
+
+
+def test_a_route_that_is_none_is_refused_where_a_run_goes_on_too(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(place, "one")
+    monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "bogus")
+    with pytest.raises(ToolkitError, match="found bogus"):
+        session.plan_resume(place, Options())
+
+
+def test_a_plan_with_a_number_that_cannot_be_meant_does_not_go_on(place: Workspace) -> None:
+    one = begun(place, "one")
+    write_json(RunFiles(one.run).plan, replace(one, arguments={**one.arguments, "workers": -5}))
+    with pytest.raises(ToolkitError, match=r"plan\.json cannot be used; found workers = -5"):
+        session.plan_resume(place, Options())
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_runs_that_cannot_be_written_is_one_line_in_the_dry_run_too(
+    toolkit: Command, place: Workspace, monkeypatch: pytest.MonkeyPatch, number: int, resume: bool
+) -> None:
+    begun(place, "one")
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(place.root))
+
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    for flags in ((), ("--dry-run",)):
+        result = toolkit("train", "--device", "cpu", *flags, *(("--resume", "one") if resume else ()))
+        assert result.status == 1
+        assert "cannot write in" in result.err
+        assert os.strerror(number).lower() in result.err
+        assert (len(result.err.splitlines()), result.out) == (1, "")
+    assert [path.name for path in place.runs.iterdir()] == ["one"]
+
+
+def test_a_place_that_takes_no_files_is_no_place_for_runs(place: Workspace) -> None:
+    place.runs.symlink_to("/proc/self")
+    with pytest.raises(ToolkitError, match="cannot write in"):
+        session.plan(place, Options(device="cpu"))
+
+
+@pytest.mark.parametrize("model", ["start.pt", "start.yaml", "x" * 300 + ".pt"])
+def test_weights_that_may_not_be_read_are_one_line(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    path = place.root / model
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **more)
+
+    if len(model) < 255:
+        path.touch()
+        monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ToolkitError, match=r"cannot read .*(permission denied|file name too long)"):
+        session.plan(place, Options(model=str(path), device="cpu"))
+    assert not place.runs.exists()
+
+
+def test_shared_memory_that_holds_no_batches_is_said_before_anything_starts(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 64 << 20)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    options = Options(device="cpu", batch=16, imgsz=640, workers=8)
+    with pytest.raises(ToolkitError, match=r"shared memory is too small.*--shm-size 2g.*--workers 0"):
+        session.plan(place, options)
+    assert session.plan(place, replace(options, workers=0)).arguments["workers"] == 0
+    assert session.plan(place, replace(options, workers=1)).arguments["workers"] == 1
 
 
 def test_without_a_flag_the_device_is_what_torch_has() -> None:

@@ -62,6 +62,8 @@ while True:
         break
     time.sleep(0.05)
 time.sleep(scene.get("silent", 0.0))
+if "error" in scene:
+    files.refusal.write_text(scene["error"])
 if "written" in scene:
     files.exit_status.write_text(str(scene["written"]))
 if scene["exit"] < 0:

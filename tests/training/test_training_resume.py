@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import resource
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -327,3 +328,30 @@ def test_a_run_finishes_where_there_is_no_room_to_take_the_optimiser_out(
     assert events.count(events.read(RunFiles(planned.run).events)) == {"optimiser kept": 2}
     assert whole.trainer is not None
     assert weights(planned.run).keys() == weights(whole.trainer.plan.run).keys()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_start_weights_are_not_needed_after_the_first_checkpoint(
+    data: Path, tmp_path: Path, kept: bool
+) -> None:
+    """The checkpoint holds the architecture; one by an older version has last.pt beside it."""
+    begun = train(plan(data, tmp_path / "first", epochs=1))
+    assert begun.trainer is not None
+    start = tmp_path / "start.pt"
+    shutil.copyfile(begun.trainer.last, start)
+    runs = {}
+    for name in ("whole", "cut"):
+        planned = replace(plan(data, tmp_path / name, epochs=2), model=str(start))
+        runs[name] = train(planned, stop_after=8 if name == "cut" else None)
+    start.unlink()
+    if not kept:
+        folder = RunFiles(planned.run).checkpoints
+        newest = checkpoints.listed(folder)[0]
+        state = newest.load()
+        del state["architecture"]
+        newest.path.unlink()
+        checkpoints.write(folder, newest.images, state)
+    rest = train(planned)
+    assert_same(runs["cut"].steps + rest.steps, runs["whole"].steps)
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(planned.run)[name]), name

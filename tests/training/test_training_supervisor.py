@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from tiny_run import plan
 
+from toolkit import checks
 from toolkit.errors import ToolkitError
 from toolkit.settings import Restarts
 from toolkit.training import checkpoints, events, session
@@ -40,7 +42,7 @@ class Stage:
         self, *lives: dict[str, Any], rules: Rules | None = None, device: str = "cpu", **policy: Any
     ) -> None:
         (self.files.run / "script.jsonl").write_text("\n".join(map(json.dumps, lives)))
-        planned = plan(self.data, self.files.run)
+        planned = plan(self.data, self.files.run, workers=policy.pop("workers", 0))
         restarts = Restarts(an_hour=policy.pop("restarts", 10))
         planned = replace(planned, rules=rules or Rules(), device=device, restarts=restarts)
         patience = {"look": 0.05, "poll": 0.02, "stop_grace": 5.0, "pause": 0.01} | policy
@@ -356,3 +358,106 @@ def test_a_fault_behind_the_last_batch_names_none_to_leave_out(stage: Stage, pha
     with pytest.raises(ToolkitError, match="3 times at the same place"):
         stage.play({"exit": -11, "place": [0, 48, 8], "beat": {"phase": phase}})
     assert stage.actions == ["restarted", "restarted", "given up"]
+
+
+def test_the_same_exception_at_two_starts_ends_the_run_and_is_quoted(stage: Stage) -> None:
+    lives = [
+        {"exit": 70, "error": f"RuntimeError: no kernel image at 0x7f{n:04x} (pid {n})"} for n in range(3)
+    ]
+    with pytest.raises(ToolkitError) as refused:
+        stage.play(*lives)
+    assert stage.actions == ["restarted", "given up"]
+    assert "RuntimeError: no kernel image" in refused.value.line()
+    assert "exit status 70" not in refused.value.line()
+
+
+def test_another_exception_at_the_next_start_may_pass(stage: Stage) -> None:
+    """A port that is taken and a driver that wakes up are no reason to end a run."""
+    stage.play(
+        {"exit": 70, "error": "OSError: in use"}, {"exit": 70, "error": "RuntimeError: busy"}, {"exit": 0}
+    )
+    assert stage.actions == ["restarted", "restarted"]
+
+
+def test_an_exception_that_comes_again_after_a_batch_was_trained_is_waited_out(stage: Stage) -> None:
+    fault = {"exit": 70, "error": "OSError: [Errno 5] Input/output error"}
+    stage.play({"exit": -9, "place": [0, 8, 8]}, fault, fault, fault, {"exit": 0})
+    assert stage.actions == ["restarted"] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("RuntimeError: DataLoader worker (pid 8) is killed by signal: Bus error.", "--shm-size 2g"),
+        (
+            "RuntimeError: unable to write to </torch_1>: No space left on device",
+            "free some space",
+        ),
+        ("RuntimeError: received 0 items of ancdata", "ulimit -n"),
+        ("OSError: [Errno 24] Too many open files", "ulimit -n"),
+        ("RuntimeError: can't start new thread", "--pids-limit"),
+    ],
+)
+def test_a_fault_of_the_machine_is_blamed_on_no_batch(stage: Stage, error: str, advice: str) -> None:
+    with pytest.raises(ToolkitError, match=re.escape(advice)):
+        stage.play({"exit": 70, "place": [3, 112, 8], "error": error})
+    assert [order["skip"] for order in stage.orders] == [[], [], []]
+    assert stage.actions == ["restarted", "restarted", "given up"]
+
+
+def test_a_trainer_that_died_of_little_shared_memory_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it died of: the check is the doctor's."""
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 64 << 10)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    with pytest.raises(ToolkitError, match=r"shared memory: .*2 loader workers.*--shm-size 2g.*--workers 0"):
+        stage.play({"exit": -7, "place": [3, 112, 8]}, workers=2)
+    assert all(order["skip"] == [] for order in stage.orders)
+
+
+def test_a_trainer_that_the_kernel_killed_for_memory_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter(range(100))
+    monkeypatch.setattr("toolkit.machine.killed_for_memory", lambda: next(kills))
+    with pytest.raises(ToolkitError, match=r"RAM: the kernel was out of it.*--workers"):
+        stage.play({"exit": -9, "place": [3, 112, 8]})
+    assert all(order["skip"] == [] for order in stage.orders)
+
+
+ROWS = "epoch,time,train/box_loss,train/cls_loss,metrics/mAP50(B),metrics/mAP50-95(B)\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            "1,9,3.0,4.0,0,0\n2,9,3.1,4.2,0,0\n",
+            "mAP@0.5 is 0 after each of 2 epochs and the training loss did",
+        ),
+        ("1,9,3.0,4.0,0,0\n2,9,2.0,2.2,0,0\n", "mAP@0.5 is 0 after each of 2 epochs"),
+        ("1,9,3.0,4.0,nan,nan\n", "mAP@0.5 is 0 after the only epoch"),
+        ("1,9,3.0,4.0,0.1,0.05\n2,9,3.0,4.0,0.1,0.05\n", "the training loss did not fall: 7 at first, 7"),
+        ("1,9,3.0,4.0,0.1,0.05\n2,9,nan,4.0,0.1,0.05\n", "the training loss of an epoch is no number"),
+    ],
+)
+def test_a_run_that_learned_nothing_does_not_say_that_nothing_happened(
+    stage: Stage, capsys: pytest.CaptureFixture[str], rows: str, words: str
+) -> None:
+    stage.files.results.write_text(ROWS + rows)
+    stage.play({"exit": 0})
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"nothing was learned: {words}" in said
+    assert "what happened: nothing " not in said.replace("nothing was learned", "")
+    summary = read_summary(stage.files)
+    assert summary is not None
+    assert summary.nothing_learned.startswith(words)
+
+
+def test_a_run_that_learned_something_has_nothing_to_say(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.files.results.write_text(ROWS + "1,9,3.0,4.0,0,0\n2,9,3.2,4.2,0.01,0.001\n3,9,2.9,3.0,0,0\n")
+    stage.play({"exit": 0})
+    assert "what happened: nothing\n" in capsys.readouterr().err

@@ -60,6 +60,9 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or RUN.")] = False,
+    other_data: Annotated[
+        bool, typer.Option("--other-data", help="With --resume: go on though the data is another.")
+    ] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be used and expected; train nothing.")
@@ -95,6 +98,7 @@ def train(
         val_months=val_months,
         score_every=score_every,
         select_by=select_by.value if select_by else None,
+        other_data=other_data,
     )
     place = workspace.current()
     if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks

@@ -136,7 +136,7 @@ class DurableTrainer(DetectionTrainer):
     def _find_state(self) -> dict[str, Any] | None:
         """The newest intact checkpoint that the orders allow."""
         checkpoint, damaged = checkpoints.newest(self.files.checkpoints, self.orders.before)
-        last = self.files.best.with_name("last.pt")
+        last = self.files.last
         if checkpoint is None and damaged and last.exists():
             raise ToolkitError(
                 f"run {self.files.run.name} cannot go on",
@@ -168,6 +168,15 @@ class DurableTrainer(DetectionTrainer):
         """Ultralytics would take the arguments of last.pt; this run brings its own."""
         self.resume = self._state is not None
         self.args.resume = self.resume or not MAIN  # keeps results.csv, which is the first rank's to remove
+
+    def setup_model(self) -> Any:
+        """The network of the checkpoint, which needs no other file; of a new run, what the plan names."""
+        if self._state is not None and "architecture" in self._state:
+            self.model = self.get_model(cfg=self._state["architecture"], weights=None, verbose=MAIN)
+            return None
+        if self.files.last.is_file() and not Path(self.args.model).is_file():
+            self.model = str(self.files.last)  # of a checkpoint by an older version, whose weights follow
+        return super().setup_model()
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Put everything back to where the checkpoint was written."""
@@ -597,6 +606,7 @@ class DurableTrainer(DetectionTrainer):
             "format": FORMAT,
             "epoch": progress.epoch,
             "samples": progress.samples,
+            "architecture": model.yaml,
             "model": model.state_dict(),
             "ema": self.ema.ema.state_dict(),
             "ema_updates": self.ema.updates,

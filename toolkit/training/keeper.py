@@ -6,6 +6,7 @@ ends, or, if it was killed, when the group starts again.
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 import msgspec
 
-from toolkit import console
+from toolkit import checks, console, machine
 from toolkit.errors import ToolkitError
 from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary
 from toolkit.training.health import Action
@@ -87,6 +88,7 @@ class Tried(msgspec.Struct):
         restarts_from_there: decisions since that checkpoint was written, after the first.
         has_trained: whether any trainer has come to its first batch.
         rolled_back_to: images of the checkpoint that the last roll-back went on from.
+        last_error: what the last trainer reported that came to no batch.
     """
 
     restarts: list[float] = []
@@ -98,6 +100,7 @@ class Tried(msgspec.Struct):
     restarts_from_there: int = 0
     has_trained: bool = False
     rolled_back_to: int | None = None
+    last_error: str = ""
 
 
 @dataclass
@@ -124,6 +127,7 @@ class Keeper:
         self._start = time.monotonic()
         self._active: set[str] = set()
         self._read_sensors = sensors.in_background(self.plan.device)
+        self._killed_for_memory = machine.killed_for_memory()
 
     def look(self, history: health.History) -> health.Verdict | None:
         """Observe the trainer; note what is to be noted; return what needs more than that."""
@@ -156,6 +160,8 @@ class Keeper:
         if end.code == Exit.ROLL_BACK or (verdict is not None and verdict.action is Action.ROLL_BACK):
             self._roll_back(verdict)
         else:
+            if end.code == Exit.FAULT and verdict is None and not tried.has_trained:
+                self._refuse_repetition()
             self._restart(end)
         newest = next((one.images for one in checkpoints.listed(self.files.checkpoints)), 0)
         tried.restarts_from_there = tried.restarts_from_there + 1 if newest == tried.restarted_from else 0
@@ -193,9 +199,38 @@ class Keeper:
 
     def _why(self, code: int) -> str:
         """The error that the trainer reported, else what its status means."""
+        return self._reported() or _describe_code(code)
+
+    def _reported(self) -> str:
         with suppress(OSError):
             return self.files.refusal.read_text()
-        return _describe_code(code)
+        return ""
+
+    def _refuse_repetition(self) -> None:
+        """The same exception at two starts, before any batch, comes at each further one as well.
+
+        Raises:
+            GivenUp: it is.
+        """
+        error = self._reported()
+        same = bool(error) and _without_numbers(error) == _without_numbers(self.tried.last_error)
+        self.tried.last_error = error
+        if same:
+            blame = "".join(f"; {words}" for words in self._surroundings(Exit.FAULT))
+            self._give_up("trainer died", error + blame, f"{error}, at two starts{blame}")
+
+    def _surroundings(self, code: int) -> list[str]:
+        """What is wrong with the machine rather than with the data, now that a trainer has died."""
+        found = [
+            f"{finding.subject}: {finding.found}: {finding.advice}"
+            for finding in checks.after_a_death(self.plan.needs())
+        ]
+        before, self._killed_for_memory = self._killed_for_memory, machine.killed_for_memory()
+        if code == -signal.SIGKILL and self._killed_for_memory > before:
+            found.append("RAM: the kernel was out of it and killed processes: lower --workers or --batch")
+        error = self._reported()
+        found += [advice for words, advice in _SURROUNDINGS.items() if words in error and not found]
+        return found
 
     def _give_up(self, kind: str, detail: str, reason: str) -> NoReturn:
         self.record(kind, "given up", detail)
@@ -213,8 +248,10 @@ class Keeper:
             self._give_up(kind, detail, reason)
         beat = heartbeat.read(self.files)
         validating = beat is not None and beat.phase in ("validating", "finished")  # behind the last batch
+        blame = self._surroundings(end.code) if end.verdict is None else []
+        detail = "; ".join([detail, *blame])
         skip = place is not None and place not in self.orders.skip and tried.faults_there >= 2
-        skip = skip and not validating
+        skip = skip and not validating and not blame
         # What worked before and fails before its first batch may wait for a disk or a card that is away.
         hopeless = place is not None or not tried.has_trained
         if tried.faults_there >= 3 and not skip and hopeless:
@@ -246,14 +283,16 @@ class Keeper:
 
     def _describe(self, went: Summary) -> str:
         """The summary for a person."""
-        happened = ", ".join(f"{n} x {kind}" for kind, n in went.events.items()) or "nothing"
+        happened = [f"{n} x {kind}" for kind, n in went.events.items()]
+        if went.nothing_learned:
+            happened.append(f"nothing was learned: {went.nothing_learned}; look at labels and learning rate")
         best = "none yet" if went.best is None else f"{went.best:.4f}"
         lines = [
             f"run {self.files.run.name}: {went.state}{f' ({went.reason})' if went.reason else ''}",
             f"  epochs {went.epochs} of {went.epochs_planned}, best {self.plan.select_by} {best}",
             f"  restarts {went.restarts}, updates skipped {went.skipped_updates}, "
             f"batches skipped {went.skipped_batches}, frames replaced {went.bad_frames}",
-            f"  what happened: {happened}",
+            f"  what happened: {', '.join(happened) or 'nothing'}",
         ]
         return "\n".join(lines)
 
@@ -266,6 +305,23 @@ def _allowed(times: list[float], limit: int, clock: Callable[[], float] = time.m
         return False
     times.append(now)
     return True
+
+
+_SURROUNDINGS = {
+    "shared memory": "give the container --shm-size 2g or --ipc host, or train with --workers 0",
+    "Bus error": "/dev/shm is full: --shm-size 2g or --ipc host for the container, or --workers 0",
+    "Too many open files": "raise the limit (ulimit -n 65536), or lower --workers",
+    "ancdata": "raise the limit of open files (ulimit -n 65536), or lower --workers",
+    "can't start new thread": "raise the limit of processes (ulimit -u; --pids-limit of the container)",
+    "No space left on device": "free some space",
+    "Read-only file system": "mount it for writing",
+}
+"""Words of an exception that no batch is the cause of, and what helps."""
+
+
+def _without_numbers(text: str) -> str:
+    """An error without what differs from process to process: addresses, process ids, ports."""
+    return re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text)
 
 
 def _describe_code(code: int) -> str:

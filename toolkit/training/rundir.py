@@ -133,6 +133,11 @@ class RunFiles:
         return self.run / "summary.json"
 
     @property
+    def results(self) -> Path:
+        """Ultralytics' row an epoch."""
+        return self.run / "results.csv"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints inside an epoch; gone once the run has finished."""
         return self.run / "checkpoints"
@@ -141,6 +146,11 @@ class RunFiles:
     def best(self) -> Path:
         """Ultralytics' best.pt."""
         return self.run / "weights" / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """Ultralytics' last.pt, of the last epoch that ended."""
+        return self.run / "weights" / "last.pt"
 
     def bad_frames(self) -> int:
         """How often a frame did not decode and was replaced, in the whole run."""
@@ -220,6 +230,7 @@ class Summary(msgspec.Struct, frozen=True):
         skipped_updates, bad_frames: over the whole run.
         skipped_batches: batches left out because they failed again and again.
         events: number of events of each kind, over the whole run.
+        nothing_learned: why its weights are of no use, where a run that finished learned nothing.
     """
 
     state: RunState
@@ -235,6 +246,7 @@ class Summary(msgspec.Struct, frozen=True):
     bad_frames: int = 0
     skipped_batches: int = 0
     events: dict[str, int] = {}
+    nothing_learned: str = ""
 
 
 def read_summary(files: RunFiles) -> Summary | None:

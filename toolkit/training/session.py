@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import yaml
 
-from toolkit import __version__, console, reproduction, settings, workspace
+from toolkit import __version__, checks, console, reproduction, settings, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
+from toolkit.provenance import sha256
 from toolkit.settings import Restarts, Saving
-from toolkit.training import health
+from toolkit.training import checkpoints, health
 from toolkit.training.rundir import Orders, RunFiles, decode_path, state_of, write_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ DEFAULT_PRESET = "thermal"
 
 OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
 """Ultralytics' arguments that a flag or toolkit.toml may set."""
+
+ULTRALYTICS = {"batch": 16, "workers": 8, "imgsz": 640}
+"""What Ultralytics takes where nobody says anything, of what a run asks of the machine."""
 
 TRACKERS = {
     "clearml": "clearml",
@@ -79,6 +83,7 @@ class Options:
     val_months: str | None = None
     score_every: int | None = None
     select_by: SelectBy | None = None
+    other_data: bool = False
 
     def subsets(self) -> dict[str, Subset]:
         """Which images of the training and the validation split are wanted.
@@ -140,6 +145,11 @@ class TrainingPlan:
 
         return get_cfg(overrides=dict(self.arguments))
 
+    def needs(self) -> checks.Needs:
+        """What the run asks of the machine."""
+        batch, workers, imgsz = (int(self.arguments.get(name, each)) for name, each in ULTRALYTICS.items())
+        return checks.Needs(self.run, self.device, batch, min(workers, os.cpu_count() or 1), imgsz)
+
     @property
     def ranks(self) -> int:
         """Processes that share each batch: one a GPU."""
@@ -167,7 +177,8 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     """Decide what a new run will use: flags before toolkit.toml before the preset.
 
     Raises:
-        ToolkitError: the data, the model, the preset or the device is not there; the name is taken.
+        ToolkitError: the data, the model, the preset or the device is not there; the name is taken; the
+            machine could not train it.
     """
     from toolkit.device import resolve_device
 
@@ -200,7 +211,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     if select_by == "global_map_bal":
         _check_selection(data, score_every)
     model = check_model(options.model or defaults.model or preset.model)
-    return TrainingPlan(
+    planned = TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
         preset=preset_name,
@@ -217,6 +228,8 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         subsets=subsets,
         trackers=_trackers(defaults.logging),
     )
+    checks.refuse_at_start(planned.needs())
+    return planned
 
 
 def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
@@ -227,10 +240,9 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
 
     Raises:
         ToolkitError: there is no such run, it has finished, or the options ask for another run than it is:
-            its schedule, its results.csv and its best.pt would then mean two things.
+            its schedule, its results.csv and its best.pt would then mean two things; so they would with
+            other data, which go on where ``options.other_data`` says so. What a new run checks as well.
     """
-    from toolkit.device import resolve_device
-
     files = RunFiles(_run_of(place, options.name) if options.name else _newest_run(place))
     before = read_plan(files)
     fixed = ("preset", "model", "channels", "epochs", "imgsz", "seed", "score_every", "select_by")
@@ -260,12 +272,17 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     arguments = {**before.arguments, **changed}
     settings.check(arguments, f"a flag, or {files.plan}")
     data = place.data_of(files.best, options.data).absolute()
+    if not options.other_data:
+        _check_data(files, data)
+    _check_beginning(files, before)
+    if before.patches and options.patches:
+        _check_route()
     defaults = place.defaults(data)
-    return replace(
+    planned = replace(
         before,
         data=data,
         run=files.run,
-        device=resolve_device(options.device) if options.device else before.device,
+        device=_device_again(files, options.device, before.device),
         patches=before.patches and options.patches,
         arguments=arguments,
         saving=defaults.saving,
@@ -273,6 +290,8 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         rules=health.load(defaults.health),
         trackers=_trackers(defaults.logging),
     )
+    checks.refuse_at_start(planned.needs())
+    return planned
 
 
 def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Options) -> TrainingPlan:
@@ -462,8 +481,16 @@ def check_model(model: str) -> str:
     from toolkit.prediction import read_checkpoint
 
     path = Path(model)
+    try:
+        there = path.is_file()
+        if there:
+            path.open("rb").close()
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot read {model}", found=reason(error), expected="weights or a YAML that this user may read"
+        ) from error
     if path.suffix == ".pt":
-        if not path.is_file():
+        if not there:
             raise ToolkitError(
                 f"no checkpoint {model}",
                 found="no such file (weights are never downloaded on their own)",
@@ -487,6 +514,51 @@ def check_model(model: str) -> str:
     raise ToolkitError(
         f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
     )
+
+
+def _device_again(files: RunFiles, flag: str | None, before: str) -> str:
+    """The device of a run that goes on; cards come and go between two starts."""
+    from toolkit.device import resolve_device
+
+    if flag:
+        return resolve_device(flag)
+    try:
+        return resolve_device(before)
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"run {files.run.name} trained on device {before}, which is not here now",
+            error.found,
+            error.expected,
+            fix=f"go on elsewhere: toolkit train --resume --name {files.run.name} --device cpu (or a number)",
+        ) from error
+
+
+def _check_data(files: RunFiles, data: Path) -> None:
+    """A run goes on with the images and boxes that it was begun with, wherever they are now."""
+    from toolkit.dataset import index
+
+    try:
+        begun = reproduction.read(files.best.parent)
+        frames = index.load(data)
+    except ToolkitError:  # of an older version; not prepared, which is said where the images are counted
+        return
+    file = sha256(frames.path)
+    same = reproduction.labels(frames) == begun.labels if begun.labels else file == begun.data
+    asked_for = any(line.endswith(f"now {file}") for line in begun.resumed)  # with --other-data, before
+    if not same and not asked_for:
+        counts = ", ".join(f"{n:,} {split}" for split, n in frames.manifest.images.items())
+        raise ToolkitError(
+            f"run {files.run.name} was begun with other data",
+            found=f"images or boxes in {data} ({counts}) that are not those of its environment.json",
+            expected="the data that its results.csv and best.pt are of",
+            fix="name their place with --data, start a new run, or go on all the same with --other-data",
+        )
+
+
+def _check_beginning(files: RunFiles, plan: TrainingPlan) -> None:
+    """Where a run goes on from: a checkpoint or last.pt, else what it began with."""
+    if not checkpoints.listed(files.checkpoints) and not files.last.is_file():
+        check_model(plan.model)
 
 
 def _run_of(place: workspace.Workspace, name: str) -> Path:

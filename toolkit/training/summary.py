@@ -8,7 +8,7 @@ from contextlib import suppress
 import msgspec
 
 from toolkit.errors import ToolkitError
-from toolkit.training import events, heartbeat
+from toolkit.training import events, heartbeat, results
 from toolkit.training.rundir import RunFiles, RunState, Summary, read_orders, read_summary, write_json
 
 
@@ -40,6 +40,7 @@ def write(
         bad_frames=files.bad_frames(),
         skipped_batches=len(read_orders(files).skip),
         events=events.count(events.read(files.events)),
+        nothing_learned=results.nothing_learned(files.results) if state == "finished" else "",
     )
     with suppress(ToolkitError):
         write_json(files.summary, summary)

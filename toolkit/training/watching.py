@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
@@ -15,7 +14,7 @@ import msgspec
 
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import origin_of
-from toolkit.training import checkpoints, events, heartbeat, sensors, session
+from toolkit.training import checkpoints, events, heartbeat, results, sensors, session
 from toolkit.training.rundir import RunFiles, RunState, read_summary, state_of
 
 EVENTS_SHOWN = 6
@@ -225,23 +224,12 @@ def _best(files: RunFiles) -> tuple[float | None, float | None, float | None]:
     Raises:
         ToolkitError: the file is no text.
     """
-    path = files.run / "results.csv"
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except FileNotFoundError:
+    epochs = results.read(files.results)
+    if not epochs:
         return None, None, None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ToolkitError(f"cannot read {path}", found=reason(error), expected="a row an epoch") from error
-    best: tuple[float, float] | None = None
-    balanced: float | None = None
-    for row in rows:
-        with suppress(KeyError, TypeError, ValueError):
-            values = float(row["metrics/mAP50-95(B)"]), float(row["metrics/mAP50(B)"])
-            best = max(best or values, values)
-            value = float(row["global_map_bal"])
-            if not math.isnan(value):
-                balanced = value if balanced is None else max(balanced, value)
-    return (best[1], best[0], balanced) if best else (None, None, None)
+    best = max(epochs, key=lambda epoch: (epoch.map50_95, epoch.map50))
+    scored = [epoch.global_map_bal for epoch in epochs if not math.isnan(epoch.global_map_bal)]
+    return best.map50, best.map50_95, max(scored, default=None)
 
 
 def _evaluated(files: RunFiles) -> float | None:

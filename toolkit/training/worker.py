@@ -109,14 +109,28 @@ def _train(files: RunFiles) -> int:
             return Exit.ROLL_BACK
     except ToolkitError as error:
         console.fail(error)
-        if _is_first():
-            with suppress(OSError):
-                files.refusal.write_text(error.line())
+        _report(files, error.line())
         return error.exit_code
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        _report(files, _in_a_line(error))
         return Exit.FAULT
     return Exit.FINISHED
+
+
+def _report(files: RunFiles, line: str) -> None:
+    """Leave an error for the supervisor."""
+    if _is_first():
+        with suppress(OSError):
+            files.refusal.write_text(line)
+
+
+def _in_a_line(error: Exception) -> str:
+    """An exception's kind and what it says: of many lines the first and the last, where a loader's worker
+    has its own exception."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else ""
+    return f"{type(error).__name__}: {words[:500]}" if words else type(error).__name__
 
 
 if __name__ == "__main__":

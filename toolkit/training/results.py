@@ -1,0 +1,73 @@
+"""``results.csv``, Ultralytics' row an epoch: the best scores, and whether anything was learned."""
+
+from __future__ import annotations
+
+import csv
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from toolkit.errors import ToolkitError, reason
+
+
+class Epoch(NamedTuple):
+    """A row.
+
+    Attributes:
+        loss: sum of the components in training; NaN where one of them is no finite number, or there is none.
+        map50, map50_95: on the validation split, by Ultralytics' validator.
+        global_map_bal: the challenge's score, NaN in an epoch that was not scored.
+    """
+
+    loss: float
+    map50: float
+    map50_95: float
+    global_map_bal: float
+
+
+def read(path: Path) -> list[Epoch]:
+    """All whole rows; none where there is no file.
+
+    Raises:
+        ToolkitError: the file cannot be read, or is no text.
+    """
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ToolkitError(f"cannot read {path}", found=reason(error), expected="a row an epoch") from error
+    epochs = []
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError):
+            losses = [float(row[name]) for name in row if name and name.startswith("train/")]
+            epochs.append(
+                Epoch(
+                    sum(losses) if losses else math.nan,
+                    float(row["metrics/mAP50(B)"]),
+                    float(row["metrics/mAP50-95(B)"]),
+                    float(row.get("global_map_bal") or "nan"),
+                )
+            )
+    return epochs
+
+
+def nothing_learned(path: Path) -> str:
+    """Why the run of this file learned nothing that can be seen; "" if it did, or nobody can say."""
+    try:
+        epochs = read(path)
+    except ToolkitError:
+        return ""
+    if not epochs:
+        return ""
+    doubts = []
+    if not any(epoch.map50 > 0 for epoch in epochs):
+        each = f"each of {len(epochs)} epochs" if len(epochs) > 1 else "the only epoch"
+        doubts.append(f"mAP@0.5 is 0 after {each}")
+    first, later = epochs[0].loss, [epoch.loss for epoch in epochs[1:]]
+    if any(math.isnan(epoch.loss) for epoch in epochs):
+        doubts.append("the training loss of an epoch is no number")
+    elif later and min(later) >= first:
+        doubts.append(f"the training loss did not fall: {first:.3g} at first, {min(later):.3g} at best")
+    return " and ".join(doubts)
