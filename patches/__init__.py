@@ -31,6 +31,12 @@ def enable(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET)
     On a ROCm build ``enable("cuda")`` also switches MIOpen off for everything else (batch norm, RNN).
     The environment variable ``TOOLKIT_CONV_ROUTE`` overrules ``route`` and says so.
 
+    What records a program keeps the convolution itself, for any size: PyTorch's own kernels serve
+    ``torch.jit.trace``, and the ONNX exporter built on it, while they record. ``torch.export``, ``make_fx``
+    and FakeTensor never reach a route. What ``torch.compile`` makes calls the operator when it runs, and a
+    route serves it. One case escapes: with ``torch._inductor.config.freezing`` Inductor replaces, on the CPU,
+    the convolutions of a frozen model by oneDNN's own operators, which no override sees.
+
     Args:
         device: "cuda" (ROCm builds say "cuda" too) or "cpu".
         route: "auto" (PyTorch's own kernels on the CPU; on a GPU the fastest correct route for each problem,

@@ -42,6 +42,15 @@ _cpu_autocast: Callable[[], bool] = (
     else partial(torch.is_autocast_enabled, "cpu")
 )
 
+_records: Callable[[], bool] = torch._C._is_tracing
+"""Whether ``torch.jit.trace``, or an ONNX export through it, writes down what this thread calls.
+
+It sees through the overrides, and of a route it would keep the steps for this one size. Every other recorder
+(FakeTensor, ``make_fx``, ``torch.export``, ``torch.compile``) stands above them and keeps the convolution."""
+
+RECORDED = "recorded by torch.jit.trace"
+"""Why a call that a tracer writes down is no call for a route."""
+
 T = TypeVar("T")
 
 
@@ -163,6 +172,10 @@ class Session:
         output_padding: list[int],
         groups: int,
     ) -> Tensor:
+        settings = (bias, stride, padding, dilation, transposed, output_padding, groups)
+        if _records():
+            self._count(RECORDED)
+            return self._pass_on(call_forward, x, weight, *settings)
         key = (
             x.shape,
             weight.shape,
@@ -180,10 +193,7 @@ class Session:
         entry.forward += 1
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
-            with self._as_set:
-                return call_forward(
-                    None, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-                )
+            return self._pass_on(call_forward, x, weight, *settings)
         try:
             if self._guarded(x):
                 with self._guard(x):
@@ -206,6 +216,11 @@ class Session:
         groups: int,
         output_mask: tuple[bool, bool, bool],
     ) -> Gradients:
+        needs = (output_mask[0], output_mask[1], output_mask[2])
+        settings = (bias_sizes, stride, padding, dilation, transposed, output_padding, groups, needs)
+        if _records():
+            self._count(RECORDED)
+            return self._pass_on(call_backward, grad, x, weight, *settings)
         key = (
             x.shape,
             weight.shape,
@@ -222,23 +237,8 @@ class Session:
         entry = self._entries.get(key) or self._enter(key, x, weight)
         entry.backward += 1
         problem, route = entry.problem, entry.route
-        needs = (output_mask[0], output_mask[1], output_mask[2])
         if problem is None or route is None:
-            with self._as_set:
-                return call_backward(
-                    None,
-                    grad,
-                    x,
-                    weight,
-                    bias_sizes,
-                    stride,
-                    padding,
-                    dilation,
-                    transposed,
-                    output_padding,
-                    groups,
-                    needs,
-                )
+            return self._pass_on(call_backward, grad, x, weight, *settings)
         try:
             if self._guarded(x):
                 with self._guard(x):
@@ -246,6 +246,14 @@ class Session:
             return route.backward(problem, grad, x, weight, needs)
         except Exception as error:
             return self._recover(route, error, lambda: self.native.backward(problem, grad, x, weight, needs))
+
+    def _pass_on(self, call: Callable[..., T], *args: Any) -> T:
+        """Serve a call with PyTorch's own kernels and its own switch of the vendor's library."""
+        with self._as_set:
+            return call(None, *args)
+
+    def _count(self, reason: str) -> None:
+        self._passed[reason] = self._passed.get(reason, 0) + 1
 
     def _enter(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
         with self._deciding:
