@@ -39,13 +39,12 @@ from patches.convolution.problem import ConvProblem  # noqa: E402
 from toolkit.benchmark import accuracy  # noqa: E402
 from toolkit.benchmark.measure import (  # noqa: E402
     BASELINE,
-    TrainingStep,
-    determinism,
     forced_route,
     load_layers,
     measure,
     missing_device,
 )
+from toolkit.training.steps import TrainingStep, determinism  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
 T = TypeVar("T")

@@ -25,6 +25,7 @@ from patches.convolution.problem import ConvProblem
 from toolkit.benchmark import accuracy, commands, measure
 from toolkit.benchmark.measure import Steps
 from toolkit.errors import ToolkitError
+from toolkit.training import steps
 
 SMALL = replace(measure.six_layers(1, "cpu")[2], height=12, width=10, groups=4, bias=True)
 
@@ -111,7 +112,7 @@ def test_the_mean_lies_within_its_interval_which_slow_spells_widen() -> None:
 
 
 def test_a_training_step_of_a_detector_moves_its_weights_by_a_finite_loss() -> None:
-    step = measure.TrainingStep("yolov8n.yaml", 2, 64, "cpu")
+    step = steps.TrainingStep("yolov8n.yaml", 2, 64, "cpu")
     before = step.model.model[0].conv.weight.detach().clone()
     assert 0 < float(step()) < 1000
     assert not torch.equal(step.model.model[0].conv.weight, before)
@@ -338,7 +339,7 @@ def test_what_is_timed_is_what_training_runs_unless_told_otherwise(
 ) -> None:
     shapes: list[torch.Size] = []
 
-    def timed(step: measure.TrainingStep, *_: object) -> tuple[Steps, int]:
+    def timed(step: steps.TrainingStep, *_: object) -> tuple[Steps, int]:
         assert torch.are_deterministic_algorithms_enabled()
         shapes.append(step.batch["img"].shape)
         return Steps((0.1, 0.2), 0, (0, 0)), 2**20
@@ -388,7 +389,7 @@ def test_determinism_leaves_what_was_set_before(wanted: bool, monkeypatch: pytes
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    with pytest.raises(ZeroDivisionError), measure.determinism(wanted):
+    with pytest.raises(ZeroDivisionError), steps.determinism(wanted):
         assert torch.are_deterministic_algorithms_enabled() == wanted
         assert torch.backends.cudnn.deterministic == wanted
         assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
@@ -403,7 +404,7 @@ def test_a_checkpoint_is_timed_with_the_channels_asked_for(tmp_path: Path) -> No
     from ultralytics.nn.tasks import DetectionModel
 
     torch.save({"model": DetectionModel("yolov8n.yaml", ch=3, nc=80, verbose=False)}, tmp_path / "coco.pt")
-    step = measure.TrainingStep(str(tmp_path / "coco.pt"), 1, 64, "cpu", channels=1)
+    step = steps.TrainingStep(str(tmp_path / "coco.pt"), 1, 64, "cpu", channels=1)
     assert step.model.model[0].conv.in_channels == 1
     assert step.model.yaml["nc"] == 4
 

@@ -23,16 +23,11 @@ from patches.dispatch import ROUTE_VARIABLE
 from toolkit import console
 from toolkit.benchmark.measure import (
     BASELINE,
-    CLASSES,
     Measurement,
     Steps,
-    TrainingStep,
-    determinism,
     forced_route,
     layers_of,
     measure,
-    mixed_precision,
-    run_steps,
     six_layers,
     stress_step,
 )
@@ -40,6 +35,7 @@ from toolkit.device import patched_convolutions, resolve_device, running, torch_
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.training.session import DEFAULT_PRESET, check_model, load_preset
+from toolkit.training.steps import CLASSES, TrainingStep, determinism, mixed_precision, run_steps
 
 TRAINING_IMAGES = 329_299
 """Images of LTDv2's training split."""

@@ -1,7 +1,7 @@
 """Measuring convolutions and training steps: time, peak extra memory, and whether they stay healthy.
 
-Needs torch alone, so that the scripts run on a machine without this project's other dependencies; only
-:class:`TrainingStep` and :func:`determinism` need Ultralytics.
+Needs torch alone, so that the scripts run on a machine without the other dependencies. Steps of whole models,
+which a planned run tries as well, are in :mod:`toolkit.training.steps`.
 """
 
 from __future__ import annotations
@@ -331,21 +331,6 @@ class Steps:
         return round(statistics.median(self.held[-tenth:]) - statistics.median(self.held[tenth : 2 * tenth]))
 
 
-def run_steps(step: Callable[[], Tensor], count: int, device: str) -> Iterator[tuple[float, bool, int]]:
-    """Run ``step`` many times: yield its seconds, whether its answer was finite, and the bytes held then."""
-    for _ in range(count):
-        start = time.perf_counter()
-        finite = bool(torch.isfinite(step()).all())
-        yield time.perf_counter() - start, finite, _held_bytes(device)
-
-
-def _held_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.memory_allocated()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def stress_step(batch: int, device: str) -> Callable[[], Tensor]:
     """Forward + backward of the six layers; the answer is one number that is finite if everything was."""
     steps = [_steps(problem, conv2d)[1] for problem in six_layers(batch, device)]
@@ -355,98 +340,3 @@ def stress_step(batch: int, device: str) -> Callable[[], Tensor]:
         return torch.stack([gradient.sum() for gradient in gradients]).sum()
 
     return step
-
-
-CLASSES = 4
-"""Of the challenge."""
-
-
-def mixed_precision(device: str, amp: bool | str) -> bool:
-    """Whether Ultralytics trains so on a device ("cuda" or "cpu"), by its argument ``amp``."""
-    return device == "cuda" and amp not in (False, "fp32")
-
-
-@contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """Inside, PyTorch computes as Ultralytics has it train, by its argument ``deterministic``.
-
-    With it PyTorch takes deterministic algorithms where it has them, cuDNN among its own, and
-    ``CUBLAS_WORKSPACE_CONFIG`` is set, which cuBLAS reads once a process, before its first product: the host
-    takes longer for each. The random generators are seeded with 0. In PyTorch 1 Ultralytics leaves all that.
-    """
-    from ultralytics.utils.torch_utils import TORCH_2_0, init_seeds, unset_deterministic
-
-    names = ("CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
-    variables = {name: os.environ[name] for name in names if name in os.environ}
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    library = torch.backends.cudnn.deterministic
-    try:
-        init_seeds(0, deterministic=wanted and TORCH_2_0)
-        yield
-    finally:
-        unset_deterministic()
-        os.environ.update(variables)
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        torch.backends.cudnn.deterministic = library
-
-
-class TrainingStep:
-    """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
-
-    The detector is new and has the challenge's four classes.
-
-    Args:
-        model: name of a configuration ("yolov8n.yaml"), or a checkpoint, whose architecture it is then.
-        batch: images a step.
-        image_size: side of the square images, pixels.
-        device: "cuda" or "cpu".
-        channels: of the images.
-        amp: compute the loss under autocast.
-        channels_last: keep the network so on a GPU, as Ultralytics does unless told otherwise.
-    """
-
-    BOXES = 3
-    """Boxes an image, about LTDv2's mean."""
-
-    def __init__(
-        self,
-        model: str,
-        batch: int,
-        image_size: int,
-        device: str,
-        channels: int = 3,
-        amp: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        from ultralytics import YOLO
-        from ultralytics.cfg import get_cfg
-        from ultralytics.nn.tasks import DetectionModel
-
-        torch.manual_seed(0)
-        architecture = YOLO(model).model.yaml if model.endswith(".pt") else model
-        self.model: Any = DetectionModel(architecture, channels, CLASSES, verbose=False).to(device).train()
-        if channels_last and device == "cuda":
-            self.model.to(memory_format=torch.channels_last)
-        self.model.args = get_cfg()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter.dtype.is_floating_point)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
-        self.autocast = torch.autocast(device, enabled=amp)
-        count = batch * self.BOXES
-        self.batch = {
-            "img": torch.rand(batch, channels, image_size, image_size).to(device),
-            "cls": torch.zeros(count, 1).to(device),
-            "bboxes": (torch.rand(count, 4) * 0.3 + 0.2).to(device),
-            "batch_idx": torch.arange(batch).repeat_interleave(self.BOXES).float().to(device),
-        }
-
-    def __call__(self) -> Tensor:
-        """One step; the loss."""
-        self.optimizer.zero_grad()
-        with self.autocast:
-            loss: Tensor = self.model(self.batch)[0].sum()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
-        self.optimizer.step()
-        return loss.detach()

@@ -14,13 +14,13 @@ from torch import Tensor
 from ultralytics.utils.torch_utils import ModelEMA
 
 from toolkit import console, doctor
-from toolkit.benchmark.measure import TrainingStep, determinism, mixed_precision, run_steps
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.device import running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.training.session import TrainingPlan
+from toolkit.training.steps import TrainingStep, determinism, mixed_precision, run_steps
 
 SECONDS = 4.0
 """What the batches that are timed may take together, about, and one of them on a CPU at most."""
