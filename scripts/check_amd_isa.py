@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from patches.cache import cache_folder
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels.route import spills_on_amd
-from toolkit import CACHE
 from toolkit.benchmark.measure import load_layers
 
 LAYERS = Path(__file__).resolve().parent / "layers"
@@ -352,7 +352,7 @@ def main() -> int:
     )
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cache", type=Path, default=CACHE / "isa")
+    parser.add_argument("--cache", type=Path, default=cache_folder() / "isa")
     parser.add_argument("--verbose", action="store_true", help="a line for each kernel")
     options = parser.parse_args()
     try:

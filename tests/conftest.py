@@ -1,8 +1,12 @@
-"""What hypothesis does in every test: it asserts nothing about wall time, which is the machine's."""
+"""What holds in every test: hypothesis asserts nothing about wall time, and Ultralytics keeps to itself."""
 
 from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
+
+from toolkit.offline import keep_ultralytics_offline
+
+keep_ultralytics_offline()
 
 settings.register_profile(
     "project",

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patches import children
 from toolkit import __version__, console
 from toolkit.cards import best_card
 from toolkit.checks import GIB
@@ -217,7 +218,7 @@ def wheels(client: DockerClient, profile: Profile) -> str:
 def _fetch(lock: Path, python: str, folder: Path) -> None:
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(5, 35)]
     platforms += ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", "any"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    command = children.command("pip", "download", "--quiet", "--no-deps", "--require-hashes")
     command += ["--only-binary=:all:", f"--python-version={python}"]
     command += [f"--platform={platform}" for platform in platforms]
     command += [f"--requirement={lock}", f"--dest={folder}"]

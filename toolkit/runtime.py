@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from patches import children
+
 TRITON = ("triton", "pytorch-triton-rocm", "triton-rocm")
 """Names under which Triton is installed."""
 
@@ -61,10 +63,16 @@ def ask(timeout: float = 60.0) -> Runtime:
     """
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "toolkit.runtime"], capture_output=True, timeout=timeout, check=False
+            children.command("toolkit.runtime"),
+            env=children.environment(),
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Runtime(error=f"no answer from PyTorch within {timeout:.0f} s")
+    except OSError as error:
+        return Runtime(error=f"PyTorch could not be asked: {error}")
     if child.returncode < 0:
         return Runtime(error=f"PyTorch was killed by signal {-child.returncode}")
     if child.returncode:

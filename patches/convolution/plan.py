@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from patches.cache import cache_folder
 from patches.convolution import selftest
 from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.convolution.selftest import SelfTestResult
@@ -83,9 +84,8 @@ class Card:
         named = os.environ.get(PATH_VARIABLE)
         if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
             return Path(named)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
-        return Path(named or cache / "ltdv2-toolkit" / "convolution") / f"{digest}.json"
+        return Path(named or cache_folder() / "convolution") / f"{digest}.json"
 
 
 @functools.cache

@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from patches import children
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -51,7 +53,7 @@ class SelfTestResult:
         passed: whether the route may be used.
         reason: why not; empty when it passed.
         seconds: how long the test took.
-        transient: whether it failed for want of memory or was ended from outside: the next test may pass.
+        transient: whether it could not start, lacked memory or was ended from outside: the next may pass.
     """
 
     route: str
@@ -78,21 +80,19 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
     """
     start = time.monotonic()
     # The problems are small: threads cost more than they give, and several children may run at once.
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    command = [sys.executable, "-m", __name__, route, device, dtype]
-    with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    environment = {"OMP_NUM_THREADS": "1", **children.environment()}
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        try:
+            child = subprocess.Popen(
+                children.command(__name__, route, device, dtype),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory or no number left for a process
+            return SelfTestResult(route, False, f"could not start: {error}", time.monotonic() - start, True)
         try:
             code: int | None = child.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -116,21 +116,23 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 def _verdict(code: int | None, lines: list[str], timeout: float) -> tuple[bool, str, bool]:
     """What became of a child with this status and output: passed, reason, transient.
 
-    Running into the time limit is not transient: a route that hangs would cost it at every start.
+    Whatever ends a child before its first problem says nothing of the route. From there on, running into the
+    time limit is not transient: a route that hangs would cost it at every start.
     """
     answers = [line for line in lines if line.startswith("{")]
     steps = [line.removeprefix("try: ") for line in lines if line.startswith("try: ")]
     where = f" at {steps[-1]}" if steps else " before the first problem"
     if code is None:
-        return False, f"no answer within {timeout:.0f} s{where}", False
+        return False, f"no answer within {timeout:.0f} s{where}", not steps
     if code < 0:
-        return False, f"killed by {signal.Signals(-code).name}{where}", -code in _FROM_OUTSIDE
+        outside = not steps or -code in _FROM_OUTSIDE
+        return False, f"killed by {signal.Signals(-code).name}{where}", outside
     if code == 0 and answers:
         answer = json.loads(answers[-1])
-        return bool(answer["passed"]), str(answer["reason"]), False
+        return bool(answer["passed"]), str(answer["reason"]), bool(answer["transient"])
     if any(map(lacks_memory, lines)):
         return False, f"not enough memory{where}", True
-    return False, f"ended with status {code}{where}: {lines[-1] if lines else 'no output'}", False
+    return False, f"ended with status {code}{where}: {lines[-1] if lines else 'no output'}", not steps
 
 
 def main() -> None:
@@ -140,8 +142,16 @@ def main() -> None:
     parser.add_argument("device")
     parser.add_argument("dtype", choices=sorted(TOLERANCE))
     options = parser.parse_args()
-    reason = _examine(options.route, options.device, options.dtype)
-    sys.stdout.write(json.dumps({"passed": not reason, "reason": reason}) + "\n")
+    try:
+        reason, transient = _examine(options.route, options.device, options.dtype), False
+    except _CannotStart as error:
+        reason, transient = str(error), True
+    answer = {"passed": not reason, "reason": reason, "transient": transient}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+class _CannotStart(Exception):
+    """The route, which the parent has, cannot be made in the child."""
 
 
 def _examine(name: str, device: str, dtype: str) -> str:
@@ -157,7 +167,7 @@ def _examine(name: str, device: str, dtype: str) -> str:
     try:
         route = make(name)
     except (ImportError, RuntimeError) as error:
-        return f"not available: {error}"
+        raise _CannotStart(f"not available: {error}") from error
     problems = [problem for problem in _problems(device, getattr(torch, dtype)) if route.supports(problem)]
     if not problems:
         return "serves none of the problems of the self-test"

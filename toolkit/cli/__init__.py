@@ -74,6 +74,9 @@ def main() -> None:
     atexit.register(gc.freeze)
     from toolkit import console
     from toolkit.errors import ToolkitError
+    from toolkit.offline import keep_ultralytics_offline
+
+    keep_ultralytics_offline()
 
     try:
         status = app(standalone_mode=False)

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from patches.cache import cache_folder
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
 from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, leaves, read_directory
@@ -128,8 +129,7 @@ def writable_folder(data: Path) -> Path:
         return inside
     files = [path for path in (data / name for name in (*FILES.values(), "frames.zip")) if path.exists()]
     path, content = hashlib.sha256(str(data.resolve()).encode()).hexdigest(), _fingerprint(files, False)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ltdv2-toolkit" / f"data-{path[:12]}-{content[:12]}"
+    return cache_folder() / f"data-{path[:12]}-{content[:12]}"
 
 
 def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:

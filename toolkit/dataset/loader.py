@@ -19,6 +19,8 @@ from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
+from patches import children
+
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
@@ -40,7 +42,7 @@ def start_server() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOAD])
-    with _without_gpu():
+    with _sheltered():
         forkserver.ensure_running()
     return context
 
@@ -65,11 +67,15 @@ def _end_with_the_parent(_: int) -> None:
 
 
 @contextmanager
-def _without_gpu() -> Iterator[None]:
-    """Hide GPUs from processes started meanwhile: a loader worker has no business with one."""
-    names = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "-1"))
+def _sheltered() -> Iterator[None]:
+    """Hide GPUs from processes started meanwhile, and the user's folder from their imports.
+
+    A loader worker has no business with either.
+    """
+    paths = children.paths()
+    changes = {**dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "-1"), **paths}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:

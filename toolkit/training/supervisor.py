@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import NoReturn
 import msgspec
 import psutil
 
+from patches import children
 from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.training import checkpoints, events, health, heartbeat, session, worker
@@ -30,12 +30,11 @@ from toolkit.training.rundir import Exit, RunFiles, read_orders, read_summary, w
 
 def trainer_command(plan: session.TrainingPlan) -> list[str]:
     """The command of the process, or of the group of ranks, that trains ``plan``."""
-    worker = ["-m", "toolkit.training.worker", str(plan.run)]
-    ranks = plan.ranks
-    if ranks == 1:
-        return [sys.executable, *worker]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, f"--nproc-per-node={ranks}", *worker]
+    worker = ("toolkit.training.worker", str(plan.run))
+    if plan.ranks == 1:
+        return children.command(*worker)
+    ranks = f"--nproc-per-node={plan.ranks}"
+    return children.command("torch.distributed.run", "--standalone", ranks, "-m", *worker)
 
 
 def supervise(
@@ -194,7 +193,7 @@ class _Supervisor:
             with suppress(BrokenPipeError):
                 spare.stdin.write(b"\n")
                 return spare
-        return self._spawn(None, os.environ)
+        return self._spawn(None, children.environment())
 
     def _spawn(self, stdin: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -210,7 +209,7 @@ class _Supervisor:
     def prepare_spare(self, wanted: bool) -> None:
         """Have a trainer ready that has imported all it needs, or none: the import is most of a restart."""
         if wanted and self.spare is None:
-            self.spare = self._spawn(subprocess.PIPE, {**os.environ, worker.SPARE: "1"})
+            self.spare = self._spawn(subprocess.PIPE, {**children.environment(), worker.SPARE: "1"})
         elif not wanted and self.spare is not None:
             self._end(self.spare, 0.0)
             self.spare = None

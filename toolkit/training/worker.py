@@ -18,6 +18,7 @@ import psutil
 from toolkit import console
 from toolkit.dataset import loader
 from toolkit.errors import ToolkitError
+from toolkit.offline import keep_ultralytics_offline
 from toolkit.training import events, session
 from toolkit.training.rundir import Exit, Orders, RunFiles
 
@@ -63,6 +64,7 @@ class StopRequest:
 
 def main(run: Path) -> int:
     """Train a run as its plan and its orders say; the return value is an :class:`Exit`."""
+    keep_ultralytics_offline()
     files = RunFiles(run)
     if os.environ.pop(SPARE, None) and not _told_to_begin(files):
         return Exit.STOPPED

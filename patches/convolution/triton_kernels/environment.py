@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from patches.cache import cache_folder
+
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
 
@@ -52,8 +54,7 @@ def prepare(nodes: Path = KFD_NODES) -> list[str]:
     architectures = amd_architectures(nodes)
     if not architectures:
         return []
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltdv2-toolkit"
-    wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache / "triton-no-buffer-ops")}
+    wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache_folder() / "triton-no-buffer-ops")}
     if os.environ.get("AMDGCN_USE_BUFFER_OPS") == "0" and "TRITON_CACHE_DIR" in os.environ:
         return []
     if "triton" in sys.modules:
