@@ -46,7 +46,7 @@ lint: setup  ## ruff and the import rules
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
-isa: setup $(ISA)/.installed  ## compile the Triton route for AMD cards and look for faults
+isa: setup $(ISA)/.installed  ## compile the Triton kernels for AMD cards and look for faults
 	PYTHONPATH=$(ISA) $(BIN)/python scripts/check_amd_isa.py
 
 $(ISA)/.installed:

@@ -1,7 +1,8 @@
 """Makes PyTorch train where the vendor's convolution library is missing. Needs torch alone.
 
 ``enable`` puts two overrides into PyTorch's dispatcher; every 2-d convolution of the process, of models that
-exist and of models loaded later, then goes through a route that works on the card. No module is replaced.
+exist and of models loaded later, then goes through a route that works on the card. A batch norm and the
+activation behind it become one operation. No module is replaced.
 
     import patches
 
@@ -25,11 +26,14 @@ COLUMN_BUDGET = 256 * 2**20
 """Default limit of the column buffer of the route ``gemm``, bytes."""
 
 
-def enable(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET) -> None:
+def enable(
+    device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET, normalization: str = "auto"
+) -> None:
     """Send all 2-d convolutions on ``device`` through a route; what was enabled before is replaced.
 
     On a ROCm build ``enable("cuda")`` also switches MIOpen off for everything else (batch norm, RNN).
-    The environment variable ``TOOLKIT_CONV_ROUTE`` overrules ``route`` and says so.
+    The environment variable ``TOOLKIT_CONV_ROUTE`` overrules ``route`` and says so, ``TOOLKIT_NORM_ROUTE``
+    overrules ``normalization``.
 
     What records a program keeps the convolution itself, for any size: PyTorch's own kernels serve
     ``torch.jit.trace``, and the ONNX exporter built on it, while they record. ``torch.export``, ``make_fx``
@@ -43,13 +47,17 @@ def enable(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET)
             tested and measured on the card, once), or the name of the one to use for all problems that it
             supports: "native" (PyTorch's own kernels), "library" (with cuDNN or MIOpen), "gemm" or "triton".
         column_budget: limit of the column buffer of the route "gemm", bytes.
+        normalization: how a batch norm and the activation behind it are computed in Ultralytics' ``Conv``
+            and in ``torch.nn.Sequential``: "auto" (on a GPU as one operation that keeps half as much for the
+            backward pass, by fused kernels where they passed their self-test; on the CPU as PyTorch does),
+            "off", "torch" (the operation, from PyTorch's own kernels) or "triton".
 
     Raises:
         ValueError: an unknown device, an unknown or missing route, or a budget that is not positive.
     """
     from patches import dispatch
 
-    dispatch.start(device, route, column_budget)
+    dispatch.start(device, route, column_budget, normalization)
 
 
 def disable() -> None:
@@ -60,12 +68,14 @@ def disable() -> None:
 
 
 @contextmanager
-def enabled(device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET) -> Iterator[None]:
+def enabled(
+    device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET, normalization: str = "auto"
+) -> Iterator[None]:
     """:func:`enable` for the length of a ``with``; afterwards what was enabled before is enabled again."""
     from patches import dispatch
 
     before = dispatch.current()
-    dispatch.start(device, route, column_budget)
+    dispatch.start(device, route, column_budget, normalization)
     try:
         yield
     finally:

@@ -25,6 +25,8 @@ from patches.convolution.native import call_backward, call_forward, switch
 from patches.convolution.plan import Planner
 from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.convolution.routes import NAMES, make
+from patches.normalization import routes as normalizations
+from patches.normalization.modules import Attachment, Server
 from patches.report import FallThrough, ProblemUse, Report
 
 ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
@@ -76,12 +78,13 @@ class Session:
         device: "cuda" or "cpu".
         route: "auto" or the name of a route.
         column_budget: limit of the column buffer of the route "gemm", bytes.
+        normalization: who computes a batch norm with the activation behind it.
 
     Raises:
         ValueError: as :func:`patches.enable` says.
     """
 
-    def __init__(self, device: str, route: str, column_budget: int) -> None:
+    def __init__(self, device: str, route: str, column_budget: int, normalization: str = "auto") -> None:
         if device not in _DISPATCH_KEYS:
             raise ValueError(f"device {device!r}: expected one of {', '.join(_DISPATCH_KEYS)}")
         if column_budget <= 0:
@@ -95,6 +98,11 @@ class Session:
             raise ValueError(f"{named}: expected one of auto, {', '.join(NAMES)}")
         if forced:
             self.note(f"{ROUTE_VARIABLE}={self.route} overrules route {route!r}")
+        self.normalization = normalizations.setting(normalization)
+        self._norms = Server(
+            device, normalizations.chooser(self.normalization, device, self._trusts), self.note
+        )
+        self._attachment = Attachment(self._norms)
         self.routes: dict[str, Route] = {}
         for name in NAMES:
             self._add_route(name, column_budget)
@@ -121,13 +129,24 @@ class Session:
             self._library.impl("convolution_backward", self._convolution_backward, key)
         if self.device == "cuda" and miopen.needed():
             self._miopen_before = miopen.switch_off()
+        self._attach()
 
     def uninstall(self) -> None:
         """Take the overrides out of the dispatcher."""
         self._library = None
+        self._attachment.detach()
         if self._miopen_before is not None:
             miopen.restore(self._miopen_before)
             self._miopen_before = None
+
+    def _attach(self) -> None:
+        """Serve batch norms too, of models whose classes exist by now; on a CPU only when asked to."""
+        if self.normalization != "off" and (self.device, self.normalization) != ("cpu", "auto"):
+            self._attachment.attach()
+
+    def _trusts(self, test: str, dtype: torch.dtype) -> bool:
+        with self._deciding:
+            return self.planner.trusted(test, dtype)
 
     @property
     def installed(self) -> bool:
@@ -158,6 +177,7 @@ class Session:
             fall_throughs=tuple(FallThrough(reason, calls) for reason, calls in passed.items()),
             notes=tuple(self.notes),
             further=tuple(self._further.items()),
+            normalizations=self._norms.served,
         )
 
     def _convolution(
@@ -277,6 +297,7 @@ class Session:
         self._entries.clear()
 
     def _decide(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
+        self._attach()  # Ultralytics may have been imported since
         stride, padding, dilation, groups, transposed, bias, channels_last, devices, dtypes = key[2:]
         reason = _why_not(x, weight, bias, devices, dtypes, stride, padding, dilation, transposed, groups)
         if reason:
@@ -425,9 +446,9 @@ _session: Session | None = None
 """The newest session, kept after ``stop`` for its report."""
 
 
-def start(device: str, route: str, column_budget: int) -> None:
+def start(device: str, route: str, column_budget: int, normalization: str = "auto") -> None:
     """See :func:`patches.enable`."""
-    resume(Session(device, route, column_budget))
+    resume(Session(device, route, column_budget, normalization))
 
 
 def resume(session: Session | None) -> None:

@@ -39,6 +39,7 @@ class Report:
         fall_throughs: calls served by PyTorch's own kernels because they are no plain 2-d convolution.
         notes: what a person should know, oldest first: a forced route, a route struck off and why.
         further: calls, forward and backward, by route, of problems that became too many to list.
+        normalizations: batch norms that were computed together with the activation behind them.
     """
 
     enabled: bool
@@ -48,6 +49,7 @@ class Report:
     fall_throughs: tuple[FallThrough, ...] = ()
     notes: tuple[str, ...] = ()
     further: tuple[tuple[str, int], ...] = ()
+    normalizations: int = 0
 
     @property
     def calls(self) -> int:
@@ -76,6 +78,8 @@ class Report:
         lines += [
             f"  {calls:,} earlier calls of {route} not listed by problem" for route, calls in self.further
         ]
+        if self.normalizations:
+            lines.append(f"  batch norm and activation in one: {self.normalizations:,} calls")
         lines += [f"  not ours: {each.reason}: {each.calls:,} calls" for each in self.fall_throughs]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

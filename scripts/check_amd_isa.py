@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compile the Triton route for AMD cards on any machine, and read what the compiler says about each kernel.
+"""Compile the Triton kernels for AMD cards on any machine, and read what the compiler says about each kernel.
 
     python3 scripts/check_amd_isa.py
     python3 scripts/check_amd_isa.py --arch gfx1010 --verbose
@@ -10,7 +10,8 @@ NCHW and in channels_last, whatever the batch and the card's number of compute u
 with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB carries. All
 targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of
 5 x 5 and 7 x 7 (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What the route refuses on
-AMD (``spills_on_amd``) is left out.
+AMD (``spills_on_amd``) is left out. The kernels of batch norm and activation follow, for the same layers and
+for each kind in their self-test.
 
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
 gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
@@ -24,7 +25,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ import torch
 from patches.cache import cache_folder
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels.route import spills_on_amd
+from patches.normalization import selftest
+from patches.normalization.problem import NormProblem
 from toolkit.benchmark.measure import load_layers
 
 LAYERS = Path(__file__).resolve().parent / "layers"
@@ -49,7 +52,12 @@ WITHOUT_PACKED_DOT = ("gfx1010",)
 # One of each generation; the others differ in registers, not in instructions.
 GENERATIONS = ("gfx1010", "gfx1030", "gfx1100", "gfx1201")
 WITH_BFLOAT16 = ("gfx1100", "gfx1201")
-STORAGE = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+STORAGE = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+}
 BUFFER_OPS = "0"  # as patches.convolution.triton_kernels.prepare sets it
 MOST_REGISTERS = 256
 MOST_LDS = 64 * 1024
@@ -89,6 +97,16 @@ class Job:
     units: int = COMPUTE_UNITS[0]
     index: int = 0
     table: str = "RDNA"
+
+
+@dataclass(frozen=True)
+class NormJob:
+    """One kernel of a batch norm with its activation, by its place among the launches of a problem."""
+
+    architecture: str
+    problem: NormProblem
+    index: int = 0
+    units: int = 36
 
 
 @dataclass(frozen=True)
@@ -194,13 +212,13 @@ def launches(job: Job) -> list[Any]:
     return builder.made
 
 
-def compile_kernel(job: Job) -> Kernel:
+def compile_kernel(job: Job | NormJob) -> Kernel:
     """Compile one kernel and read the assembly."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    from triton.compiler import ASTSource
 
+    if isinstance(job, NormJob):
+        return compile_norm(job)
     launch = launches(job)[job.index]
-    os.environ["AMDGCN_USE_BUFFER_OPS"] = BUFFER_OPS
     storage = STORAGE[job.problem.dtype]
     # A launch claims the 32-bit range of a pointer for tensors under 2 GB alone; Triton makes buffer
     # operations of such pointers, unless they are off.
@@ -218,25 +236,103 @@ def compile_kernel(job: Job) -> Kernel:
             attributes[(index,)] = [["tt.divisibility", 16], *small]
         else:
             signature[name] = "i32"
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    target = GPUTarget("hip", job.architecture, 32)
-    compiled = compile(source, target=target, options=dict(launch.options))
     flags = {name: value for name, value in launch.constants.items() if value}
     aligned = max(launch.constants.get(name, 1) for name in ("ALIGN", "GRAD_ALIGN")) > 1
-    return read(
+    return compile_source(
         job.architecture,
-        launch.kernel.__name__,
+        launch,
+        ASTSource(launch.kernel, signature, constants, attributes),
         f"{describe(job)} {flags} {launch.options}",
-        compiled.asm["amdgcn"],
-        compiled.metadata.shared,
-        launch.options["num_warps"],
         job.problem.dtype.itemsize if aligned else 0,
     )
 
 
-def describe(job: Job) -> str:
+def compile_source(architecture: str, launch: Any, source: Any, detail: str, element: int) -> Kernel:
+    """Compile a kernel as a launch has it, and read the assembly; ``element``: see :func:`read`."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile
+
+    os.environ["AMDGCN_USE_BUFFER_OPS"] = BUFFER_OPS
+    target = GPUTarget("hip", architecture, 32)
+    compiled = compile(source, target=target, options=dict(launch.options))
+    return read(
+        architecture,
+        launch.kernel.__name__,
+        detail,
+        compiled.asm["amdgcn"],
+        compiled.metadata.shared,
+        launch.options["num_warps"],
+        element,
+    )
+
+
+def norm_jobs(architectures: Iterable[str]) -> list[NormJob]:
+    """The kernels of every batch norm in the models, and of each other kind of batch norm, each once."""
+    from patches.convolution.triton_kernels.ahead import variant
+    from patches.normalization.launches import Kernels
+
+    unique: dict[tuple[Any, ...], NormJob] = {}
+    for architecture in architectures:
+        for problem in norm_problems(architecture):
+            job = NormJob(architecture, problem)
+            for index, (launch, _) in enumerate(Kernels(problem, 0, job.units).launches()):
+                key = (architecture, problem.dtype, variant(launch))
+                unique.setdefault(key, replace(job, index=index))
+    return list(unique.values())
+
+
+def norm_problems(architecture: str) -> list[NormProblem]:
+    """What is compiled for an architecture."""
+    layers = [layer for layer in problems(architecture) if not layer.bias and layer.batch == 1]
+    found = [
+        NormProblem(
+            16, layer.channels_out, *layer.output_size, layer.dtype, channels_last=layer.channels_last
+        )
+        for layer in layers
+    ]
+    kinds = selftest.problems(torch.float32)
+    kinds += selftest.problems(torch.float16) if architecture in GENERATIONS else []
+    kinds += selftest.problems(torch.bfloat16) if architecture in WITH_BFLOAT16 else []
+    return list(dict.fromkeys(found + kinds))
+
+
+def compile_norm(job: NormJob) -> Kernel:
+    """Compile one kernel of a batch norm and read the assembly."""
+    from triton.compiler import ASTSource
+
+    from patches.normalization.launches import Kernels
+
+    launch, tensors = Kernels(job.problem, 0, job.units).launches()[job.index]
+    names = launch.kernel.arg_names
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
+    for index, (name, tensor) in enumerate(zip(names, tensors, strict=False)):
+        if tensor is None:
+            signature[name], constants[(index,)] = "constexpr", None
+        else:
+            signature[name] = STORAGE[tensor.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16], ["tt.pointer_range", 32]]
+    for index, (name, value) in enumerate(zip(names[len(tensors) :], launch.arguments, strict=True)):
+        if name in launch.constants:
+            signature[name], constants[(len(tensors) + index,)] = "constexpr", value
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    aligned = launch.constants["ALIGN"] > 1
+    return compile_source(
+        job.architecture,
+        launch,
+        ASTSource(launch.kernel, signature, constants, attributes),
+        f"{job.problem} {launch.constants} {launch.options}",
+        job.problem.dtype.itemsize if aligned else 0,
+    )
+
+
+def describe(job: Job | NormJob) -> str:
     """A job's problem in a few words."""
     p = job.problem
+    if isinstance(p, NormProblem):
+        return str(p)
     size = f"{p.batch}x{p.channels_in}x{p.height}x{p.width} to {p.channels_out}"
     kernel = f"kernel {p.kernel[0]}x{p.kernel[1]} stride {p.stride[0]} groups {p.groups}"
     layout = "channels_last" if p.channels_last else "NCHW"
@@ -306,7 +402,7 @@ def occupancy(architecture: str, registers: int, lds: int, warps: int) -> int:
     return min(most, by_registers, max(by_lds, 0))
 
 
-def check(work: list[Job], processes: int, cache: Path) -> Iterator[Kernel]:
+def check(work: Sequence[Job | NormJob], processes: int, cache: Path) -> Iterator[Kernel]:
     """Compile all jobs; a compiler that raises or dies becomes a fault of its kernel."""
     # Triton's cache key ignores that buffer operations are off.
     os.environ["TRITON_CACHE_DIR"] = str(cache)
@@ -323,7 +419,7 @@ def check(work: list[Job], processes: int, cache: Path) -> Iterator[Kernel]:
             work = work[done + 1 :]
 
 
-def _attempt(job: Job) -> Kernel:
+def _attempt(job: Job | NormJob) -> Kernel:
     try:
         return compile_kernel(job)
     except Exception as error:
@@ -332,7 +428,7 @@ def _attempt(job: Job) -> Kernel:
         )
 
 
-def _alone(job: Job) -> Kernel:
+def _alone(job: Job | NormJob) -> Kernel:
     """A job in a process of its own, to see whether it is the one that kills its process."""
     try:
         with ProcessPoolExecutor(1) as pool:
@@ -341,8 +437,8 @@ def _alone(job: Job) -> Kernel:
         return _failed(job, "the compiler died")
 
 
-def _failed(job: Job, fault: str) -> Kernel:
-    name = launches(job)[job.index].kernel.__name__
+def _failed(job: Job | NormJob, fault: str) -> Kernel:
+    name = "batch norm" if isinstance(job, NormJob) else launches(job)[job.index].kernel.__name__
     return Kernel(job.architecture, name, describe(job), 0, 0, 0, (fault,))
 
 
@@ -361,7 +457,8 @@ def main() -> int:
         print("check_amd_isa: found no Triton, expected 3.6 or later: pip install triton", file=sys.stderr)
         return 2
 
-    kernels = list(check(jobs(options.arch), options.processes, options.cache))
+    work = [*jobs(options.arch), *norm_jobs(options.arch)]
+    kernels = list(check(work, options.processes, options.cache))
     print(f"{'target':<9} {'kernel':<24} {'variants':>8} {'registers':>10} {'LDS, bytes':>11} {'waves':>6}")
     groups: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in kernels:

@@ -92,8 +92,10 @@ class Card:
 def version() -> str:
     """What the code of the routes is known by: a plan holds for the kernels that it tested and measured."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    here = Path(__file__).parent
+    for folder in (here, here.parent / "normalization"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -324,13 +326,13 @@ class Planner:
                 else f"to test it again, delete {self.file.path}"
             )
             self._note(
-                f"the convolution route {name} failed its self-test in {_name(dtype)} on this card and "
+                f"the {_title(name)} failed its self-test in {_name(dtype)} on this card and "
                 f"{use}: {verdict.reason} ({again})"
             )
         return verdict.passed
 
     def _test(self, name: str, dtype: torch.dtype) -> SelfTestResult:
-        self._note(f"testing the convolution route {name} in {_name(dtype)} on this card, once")
+        self._note(f"testing the {_title(name)} in {_name(dtype)} on this card, once")
         device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
         verdict = self._examine(name, device, _name(dtype))
         self.file.remember({}, {_test_name(name, dtype): verdict})
@@ -457,6 +459,11 @@ def _capturing(device: str) -> bool:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _title(name: str) -> str:
+    """What a self-test tries, in words."""
+    return name if name in selftest.EXAMINERS else f"convolution route {name}"
 
 
 def _test_name(route: str, dtype: torch.dtype) -> str:

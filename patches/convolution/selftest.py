@@ -9,6 +9,7 @@ this module imports no torch.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -39,6 +40,9 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 2e-
 Rounding a result to bf16 costs 1.7e-3 (it keeps 8 bits), a sum rounded once an image 2e-3 with the two images
 here; leaving out one product of 1152, the most that an output here sums, costs 3e-2.
 """
+
+EXAMINERS = {"fused batch norm": "patches.normalization.selftest"}
+"""What is tested beside routes, and the module whose ``examine(device, dtype)`` does it."""
 
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What a system short of memory or shutting down sends; no kernel ends its process so."""
@@ -73,7 +77,8 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
     """Try a route on a device in a child process; never raises for what the route does.
 
     Args:
-        route: a name that :func:`patches.convolution.routes.make` knows, or "module:attribute".
+        route: a name that :func:`patches.convolution.routes.make` knows, or "module:attribute", or one of
+            :data:`EXAMINERS`.
         device: "cpu", "cuda" or "cuda:1".
         dtype: one of :data:`TOLERANCE`.
         timeout: seconds after which the child is killed.
@@ -164,6 +169,9 @@ def _examine(name: str, device: str, dtype: str) -> str:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if ":" in device:
         torch.cuda.set_device(device)
+    if name in EXAMINERS:
+        found: str = importlib.import_module(EXAMINERS[name]).examine(device, getattr(torch, dtype))
+        return found
     try:
         route = make(name)
     except (ImportError, RuntimeError) as error:
@@ -256,11 +264,11 @@ def _compare(route: Route, problem: ConvProblem, device: str) -> str:
     x, grad = (each.to(device).contiguous(memory_format=memory_format) for each in (x, grad))
     weight, bias = weight.to(device), bias.to(device)
     values: list[Tensor | None] = []
-    with torch.inference_mode(), _Poison():
-        _say(f"forward of {problem}")
+    with torch.inference_mode(), Poison():
+        say(f"forward of {problem}")
         values.append(route.forward(problem, x, weight, bias if problem.bias else None))
         _synchronise(device)
-        _say(f"backward of {problem}")
+        say(f"backward of {problem}")
         values.extend(route.backward(problem, grad, x, weight, (True, True, problem.bias)))
         _synchronise(device)
     names = ("output", "input gradient", "weight gradient", "bias gradient")
@@ -295,7 +303,8 @@ def _reference(problem: ConvProblem) -> tuple[list[Tensor], list[Tensor]]:
     return operands, [out.detach(), *torch.autograd.grad(scalar, leaves[: 2 + problem.bias])]
 
 
-def _say(step: str) -> None:
+def say(step: str) -> None:
+    """Tell the parent what is tried next."""
     sys.stdout.write(f"try: {step}\n")
     sys.stdout.flush()
 
@@ -307,7 +316,7 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-class _Poison:
+class Poison:
     """Inside, tensors that Python code allocates without a value hold NaN."""
 
     def __enter__(self) -> None:

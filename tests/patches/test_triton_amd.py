@@ -154,3 +154,24 @@ def test_the_route_refuses_what_spills_on_amd_and_nothing_else(
     work = [check.Job("gfx1010", problem, index=index) for index in range(4)]
     found = [check.compile_kernel(job).faults for job in work]
     assert any(found) is route.spills_on_amd(problem), found
+
+
+def test_the_kernels_of_batch_norm_are_checked_in_every_dtype_and_layout(check: ModuleType) -> None:
+    work = check.norm_jobs(check.ARCHITECTURES)
+    assert {job.architecture for job in work} == set(check.ARCHITECTURES)
+    for architecture in check.GENERATIONS:
+        found = {
+            (job.problem.dtype, job.problem.channels_last, job.problem.activation)
+            for job in work
+            if job.architecture == architecture
+        }
+        for dtype in (torch.float32, torch.float16):
+            for channels_last in (False, True):
+                assert {(dtype, channels_last, each) for each in ("silu", "relu", "hardswish")} <= found
+
+
+def test_a_kernel_of_batch_norm_passes_and_is_described(check: ModuleType) -> None:
+    kernel = check.compile_kernel(check.norm_jobs(["gfx1010"])[-1])
+    assert kernel.faults == ()
+    assert kernel.name == "input_gradient"
+    assert 0 < kernel.registers <= 256 and kernel.waves >= 4

@@ -24,12 +24,12 @@ class Launch:
     """One kernel with everything but its tensors bound: the grid, the integers, the constants."""
 
     __slots__ = (
-        "_arguments",
         "_device",
         "_function",
         "_metadata",
         "_run",
         "_stream",
+        "arguments",
         "constants",
         "grid",
         "kernel",
@@ -40,7 +40,7 @@ class Launch:
         self,
         kernel: Any,
         grid: tuple[int, int, int],
-        scalars: tuple[int, ...],
+        scalars: tuple[float, ...],
         constants: dict[str, Any],
         *,
         warps: int = 4,
@@ -50,7 +50,7 @@ class Launch:
         self.kernel = kernel
         self.grid = grid
         self.constants = constants
-        self._arguments = (*scalars, *constants.values())
+        self.arguments = (*scalars, *constants.values())
         self.options = {"num_warps": warps, "num_stages": stages}
         self._device = device
         self._run: Any = None
@@ -61,7 +61,7 @@ class Launch:
     def __call__(self, *tensors: Tensor | None) -> None:
         if self._run is None:
             if interpreted(self.kernel):
-                self.kernel[self.grid](*tensors, *self._arguments)
+                self.kernel[self.grid](*tensors, *self.arguments)
                 return
             self._compile(tensors)
         self._run(
@@ -73,23 +73,23 @@ class Launch:
             None,
             None,
             *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
-            *self._arguments,
+            *self.arguments,
         )
 
     def compile_ahead(self, dtype: torch.dtype) -> None:
         """Compile into Triton's cache on disk, for aligned tensors of a dtype, without running anything."""
-        constants = len(self.kernel.arg_names) - len(self._arguments)
+        constants = len(self.kernel.arg_names) - len(self.arguments)
         absent = () if self.constants["HAS_BIAS"] else ("bias", "bias_grad")
         empty, sums = (torch.empty(0, dtype=each, device="meta") for each in (dtype, torch.float32))
         tensors = [
             None if name in absent else sums if name == "partial" else empty
             for name in self.kernel.arg_names[:constants]
         ]
-        self.kernel.warmup(*tensors, *self._arguments, grid=self.grid, **self.options)
+        self.kernel.warmup(*tensors, *self.arguments, grid=self.grid, **self.options)
 
     def _compile(self, tensors: tuple[Tensor | None, ...]) -> None:
         with torch.cuda.device(self._device):
-            compiled = self.kernel.warmup(*tensors, *self._arguments, grid=self.grid, **self.options)
+            compiled = self.kernel.warmup(*tensors, *self.arguments, grid=self.grid, **self.options)
             run = compiled.run
         self._function = compiled.function
         self._metadata = compiled.packed_metadata

@@ -1,0 +1,267 @@
+"""Which modules of a model the operation serves, and how it gets between them.
+
+``Conv`` of Ultralytics (and what inherits its ``forward``) and ``torch.nn.Sequential`` call an activation on
+what a batch norm returns. Their ``forward`` is replaced in the class while the patches are on; no module is,
+so that state_dicts and checkpoints are what they were. Whatever is not plain (hooks, subclasses,
+SyncBatchNorm, a graph being traced or compiled) goes the way that PyTorch goes.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .operation import ComputationError, Implementation, apply
+from .problem import NormProblem, Parameters
+
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.SiLU: "silu",
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Hardswish: "hardswish",
+}
+"""Alone, a batch norm keeps no more than PyTorch's does: ``Identity`` is not served."""
+
+Choose = Callable[[NormProblem, Tensor], "Implementation | None"]
+
+MOST_KEYS = 8192
+"""Distinct calls remembered; a run with random image sizes must not grow without bound."""
+
+
+def _never() -> bool:
+    """Stands in for a question that an older PyTorch cannot be asked."""
+    return False
+
+
+_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
+_unusual: tuple[Callable[[], Any], ...] = (
+    _has_any_global_hook,
+    torch._C._get_tracing_state,
+    *(
+        getattr(torch._C, name)
+        for name in (
+            "_are_functorch_transforms_active",
+            "_len_torch_dispatch_stack",
+            "_len_torch_function_stack",
+        )
+        if hasattr(torch._C, name)
+    ),
+)
+"""Hooks on all modules, a trace being recorded, transforms (vmap), modes (fake tensors, counting flops)."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Server:
+    """Serves batch norm + activation on one kind of device.
+
+    Args:
+        device: "cuda" or "cpu".
+        choose: who computes a problem on the device of a tensor; None: PyTorch.
+        note: told what a person should know.
+
+    Attributes:
+        served: calls that the operation served.
+    """
+
+    def __init__(self, device: str, choose: Choose, note: Callable[[str], None]) -> None:
+        self.device, self._choose, self._note = device, choose, note
+        self._known: dict[Any, Implementation | None] = {}
+        self.served = 0
+
+    def __call__(self, norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor | None:
+        """act(norm(x)), or None when PyTorch is to do it."""
+        kind = ACTIVATIONS.get(type(activation))
+        if (
+            kind is None
+            or type(norm) is not nn.BatchNorm2d
+            or type(x) is not Tensor
+            or not plain(norm, activation)
+        ):
+            return None
+        parameters, buffers = norm._parameters, norm._buffers
+        weight, running = parameters["weight"], buffers["running_mean"]
+        training = norm.training or running is None
+        key = (
+            x.shape,
+            x.stride(),
+            x.dtype,
+            x.device,
+            kind,
+            getattr(activation, "negative_slope", 0.0),
+            training,
+            None if weight is None else (weight.dtype, weight.device),
+            None if running is None else (running.dtype, running.device),
+            norm.momentum is None,
+        )
+        try:
+            by = self._known[key]
+        except KeyError:
+            by = self._enter(key, kind, norm, x)
+        if by is None:
+            return None
+        self.served += 1
+        held = Parameters(
+            weight,
+            parameters["bias"],
+            running,
+            buffers["running_var"],
+            buffers["num_batches_tracked"],
+            norm.momentum or 0.0,
+            norm.eps,
+        )
+        try:
+            if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
+                with torch.cuda.device(x.device):
+                    return apply(x, held, by)
+            return apply(x, held, by)
+        except ComputationError as error:
+            self._recover(key, by, error.__cause__)
+            return None
+
+    def _recover(self, key: tuple[Any, ...], by: Implementation, error: BaseException | None) -> None:
+        """Leave a problem that could not be computed to PyTorch, from now on."""
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise error
+        self._known[key] = None
+        self._note(f"{by.problem} goes to PyTorch's own kernels: {type(error).__name__}: {error}")
+
+    def _enter(
+        self, key: tuple[Any, ...], kind: str, norm: nn.BatchNorm2d, x: Tensor
+    ) -> Implementation | None:
+        if len(self._known) >= MOST_KEYS:
+            self._known.clear()
+        problem = self._problem(kind, key[5], norm, x)
+        by = None if problem is None else self._choose(problem, x)
+        self._known[key] = by
+        return by
+
+    def _problem(self, kind: str, slope: float, norm: nn.BatchNorm2d, x: Tensor) -> NormProblem | None:
+        """The call as a problem; None where PyTorch has a say: odd arguments, and errors that it raises."""
+        held = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        there = [each for each in held if each is not None]
+        if x.device.type != self.device or x.dim() != 4 or x.numel() == 0 or x.shape[1] != norm.num_features:
+            return None
+        training = norm.training or norm.running_mean is None
+        if (
+            (held[0] is None) != (held[1] is None)
+            or (held[2] is None) != (held[3] is None)
+            or (norm.running_mean is not None and norm.num_batches_tracked is None)
+            or any(each.device != x.device or each.shape != x.shape[1:2] for each in there)
+            or any(not each.is_contiguous() for each in there)
+            or not all(each.dtype in (torch.float32, x.dtype) for each in there)
+            or norm.momentum is None
+            or (training and x.numel() == x.shape[1])
+        ):
+            return None
+        channels_last = not x.is_contiguous()
+        if channels_last and not x.is_contiguous(memory_format=torch.channels_last):
+            return None
+        batch, channels, height, width = x.shape
+        return NormProblem(
+            batch,
+            channels,
+            height,
+            width,
+            x.dtype,
+            channels_last,
+            kind,
+            slope,
+            training,
+            norm.weight is not None,
+            norm.running_mean is not None,
+        )
+
+
+def plain(norm: nn.Module, activation: nn.Module) -> bool:
+    """Whether nobody watches the modules or the call: no hooks, no tracing, no transforms, no modes."""
+    for inside in (norm.__dict__, activation.__dict__):
+        if "forward" in inside:
+            return False
+        for name in _HOOKS:
+            if inside.get(name):
+                return False
+    for asked in _unusual:  # noqa: SIM110 - a generator would cost a microsecond
+        if asked():
+            return False
+    return True
+
+
+def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` of Ultralytics' Conv."""
+
+    @functools.wraps(original)
+    def forward(self: Any, x: Tensor) -> Any:
+        if _compiling():
+            return original(self, x)
+        x = self.conv(x)
+        served = serve(self.bn, self.act, x)
+        return self.act(self.bn(x)) if served is None else served
+
+    return forward
+
+
+def sequential_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` of ``torch.nn.Sequential``."""
+
+    @functools.wraps(original)
+    def forward(self: Any, input: Any) -> Any:
+        if _compiling():
+            return original(self, input)
+        modules = iter(self)
+        for module in modules:
+            if type(module) is nn.BatchNorm2d:
+                after = next(modules, None)
+                served = None if after is None else serve(module, after, input)
+                if served is None:
+                    input = module(input)
+                    input = input if after is None else after(input)
+                else:
+                    input = served
+            else:
+                input = module(input)
+        return input
+
+    return forward
+
+
+class Attachment:
+    """The replaced ``forward`` methods, and how to put the original ones back.
+
+    Args:
+        serve: who is asked at every batch norm with an activation behind it.
+    """
+
+    def __init__(self, serve: Server) -> None:
+        self._serve = serve
+        self._originals: dict[type, Callable[..., Any]] = {}
+
+    def attach(self) -> None:
+        """Replace what can be replaced by now (Ultralytics may be imported later); cheap the next time."""
+        self._replace(nn.Sequential, "torch.nn.modules.container", sequential_forward)
+        module = sys.modules.get("ultralytics.nn.modules.conv")
+        conv = None if module is None else vars(module).get("Conv")
+        if conv is not None:
+            self._replace(conv, "ultralytics.nn.modules.conv", conv_forward)
+
+    def _replace(self, owner: type, home: str, make: Callable[..., Callable[..., Any]]) -> None:
+        if owner in self._originals:
+            return
+        original: Callable[..., Any] = vars(owner)["forward"]
+        if getattr(original, "__module__", "") != home or hasattr(original, "__wrapped__"):
+            return  # somebody else replaced it: theirs stays
+        self._originals[owner] = original
+        owner.forward = make(self._serve, original)  # type: ignore[attr-defined]
+
+    def detach(self) -> None:
+        """Put the original methods back, where nobody else has replaced ours since."""
+        for owner, original in self._originals.items():
+            if getattr(vars(owner)["forward"], "__wrapped__", None) is original:
+                owner.forward = original  # type: ignore[attr-defined]
+        self._originals.clear()

@@ -1,0 +1,120 @@
+"""act(batch_norm(x)) as one operation of autograd, which keeps x and two numbers a channel.
+
+PyTorch keeps the input of the normalisation and that of the activation; here the latter is computed again in
+the backward pass, where it costs no access to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import torch_only
+from .problem import NormProblem, Parameters
+
+Kept = Sequence[Tensor]
+Gradients = tuple[Tensor, "Tensor | None", "Tensor | None"]
+
+
+class Implementation(Protocol):
+    """One way to compute one problem on one device: a pair of functions over plain tensors, below autograd.
+
+    ``x`` is dense in the problem's memory format, ``grad`` has any strides.
+    """
+
+    @property
+    def problem(self) -> NormProblem:
+        """What it computes."""
+        ...
+
+    def forward(self, x: Tensor, held: Parameters) -> tuple[Tensor, Kept]:
+        """The output, and what the backward pass needs beside ``x``; moves the running statistics."""
+        ...
+
+    def backward(self, x: Tensor, grad: Tensor, held: Parameters, kept: Kept) -> Gradients:
+        """Gradients of input, weight and bias; the latter None when not affine."""
+        ...
+
+
+class ComputationError(Exception):
+    """An implementation could not compute a problem; the cause says why."""
+
+
+def _computed(x: Tensor, held: Parameters, by: Implementation) -> tuple[Tensor, Kept]:
+    try:
+        return by.forward(x, held)
+    except Exception as error:
+        raise ComputationError from error
+
+
+class _Operation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        held: Parameters,
+        by: Implementation,
+    ) -> Tensor:
+        out, kept = _computed(x, held, by)
+        ctx.save_for_backward(x, weight, bias, *kept)
+        ctx.by, ctx.eps = by, held.eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = _differentiable(ctx.by.problem, x, weight, bias, grad, kept, ctx.eps)
+        else:
+            held = Parameters(weight, bias, None, None, None, 0.0, ctx.eps)
+            found = ctx.by.backward(x, grad, held, kept)
+        return (*found, None, None)
+
+
+def _differentiable(
+    p: NormProblem,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    grad: Tensor,
+    kept: list[Tensor],
+    eps: float,
+) -> tuple[Tensor | None, ...]:
+    """The gradients as a graph, for who asks for second derivatives (``create_graph``)."""
+    with torch.enable_grad():
+        if p.training:
+            z = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        else:
+            mean, inverse = kept if len(kept) == 2 else kept[0][: 2 * p.channels].chunk(2)
+            z = F.batch_norm(x, mean, inverse.pow(-2) - eps, weight, bias, False, 0.0, eps)
+        out = torch_only.activate(p, z)
+        leaves = [each for each in (x, weight, bias) if each is not None and each.requires_grad]
+        found = iter(torch.autograd.grad(out, leaves, grad, create_graph=True))
+        return tuple(
+            next(found) if each is not None and each.requires_grad else None for each in (x, weight, bias)
+        )
+
+
+def apply(x: Tensor, held: Parameters, by: Implementation) -> Tensor:
+    """act(batch_norm(x)) by an implementation, recorded by autograd where a gradient is wanted.
+
+    Raises:
+        ComputationError: the implementation failed.
+    """
+    weight, bias = held.weight, held.bias
+    wanted = torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    )
+    if wanted:
+        out: Tensor = _Operation.apply(x, weight, bias, held, by)
+        return out
+    with torch.no_grad():
+        return _computed(x, held, by)[0]

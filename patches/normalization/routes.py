@@ -1,0 +1,67 @@
+"""Who computes a batch norm with its activation: the setting, and what the card is trusted with."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .operation import Implementation
+from .problem import NormProblem
+from .torch_only import TorchOnly
+
+VARIABLE = "TOOLKIT_NORM_ROUTE"
+
+CHOICES = ("auto", "off", "torch", "triton")
+"""The best that is trusted, PyTorch as it comes, PyTorch's kernels in one operation, fused kernels."""
+
+SELF_TEST = "fused batch norm"
+"""What the self-test of the Triton kernels is called."""
+
+_HALVES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def setting(wanted: str) -> str:
+    """One of :data:`CHOICES`: what the environment says, else what is wanted.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    forced = os.environ.get(VARIABLE)
+    found = forced or wanted
+    if found not in CHOICES:
+        named = f"{VARIABLE}={found}" if forced else f"normalization {wanted!r}"
+        raise ValueError(f"{named}: expected one of {', '.join(CHOICES)}")
+    return found
+
+
+def chooser(
+    setting: str, device: str, trusted: Callable[[str, torch.dtype], bool]
+) -> Callable[[NormProblem, Tensor], Implementation | None]:
+    """Who computes a problem on the device of a tensor; None: PyTorch.
+
+    Args:
+        setting: one of :data:`CHOICES`.
+        device: "cuda" or "cpu".
+        trusted: whether a self-test passed in a dtype on the card in use.
+    """
+    triton = importlib.util.find_spec("triton") is not None
+
+    def choose(problem: NormProblem, x: Tensor) -> Implementation | None:
+        fused = setting in ("auto", "triton") and device == "cuda" and triton and problem.dtype in _HALVES
+        if fused and trusted(SELF_TEST, problem.dtype):
+            from patches.convolution import triton_kernels
+
+            from .launches import Kernels
+
+            triton_kernels.prepare()
+            units = torch.cuda.get_device_properties(x.device).multi_processor_count
+            return Kernels(problem, x.get_device(), units)
+        # PyTorch keeps the output of a ReLU, which the next layer keeps anyway.
+        saves = problem.activation != "relu" and torch.is_grad_enabled()
+        return TorchOnly(problem) if setting != "triton" and saves else None
+
+    return choose

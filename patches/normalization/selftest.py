@@ -1,0 +1,118 @@
+"""What the fused kernels must show on a card before they are trusted.
+
+``patches.convolution.selftest`` runs it in a child process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patches.convolution.selftest import TOLERANCE, Poison, say
+
+from .operation import Implementation
+from .problem import NormProblem, Parameters
+
+NAMES = ("output", "input gradient", "weight gradient", "bias gradient", "running mean", "running variance")
+
+
+def problems(dtype: torch.dtype) -> list[NormProblem]:
+    """One for each kind of kernel: both layouts, sizes that allow 16 bytes at once and others, frozen."""
+    plain = NormProblem(3, 24, 20, 20, dtype)
+    ragged = NormProblem(5, 19, 13, 7, dtype)
+    return [
+        replace(each, channels_last=last)
+        for each in (
+            plain,
+            ragged,
+            replace(plain, channels=80, height=40, width=40),
+            replace(plain, training=False),
+            replace(plain, activation="relu"),
+            replace(ragged, activation="leaky_relu", slope=0.1, affine=False),
+            replace(plain, activation="hardswish"),
+        )
+        for last in (False, True)
+    ]
+
+
+def examine(device: str, dtype: torch.dtype) -> str:
+    """Why the kernels are not to be trusted; empty when they are."""
+    from patches.convolution import triton_kernels
+
+    from .launches import Kernels
+
+    triton_kernels.prepare()
+    here = torch.device(device)
+    units = torch.cuda.get_device_properties(here).multi_processor_count if here.type == "cuda" else 4
+    for problem in problems(dtype):
+        reason = compare(Kernels(problem, here.index or 0, units), device)
+        if reason:
+            return reason
+    return ""
+
+
+def compare(by: Implementation, device: str) -> str:
+    """Run forward and backward against float64 on the CPU; what is wrong, or nothing."""
+    p = by.problem
+    x, grad, held = operands(p)
+    truths = reference(p, x, grad, held)
+    layout = torch.channels_last if p.channels_last else torch.contiguous_format
+    x, grad = (each.to(device).contiguous(memory_format=layout) for each in (x, grad))
+    held = held.to(device)
+    with torch.inference_mode(), Poison():
+        say(f"forward of {p}")
+        out, kept = by.forward(x, held)
+        say(f"backward of {p}")
+        gradients = by.backward(x, grad, held, kept)
+    values = (out, *gradients, *((held.running_mean, held.running_var) if p.training else (None, None)))
+    for name, value, truth in zip(NAMES, values, truths):  # noqa: B905 - frozen statistics do not move
+        if value is None or truth is None:
+            continue
+        error = float((value.cpu().double() - truth).norm() / truth.norm().clamp_min(1e-30))
+        if value.shape != truth.shape or not error <= TOLERANCE[str(p.dtype).removeprefix("torch.")]:
+            return f"{name} of {p} is wrong: relative error {error:.1e}"
+    if p.training and held.batches is not None and int(held.batches) != 1:
+        return f"{p} counted {int(held.batches)} batches, expected 1"
+    return ""
+
+
+def operands(p: NormProblem, seed: int = 0) -> tuple[Tensor, Tensor, Parameters]:
+    """Input with a mean away from zero, output gradient, and what the module holds."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    shape = (p.batch, p.channels, p.height, p.width)
+    x, grad = (2 * normal(*shape) + 3).to(p.dtype), normal(*shape).to(p.dtype)
+    wide = torch.promote_types(p.dtype, torch.float32)
+    held = Parameters(
+        normal(p.channels).to(wide) if p.affine else None,
+        normal(p.channels).to(wide) if p.affine else None,
+        normal(p.channels).to(wide) if p.tracked else None,
+        normal(p.channels).abs().to(wide) + 0.5 if p.tracked else None,
+        torch.zeros((), dtype=torch.int64) if p.tracked else None,
+        momentum=0.1,
+        eps=1e-3,
+    )
+    return x, grad, held
+
+
+def reference(p: NormProblem, x: Tensor, grad: Tensor, held: Parameters) -> list[Tensor | None]:
+    """What :data:`NAMES` says, in float64 by PyTorch's own kernels and autograd."""
+    wide = [None if each is None else each.detach().double().clone() for each in held[:4]]
+    leaf = x.detach().double().requires_grad_()
+    leaves = [leaf, *(each.requires_grad_() for each in wide[:2] if each is not None)]
+    z = F.batch_norm(leaf, wide[2], wide[3], wide[0], wide[1], p.training, held.momentum, held.eps)
+    out = {
+        "identity": lambda: z,
+        "silu": lambda: F.silu(z),
+        "relu": lambda: F.relu(z),
+        "leaky_relu": lambda: F.leaky_relu(z, p.slope),
+        "hardswish": lambda: F.hardswish(z),
+    }[p.activation]()
+    found = torch.autograd.grad((out * grad.double()).sum(), leaves)
+    return [out.detach(), found[0], *(found[1:] or (None, None)), *wide[2:]]

@@ -1,0 +1,121 @@
+"""Batch norm and activation as Triton kernels, on the CPU through Triton's interpreter; run in a process of
+its own by test_normalization.py, because the interpreter is chosen for a whole process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from convolution_cases import poison
+from hypothesis import HealthCheck, given, seed, settings
+from normalization_cases import assert_correct, in_layout, problems
+
+from patches.normalization import launches
+from patches.normalization.launches import Kernels, Shape, Shapes
+from patches.normalization.problem import ACTIVATIONS, NormProblem
+from patches.normalization.selftest import operands, reference
+
+__all__ = ["poison"]
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+PLAIN = NormProblem(3, 24, 8, 8, torch.float32)
+
+
+def kernels(p: NormProblem, units: int = 4) -> Kernels:
+    """The kernels of a problem for a card of a few compute units."""
+    return Kernels(p, 0, units)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("training", [False, True], ids=["frozen", "training"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_kind_of_batch_norm_agrees_with_float64(
+    activation: str, training: bool, channels_last: bool
+) -> None:
+    assert_correct(
+        kernels(
+            replace(PLAIN, activation=activation, slope=0.1, training=training, channels_last=channels_last)
+        )
+    )
+
+
+@seed(20261127)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(problems((torch.float32, torch.float16, torch.bfloat16)))
+def test_any_batch_norm_agrees_with_float64(problem: NormProblem) -> None:
+    assert_correct(kernels(problem))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_many_programs_share_a_channel(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layout in ("PLANES", "CHANNELS_LAST"):
+        monkeypatch.setattr(launches, layout, Shapes(Shape(32, 1, 4), Shape(256, 1, 1)))
+    p = replace(PLAIN, batch=5, channels=3, height=23, width=21, channels_last=channels_last)
+    assert kernels(p, 200).reducing.splits > launches.Kernels(p, 0, 1).chunk
+    assert_correct(kernels(p, 200))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_a_slice_of_a_wider_gradient_is_read_in_place(channels_last: bool) -> None:
+    assert_correct(kernels(replace(PLAIN, channels_last=channels_last)), wider=True)
+
+
+def test_a_gradient_of_any_strides_is_taken() -> None:
+    by = kernels(PLAIN)
+    x, grad, held = operands(PLAIN)
+    expected = reference(PLAIN, x, grad, held)
+    _, kept = by.forward(x, held)
+    turned = grad.transpose(2, 3).contiguous().transpose(2, 3)
+    spread = torch.ones(()).expand(grad.shape)
+    torch.testing.assert_close(
+        by.backward(x, turned, held, kept)[0].double(), expected[1], rtol=1e-5, atol=1e-5
+    )
+    plain, same = by.backward(x, spread.contiguous(), held, kept), by.backward(x, spread, held, kept)
+    assert all(torch.equal(a, b) for a, b in zip(plain, same, strict=True) if a is not None and b is not None)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_a_mean_far_from_zero_costs_no_digits(channels_last: bool) -> None:
+    p = replace(PLAIN, channels_last=channels_last)
+    x, _, held = operands(p)
+    x = in_layout(p, x + 4096.0)
+    out, _ = kernels(p).forward(x, held)
+    expected = reference(p, x, torch.ones_like(x), held)[0]
+    assert expected is not None
+    plain = torch.nn.functional.silu(
+        torch.nn.functional.batch_norm(x, None, None, held.weight, held.bias, True, 0, held.eps)
+    )
+    assert (out - expected).norm() <= 2 * (plain - expected).norm()
+
+
+def test_nan_stays_nan() -> None:
+    for activation in ACTIVATIONS:
+        p = replace(PLAIN, activation=activation, slope=0.1)
+        x, grad, held = operands(p)
+        x[0, 3, 2, 1] = float("nan")
+        by = kernels(p)
+        out, kept = by.forward(x, held)
+        back = by.backward(x, grad, held, kept)[0]
+        assert out[:, 3].isnan().all() and back[:, 3].isnan().all()
+        assert out.isfinite().sum() == out.numel() - out[:, 3].numel()
+
+
+def test_the_backward_pass_may_be_run_twice() -> None:
+    by = kernels(PLAIN)
+    x, grad, held = operands(PLAIN)
+    _, kept = by.forward(x, held)
+    first, second = by.backward(x, grad, held, kept), by.backward(x, grad, held, kept)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None
+    )
+
+
+def test_the_running_statistics_tell_autograd_that_they_moved() -> None:
+    x, _, held = operands(PLAIN)
+    assert held.running_mean is not None
+    before = held.running_mean._version
+    kernels(PLAIN).forward(x, held)
+    assert held.running_mean._version > before
