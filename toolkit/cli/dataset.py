@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Scene(str, Enum):
+    """What is drawn."""
+
+    street = "street"
+    harbour = "harbour"
+
 
 app = typer.Typer(
     help="LTDv2's files: fetch, sample, prepare, verify, look at, export.", no_args_is_help=True
@@ -27,15 +36,19 @@ def sample(
     val: Annotated[int, typer.Option(help="Validation images.")] = 96,
     test: Annotated[int, typer.Option(help="Test images, without annotations.")] = 64,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    scene: Annotated[
+        Scene, typer.Option(help="street: few, large objects; harbour: a quay as LTDv2's camera sees it.")
+    ] = Scene.street,
 ) -> None:
     """Draw a small synthetic dataset in LTDv2's own layout.
 
     Example: [bold]toolkit dataset sample data/demo --train 320 --val 96[/bold]
+    Example: [bold]toolkit dataset sample data/harbour --scene harbour --train 4800 --val 1600[/bold]
     """
     from toolkit import console
     from toolkit.dataset.sample import write_sample
 
-    if write_sample(folder, train, val, test, seed):
+    if write_sample(folder, train, val, test, seed, scene.value):
         console.note(
             f"wrote {train} + {val} + {test} images to {folder}; next: toolkit dataset prepare {folder}"
         )

@@ -1,4 +1,4 @@
-"""A small synthetic LTDv2: its layout, names, ids and months, with scenes drawn from a seed.
+"""Few and large objects in a street: what a tiny model learns within seconds.
 
 Frames are thermal in kind: warm shapes on a cool ground in winter. As the air warms over the months the
 contrast shrinks, and in high summer it turns round (a person is colder than sunlit asphalt), so a detector
@@ -7,30 +7,26 @@ that has seen only some months loses accuracy on the others, as it does on LTDv2
 
 from __future__ import annotations
 
-import gzip
-import io
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.index import FILES
-from toolkit.errors import ToolkitError
-from toolkit.files import replacing
+from toolkit.dataset.sample.layout import (
+    EIGHT_MONTHS,
+    HEIGHT,
+    TEST_MONTHS,
+    WIDTH,
+    Box,
+    Frame,
+    check_count,
+    template_ids,
+)
 
 Image = npt.NDArray[np.float32]
 
-WIDTH, HEIGHT = 384, 288
 JPEG_QUALITY = 97
 
 AIR = {
@@ -58,123 +54,31 @@ HEIGHTS = {1: (52, 110), 2: (40, 72), 3: (44, 76), 4: (48, 96)}
 ASPECTS = {1: 0.42, 2: 1.55, 3: 1.45, 4: 2.1}
 """Width of a box over its height."""
 
-VERSION = 2
-"""Of the drawing: to be raised with every change of the bytes."""
+
+def _air(frame: Frame) -> float:
+    """Air temperature: the month's at 14 h, six degrees less twelve hours later."""
+    return AIR[frame.month] - 3.0 * (1 - float(np.cos((frame.hour - 14) / 12 * np.pi)))
 
 
-class _Parameters(msgspec.Struct, frozen=True):
-    """What a sample is made from (``sample.json`` beside it, written first)."""
-
-    train: int
-    val: int
-    test: int
-    seed: int
-    version: int = VERSION
-
-    def __str__(self) -> str:
-        return f"{self.train} + {self.val} + {self.test} images, seed {self.seed}, drawing {self.version}"
-
-
-@dataclass(frozen=True)
-class _Frame:
-    split: str
-    id: int
-    clip: str
-    name: str
-    date: str
-    month: str
-    hour: int
-    place: int
-
-
-def write_sample(folder: Path, train: int = 320, val: int = 96, test: int = 64, seed: int = 0) -> bool:
-    """Draw a dataset in LTDv2's own layout. The same arguments give the same bytes.
-
-    Args:
-        folder: where Train.json, Valid.json, TestNoLabels.json and frames.zip go.
-        train, val, test: images of each split, spread evenly over the months.
-        seed: of everything random.
-
-    Returns:
-        False if ``folder`` already held exactly this sample, and nothing was done.
-
-    Raises:
-        ToolkitError: a count is out of range, the folder holds another dataset or sample, or it cannot be
-            written.
-    """
-    folder = Path(folder)
-    parameters = _Parameters(train, val, test, seed)
-    existing = [name for name in [*FILES.values(), "frames.zip"] if (folder / name).exists()]
-    receipt = folder / "sample.json"
-    if existing and (found := _read_parameters(receipt)) != parameters:
-        raise ToolkitError(
-            f"{folder} already holds {'another sample' if found else 'a dataset'}",
-            found=str(found or existing[0]),
-            expected=f"an empty folder or this sample: {parameters}",
-            fix="name another folder, or delete this one",
-        )
-    if len(existing) == len(FILES) + 1:
-        return False
-    frames = sorted(_choose_frames(parameters), key=lambda frame: frame.name)
-    with replacing(receipt) as temporary:
-        temporary.write_bytes(msgspec.json.encode(parameters))
-
-    records: dict[str, tuple[list[Any], list[Any]]] = {split: ([], []) for split in FILES}
-    with replacing(folder / "frames.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        drawn = console.track(_draw(frames, seed), "drawing frames", total=len(frames))
-        for frame, image, boxes in drawn:
-            archive.writestr(zipfile.ZipInfo(frame.name, (2021, 6, 1, 0, 0, 0)), image)
-            images, annotations = records[frame.split]
-            images.append(_image_record(frame))
-            annotations += [_box_record(frame, box, label) for label, box in boxes]
-    for split, name in FILES.items():
-        images, annotations = records[split]
-        content: dict[str, Any] = {
-            "info": {"description": f"synthetic sample in the layout of LTDv2, {split} split, seed {seed}"},
-            "images": images,
-            "categories": [
-                {"id": i, "name": category} for i, category in {0: "background", **CATEGORIES}.items()
-            ],
-        }
-        if split != "test":
-            content["annotations"] = [{"id": i, **a} for i, a in enumerate(annotations, 1)]
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(msgspec.json.encode(content))
-    return True
-
-
-def _read_parameters(receipt: Path) -> _Parameters | None:
-    with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(receipt.read_bytes(), type=_Parameters)
-    return None
-
-
-def _template_ids(phase: str) -> list[str]:
-    packed = files("submission").joinpath("templates", f"submission_template_{phase}.json.gz").read_bytes()
-    with gzip.open(io.BytesIO(packed)) as file:
-        return list(msgspec.json.decode(file.read(), type=dict[str, msgspec.Raw]))
-
-
-def _choose_frames(parameters: _Parameters) -> Iterator[_Frame]:
-    eight = [month for month in AIR if month != "202009"]
-    for split, phase, months in (("val", "development", eight), ("test", "testing", [*eight, "202009"])):
+def choose_frames(counts: Mapping[str, int], seed: int) -> Iterator[Frame]:
+    """The frames of each split, months alike, in short clips; they do not depend on the seed."""
+    for split, phase, months in (("val", "development", EIGHT_MONTHS), ("test", "testing", TEST_MONTHS)):
         clips: dict[str, dict[str, list[str]]] = {month: {} for month in AIR}
-        for number in sorted(_template_ids(phase)):
+        for number in sorted(template_ids(phase)):
             # The first 13 digits are the same for the frames of one clip.
             clips[number[:6]].setdefault(number[:13], []).append(number)
-        yield from _spread(split, getattr(parameters, split), {m: list(clips[m].values()) for m in months})
+        yield from _spread(split, counts[split], {m: list(clips[m].values()) for m in months})
     made_up = {
         # No id of the templates has 06 in this place.
         month: [[f"{month}06{clip:05d}{4000 + i:04d}" for i in range(120)] for clip in range(400)]
-        for month in eight
+        for month in EIGHT_MONTHS
     }
-    yield from _spread("train", parameters.train, made_up)
+    yield from _spread("train", counts["train"], made_up)
 
 
-def _spread(split: str, count: int, clips: dict[str, list[list[str]]]) -> Iterator[_Frame]:
+def _spread(split: str, count: int, clips: dict[str, list[list[str]]]) -> Iterator[Frame]:
     """``count`` frames, months alike, in short clips."""
-    if count < 0 or count > 9_600:
-        raise ToolkitError(f"cannot draw {count} {split} images", expected="0 to 9,600")
+    check_count(split, count)
     for m, (month, available) in enumerate(clips.items()):
         share = (count + len(clips) - 1 - m) // len(clips)
         length = min(max(round(share**0.5), -(-share // len(available))), 120)
@@ -188,7 +92,7 @@ def _spread(split: str, count: int, clips: dict[str, list[list[str]]]) -> Iterat
                 f"{month}{day:02d}/clip_{place}_{hour:02d}{minute:02d}{'' if split == 'train' else split[0]}"
             )
             for i, identifier in enumerate(available[place][: min(length, left)]):
-                yield _Frame(
+                yield Frame(
                     split=split,
                     id=int(identifier),
                     clip=clip,
@@ -201,47 +105,23 @@ def _spread(split: str, count: int, clips: dict[str, list[list[str]]]) -> Iterat
             left -= length
 
 
-def _air(frame: _Frame) -> float:
-    """Air temperature: the month's at 14 h, six degrees less twelve hours later."""
-    return AIR[frame.month] - 3.0 * (1 - float(np.cos((frame.hour - 14) / 12 * np.pi)))
-
-
-def _image_record(frame: _Frame) -> dict[str, Any]:
+def meta(frame: Frame, seed: int) -> dict[str, float]:
+    """The weather at a frame, which does not depend on the seed."""
     air = _air(frame)
     sun = max(0.0, float(np.cos((frame.hour - 13) / 8 * np.pi / 2))) if abs(frame.hour - 13) < 8 else 0.0
     return {
-        "id": frame.id,
-        "file_name": frame.name,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "date_captured": frame.date,
-        "meta": {
-            "Temperature": round(air, 1),
-            "Humidity": round(92 - 1.2 * max(air, 0) - 20 * sun, 1),
-            "Precipitation": round(max(0.0, (frame.id // 10_000 % 17) - 13) / 10, 1),
-            "Dew Point": round(air - 4, 1),
-            "Wind Direction": frame.id // 10_000 % 360,
-            "Wind Speed": round(1 + frame.id // 10_000 % 9 / 1.5, 1),
-            "Sun Radiation Intensity": round(850 * sun, 1),
-            "Min of sunshine latest 10 min": round(10 * sun, 1),
-        },
+        "Temperature": round(air, 1),
+        "Humidity": round(92 - 1.2 * max(air, 0) - 20 * sun, 1),
+        "Precipitation": round(max(0.0, (frame.id // 10_000 % 17) - 13) / 10, 1),
+        "Dew Point": round(air - 4, 1),
+        "Wind Direction": frame.id // 10_000 % 360,
+        "Wind Speed": round(1 + frame.id // 10_000 % 9 / 1.5, 1),
+        "Sun Radiation Intensity": round(850 * sun, 1),
+        "Min of sunshine latest 10 min": round(10 * sun, 1),
     }
 
 
-def _box_record(frame: _Frame, box: Sequence[float], label: int) -> dict[str, Any]:
-    x, y, w, h = box
-    return {
-        "image_id": frame.id,
-        "category_id": label,
-        "bbox": [x, y, w, h],
-        "area": w * h,
-        "iscrowd": 0,
-    }
-
-
-def _draw(
-    frames: Sequence[_Frame], seed: int
-) -> Iterator[tuple[_Frame, bytes, list[tuple[int, list[float]]]]]:
+def draw(frames: Sequence[Frame], seed: int) -> Iterator[tuple[Frame, bytes, list[Box]]]:
     """JPEG and boxes (COCO x, y, width, height, whole pixels) of each frame; clips come whole."""
     noise = np.random.default_rng(seed).standard_normal((HEIGHT + 96, WIDTH + 96), np.float32)
     shapes = {label: _shape(label) for label in CATEGORIES}
@@ -264,7 +144,7 @@ def _draw(
 class _Scene:
     """Background and moving objects of one clip."""
 
-    def __init__(self, rng: np.random.Generator, frame: _Frame) -> None:
+    def __init__(self, rng: np.random.Generator, frame: Frame) -> None:
         contrast = (NEUTRAL - _air(frame)) * 4.6 * rng.uniform(0.85, 1.15)
         # The camera's gain control keeps a little contrast whatever the weather.
         self.contrast = float(np.copysign(max(abs(contrast), 26.0), contrast))
@@ -281,10 +161,10 @@ class _Scene:
             self.objects.append((label, x, y, width, height, speed > 0))
         self.speeds = rng.uniform(0.3, 1.0, len(labels))
 
-    def frame(self, place: int, shapes: dict[int, Image]) -> tuple[Image, list[tuple[int, list[float]]]]:
+    def frame(self, place: int, shapes: dict[int, Image]) -> tuple[Image, list[Box]]:
         """The picture at a moment of the clip, and the boxes of what can be seen well."""
         image = self.ground.copy()
-        boxes: list[tuple[int, list[float]]] = []
+        boxes: list[Box] = []
         taken: list[tuple[int, int, int, int]] = []
         for (label, x, y, width, height, right), speed in zip(self.objects, self.speeds, strict=True):
             step = place * speed * (1.5 if label == 1 else 5.0) * (1 if right else -1)
