@@ -62,7 +62,7 @@ def submit(
 
     from submission import Detections, archive
     from submission.templates import Phase
-    from toolkit import console, submitting, workspace
+    from toolkit import console, entry, workspace
     from toolkit.errors import ToolkitError
 
     place = workspace.current()
@@ -71,16 +71,16 @@ def submit(
         console.note(f"newest predictions: {predictions}")
     target = out or (predictions.parent / "submission.zip" if zip or upload else None)
     if target is not None:
-        submitting.check_place(target)
+        entry.check_place(target)
     detections = Detections.read_coco(predictions) if from_coco else Detections.read(predictions)
     run = place.run_of(predictions)
     chosen: Phase | None = phase.value if phase else None
     data_template = None
     if run is not None and template is None:
-        chosen = chosen or submitting.guess_phase(detections.image_ids, str(predictions))
+        chosen = chosen or entry.guess_phase(detections.image_ids, str(predictions))
         with suppress(ToolkitError):  # without its data the predictions must be complete
             data_template = place.data_of(predictions) / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
-    checked = submitting.prepare(
+    checked = entry.prepare(
         detections,
         source=str(predictions),
         phase=chosen,
@@ -95,15 +95,15 @@ def submit(
         )
     elif checked.filled:
         console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
-    client = submitting.check_upload(checked, phase_id, upload_sparse) if upload else None
+    client = entry.check_upload(checked, phase_id, upload_sparse) if upload else None
     sent: dict[str, Any] = {}
     if target is not None:
         archive.write(target, checked.detections)
         # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
-        submitting.write_receipt(target, checked, predictions, run, sent)
+        entry.write_receipt(target, checked, predictions, run, sent)
         if client is not None:
-            sent = submitting.upload(client, target, checked, phase_id)
-            submitting.write_receipt(target, checked, predictions, run, sent)
+            sent = entry.upload(client, target, checked, phase_id)
+            entry.write_receipt(target, checked, predictions, run, sent)
     if json:
         files = {"predictions": str(predictions), "zip": str(target) if target else None}
         console.print_json({**files, **checked.as_dict(), "codabench": sent or None})
