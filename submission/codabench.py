@@ -1,24 +1,29 @@
 """Sending a zip to Codabench, with nothing but the standard library.
 
-The four steps of Codabench's web page: ask whether the phase takes a submission, announce a file, send its
-bytes to the storage address that comes back, and make the submission. The account's API token goes to
-Codabench alone: not to the storage address, not along a redirect, not into a message.
+The five calls of Codabench's web page (codalab/codabench, ``submission_upload.tag`` and ``client.js``): ask
+whether the phase takes a submission, announce a file, send its bytes to the storage address that comes back,
+report the file as complete, and make the submission. The account's API token goes to Codabench alone: not to
+the storage address, not along a redirect, not into a message.
+
+What a server answers is held against a type before it is used; an answer of another shape is one
+:class:`SubmissionError`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.client import HTTPException
-from typing import Any
+from http.client import HTTPException, IncompleteRead
+from typing import Any, TypeVar
+
+import msgspec
 
 from submission.errors import SubmissionError
 
@@ -30,6 +35,12 @@ ATTEMPTS = 5
 TIMEOUT = 60.0
 """Seconds without an answer."""
 
+LARGEST_ANSWER = 64 << 20
+"""Bytes; a longer answer is none of Codabench's."""
+
+LONGEST_NAME = 35
+"""Characters of a file's name, before ``.zip``, that Codabench keeps; above 64 in all it refuses the file."""
+
 TRANSIENT = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -38,8 +49,71 @@ TRANSIENT = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 
-
 MAY_HAVE_ARRIVED = "it may have arrived all the same: look at your submissions before you try again"
+
+Answer = TypeVar("Answer")
+
+
+class UncertainError(SubmissionError):
+    """The one request that makes a submission was sent, and what came of it is not known."""
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """A phase of a competition, as Codabench tells it.
+
+    Attributes:
+        id, name: its number and title.
+        status: ``Current``, ``Next`` (not begun), ``Previous`` (ended); empty where the server says nothing.
+        start, end: ISO 8601; ``end`` is None where a phase stays open.
+        max_submissions_per_day, max_submissions_per_person: the quota; None or 0 for no limit.
+        used_submissions_per_day, used_submissions_per_person: what this account has used of it.
+    """
+
+    id: int
+    name: str = ""
+    status: str = ""
+    start: str | None = None
+    end: str | None = None
+    max_submissions_per_day: int | None = None
+    max_submissions_per_person: int | None = None
+    used_submissions_per_day: int = 0
+    used_submissions_per_person: int = 0
+
+
+class Competition(msgspec.Struct, frozen=True):
+    """A competition, as Codabench tells it."""
+
+    phases: list[Phase]
+    id: int = 0
+    title: str = ""
+
+    @property
+    def open_phases(self) -> list[Phase]:
+        """The phases that take submissions now."""
+        return [phase for phase in self.phases if phase.status in ("Current", "")]
+
+    def listed(self) -> str:
+        """All phases in words, for a message."""
+        state = {"Previous": " (ended)", "Next": " (not begun)"}
+        return ", ".join(f"{p.id} {p.name!r}{state.get(p.status, '')}" for p in self.phases) or "no phases"
+
+
+class _Allowed(msgspec.Struct):
+    can: bool = False
+    reason: str | None = None
+
+
+class _Dataset(msgspec.Struct):
+    key: str
+    sassy_url: str
+
+
+class _Made(msgspec.Struct):
+    id: int
+
+
+class _Status(msgspec.Struct):
+    status: str = "unknown"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -73,11 +147,18 @@ class Codabench:
             raise SubmissionError(
                 "CODABENCH_TOKEN holds no token", expected="visible ASCII characters without white space"
             )
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        if not _is_private(self.url):
             raise SubmissionError(
                 f"{self.url} would see the token in clear", expected="an address that begins with https://"
             )
+
+    def competition(self, number: int = COMPETITION) -> Competition:
+        """A competition and its phases.
+
+        Raises:
+            SubmissionError: there is no such competition, or the token may not see it.
+        """
+        return self._call("GET", f"/api/competitions/{number}/", kind=Competition)
 
     def phase_id(self, phase: str, competition: int = COMPETITION) -> int:
         """The number of a competition's phase, by the beginning of its name (``dev``, ``test``).
@@ -85,18 +166,15 @@ class Codabench:
         Raises:
             SubmissionError: no phase, or more than one, has such a name.
         """
-        found = self._call("GET", f"/api/competitions/{competition}/")
-        phases = {int(p["id"]): str(p.get("name", "")) for p in found.get("phases", [])}
-        wanted = [i for i, name in phases.items() if phase[:3] in name.lower()]
-        if len(wanted) != 1:
-            raise SubmissionError(
-                f"cannot tell which phase of competition {competition} is {phase}",
-                found=", ".join(f"{i} {name!r}" for i, name in phases.items()) or "no phases",
-                fix="name its number: --phase-id",
-            )
-        return wanted[0]
+        return find_phase(self.competition(competition), phase, competition).id
 
-    def submit(self, archive: bytes, phase_id: int, name: str = "submission.zip") -> int:
+    def submit(
+        self,
+        archive: bytes,
+        phase_id: int,
+        name: str = "submission.zip",
+        competition: int = COMPETITION,
+    ) -> int:
         """Send a zip to a phase; this uses up one submission of the day.
 
         Returns:
@@ -106,26 +184,74 @@ class Codabench:
             SubmissionError: the token or the submission is refused, the quota is used up, or the server
                 does not answer properly after :data:`ATTEMPTS` attempts.
         """
-        allowed = self._call("GET", f"/api/can_make_submission/{phase_id}/")
-        if not allowed.get("can"):
+        self.check_quota(phase_id)
+        return self.make(self.store(archive, name, competition), phase_id)
+
+    def check_quota(self, phase_id: int) -> None:
+        """Ask whether a phase takes one more submission of this account.
+
+        Raises:
+            SubmissionError: it does not.
+        """
+        allowed = self._call("GET", f"/api/can_make_submission/{phase_id}/", kind=_Allowed)
+        if not allowed.can:
+            why = allowed.reason or "no reason given"
+            used_up = "maximum" in why
             raise SubmissionError(
                 f"Codabench takes no submission for phase {phase_id}",
-                found=str(allowed.get("reason", "no reason given")),
-                fix="the quota renews daily",
+                found=why,
+                fix="the quota renews at midnight, server time" if used_up and "today" in why else "",
             )
+
+    def store(self, archive: bytes, name: str, competition: int = COMPETITION) -> str:
+        """Send a file to Codabench's storage; it is no submission yet.
+
+        Args:
+            archive: the zip.
+            name: the file's name; the server keeps the first :data:`LONGEST_NAME` characters before ``.zip``.
+            competition: that it is for. A file of none is deleted with the account's "unused submissions".
+
+        Returns:
+            The key of the file.
+        """
         self.note(f"announcing {name}, {len(archive):,} bytes")
-        announced = {"type": "submission", "request_sassy_file_name": name, "file_size": len(archive)}
-        dataset = self._call("POST", "/api/datasets/", announced, needed=("key", "sassy_url"))
+        announced = {
+            "type": "submission",
+            "competition": competition,
+            "request_sassy_file_name": name,
+            "file_name": name,
+            "file_size": len(archive),
+        }
+        dataset = self._call("POST", "/api/datasets/", announced, kind=_Dataset)
+        if not (_is_private(dataset.sassy_url) and re.fullmatch("[!-~]+", dataset.sassy_url)):
+            raise SubmissionError(
+                "POST /api/datasets/: the storage address cannot be used",
+                found=repr(dataset.sassy_url[:80]),
+                expected="an address that begins with https://",
+            )
         self.note("sending it")
-        self._send(str(dataset["sassy_url"]), archive)
-        # Made once: a second attempt after a lost answer could use up a second submission.
-        form = {"phase": phase_id, "data": dataset["key"]}
-        made = self._call("POST", "/api/submissions/", form, attempts=1, needed=("id",))
-        return int(made["id"])
+        self._send(dataset.sassy_url, archive)
+        # Until then the file counts as empty and unfinished.
+        key = urllib.parse.quote(dataset.key, safe="")
+        self._call("PUT", f"/api/datasets/completed/{key}/", {}, kind=dict[str, Any])
+        return dataset.key
+
+    def make(self, key: str, phase_id: int) -> int:
+        """Make a stored file a submission; asked once, because a second one could use up a second submission.
+
+        Returns:
+            The number of the submission.
+
+        Raises:
+            UncertainError: the server may have made it all the same.
+            SubmissionError: it was refused.
+        """
+        form = {"phase": phase_id, "data": key}
+        return self._call("POST", "/api/submissions/", form, attempts=1, kind=_Made).id
 
     def status(self, submission: int) -> str:
         """``Submitted``, ``Running``, ``Finished``, ``Failed`` and so on."""
-        return str(self._call("GET", f"/api/submissions/{submission}/").get("status", "unknown"))
+        return self._call("GET", f"/api/submissions/{submission}/", kind=_Status).status
 
     def _call(
         self,
@@ -133,27 +259,28 @@ class Codabench:
         path: str,
         form: dict[str, Any] | None = None,
         attempts: int = ATTEMPTS,
-        needed: Collection[str] = (),
-    ) -> dict[str, Any]:
+        *,
+        kind: type[Answer],
+    ) -> Answer:
         data = urllib.parse.urlencode(form).encode() if form is not None else None
         headers = {"Authorization": f"Token {self.token}", "Accept": "application/json"}
         request = urllib.request.Request(urllib.parse.urljoin(self.url, path), data, headers, method=method)
         answer = self._attempt(request, f"{method} {path}", attempts)
+        error = UncertainError if attempts == 1 else SubmissionError
         fix = MAY_HAVE_ARRIVED if attempts == 1 else ""
         try:
-            value = json.loads(answer)
-        except ValueError as error:
-            raise SubmissionError(
-                f"{method} {path}: the answer is no JSON", found=repr(answer[:80]), fix=fix
-            ) from error
-        if not isinstance(value, dict) or not value.keys() >= set(needed):
-            raise SubmissionError(
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.ValidationError as wrong:
+            raise error(
                 f"{method} {path}: an unexpected answer",
-                found=repr(answer[:80]),
-                expected="an object" + (" with " + " and ".join(needed) if needed else ""),
+                found=f"{answer[:80]!r} ({wrong})",
+                expected=_shape(kind),
                 fix=fix,
-            )
-        return value
+            ) from wrong
+        except (msgspec.DecodeError, ValueError, RecursionError) as wrong:
+            raise error(
+                f"{method} {path}: the answer is no JSON", found=repr(answer[:80]), fix=fix
+            ) from wrong
 
     def _send(self, url: str, archive: bytes) -> None:
         headers = {"Content-Type": "application/zip"}
@@ -170,25 +297,16 @@ class Codabench:
                 self.sleep(delay)
             try:
                 with opener.open(request, timeout=self.timeout) as response:
-                    body: bytes = response.read()
+                    body: bytes = response.read(LARGEST_ANSWER)
+                    if response.length:
+                        raise IncompleteRead(body, response.length)
                     return body
             except urllib.error.HTTPError as error:
                 detail = ""
                 with error, suppress(OSError, HTTPException):
                     detail = error.read(300).decode(errors="replace").strip()
-                refused = error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-                if refused and request.has_header("Authorization"):
-                    raise SubmissionError(
-                        f"{what}: Codabench refuses the token",
-                        found=f"status {error.code}",
-                        fix="set CODABENCH_TOKEN to the API token of an account that takes part",
-                    ) from None
                 if error.code not in TRANSIENT:
-                    raise SubmissionError(
-                        f"{what} failed",
-                        found=f"status {error.code}" + (f": {detail}" if detail else ""),
-                        fix="try again: each time it is sent to a new address" if refused else "",
-                    ) from None
+                    raise _refusal(request, what, error.code, detail) from None
                 trouble = f"status {error.code}"
             except TimeoutError:
                 trouble = f"no answer within {self.timeout:g} s"
@@ -196,8 +314,58 @@ class Codabench:
                 trouble = str(getattr(error, "reason", error))
             except HTTPException as error:
                 trouble = f"a broken answer, {error!r:.80}"
-        raise SubmissionError(
+        kind = UncertainError if attempts == 1 else SubmissionError
+        raise kind(
             f"{what} failed after {attempts} attempt{'s' if attempts > 1 else ''}",
             found=trouble,
             fix=MAY_HAVE_ARRIVED if attempts == 1 else "try again later",
         )
+
+
+def find_phase(competition: Competition, phase: str, number: int) -> Phase:
+    """The phase of a competition whose name begins like ``development`` or ``testing``.
+
+    Raises:
+        SubmissionError: no phase, or more than one, has such a name.
+    """
+    wanted = [each for each in competition.phases if phase[:3] in each.name.lower()]
+    if len(wanted) != 1:
+        raise SubmissionError(
+            f"cannot tell which phase of competition {number} is {phase}",
+            found=competition.listed(),
+            fix="name its number: --phase-id",
+        )
+    return wanted[0]
+
+
+def _shape(kind: type) -> str:
+    """A kind of answer in words."""
+    if not issubclass(kind, msgspec.Struct):
+        return "an object"
+    needed = [each.name for each in msgspec.structs.fields(kind) if each.required]
+    return "an object" + (" with " + " and ".join(needed) if needed else "")
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent there."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+        return local or (parts.scheme == "https" and bool(parts.hostname))
+    except ValueError:
+        return False
+
+
+def _refusal(request: urllib.request.Request, what: str, status: int, detail: str) -> SubmissionError:
+    found = f"status {status}" + (f": {' '.join(detail.split())}" if detail else "")
+    refused = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    if refused and request.has_header("Authorization"):
+        return SubmissionError(
+            f"{what}: Codabench refuses the token",
+            found=found,
+            fix="set CODABENCH_TOKEN to the API token of an account that takes part",
+        )
+    fix = "try again: each time it is sent to a new address" if refused else ""
+    if "Insufficient space" in detail:
+        fix = "make room on Codabench's page Resources"
+    return SubmissionError(f"{what} failed", found=found, fix=fix)

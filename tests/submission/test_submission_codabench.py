@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -36,6 +37,80 @@ def test_the_token_goes_to_codabench_alone(server: Server) -> None:
     client(server).submit(b"zip", 72)
     for _, path, token in server.requests:
         assert (token is None) == path.startswith("/storage/")
+
+
+def test_the_calls_are_those_of_codabenchs_page_in_its_order(server: Server) -> None:
+    client(server).submit(b"zip", 72)
+    calls = [(method, path.partition("?")[0]) for method, path, _ in server.requests]
+    assert calls == [
+        ("GET", "/api/can_make_submission/72/"),
+        ("POST", "/api/datasets/"),
+        ("PUT", "/storage/the-key"),
+        ("PUT", "/api/datasets/completed/the-key/"),
+        ("POST", "/api/submissions/"),
+    ]
+
+
+def test_a_sent_file_is_complete_has_its_size_and_is_not_deleted_as_unused(server: Server) -> None:
+    client(server).submit(b"zip" * 1000, 72)
+    server.delete_unused()
+    stored = server.datasets["the-key"]
+    assert (stored.competition, stored.size, stored.completed) == (10954, 3000, True)
+
+
+def test_a_server_that_refuses_the_completion_makes_no_submission(server: Server) -> None:
+    server.trouble["/api/datasets/completed/"] = [404]
+    with pytest.raises(SubmissionError, match=r"datasets/completed/the-key/ failed.*404"):
+        client(server).submit(b"zip", 72)
+    assert not server.submissions
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///etc/passwd", "ftp://host/x", "nonsense", "http://[", "https://\u00e9/ x"]
+)
+def test_a_storage_address_that_is_none_is_refused(server: Server, address: str) -> None:
+    answer = json.dumps({"key": "the-key", "sassy_url": address}).encode()
+    server.raw["/api/datasets/"] = [b"HTTP/1.0 201 Created\r\n\r\n" + answer]
+    with pytest.raises(SubmissionError, match="storage address cannot be used"):
+        client(server).submit(b"zip", 72)
+    assert not server.archives
+
+
+ODD = {
+    "a list": b"[]",
+    "null": b"null",
+    "a number as text": b'{"id": "4711", "key": 5, "can": "yes", "phases": {}}',
+    "other types": b'{"id": null, "key": null, "can": 1, "phases": [{"id": "x"}]}',
+    "deeply nested": b"[" * 100_000,
+    "no UTF-8": b'{"id": "\xff", "key": "\xff", "can": "\xff", "phases": "\xff"}',
+    "an empty body": b"",
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD)
+@pytest.mark.parametrize(
+    "path", ["/api/competitions/", "/api/can_make_submission/", "/api/datasets/", "/api/submissions/"]
+)
+def test_an_answer_of_another_shape_is_one_line(server: Server, path: str, body: bytes) -> None:
+    server.raw[path] = [b"HTTP/1.0 200 OK\r\n\r\n" + body]
+    with pytest.raises(SubmissionError, match=path) as caught:
+        client(server).phase_id("testing")
+        client(server).submit(b"zip", 72)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_storage_says_where_room_is_made(server: Server) -> None:
+    answer = b'{"data_file": ["Insufficient space. Your available space is 0 B."]}'
+    head = f"HTTP/1.0 400 Bad\r\nContent-Length: {len(answer)}\r\n\r\n".encode()
+    server.raw["/api/datasets/"] = [head + answer]
+    with pytest.raises(SubmissionError, match=r"Insufficient space.*Resources"):
+        client(server).submit(b"zip", 72)
+
+
+def test_an_account_that_does_not_take_part_is_told_so(server: Server) -> None:
+    server.participant = False
+    with pytest.raises(SubmissionError, match="not approved to participate"):
+        client(server).submit(b"zip", 72)
 
 
 def test_a_phase_is_found_by_its_name(server: Server) -> None:
