@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import msgspec
 
@@ -112,8 +112,49 @@ class _Made(msgspec.Struct):
     id: int
 
 
-class _Status(msgspec.Struct):
+class Score(msgspec.Struct, frozen=True):
+    """One number of a submission; Codabench writes decimals as text."""
+
+    column_key: str
+    score: str | float | None = None
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A submission, as Codabench tells it.
+
+    Attributes:
+        id: its number.
+        status: one of ``Submitting``, ``Submitted``, ``Preparing``, ``Running``, ``Scoring``, ``Finished``,
+            ``Failed``, ``Cancelled``; ``unknown`` where the server says nothing.
+        phase, phase_name: the phase it was made in.
+        filename: name of its file, cut to :data:`LONGEST_NAME` characters before ``.zip``.
+        created_when: ISO 8601.
+        status_details: what went wrong, in the server's words.
+        scores: none until it has finished.
+    """
+
+    id: int
     status: str = "unknown"
+    phase: int | None = None
+    phase_name: str | None = None
+    filename: str | None = None
+    created_when: str | None = None
+    status_details: str | None = None
+    scores: list[Score] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ("Finished", "Failed", "Cancelled")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Column -> number; what is no number is left out."""
+        numbers = {}
+        for each in self.scores:
+            with suppress(TypeError, ValueError):
+                numbers[each.column_key] = float(each.score)  # type: ignore[arg-type]
+        return numbers
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -251,7 +292,25 @@ class Codabench:
 
     def status(self, submission: int) -> str:
         """``Submitted``, ``Running``, ``Finished``, ``Failed`` and so on."""
-        return self._call("GET", f"/api/submissions/{submission}/", kind=_Status).status
+        return self.submission(submission).status
+
+    def submission(self, number: int) -> Made:
+        """One submission of this account.
+
+        Raises:
+            SubmissionError: there is none of this number, or the answer is none.
+        """
+        found = self._call("GET", f"/api/submissions/{number}/", kind=Made)
+        if found.id != number:
+            raise SubmissionError(
+                f"GET /api/submissions/{number}/: an unexpected answer", found=f"submission {found.id}"
+            )
+        return found
+
+    def submissions(self, phase_id: int) -> list[Made]:
+        """This account's submissions in a phase, the newest first."""
+        found = self._call("GET", f"/api/submissions/?phase={phase_id}", kind=list[Made])
+        return sorted((s for s in found if s.phase in (phase_id, None)), key=lambda s: -s.id)
 
     def _call(
         self,
@@ -340,8 +399,8 @@ def find_phase(competition: Competition, phase: str, number: int) -> Phase:
 
 def _shape(kind: type) -> str:
     """A kind of answer in words."""
-    if not issubclass(kind, msgspec.Struct):
-        return "an object"
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return "a list of objects" if get_origin(kind) is list else "an object"
     needed = [each.name for each in msgspec.structs.fields(kind) if each.required]
     return "an object" + (" with " + " and ".join(needed) if needed else "")
 

@@ -29,6 +29,9 @@ _ID = re.compile(r"0|[1-9][0-9]{0,17}")
 _ID_KEY = re.compile(rb'"[0-9]+"\s*:')
 
 
+_PACKED = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a file packed by gzip"}
+
+
 class _Entry(msgspec.Struct, gc=False):
     boxes: list[tuple[float, float, float, float]]
     scores: list[float]
@@ -166,18 +169,29 @@ class Detections:
         )
 
     @classmethod
-    def read_coco(cls, path: Path) -> Detections:
+    def read_coco(cls, path: Path, names: Callable[[], Mapping[str, int]] | None = None) -> Detections:
         """Read COCO results, ``[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]``.
 
         Images appear in the order of their first detection, detections of an image in file order.
         Images without a detection do not occur in such a file.
 
+        Args:
+            path: the file.
+            names: gives file stem -> image id; asked when an ``image_id`` is no number. Ultralytics writes
+                the stem of a frame's file there.
+
         Raises:
-            SubmissionError: the file is missing, no JSON, or not such a list.
+            SubmissionError: the file is missing, no JSON, not such a list, or has names that nobody knows.
         """
-        source = str(path)
+        return cls.loads_coco(read_bytes(path), str(path), names)
+
+    @classmethod
+    def loads_coco(
+        cls, data: bytes, source: str, names: Callable[[], Mapping[str, int]] | None = None
+    ) -> Detections:
+        """Like :meth:`read_coco`, from bytes; ``source`` names them in messages."""
         try:
-            results = msgspec.json.decode(read_bytes(path), type=list[_Result])
+            results = msgspec.json.decode(data, type=list[_Result])
         except msgspec.DecodeError as error:
             raise SubmissionError(
                 f"{source} is no list of COCO results",
@@ -185,7 +199,7 @@ class Detections:
                 expected='[{"image_id": ..., "category_id": ..., "bbox": [x, y, w, h], "score": ...}, ...]',
             ) from error
         try:
-            image = np.array([r.image_id for r in results], np.int64)
+            image = np.array(_coco_ids(results, source, names), np.int64)
             labels = np.array([r.category_id for r in results], np.int64)
         except OverflowError as error:
             raise SubmissionError(
@@ -209,10 +223,30 @@ class Detections:
 
 
 class _Result(msgspec.Struct, gc=False):
-    image_id: int
+    image_id: int | str
     category_id: int
     bbox: tuple[float, float, float, float]
     score: float
+
+
+def _coco_ids(
+    results: list[_Result], source: str, names: Callable[[], Mapping[str, int]] | None
+) -> list[int]:
+    """The image id of each result: a number, the digits of one, or a file stem that ``names`` knows."""
+    stems = {r.image_id for r in results if isinstance(r.image_id, str) and not _ID.fullmatch(r.image_id)}
+    known = names() if stems and names is not None else {}
+    unknown = sorted(stems - known.keys())
+    refuse(
+        source,
+        len(unknown),
+        (f"image_id {name!r}" for name in unknown),
+        expected="image ids such as 20200514222307015, or file stems of the frames that were exported",
+        fix="name the data whose index knows them: --data" if names is not None else "",
+    )
+    return [
+        r.image_id if isinstance(r.image_id, int) else known.get(r.image_id) or int(r.image_id)
+        for r in results
+    ]
 
 
 def spans(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -301,8 +335,12 @@ def _parse(
     try:
         return json.loads(data, object_pairs_hook=object_pairs_hook)
     except (ValueError, RecursionError) as error:
+        packed = next((kind for start, kind in _PACKED.items() if data.startswith(start)), "")
         raise SubmissionError(
-            f"{source} is no JSON, or is cut off", found=str(error), expected="one JSON object that closes"
+            f"{source} is no JSON, or is cut off",
+            found=packed or str(error),
+            expected="one JSON object that closes",
+            fix="unpack it first" if packed else "",
         ) from error
 
 
@@ -347,7 +385,10 @@ def _explain(value: Any, source: str) -> dict[str, _Entry]:
 
 
 def _convert(entry: Any) -> _Entry | str:
-    """The entry, or what is wrong with it."""
+    """The entry, or what is wrong with it. Labels such as 1.0 are whole numbers to the evaluator as well."""
+    if isinstance(entry, Mapping) and isinstance(entry.get("labels"), list):
+        whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in entry["labels"]]
+        entry = {**entry, "labels": whole}
     try:
         return msgspec.convert(entry, _Entry)
     except msgspec.ValidationError as error:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import distributions
@@ -18,20 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from submission import Detections, templates
-from submission.archive import MEMBER
-from submission.codabench import COMPETITION, URL, Codabench
+from submission.archive import MEMBER, is_zip, pack, unpack
+from submission.atomic import write_bytes
+from submission.codabench import URL, Codabench
 from submission.templates import PHASES, Phase
 from submission.validate import check_ids, check_values
+from submission.worth import Usual, Worth, assess
 from toolkit import __version__, console
+from toolkit.dataset.index import prepared_folder, read_manifest
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.provenance import origin_of, sha256
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
-
-SPARSE = 0.5
-"""The largest share of ids without an entry that is uploaded without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,27 @@ class Submission:
             "filled": self.filled,
             "rehearsal": self.rehearsal,
         }
+
+
+def read(path: Path, coco: bool = False, names: Callable[[], Mapping[str, int]] | None = None) -> Detections:
+    """Read predictions: the challenge's JSON or COCO results, as a file or as the one file of a zip.
+
+    Args:
+        path: the file; a zip is looked into, and what is in it is said.
+        coco: the file is a list of COCO results.
+        names: see :meth:`submission.Detections.read_coco`.
+
+    Raises:
+        SubmissionError: the file is not what it should be.
+    """
+    if not is_zip(path):
+        return Detections.read_coco(path, names) if coco else Detections.read(path)
+    member, data = unpack(path)
+    console.note(f"{path} holds {member}, {len(data):,} bytes")
+    if member != MEMBER:
+        console.warn(f"the organisers open {MEMBER} at the top of a zip, not {member}")
+    source = f"{path}, {member}"
+    return Detections.loads_coco(data, source, names) if coco else Detections.loads(data, source)
 
 
 def prepare(
@@ -149,10 +170,47 @@ def check_place(archive: Path) -> None:
             )
 
 
-def write_receipt(
-    archive: Path, checked: Submission, predictions: Path, run: Path | None, codabench: Mapping[str, Any]
-) -> Path:
-    """Write ``<archive>.json`` beside the zip: what was handed in, and what it was made from.
+def write_archive(
+    archive: Path, checked: Submission, predictions: Path, run: Path | None = None
+) -> dict[str, Any]:
+    """Write the zip and, beside it, its receipt.
+
+    A zip that was given as the predictions is left as it is, with the receipt that it has.
+
+    Args:
+        archive: the zip.
+        checked: what goes into it.
+        predictions: the file that it is made from.
+        run: the run that predicted, if known.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        ToolkitError: the predictions are a zip of that name with other bytes.
+        SubmissionError: the zip cannot be written.
+    """
+    data = pack(checked.detections)
+    given = archive.exists() and archive.samefile(predictions)
+    if given and archive.read_bytes() != data:
+        raise ToolkitError(
+            f"{archive} would be overwritten",
+            found="a zip that `toolkit submit` did not write",
+            fix="name another archive: --out",
+        )
+    if given and _is_receipt(_receipt_of(archive)):
+        kept: dict[str, Any] = json.loads(_receipt_of(archive).read_bytes())
+        if kept["archive"].get("sha256") == sha256(archive):
+            return kept
+    if not given:
+        write_bytes(archive, data)
+    receipt = make_receipt(archive, checked, predictions, run)
+    write_receipt(archive, receipt)
+    return receipt
+
+
+def make_receipt(archive: Path, checked: Submission, predictions: Path, run: Path | None) -> dict[str, Any]:
+    """What is handed in, and what it was made from.
 
     Args:
         archive: the zip.
@@ -160,7 +218,6 @@ def write_receipt(
         predictions: the file that it was made from.
         run: the run that predicted, if known. Weights are recorded if the predictions' origin is known,
             the run's validation scores if the same weights got them.
-        codabench: answer of :func:`upload`; empty if it was not uploaded.
     """
     receipt: dict[str, Any] = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -182,27 +239,61 @@ def write_receipt(
             keys = ("global_map_bal", "global_map_50", "global_map_con", "global_map")
             receipt["validation"] = {key: values.get(key) for key in keys}
             receipt["validation"]["truth_sha256"] = scored.truth_sha256
-    if codabench:
-        receipt["codabench"] = dict(codabench)
+    return receipt
+
+
+def write_receipt(archive: Path, receipt: Mapping[str, Any]) -> Path:
+    """Write ``<archive>.json`` beside the zip.
+
+    Raises:
+        ToolkitError: it cannot be written.
+    """
     path = _receipt_of(archive)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    write_json(path, receipt)
     return path
 
 
-def check_upload(checked: Submission, phase_id: int | None = None, sparse: bool = False) -> Codabench:
+def look_at(checked: Submission, data: Path | None = None) -> Worth:
+    """Look at what of a submission could score, and warn of what could not and of what is odd.
+
+    Args:
+        checked: what is to be handed in; nothing is said of a rehearsal.
+        data: LTDv2's files, if known; where they are prepared, they say how many objects a frame has.
+    """
+    if checked.rehearsal:
+        return Worth((), ())
+    worth = assess(checked.detections, _usual_in(data) if data is not None else None)
+    for line in (*worth.objections, *worth.remarks):
+        console.warn(line)
+    return worth
+
+
+def _usual_in(data: Path) -> Usual | None:
+    """How many objects the frames of the validation split have; None where the data is not prepared."""
+    try:
+        manifest = read_manifest(prepared_folder(data))
+    except ToolkitError:
+        return None
+    images, boxes = (counts.get("val", 0) for counts in (manifest.images, manifest.boxes))
+    return Usual(boxes / images, f"the validation frames of {data}") if images and boxes else None
+
+
+def check_upload(
+    checked: Submission, worth: Worth, phase_id: int | None = None, sparse: bool = False
+) -> Codabench:
     """Make sure, before anything is written, that a submission may be uploaded.
 
     The token comes from ``CODABENCH_TOKEN``; ``CODABENCH_URL`` names another instance.
 
     Args:
         checked: what is to be sent.
+        worth: what of it could score.
         phase_id: Codabench's number of the phase, if known.
-        sparse: send it even if most ids have no entry.
+        sparse: send it even if it would score next to nothing.
 
     Raises:
-        ToolkitError: there is no token, the submission is a rehearsal or mostly empty, or nothing tells
-            its phase.
+        ToolkitError: there is no token, the submission is a rehearsal or would score next to nothing, or
+            nothing tells its phase.
         SubmissionError: the token would travel in clear.
     """
     token = os.environ.get("CODABENCH_TOKEN")
@@ -214,11 +305,10 @@ def check_upload(checked: Submission, phase_id: int | None = None, sparse: bool 
             found=f"{checked.filled:,} ids without predictions",
             expected="predictions of the whole split",
         )
-    if checked.filled > SPARSE * len(checked.detections) and not sparse:
+    if worth.objections and not sparse:
         raise ToolkitError(
-            "mostly empty predictions are not uploaded: they would use up a submission",
-            found=f"{checked.filled:,} of {len(checked.detections):,} ids without an entry",
-            expected=f"at most {SPARSE:.0%}",
+            "this is not uploaded: it would use up a submission for next to nothing",
+            found="; ".join(worth.objections),
             fix="if that is meant: --upload-sparse",
         )
     if phase_id is None and checked.phase is None:
@@ -226,26 +316,10 @@ def check_upload(checked: Submission, phase_id: int | None = None, sparse: bool 
     return Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
 
 
-def upload(
-    client: Codabench, archive: Path, checked: Submission, phase_id: int | None = None
-) -> dict[str, Any]:
-    """Send a checked archive to Codabench.
-
-    Args:
-        client: from :func:`check_upload`.
-        archive: the zip.
-        checked: what is in it.
-        phase_id: Codabench's number of the phase; None finds it by the phase's name.
-
-    Returns:
-        What the receipt records: instance, competition, phase and number of the submission.
-
-    Raises:
-        SubmissionError: Codabench refuses it or does not answer.
-    """
-    number = client.phase_id(str(checked.phase)) if phase_id is None else phase_id
-    made = client.submit(archive.read_bytes(), number, archive.name)
-    return {"url": client.url, "competition": COMPETITION, "phase": number, "submission": made}
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a receipt or its copy, the whole of it or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _receipt_of(archive: Path) -> Path:

@@ -11,6 +11,7 @@ A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names anot
     runs/<name>/evaluation/            scores.json and the report
     runs/<name>/**/<file>.origin       which weights and split a predictions or scores file is of
     runs/<name>/submission.zip
+    submissions/                       the receipt of every upload
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ class Workspace:
     def runs(self) -> Path:
         """The folder of all runs."""
         return self.root / "runs"
+
+    @property
+    def submissions(self) -> Path:
+        """The folder with the receipts of all uploads."""
+        return self.root / "submissions"
 
     def settings_files(self, data: Path | None = None) -> tuple[Path, ...]:
         """The files ``toolkit.toml`` that count, the one that wins last.

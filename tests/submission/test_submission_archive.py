@@ -59,3 +59,58 @@ def test_a_full_disk_leaves_no_half_zip(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SubmissionError, match=r"cannot write .*entry\.zip"):
         archive.write(tmp_path / "entry.zip", some())
     assert list(tmp_path.iterdir()) == []
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, data in members.items():
+            opened.writestr(name, data)
+    return path
+
+
+MAC = {"__MACOSX/._predictions.json": b"x", ".DS_Store": b"x", "__MACOSX/results/._predictions.json": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ({"predictions.json": b"{}"}, "predictions.json"),
+        ({"predictions.json": b"{}", **MAC, "readme.txt": b"x", "scores.json": b"x"}, "predictions.json"),
+        ({"results/predictions.json": b"{}", "results/": b"", **MAC}, "results/predictions.json"),
+        ({"my answer.JSON": b"{}", **MAC}, "my answer.JSON"),
+    ],
+)
+def test_predictions_are_found_in_other_peoples_zips(
+    tmp_path: Path, members: dict[str, bytes], found: str
+) -> None:
+    assert archive.unpack(zipped(tmp_path / "entry.zip", members)) == (found, b"{}")
+
+
+def test_zips_without_one_file_of_predictions_are_refused_with_what_is_in_them(tmp_path: Path) -> None:
+    with pytest.raises(SubmissionError, match=r"no predictions; a\.txt; one file"):
+        archive.unpack(zipped(tmp_path / "a.zip", {"a.txt": b"", **MAC}))
+    with pytest.raises(SubmissionError, match="no predictions; nothing"):
+        archive.unpack(zipped(tmp_path / "b.zip", {}))
+    with pytest.raises(SubmissionError, match=r"several files; a\.json, b\.json"):
+        archive.unpack(zipped(tmp_path / "c.zip", {"a.json": b"", "b.json": b""}))
+
+
+@pytest.mark.parametrize("case", ["encrypted", "cut off", "flipped", "other compression", "a folder"])
+def test_a_zip_that_cannot_be_read_is_one_line(tmp_path: Path, case: str) -> None:
+    path = zipped(tmp_path / "entry.zip", {"predictions.json": b'{"1": 5}' * 99})
+    data = bytearray(path.read_bytes())
+    directory = data.rindex(b"PK\x01\x02")
+    if case == "encrypted":
+        data[6] = data[directory + 8] = 1
+    elif case == "cut off":
+        del data[40:]
+    elif case == "flipped":
+        data[60] ^= 0xFF
+    elif case == "other compression":
+        data[8] = data[directory + 10] = 99
+    path.write_bytes(data)
+    if case == "a folder":
+        path = tmp_path
+    with pytest.raises(SubmissionError, match="cannot read") as caught:
+        archive.unpack(path)
+    assert "\n" not in str(caught.value)

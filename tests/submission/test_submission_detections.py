@@ -170,6 +170,45 @@ def test_bad_file_is_refused_with_what_was_found(name: str, tmp_path: Path) -> N
         Detections.read(write(tmp_path, value))
 
 
+@pytest.mark.parametrize("labels", [[1.0], [True], [1.5], ["1"]])
+def test_labels_are_taken_as_the_organisers_evaluator_takes_whole_numbers(labels: list[Any]) -> None:
+    data = json.dumps({str(A): {**ENTRY, "labels": labels}}).encode()
+    if labels == [1.0] and type(labels[0]) is float:
+        assert Detections.loads(data).labels.tolist() == [1]
+    else:
+        with pytest.raises(SubmissionError, match="expected `int`"):
+            Detections.loads(data)
+
+
+@pytest.mark.parametrize(("start", "kind"), [(b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "gzip")])
+def test_a_packed_file_is_named_as_such(start: bytes, kind: str) -> None:
+    with pytest.raises(SubmissionError, match=rf"{kind}.*unpack it"):
+        Detections.loads(start + b"\x00\xff" * 9)
+
+
+RESULT = {"category_id": 4, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+def test_file_stems_in_a_coco_list_are_looked_up_and_digits_are_ids(tmp_path: Path) -> None:
+    results = [{**RESULT, "image_id": i} for i in ("20200514-clip_22-image_0015", str(A), A)]
+    found = Detections.read_coco(write(tmp_path, results), lambda: {"20200514-clip_22-image_0015": B})
+    assert found.image_ids.tolist() == [B, A]
+    assert found.counts.tolist() == [1, 2]
+
+
+def test_file_stems_that_nobody_knows_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, [{**RESULT, "image_id": "image_0015"}])
+    with pytest.raises(SubmissionError, match=r"1 offence; image_id 'image_0015'.*file stems.*--data"):
+        Detections.read_coco(path, dict)
+    with pytest.raises(SubmissionError, match="image_id 'image_0015'"):
+        Detections.read_coco(path)
+
+
+def test_ids_of_a_coco_list_that_went_through_a_double_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SubmissionError, match="no list of COCO results"):
+        Detections.read_coco(write(tmp_path, [{**RESULT, "image_id": 2.0200514222307016e16}]))
+
+
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(SubmissionError, match="No such file"):
         Detections.read(tmp_path / "none.json")

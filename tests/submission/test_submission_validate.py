@@ -89,3 +89,41 @@ def test_an_id_given_twice_is_refused() -> None:
     )
     with pytest.raises(SubmissionError, match=f"id {A} twice"):
         check_ids(twice, np.array([A]))
+
+
+def boxes(*rows: tuple[float, float, float, float]) -> Detections:
+    n = len(rows)
+    return Detections(
+        np.array([A]), np.array([0, n]), np.array(rows, np.float64), np.ones(n), np.ones(n, int)
+    )
+
+
+CORNER, CENTRE = "of the first corner", "of the centre"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "unsaid"),
+    [
+        ([(2.0, 3.0, 40.0, 20.0), (200.0, 3.0, 10.0, 9.0)], CORNER, CENTRE),  # a centre that near has no room
+        ([(380.0, 280.0, 8.0, 16.0), (100.0, 90.0, 20.0, 30.0)], CENTRE, CORNER),
+        ([(0.99, 0.5, 0.04, 0.1)], CENTRE, CORNER),
+        ([(0.01, 0.5, 0.2, 0.1)], CORNER, CENTRE),
+    ],
+)
+def test_the_hint_for_boxes_that_are_no_corners_fits_them(rows: Any, said: str, unsaid: str) -> None:
+    with pytest.raises(SubmissionError, match="x1 <= x2") as caught:
+        check_values(boxes(*rows))
+    assert said in caught.value.fix
+    assert unsaid not in caught.value.fix
+
+
+def test_boxes_that_may_be_either_get_both_ways() -> None:
+    with pytest.raises(SubmissionError) as caught:
+        check_values(boxes((100, 100, 20, 30)))
+    assert CORNER in caught.value.fix
+    assert CENTRE in caught.value.fix
+
+
+def test_the_hint_for_parts_of_the_frame_speaks_of_pixels() -> None:
+    with pytest.raises(SubmissionError, match="pixels: x times 384, y times 288"):
+        check_values(boxes((0.5, 0.5, 0.1, 0.1)))

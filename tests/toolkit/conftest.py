@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from codabench_server import TOKEN, Server, codabench
 from command import Command
 
 
@@ -21,3 +23,12 @@ def toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """The command."""
     monkeypatch.setenv("COLUMNS", "250")
     return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def codabench_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A model of Codabench, and the environment that sends a command there."""
+    with codabench() as running:
+        monkeypatch.setenv("CODABENCH_URL", running.url)
+        monkeypatch.setenv("CODABENCH_TOKEN", TOKEN)
+        yield running

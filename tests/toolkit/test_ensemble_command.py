@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from command import Command
 
-from submission import Detections
+from submission import Detections, templates
+from submission.templates import PHASES
 from toolkit.evaluation import ensemble
 
 HIT = {"20210100000000001": {"boxes": [[10, 10, 30, 40]], "scores": [0.5], "labels": [1]}}
@@ -42,3 +43,71 @@ def test_what_came_of_fusing_is_checked_before_it_is_written(
     assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
     assert "finite coordinates" in result.err
     assert not Path("ensemble.json").exists()
+
+
+def predictions(path: Path, ids: list[int]) -> Path:
+    entry = {"boxes": [[10, 10, 30, 40]], "scores": [0.5], "labels": [1]}
+    path.write_text(json.dumps({str(i): entry for i in ids}))
+    return path
+
+
+VAL, TEST = (templates.template(phase)[:6].tolist() for phase in PHASES)
+
+
+def test_files_of_different_splits_are_not_fused(workspace: Path, toolkit: Command) -> None:
+    a, b = predictions(workspace / "a.json", VAL), predictions(workspace / "b.json", TEST)
+    result = toolkit("ensemble", a, b)
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "different splits; found " in result.err
+    assert "a.json of development" in result.err
+    assert not Path("ensemble.json").exists()
+
+
+def test_files_without_a_common_image_are_not_fused(workspace: Path, toolkit: Command) -> None:
+    a, b = predictions(workspace / "a.json", VAL[:3]), predictions(workspace / "b.json", VAL[3:])
+    result = toolkit("ensemble", a, b)
+    assert (result.status, "has no image in common with the others" in result.err) == (1, True)
+
+
+def test_images_that_one_file_lacks_are_counted_aloud(workspace: Path, toolkit: Command) -> None:
+    a, b = predictions(workspace / "a.json", VAL), predictions(workspace / "b.json", VAL[:4])
+    result = toolkit("ensemble", a, b)
+    assert result.status == 0
+    assert "b.json has no entry for 2 of 6 images; fused as if nothing was found there" in result.err
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (VAL, TEST, "different splits"),
+        (TEST, TEST, "has no image of"),
+        (VAL[:3], VAL[3:], "no image in common"),
+    ],
+)
+def test_files_of_another_split_are_not_compared(
+    workspace: Path, toolkit: Command, a: list[int], b: list[int], message: str
+) -> None:
+    images = [{"id": i, "file_name": f"frames/20200502/clip_{n % 3}/{i}.jpg"} for n, i in enumerate(VAL)]
+    boxes = [{"id": n, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 30]} for n, i in enumerate(VAL)]
+    (workspace / "Valid.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    files = predictions(workspace / "a.json", a), predictions(workspace / "b.json", b)
+    result = toolkit("compare", *files, "--truth", "Valid.json")
+    assert (result.status, result.err.count("\n"), message in result.err) == (1, 1, True)
+    assert result.out == ""
+
+
+def test_compare_counts_what_one_file_lacks_aloud(workspace: Path, toolkit: Command) -> None:
+    images = [{"id": i, "file_name": f"frames/20200502/clip_{n % 3}/{i}.jpg"} for n, i in enumerate(VAL)]
+    boxes = [{"id": n, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 30]} for n, i in enumerate(VAL)]
+    (workspace / "Valid.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    files = predictions(workspace / "a.json", VAL), predictions(workspace / "b.json", VAL[:4])
+    result = toolkit("compare", *files, "--truth", "Valid.json", "--resamples", "100")
+    assert (result.status, "b.json has no entry for 2 of 6 images" in result.err) == (0, True)
+
+
+def test_evaluate_refuses_predictions_of_another_split(workspace: Path, toolkit: Command) -> None:
+    images = [{"id": i, "file_name": f"frames/20200502/clip_{n % 3}/{i}.jpg"} for n, i in enumerate(VAL)]
+    (workspace / "Valid.json").write_text(json.dumps({"images": images, "annotations": []}))
+    result = toolkit("evaluate", predictions(workspace / "a.json", TEST), "--truth", "Valid.json")
+    assert (result.status, "of the phase testing" in result.err) == (1, True)
+    assert not (workspace / "evaluation").exists()

@@ -6,12 +6,11 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from codabench_server import TOKEN, Server, codabench
+from codabench_server import TOKEN, Server
 from command import Command
 
 from submission import templates
@@ -310,14 +309,6 @@ def test_submit_overwrites_nothing_but_earlier_submissions(
 
 def test_an_earlier_submission_is_replaced(sample: Path, toolkit: Command) -> None:
     assert [toolkit("submit", "--zip").status for _ in range(2)] == [0, 0]
-
-
-@pytest.fixture
-def codabench_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with codabench() as running:
-        monkeypatch.setenv("CODABENCH_URL", running.url)
-        monkeypatch.setenv("CODABENCH_TOKEN", TOKEN)
-        yield running
 
 
 def complete(folder: Path) -> Path:

@@ -29,7 +29,7 @@ def compare(
     Example: [bold]toolkit compare a.json b.json --truth Valid.json[/bold]
     """
     from submission import Detections
-    from submission.validate import check_values
+    from submission.validate import check_overlap, check_same_images, check_values
     from toolkit import console, workspace
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context
@@ -41,8 +41,12 @@ def compare(
     both = [Detections.read(path) for path in paths]
     for path, detections in zip(paths, both, strict=True):
         check_values(detections, str(path))
+    for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):
+        console.warn(f"{line}; scored as if nothing was found there")
     answers = truth or place.data_of(paths[0], data) / workspace.ANNOTATIONS[split.value]
     true = GroundTruth.read(answers)
+    for path, detections in zip(paths, both, strict=True):
+        check_overlap(detections, true.image_ids, str(path), str(answers))
     context = Context.read(answers, true.image_ids)
     result = run(true, both[0], both[1], context, engine.value, resamples, seed)
     if json:

@@ -31,7 +31,8 @@ def ensemble(
     Example: [bold]toolkit ensemble runs/a/predictions-test.json runs/b/predictions-test.json[/bold]
     """
     from submission import Detections
-    from submission.validate import check_values
+    from submission.validate import check_same_images, check_values
+    from toolkit import console
     from toolkit.errors import ToolkitError
     from toolkit.evaluation.ensemble import FusionOptions, fuse
 
@@ -42,6 +43,8 @@ def ensemble(
     sets = [Detections.read(path) for path in predictions]
     for path, detections in zip(predictions, sets, strict=True):
         check_values(detections, str(path))
+    for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
+        console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")
     fused = fuse(sets, FusionOptions(method.value, trust, iou, max_det)).rounded()
     check_values(fused, "what came of fusing")
     fused.write(out)

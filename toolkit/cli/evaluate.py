@@ -62,7 +62,7 @@ def evaluate(
     Example: [bold]toolkit evaluate predictions.json --truth Valid.json --json[/bold]
     """
     from submission import Detections
-    from submission.validate import check_values
+    from submission.validate import check_overlap, check_values
     from toolkit import console, provenance, workspace
     from toolkit.evaluation.scoring import score
     from toolkit.evaluation.table import month_table
@@ -86,6 +86,7 @@ def evaluate(
         check_values(detections, str(path))
         origin = provenance.origin_of(path)
         true = GroundTruth.read(answers)
+        check_overlap(detections, true.image_ids, str(path), str(answers))
     else:
         true = GroundTruth.read(answers)
         options = prediction.PredictionOptions(

@@ -19,7 +19,7 @@ class PhaseName(str, Enum):
 def submit(
     predictions: Annotated[
         Path | None,
-        typer.Argument(metavar="[PREDICTIONS.json]", help="Default: the newest."),
+        typer.Argument(metavar="[PREDICTIONS]", help="A .json or a .zip; default: the newest."),
     ] = None,
     zip: Annotated[bool, typer.Option("--zip", help="Write the archive; without it only check.")] = False,
     phase: Annotated[
@@ -44,10 +44,16 @@ def submit(
         bool, typer.Option("--upload", help="Also send it to Codabench, with the token CODABENCH_TOKEN.")
     ] = False,
     upload_sparse: Annotated[
-        bool, typer.Option("--upload-sparse", help="Upload even if most ids have no entry.")
+        bool, typer.Option("--upload-sparse", help="Upload even what would score next to nothing.")
+    ] = False,
+    upload_again: Annotated[
+        bool, typer.Option("--upload-again", help="Upload even an archive that was uploaded before.")
     ] = False,
     phase_id: Annotated[
         int | None, typer.Option(help="Codabench's number of the phase; default: found by its name.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's. Knows file stems.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
@@ -60,29 +66,40 @@ def submit(
     """
     from contextlib import suppress
 
-    from submission import Detections, archive
+    from submission.archive import is_zip
     from submission.templates import Phase
-    from toolkit import console, entry, workspace
+    from toolkit import console, entry, uploads, workspace
     from toolkit.errors import ToolkitError
 
     place = workspace.current()
     if predictions is None:
         predictions = place.newest_predictions()
         console.note(f"newest predictions: {predictions}")
-    target = out or (predictions.parent / "submission.zip" if zip or upload else None)
+    source = predictions
+    beside = source if is_zip(source) else source.parent / "submission.zip"
+    target = out or (beside if zip or upload else None)
     if target is not None:
         entry.check_place(target)
-    detections = Detections.read_coco(predictions) if from_coco else Detections.read(predictions)
-    run = place.run_of(predictions)
+
+    def names() -> dict[str, int]:
+        from toolkit.dataset import export, index
+
+        return export.stems(index.load(place.data_of(source, data)))
+
+    detections = entry.read(source, from_coco, names)
+    run = place.run_of(source)
     chosen: Phase | None = phase.value if phase else None
+    folder = place.data_dir(data) if data is not None else None
+    with suppress(ToolkitError):  # without its data the predictions must be complete
+        folder = folder or place.data_of(source)
     data_template = None
     if run is not None and template is None:
-        chosen = chosen or entry.guess_phase(detections.image_ids, str(predictions))
-        with suppress(ToolkitError):  # without its data the predictions must be complete
-            data_template = place.data_of(predictions) / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
+        chosen = chosen or entry.guess_phase(detections.image_ids, str(source))
+        if folder is not None:
+            data_template = folder / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
     checked = entry.prepare(
         detections,
-        source=str(predictions),
+        source=str(source),
         phase=chosen,
         template=template,
         data_template=data_template,
@@ -95,21 +112,22 @@ def submit(
         )
     elif checked.filled:
         console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
-    client = entry.check_upload(checked, phase_id, upload_sparse) if upload else None
+    worth = entry.look_at(checked, folder)
+    client = entry.check_upload(checked, worth, phase_id, upload_sparse) if upload else None
     sent: dict[str, Any] = {}
     if target is not None:
-        archive.write(target, checked.detections)
         # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
-        entry.write_receipt(target, checked, predictions, run, sent)
+        receipt = entry.write_archive(target, checked, source, run)
         if client is not None:
-            sent = entry.upload(client, target, checked, phase_id)
-            entry.write_receipt(target, checked, predictions, run, sent)
+            sending = uploads.Upload(client, target, receipt, place.submissions)
+            sent = sending.send(checked.phase, phase_id, upload_again)
     if json:
-        files = {"predictions": str(predictions), "zip": str(target) if target else None}
-        console.print_json({**files, **checked.as_dict(), "codabench": sent or None})
+        files = {"predictions": str(source), "zip": str(target) if target else None}
+        outcome = {"objections": worth.objections, "remarks": worth.remarks, "codabench": sent or None}
+        console.print_json({**files, **checked.as_dict(), **outcome})
         return
     console.note(
-        f"{predictions}: nothing to object to, {len(checked.detections.scores):,} boxes in "
+        f"{source}: nothing the organisers would refuse, {len(checked.detections.scores):,} boxes in "
         f"{len(checked.detections):,} images, checked against {checked.against}"
     )
     if sent:

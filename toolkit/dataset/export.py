@@ -55,6 +55,23 @@ def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False) -> 
     return listed
 
 
+def stems(index: DatasetIndex) -> dict[str, int]:
+    """Image id of each file stem of an export: what Ultralytics writes as ``image_id`` of its predictions."""
+    return {
+        Path(_flat(name.decode())).stem: image_id
+        for split in FILES
+        if index.manifest.images.get(split)
+        for name, image_id in zip(
+            index.split(split).file_names.tolist(), index.split(split).image_ids.tolist(), strict=True
+        )
+    }
+
+
+def _flat(name: str) -> str:
+    """A frame's path as a file name; base names alone repeat between clips."""
+    return name.removeprefix("frames/").replace("/", "-")
+
+
 def _export_split(split: Split, folder: Path, *, extract: bool) -> None:
     images, labels = folder / "images" / split.name, folder / "labels" / split.name
     try:
@@ -64,7 +81,7 @@ def _export_split(split: Split, folder: Path, *, extract: bool) -> None:
         root = split.index.data.resolve()
         for row in console.track(range(len(split)), f"exporting {split.name}"):
             name = frames.name(row)
-            flat = name.removeprefix("frames/").replace("/", "-")
+            flat = _flat(name)
             image = images / flat
             if extract:
                 try:
