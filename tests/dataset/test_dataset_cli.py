@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from submission import Detections, archive
 from toolkit.cli import app
 from toolkit.dataset.export import export_yolo
 from toolkit.dataset.frames import ZipFrames
@@ -109,3 +110,27 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     done = runner.invoke(app, ["dataset", verb, "--help"])
     assert done.exit_code == 0
     assert f"toolkit dataset {verb}" in done.stdout
+
+
+def test_predictions_of_an_export_come_back_as_a_submission(sample: Path, tmp_path: Path) -> None:
+    """Ultralytics writes the stem of a frame's file as image_id, or a number where it is all digits."""
+    index = load(sample)
+    export_yolo(index, tmp_path / "yolo", extract=True)
+    images = sorted((tmp_path / "yolo" / "images" / "test").iterdir())
+    found = [
+        {"image_id": image.stem, "category_id": 1, "bbox": [n, 5, 20, 30], "score": 0.5}
+        for n, image in enumerate(images)
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps(found))
+    template = str(sample / "TestNoLabels.json")
+    options = ["--from-coco", "--data", str(sample), "--template", template, "--zip"]
+    result = runner.invoke(app, ["submit", str(tmp_path / "predictions.json"), *options])
+    assert result.exit_code == 0, result.output
+    split = index.split("test")
+    stems = {
+        name.decode().removeprefix("frames/").replace("/", "-").removesuffix(".jpg"): number
+        for name, number in zip(split.file_names.tolist(), split.image_ids.tolist(), strict=True)
+    }
+    made = Detections.loads(archive.unpack(tmp_path / "submission.zip")[1])
+    boxes = dict(zip(made.image_ids.tolist(), made.boxes.tolist(), strict=True))
+    assert boxes == {stems[image.stem]: [n, 5, n + 20, 35] for n, image in enumerate(images)}

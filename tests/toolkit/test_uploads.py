@@ -103,6 +103,16 @@ def test_an_archive_whose_submission_failed_may_be_sent_again(
     assert upload(toolkit).status == 0
 
 
+def test_an_archive_of_a_long_name_is_sent_under_one_that_codabench_keeps(
+    entry: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    assert upload(toolkit, "--out", f"{'our best entry so far ' * 5}.zip").status == 0
+    assert len(codabench_server.datasets["the-key"].file_name) <= 39
+    for path in (entry / "submissions").glob("*.json"):
+        path.unlink()
+    assert "uploaded before" in upload(toolkit, "--out", f"{'our best entry so far ' * 5}.zip").err
+
+
 def test_other_predictions_are_another_archive(
     entry: Path, toolkit: Command, codabench_server: Server
 ) -> None:
