@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types isa unit clean
+.PHONY: help setup demo test lint types isa unit wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ $(ISA)/.installed:
 
 unit: setup  ## the test suite; ARGS="-k name" narrows it, JOBS=1 runs it in one process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+wheel: setup  ## build the wheel of patches/ alone, which serves any program, into dist/
+	$(PIP) wheel -q --no-deps --wheel-dir dist ./patches
 
 clean:  ## remove the environment and the caches, keep data/ and runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from patches.report import FallThrough, ProblemUse, Report
+from .report import FallThrough, ProblemUse, Report
 
 __all__ = ["COLUMN_BUDGET", "FallThrough", "ProblemUse", "Report", "disable", "enable", "enabled", "report"]
+
+__version__ = "0.1.0"
 
 COLUMN_BUDGET = 256 * 2**20
 """Default limit of the column buffer of the route ``gemm``, bytes."""
@@ -55,14 +57,14 @@ def enable(
     Raises:
         ValueError: an unknown device, an unknown or missing route, or a budget that is not positive.
     """
-    from patches import dispatch
+    from . import dispatch
 
     dispatch.start(device, route, column_budget, normalization)
 
 
 def disable() -> None:
     """Put PyTorch back as it was; does nothing when nothing is enabled."""
-    from patches import dispatch
+    from . import dispatch
 
     dispatch.stop()
 
@@ -72,7 +74,7 @@ def enabled(
     device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET, normalization: str = "auto"
 ) -> Iterator[None]:
     """:func:`enable` for the length of a ``with``; afterwards what was enabled before is enabled again."""
-    from patches import dispatch
+    from . import dispatch
 
     before = dispatch.current()
     dispatch.start(device, route, column_budget, normalization)
@@ -84,6 +86,6 @@ def enabled(
 
 def report() -> Report:
     """What happened since the last ``enable``; kept after ``disable``."""
-    from patches import dispatch
+    from . import dispatch
 
     return dispatch.report()

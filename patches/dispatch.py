@@ -20,14 +20,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from patches import miopen
-from patches.convolution.native import call_backward, call_forward, switch
-from patches.convolution.plan import Planner
-from patches.convolution.problem import ConvProblem, Gradients, Route
-from patches.convolution.routes import NAMES, make
-from patches.normalization import routes as normalizations
-from patches.normalization.modules import Attachment, Server
-from patches.report import FallThrough, ProblemUse, Report
+from . import miopen
+from .convolution.native import call_backward, call_forward, switch
+from .convolution.plan import Planner
+from .convolution.problem import ConvProblem, Gradients, Route
+from .convolution.registry import NAMES
+from .convolution.routes import make
+from .normalization import routes as normalizations
+from .normalization.modules import Attachment, Server
+from .report import FallThrough, ProblemUse, Report
 
 ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patches.convolution.problem import ConvProblem
+    from .convolution.problem import ConvProblem
 
 
 @dataclass(frozen=True)

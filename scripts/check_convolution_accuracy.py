@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from patches.convolution.routes import NAMES
+from patches.convolution.registry import NAMES
 from toolkit.benchmark import accuracy
 from toolkit.benchmark.measure import forced_route, missing_device, positive
 

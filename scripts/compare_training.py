@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-from patches.convolution.routes import NAMES
+from patches.convolution.registry import NAMES
 from toolkit import console
 from toolkit.benchmark.measure import positive
 from toolkit.dataset import index

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patches import COLUMN_BUDGET
-from patches.convolution.problem import ConvProblem, Gradients
+from .. import COLUMN_BUDGET
+from .problem import ConvProblem, Gradients
 
 CPU_CHUNK = 4 * 2**20
 """Columns made at a time on the CPU, bytes: few enough to stay in the cache until the product reads them."""

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from patches.convolution.problem import ConvProblem, Gradients
+from .problem import ConvProblem, Gradients
 
 _KEY = torch._C.DispatchKey.CompositeExplicitAutograd
 _forward: Callable[..., Any] = torch.ops.aten.convolution.default._op_dk

@@ -29,11 +29,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patches.cache import cache_folder
-from patches.convolution import selftest
-from patches.convolution.problem import ConvProblem, Gradients, Route
-from patches.convolution.selftest import SelfTestResult
-from patches.convolution.triton_kernels import amd_architectures
+from ..cache import cache_folder
+from . import selftest
+from .problem import ConvProblem, Gradients, Route
+from .selftest import SelfTestResult
+from .triton_kernels import amd_architectures
 
 PATH_VARIABLE = "TOOLKIT_CONV_PLAN"
 NEIGHBOUR = 2.0

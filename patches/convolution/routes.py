@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
-from patches import COLUMN_BUDGET
-from patches.convolution.gemm import Gemm
-from patches.convolution.native import Native
-from patches.convolution.problem import Route
-
-NAMES = ("native", "library", "gemm", "triton")
-"""PyTorch's own kernels, the same with cuDNN or MIOpen, columns and a product, fused kernels."""
+from .. import COLUMN_BUDGET
+from .gemm import Gemm
+from .native import Native
+from .problem import Route
+from .registry import NAMES
 
 
 def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
@@ -33,7 +31,7 @@ def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             raise ImportError("triton is not installed")
-        from patches.convolution import triton_kernels
+        from . import triton_kernels
 
         triton_kernels.prepare()
         return triton_kernels.TritonRoute()

@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from patches import children
+from .. import children, startup
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from patches.convolution.problem import ConvProblem, Route
+    from .problem import ConvProblem, Route
 
 TIMEOUT = 300.0
 """Default time limit, seconds: importing torch, compiling up to 115 kernels on a slow processor, and room."""
@@ -85,7 +85,8 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
     """
     start = time.monotonic()
     # The problems are small: threads cost more than they give, and several children may run at once.
-    environment = {"OMP_NUM_THREADS": "1", **children.environment()}
+    # Only the route under test may be switched on in them.
+    environment = {"OMP_NUM_THREADS": "1", **children.environment(), startup.VARIABLE: "off"}
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         try:
             child = subprocess.Popen(
@@ -163,7 +164,7 @@ def _examine(name: str, device: str, dtype: str) -> str:
     """Why the route is not to be trusted; empty when it is."""
     import torch
 
-    from patches.convolution.routes import make
+    from .routes import make
 
     # TF32 is less exact by design and would look like a mistake.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -195,7 +196,7 @@ def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:
     they are measured: those with 64-bit offsets (2^31 elements), those for dilation with a stride or for
     channels and taps that YOLOv8n lacks, and some of the small tiles of a small batch.
     """
-    from patches.convolution.problem import ConvProblem
+    from .problem import ConvProblem
 
     def problem(
         channels: tuple[int, int], kernel: int, stride: int = 1, groups: int = 1, **other: Any

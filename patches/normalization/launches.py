@@ -207,7 +207,7 @@ class Kernels:
     def _launch(
         self, kernel: Any, c: Cut, shape: Shape, scalars: tuple[float, ...], constants: dict[str, Any]
     ) -> Any:
-        from patches.convolution.triton_kernels.launch import Launch
+        from ..convolution.triton_kernels.launch import Launch
 
         constants = {**constants, "BLOCK_A": c.a, "BLOCK_B": c.b}
         grid = (c.groups, c.splits, 1)

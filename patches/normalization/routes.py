@@ -53,8 +53,7 @@ def chooser(
     def choose(problem: NormProblem, x: Tensor) -> Implementation | None:
         fused = setting in ("auto", "triton") and device == "cuda" and triton and problem.dtype in _HALVES
         if fused and trusted(SELF_TEST, problem.dtype):
-            from patches.convolution import triton_kernels
-
+            from ..convolution import triton_kernels
             from .launches import Kernels
 
             triton_kernels.prepare()

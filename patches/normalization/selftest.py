@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patches.convolution.selftest import TOLERANCE, Poison, say
-
+from ..convolution.selftest import TOLERANCE, Poison, say
 from .operation import Implementation
 from .problem import NormProblem, Parameters
 
@@ -40,8 +39,7 @@ def problems(dtype: torch.dtype) -> list[NormProblem]:
 
 def examine(device: str, dtype: torch.dtype) -> str:
     """Why the kernels are not to be trusted; empty when they are."""
-    from patches.convolution import triton_kernels
-
+    from ..convolution import triton_kernels
     from .launches import Kernels
 
     triton_kernels.prepare()

@@ -441,7 +441,7 @@ def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
 
 def _check_route() -> None:
     """The route that the environment forces must be one; the patches would say so only in the trainer."""
-    from patches.convolution.routes import NAMES
+    from patches.convolution.registry import NAMES
 
     route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
     if route != "auto" and ":" not in route and route not in NAMES:

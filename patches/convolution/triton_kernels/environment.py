@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from patches.cache import cache_folder
+from ...cache import cache_folder
 
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
