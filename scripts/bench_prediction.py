@@ -21,7 +21,8 @@ from toolkit.device import resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import Scores, score
 from toolkit.evaluation.truth import GroundTruth
-from toolkit.prediction import PredictionOptions, detect, load_model
+from toolkit.prediction import PredictionOptions, detect
+from toolkit.weights import load_model
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from submission import Detections
+from submission.validate import check_values
 from toolkit import console
+from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.device import resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
+from toolkit.weights import image_size, input_channels, load_model
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -41,6 +44,7 @@ class PredictionOptions:
         max_det: boxes kept in a frame; the metric looks at 100 of each class.
         tta: predict each frame at three sizes, one of them mirrored, and merge what is found.
         patches: whether convolutions go through the patches.
+        bad_frames: part of the split's frames that may be missing or unreadable; they get no boxes.
     """
 
     imgsz: int | None = None
@@ -52,6 +56,7 @@ class PredictionOptions:
     max_det: int = 100
     tta: bool = False
     patches: bool = True
+    bad_frames: float = BAD_FRAMES
 
 
 def predict(
@@ -67,8 +72,10 @@ def predict(
         options: see :class:`PredictionOptions`.
 
     Raises:
-        ToolkitError: the weights are no checkpoint, have other classes or cannot do what the options ask, or
-            the data is not prepared.
+        ToolkitError: the weights are no checkpoint, are not finite, have other classes or cannot do what the
+            options ask; the data is not prepared, or more of its frames than allowed cannot be read; or
+            nothing was found in the whole split.
+        SubmissionError: the detections are none that the challenge could score.
     """
     from toolkit.dataset import index
 
@@ -76,60 +83,20 @@ def predict(
     device = resolve_device(options.device)
     frames = index.load(data)
     with running(device, patched=options.patches):
-        return detect(load_model(weights, torch_device(device)), frames, split, options).rounded()
-
-
-def read_checkpoint(weights: Path, device: torch.device | None = None, *, fuse: bool = False) -> nn.Module:
-    """The model of an Ultralytics checkpoint, of any task and any classes.
-
-    Args:
-        weights: the file.
-        device: where the model goes; None leaves it on the CPU.
-        fuse: fold batch norm into the convolutions.
-
-    Raises:
-        ToolkitError: the file is no checkpoint.
-    """
-    from ultralytics.nn import tasks
-
-    try:
-        model: nn.Module = tasks.load_checkpoint(weights, device=device, fuse=fuse)[0]
-    except Exception as error:  # torch.load raises whatever the bytes make it raise
+        detections = detect(load_model(weights, torch_device(device)), frames, split, options).rounded()
+    check_values(detections, f"what {weights} finds")
+    if not len(detections.boxes):
         raise ToolkitError(
-            f"{weights} is no YOLO checkpoint",
-            found=f"{type(error).__name__} when it was loaded",
-            expected="a .pt file that `toolkit train` or Ultralytics wrote",
-        ) from error
-    return model
-
-
-def load_model(weights: Path, device: torch.device) -> DetectionModel:
-    """Load a checkpoint for inference, batch norm folded into the convolutions.
-
-    Raises:
-        ToolkitError: the file is no detection checkpoint, or its classes are not the challenge's.
-    """
-    from ultralytics.nn import tasks
-
-    from toolkit.dataset.annotations import CATEGORIES
-
-    wanted = {label - 1: name for label, name in CATEGORIES.items()}
-    model = read_checkpoint(weights, device, fuse=True)
-    if not isinstance(model, tasks.DetectionModel):
-        raise ToolkitError(f"{weights} is no detector", found=type(model).__name__, expected="DetectionModel")
-    if dict(model.names) != wanted:
-        raise ToolkitError(
-            f"{weights} has other classes",
-            found=_name_classes(model.names),
-            expected=_name_classes(wanted),
-            fix="train on LTDv2 first: toolkit train --model " + str(weights),
+            f"{weights} finds nothing in {split}",
+            found=f"no box with a score of {options.conf:g} or more in {len(detections):,} frames",
+            expected="some boxes: this would score 0",
+            fix="train it longer, take another checkpoint, or lower --conf",
         )
-    model.eval()
-    return model
+    return detections
 
 
 def as_saved(model: DetectionModel) -> DetectionModel:
-    """A copy of a model in training as :func:`load_model` would give it back after Ultralytics has saved it.
+    """A copy of a model in training as ``load_model`` would give it back after Ultralytics has saved it.
 
     Checkpoints are half precision: a copy that did not pass through it would detect slightly differently.
     """
@@ -149,7 +116,7 @@ def detect(
     """Detect objects in every frame of a split, inside :func:`toolkit.device.running`.
 
     Args:
-        model: what :func:`load_model` or :func:`as_saved` returned, on the device to use.
+        model: what :func:`toolkit.weights.load_model` or :func:`as_saved` returned, on the device to use.
         frames: the prepared data.
         split: "train", "val" or "test".
         options: its ``device`` and ``patches`` were decided by whoever made the model.
@@ -160,7 +127,8 @@ def detect(
         A box that the frame's border leaves nothing of is no detection.
 
     Raises:
-        ToolkitError: the model cannot do what the options ask.
+        ToolkitError: the model cannot do what the options ask, or more frames than they allow are missing or
+            unreadable.
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader
@@ -173,9 +141,10 @@ def detect(
     end2end = bool(getattr(model, "end2end", False))
     if options.tta:
         _check_augmentable(model, end2end)
+    unread = _Unread(frames, split, options.bad_frames)
     target = next(model.parameters()).device
-    channels = int(model.yaml["channels"])
-    config = get_cfg(overrides={"imgsz": options.imgsz or int(model.args["imgsz"]), "mode": "val"})
+    channels = input_channels(model)
+    config = get_cfg(overrides={"imgsz": options.imgsz or image_size(model), "mode": "val"})
     dataset = build_dataset(
         frames,
         split,
@@ -205,14 +174,18 @@ def detect(
                 multi_label=True,
                 max_det=options.max_det,
                 end2end=end2end,
-                max_time_img=1.0,
+                max_time_img=math.inf,  # a slow machine must not cost frames their boxes
             )
+            unread.add(batch["unreadable"])
             for i, rows in enumerate(kept):
+                if batch["unreadable"][i]:
+                    continue  # what was found in the blank frame that stands for it
                 ops.scale_boxes(images.shape[2:], rows[:, :4], batch["ori_shape"][i], batch["ratio_pad"][i])
                 inside = (rows[:, 2:4] > rows[:, :2]).all(1)
                 found[batch["row"][i]] = rows[inside, :6].cpu().numpy().astype(np.float64)
             advance(len(kept))
             on_batch()
+    unread.tell()
     rows = np.concatenate(found) if found else np.empty((0, 6))
     return Detections(
         image_ids=image_ids,
@@ -221,6 +194,55 @@ def detect(
         scores=rows[:, 4],
         labels=rows[:, 5].astype(np.int64) + 1,
     )
+
+
+class _Unread:
+    """Frames of a split that are missing or unreadable, and the limit on them.
+
+    Args:
+        frames: the prepared data.
+        split: "train", "val" or "test".
+        limit: part of the split.
+
+    Raises:
+        ToolkitError: more are missing.
+    """
+
+    def __init__(self, frames: DatasetIndex, split: SplitName, limit: float) -> None:
+        self.where, self.limit = frames.data, limit
+        images = frames.split(split)
+        missing = np.flatnonzero(~images.present)
+        self.total, self.count, self.name = len(images), len(missing), split
+        self.named = [f"frame {images.file_names[row].decode()} is not there" for row in missing[:3].tolist()]
+        self._require()
+
+    def add(self, reasons: Sequence[str]) -> None:
+        """Count the frames of a batch that have a reason. Raises ToolkitError over the limit."""
+        bad = [reason for reason in reasons if reason]
+        self.count += len(bad)
+        self.named += bad[: 3 - len(self.named)]
+        if bad:
+            self._require()
+
+    def tell(self) -> None:
+        """Warn of frames that have no boxes because nobody could look at them."""
+        if self.count:
+            console.warn(
+                f"{self.count:,} of {self.total:,} frames of {self.name} get no boxes: {self._list()}"
+            )
+
+    def _require(self) -> None:
+        if self.count > self.limit * self.total:
+            raise ToolkitError(
+                f"{self.count:,} of {self.total:,} frames of {self.name} or more cannot be read",
+                found=self._list(),
+                expected=f"at most {self.limit:.3g} of them ([health.bad_frames] limit in toolkit.toml)",
+                fix=f"name them all: toolkit dataset verify {self.where} --deep",
+            )
+
+    def _list(self) -> str:
+        more = self.count - len(self.named)
+        return ", ".join(self.named) + (f" and {more:,} more" if more else "")
 
 
 def _check_augmentable(model: DetectionModel, end2end: bool) -> None:
@@ -235,8 +257,3 @@ def _check_augmentable(model: DetectionModel, end2end: bool) -> None:
             expected="a plain detection head (YOLOv8, YOLO11)",
             fix="leave --tta out",
         )
-
-
-def _name_classes(names: dict[int, str]) -> str:
-    listed = [f"{number} {name}" for number, name in names.items()]
-    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")

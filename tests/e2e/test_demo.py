@@ -76,7 +76,7 @@ def test_plain_ultralytics_loads_the_checkpoint_and_agrees(demo: Demo, tmp_path:
     import torch
 
     import patches
-    from toolkit.prediction import load_model
+    from toolkit.weights import load_model
 
     script = """
 import sys

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,13 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from submission import Detections
+from submission import Detections, SubmissionError
 from toolkit.dataset import index
 from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.sample import write_sample
-from toolkit.prediction import PredictionOptions, detect
+from toolkit.errors import ToolkitError
+from toolkit.prediction import PredictionOptions, detect, predict
 
 TINY = Path(__file__).parents[1] / "training" / "tiny.yaml"
 
@@ -40,7 +44,7 @@ class Says(nn.Module):
 
     def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
         super().__init__()
-        self.yaml, self.args, self.stride = {"channels": 1}, {"imgsz": 384}, torch.tensor([32.0])
+        self.args, self.stride, self.stem = {"imgsz": 384}, torch.tensor([32.0]), nn.Conv2d(1, 1, 1)
         scores = torch.linspace(0.9, 0.5, len(boxes))[None] * torch.tensor([1.0, 0, 0, 0])[:, None]
         self.found = nn.Parameter(torch.cat([torch.tensor(boxes).T, scores]), requires_grad=False)
 
@@ -65,13 +69,15 @@ def test_a_box_outside_the_frame_is_dropped_not_flattened(frames: DatasetIndex) 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights."""
     return checkpoint(tmp_path_factory.mktemp("weights") / "tiny.pt", str(TINY))
 
 
-def checkpoint(path: Path, model: str) -> Path:
+def checkpoint(path: Path, model: str, bias: float | None = None) -> Path:
+    """A checkpoint with random weights; ``bias``, added to the score of everything, makes it blind."""
     torch.manual_seed(0)
     made = DetectionModel(model, ch=1, nc=4, verbose=False)
+    for branch in made.model[-1].cv3 if bias is not None else []:
+        torch.nn.init.constant_(branch[-1].bias, bias or 0)
     made.names = {label - 1: name for label, name in CATEGORIES.items()}
     torch.save({"model": made, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 192}}, path)
     return path
@@ -107,3 +113,103 @@ def test_a_model_without_augmented_prediction_says_so(workspace: Path, toolkit: 
     assert "no test-time augmentation" in result.err
     assert "leave --tta out" in result.err
     assert not list(workspace.glob("predictions*"))
+
+
+def spoil(data: Path, split: str, rows: range) -> list[str]:
+    """Overwrite frames of a split inside the archive; their names."""
+    images = index.load(data).split(split).training.images[rows.start : rows.stop]
+    with (data / "frames.zip").open("r+b") as file:
+        for image in images:
+            file.seek(int(image["offset"]) + 30 + len(image["name"]))
+            file.write(bytes(int(image["size"])))
+    return [image["name"].decode() for image in images]
+
+
+@pytest.fixture
+def damaged(data: Path, tmp_path: Path) -> Path:
+    """A copy of the data, to be damaged without its index noticing."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(data, folder, copy_function=shutil.copy2)
+    return folder
+
+
+VERBS = [("predict", "--split", "val"), ("evaluate",)]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_unreadable_frames_stop_and_nothing_is_written(
+    workspace: Path, toolkit: Command, damaged: Path, tiny: Path, verb: tuple[str, ...]
+) -> None:
+    names = spoil(damaged, "val", range(6))
+    before = set(workspace.iterdir())
+    words = (verb[0], tiny, *verb[1:], "--data", damaged, "--device", "cpu", "--out", workspace / "out")
+    result = toolkit(*words)
+    assert result.status == 1
+    assert "6 of 6 frames of val or more cannot be read" in result.err
+    assert names[0] in result.err
+    assert set(workspace.iterdir()) == before
+
+
+def test_the_limit_on_bad_frames_is_the_one_of_training(
+    workspace: Path, toolkit: Command, damaged: Path, tiny: Path
+) -> None:
+    (name,) = spoil(damaged, "val", range(2, 3))
+    (workspace / "toolkit.toml").write_text("[health.bad_frames]\nlimit = 0.2\n")
+    out = workspace / "out.json"
+    words = ("predict", tiny, "--split", "val", "--data", damaged, "--device", "cpu", "--out", out)
+    result = toolkit(*words)
+    assert result.status == 0
+    assert f"1 of 6 frames of val get no boxes: frame {name}" in result.err.replace("\n", " ")
+    found = Detections.read(out).select(index.load(damaged).split("val").image_ids)
+    assert (found.counts == 0).tolist() == [False, False, True, False, False, False]
+    (workspace / "toolkit.toml").write_text("[health.bad_frames]\nlimit = 0.1\n")
+    assert toolkit(*words).status == 1
+
+
+def test_frames_that_the_archive_lacks_count_as_unreadable(data: Path, tmp_path: Path, tiny: Path) -> None:
+    folder = tmp_path / "lacking"
+    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("prepared", "frames.zip"))
+    name = index.load(data).split("val").file_names[0].decode()
+    with zipfile.ZipFile(data / "frames.zip") as old, zipfile.ZipFile(folder / "frames.zip", "w") as new:
+        for member in set(old.namelist()) - {name}:
+            new.writestr(member, old.read(member))
+    index.prepare(folder)
+    with pytest.raises(ToolkitError, match=f"1 of 6 frames of val.*frame {name} is not there"):
+        predict(tiny, folder, "val", PredictionOptions(device="cpu"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_model_that_finds_nothing_says_so_and_writes_nothing(
+    workspace: Path, toolkit: Command, data: Path, verb: tuple[str, ...]
+) -> None:
+    weights = checkpoint(workspace / "blind.pt", str(TINY), bias=-50)
+    result = toolkit(verb[0], weights, *verb[1:], "--data", data, "--device", "cpu")
+    assert (result.status, result.err.count("finds nothing in val")) == (1, 1)
+    assert [path.name for path in workspace.iterdir()] == ["blind.pt"]
+
+
+def test_boxes_that_no_evaluator_takes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny: Path
+) -> None:
+    """The same rules as for other people's predictions."""
+
+    def detect_oddly(*arguments: object) -> Detections:
+        ids = index.load(data).split("val").image_ids
+        counts = np.arange(len(ids) + 1).clip(max=1)
+        return Detections(ids, counts, np.array([[0.0, 0, 9, 9]]), np.array([90.0]), np.array([53]))
+
+    monkeypatch.setattr("toolkit.prediction.detect", detect_oddly)
+    with pytest.raises(SubmissionError, match=r"score 90\.0 and label 53"):
+        predict(tiny, data, "val", PredictionOptions(device="cpu"))
+
+
+def test_suppression_of_overlaps_takes_as_long_as_it_takes(
+    monkeypatch: pytest.MonkeyPatch, frames: DatasetIndex
+) -> None:
+    """A machine that was suspended within a batch: every clock reading is an hour after the one before."""
+    from ultralytics.utils import nms
+
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr(nms.time, "time", lambda: next(hours))
+    found = detect(Says((116, 116, 20, 40)), frames, "val", PredictionOptions())  # type: ignore[arg-type]
+    assert found.counts.tolist() == [1] * 6

@@ -226,6 +226,24 @@ def test_start_weights_that_are_gone_are_missed_only_before_the_first_checkpoint
     assert session.plan_resume(place, Options()).run.name == "one"
 
 
+def test_a_run_of_another_task_does_not_go_on(place: Workspace) -> None:
+    """An older version began such runs; damaged weights, which are not needed, stop none."""
+    from ultralytics.nn.tasks import OBBModel
+
+    one = begun(place, "one")
+    files = RunFiles(one.run)
+    checkpoints.write(files.checkpoints, 8, {"epoch": 0})
+    write_json(files.plan, replace(one, model="yolo11n-pose.yaml"))
+    with pytest.raises(ToolkitError, match=r"yolo11n-pose is no detector; found a head Pose"):
+        session.plan_resume(place, Options())
+    write_json(files.plan, replace(one, model=str(place.root / "start.pt")))
+    torch.save({"model": OBBModel("yolov8n-obb.yaml", nc=4, verbose=False)}, place.root / "start.pt")
+    with pytest.raises(ToolkitError, match=r"what run one trains is no detector; found a head OBB"):
+        session.plan_resume(place, Options())
+    (place.root / "start.pt").write_bytes(b"damaged")
+    assert session.plan_resume(place, Options()).run.name == "one"
+
+
 def test_a_route_that_is_none_is_refused_where_a_run_goes_on_too(
     place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

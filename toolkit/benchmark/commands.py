@@ -255,7 +255,6 @@ def _network(model: str, image_size: int, *, training: bool = False) -> Any:
         ToolkitError: no such model, or none that can be built, or images of a size that it cannot train on.
     """
     from ultralytics import YOLO
-    from ultralytics.nn.modules import Detect
     from ultralytics.nn.tasks import DetectionModel
 
     name = check_model(_named(model))
@@ -270,8 +269,6 @@ def _network(model: str, image_size: int, *, training: bool = False) -> Any:
             found=f"{type(error).__name__} in Ultralytics",
             expected="a model such as yolo11n",
         ) from error
-    if training and not isinstance(net.model[-1], Detect):
-        raise ToolkitError(f"{model} is no detector", found=f"a head {type(net.model[-1]).__name__}")
     if image_size % stride or image_size < 2 * stride:
         raise ToolkitError(
             f"{model} cannot train on images of {image_size} px",

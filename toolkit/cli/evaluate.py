@@ -74,8 +74,10 @@ def evaluate(
     is_predictions = path.suffix == ".json"
     if not is_predictions:
         from toolkit import prediction
+        from toolkit.training import health
+        from toolkit.weights import check_weights
 
-        prediction.read_checkpoint(path)  # a file that is none is named before its data is looked for
+        check_weights(path)  # before its data is looked for
     needs_data = truth is None or not is_predictions or data is not None
     source = place.data_of(path, data) if needs_data or run is not None else None
     answers = truth or (source or place.data_dir()) / workspace.ANNOTATIONS[split.value]
@@ -89,10 +91,16 @@ def evaluate(
         check_overlap(detections, true.image_ids, str(path), str(answers))
     else:
         true = GroundTruth.read(answers)
+        frames = place.data_of(path, data)
         options = prediction.PredictionOptions(
-            imgsz=imgsz, batch=batch, device=device, tta=tta, patches=not no_patches
+            imgsz=imgsz,
+            batch=batch,
+            device=device,
+            tta=tta,
+            patches=not no_patches,
+            bad_frames=health.load(place.defaults(frames).health).frames_allowed(),
         )
-        detections = prediction.predict(path, place.data_of(path, data), split.value, options)
+        detections = prediction.predict(path, frames, split.value, options)
         predictions = folder / "predictions.json"
         detections.write(predictions)
         origin = provenance.record(predictions, split.value, path.name, provenance.sha256(path))

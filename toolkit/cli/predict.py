@@ -38,10 +38,13 @@ def predict(
     Example: [bold]toolkit predict best.pt --split test[/bold]
     """
     from toolkit import prediction, provenance, workspace
+    from toolkit.training import health
+    from toolkit.weights import check_weights
 
     place = workspace.current()
     checkpoint = place.weights(weights)
-    prediction.read_checkpoint(checkpoint)  # a file that is none is named before its data is looked for
+    check_weights(checkpoint)  # before its data is looked for
+    source = place.data_of(checkpoint, data)
     options = prediction.PredictionOptions(
         imgsz=imgsz,
         batch=batch,
@@ -52,8 +55,9 @@ def predict(
         max_det=max_det,
         tta=tta,
         patches=not no_patches,
+        bad_frames=health.load(place.defaults(source).health).frames_allowed(),
     )
-    detections = prediction.predict(checkpoint, place.data_of(checkpoint, data), split.value, options)
+    detections = prediction.predict(checkpoint, source, split.value, options)
     run = place.run_of(checkpoint)
     target = out or (run or place.root) / f"predictions-{split.value}.json"
     detections.write(target)

@@ -30,6 +30,9 @@ MAX_FRAME_BYTES = 32 << 20
 MAX_FRAME_PIXELS = 1 << 24
 """A JPEG that claims to have more is refused: 40 kB can claim 900 million, which take 10 s and 1.8 GB."""
 
+BAD_FRAMES = 0.01
+"""Part of the frames that may be missing or unreadable; above it training and prediction stop."""
+
 _LOCAL_HEADER = 30
 _LOCAL_EXTRA = 64
 """Bytes read beyond what a member should need: its local extra field, whose size the directory omits."""

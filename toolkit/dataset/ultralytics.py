@@ -129,7 +129,7 @@ class LTDv2Dataset(YOLODataset):
     ``source`` says in words where the frames come from, archive or cache, and why.
 
     Samples that are not augmented carry ``row``, the image's row in the split: ``split.image_ids[row]`` is
-    its id, exactly.
+    its id, exactly; and ``unreadable``, why the frame is a blank one, empty where it is not.
 
     Args:
         split: labels and frames.
@@ -251,6 +251,7 @@ class LTDv2Dataset(YOLODataset):
         """Image and label of a sample before augmentation; of the next one if this frame is bad."""
         for i in range(index, index + min(self.ni, MAX_REPLACEMENTS)):
             i %= self.ni
+            unreadable = ""
             try:
                 image, original, resized = self.load_image(i)
             except FrameError as error:
@@ -258,13 +259,13 @@ class LTDv2Dataset(YOLODataset):
                     self._skip(error)
                 if self.augment:
                     continue
-                original = self._size(i)
+                original, unreadable = self._size(i), error.line()
                 image = self._resize(np.full(original, PADDING, np.uint8))
                 resized = image.shape[:2]
             label = self._label(i)
             del label["shape"]
             if not self.augment:
-                label["row"] = int(self._rows[i])
+                label["row"], label["unreadable"] = int(self._rows[i]), unreadable
             label["img"], label["ori_shape"], label["resized_shape"] = image, original, resized
             label["ratio_pad"] = (resized[0] / original[0], resized[1] / original[1])
             if self.rect:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.training.heartbeat import Beat, Phase
 from toolkit.training.sensors import Sensors
@@ -69,7 +70,8 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slow: images a second as a part of the run's own median.
         starving: part of the time spent waiting for the loader.
         disk: GiB free where the run is written.
-        bad_frames: part of the frames that did not decode and were replaced.
+        bad_frames: part of the frames that did not decode and were replaced; `predict` and `evaluate` stop at
+            it as well.
     """
 
     hang: Rule = Rule(120.0, Action.RESTART)
@@ -86,7 +88,11 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slow: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
     starving: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
     disk: Rule = Rule(2.0, Action.NOTE)
-    bad_frames: Rule = Rule(0.01, Action.GIVE_UP)
+    bad_frames: Rule = Rule(BAD_FRAMES, Action.GIVE_UP)
+
+    def frames_allowed(self) -> float:
+        """Part of the frames that may be bad; all of them where the rule does not give a run up."""
+        return self.bad_frames.limit if self.bad_frames.action is Action.GIVE_UP else 1.0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():

@@ -478,7 +478,7 @@ def check_model(model: str) -> str:
     """A checkpoint must be a file: nothing is fetched. A YAML is a file or one of Ultralytics' own."""
     from ultralytics.nn import tasks
 
-    from toolkit.prediction import read_checkpoint
+    from toolkit.weights import check_architecture, check_detector, read_checkpoint
 
     path = Path(model)
     try:
@@ -497,14 +497,18 @@ def check_model(model: str) -> str:
                 expected="a YOLO checkpoint (.pt) or an architecture (.yaml)",
                 fix=f"train from scratch with --model {path.stem}.yaml, or put the file there",
             )
-        read_checkpoint(path)
+        check_detector(read_checkpoint(path), model)
         return str(path.absolute())
     if path.suffix in (".yaml", ".yml"):
         try:
-            _ = tasks.yaml_model_load(model)["backbone"]
+            described = tasks.yaml_model_load(model)
+            _ = described["backbone"]
+            check_architecture(described, model if path.is_file() else path.stem)
             return str(path.absolute()) if path.is_file() else model
         except FileNotFoundError:
             pass
+        except ToolkitError:
+            raise
         except Exception as error:  # Ultralytics raises whatever the content makes it raise
             raise ToolkitError(
                 f"{model} describes no model",
@@ -556,9 +560,24 @@ def _check_data(files: RunFiles, data: Path) -> None:
 
 
 def _check_beginning(files: RunFiles, plan: TrainingPlan) -> None:
-    """Where a run goes on from: a checkpoint or last.pt, else what it began with."""
-    if not checkpoints.listed(files.checkpoints) and not files.last.is_file():
+    """Where a run goes on from: a checkpoint or last.pt, else what it began with, which need not be there.
+
+    What can be read of them must be a detector: an older version began runs of other models too.
+    """
+    from toolkit.weights import check_detector, read_checkpoint
+
+    begun = bool(checkpoints.listed(files.checkpoints)) or files.last.is_file()
+    if not begun or not Path(plan.model).is_absolute():
         check_model(plan.model)
+        return
+    for path in (files.last, Path(plan.model)):
+        if path.suffix == ".pt" and path.is_file():
+            try:
+                model = read_checkpoint(path)
+            except ToolkitError:  # not needed: the trainer's own checkpoints are
+                continue
+            check_detector(model, f"what run {files.run.name} trains")
+            return
 
 
 def _run_of(place: workspace.Workspace, name: str) -> Path:

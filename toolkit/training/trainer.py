@@ -125,6 +125,7 @@ class LTDv2Trainer(DurableTrainer):
             imgsz=self.args.imgsz,
             batch=min(PredictionOptions.batch, self.test_loader.batch_size),  # no more than validation holds
             workers=self.loader_workers,
+            bad_frames=self.plan.rules.frames_allowed(),
         )
         weights = as_saved(self.ema.ema)
         detections = detect(weights, self.index, "val", options, on_batch=self._on_validation_batch)
