@@ -15,12 +15,22 @@ Importing this package imports no torch and initialises no device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .report import FallThrough, ProblemUse, Report
 
-__all__ = ["COLUMN_BUDGET", "FallThrough", "ProblemUse", "Report", "disable", "enable", "enabled", "report"]
+__all__ = [
+    "COLUMN_BUDGET",
+    "FallThrough",
+    "ProblemUse",
+    "Report",
+    "disable",
+    "enable",
+    "enabled",
+    "report",
+    "settle",
+]
 
 __version__ = "0.1.0"
 
@@ -67,6 +77,26 @@ def disable() -> None:
     from . import dispatch
 
     dispatch.stop()
+
+
+def settle(step: Callable[[], object]) -> str:
+    """Judge the choices of the route "auto" by what a training step costs, once for each kind of step.
+
+    The step is timed by the plan's choice for each convolution, by the Triton route alone, and by PyTorch
+    without the overrides; the quickest serves from now on, and is remembered beside the plan. A few seconds
+    the first time, one step from then on. Does nothing for another route, and nothing on a CPU.
+
+    Args:
+        step: forward and backward of a batch like those to come. It runs many times, so it must leave the
+            model's parameters and buffers as they are.
+
+    Returns:
+        Who serves: "plan", the name of a route, or "aside" (PyTorch, the overrides are out); empty when
+        nothing is enabled.
+    """
+    from . import dispatch
+
+    return dispatch.settle(step)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from . import miopen
 from .convolution.native import call_backward, call_forward, switch
-from .convolution.plan import Planner
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
 from .convolution.routes import make
+from .convolution.settling import ASIDE, PLAN, quickest, winner
+from .convolution.tuning import Planner
 from .normalization import routes as normalizations
 from .normalization.modules import Attachment, Server
 from .report import FallThrough, ProblemUse, Report
@@ -53,6 +54,8 @@ It sees through the overrides, and of a route it would keep the steps for this o
 
 RECORDED = "recorded by torch.jit.trace"
 """Why a call that a tracer writes down is no call for a route."""
+
+_WAYS = {PLAN: "the plan's choices stay", ASIDE: "PyTorch's own convolutions serve, the overrides are out"}
 
 T = TypeVar("T")
 
@@ -118,22 +121,30 @@ class Session:
         self._deciding = threading.RLock()
         self._as_set: Any = nullcontext() if device == "cpu" else switch
         self._library: Any = None
+        self.installed = False
+        self._way = PLAN
         self._miopen_before: bool | None = None
 
     def install(self) -> None:
         """Put the overrides into the dispatcher."""
+        self.installed = True
+        if self._way != ASIDE:
+            self._override()
+        if self.device == "cuda" and miopen.needed():
+            self._miopen_before = miopen.switch_off()
+        self._attach()
+
+    def _override(self) -> None:
         key = _DISPATCH_KEYS[self.device]
         self._library = _open_library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
             self._library.impl("convolution", self._convolution, key)
             self._library.impl("convolution_backward", self._convolution_backward, key)
-        if self.device == "cuda" and miopen.needed():
-            self._miopen_before = miopen.switch_off()
-        self._attach()
 
     def uninstall(self) -> None:
         """Take the overrides out of the dispatcher."""
+        self.installed = False
         self._library = None
         self._attachment.detach()
         if self._miopen_before is not None:
@@ -148,11 +159,6 @@ class Session:
     def _trusts(self, test: str, dtype: torch.dtype) -> bool:
         with self._deciding:
             return self.planner.trusted(test, dtype)
-
-    @property
-    def installed(self) -> bool:
-        """Whether the overrides are in the dispatcher."""
-        return self._library is not None
 
     def note(self, message: str) -> None:
         """Tell the person at the keyboard, and remember it for the report."""
@@ -343,7 +349,12 @@ class Session:
 
     def _choose(self, problem: ConvProblem) -> Route:
         if self.route == "auto":
-            return self.native if self.device == "cpu" else self.planner.choose(problem)
+            if self.device == "cpu":
+                return self.native
+            single = self.routes.get(self._way)
+            if single and single.supports(problem) and self.planner.trusted(self._way, problem.dtype):
+                return single
+            return self.planner.choose(problem)
         wanted = self.routes.get(self.route, self.native)
         if not wanted.supports(problem):
             if not self._told_unsupported:
@@ -355,6 +366,56 @@ class Session:
             return self.native
         trusted = self.device == "cpu" or self.planner.trusted(self.route, problem.dtype)
         return wanted if trusted else self.native
+
+    def settle(self, step: Callable[[], object]) -> str:
+        """See :func:`patches.settle`."""
+        if self.route != "auto" or self.device == "cpu" or not self.installed:
+            return self.route
+        step()
+        problems = {entry.problem for entry in self._entries.values() if entry.problem is not None}
+        if not problems or self._way != PLAN:
+            return self._way
+        file, ways = self.planner.file, (PLAN, *self._ways(problems))
+        with file.testing():
+            name = self.planner.step_name(problems)
+            way = file.steps.get(name) or self._judge(name, ways, step)
+        self._use(way)
+        return way
+
+    def _judge(self, name: str, ways: tuple[str, ...], step: Callable[[], object]) -> str:
+        """Time a step by each way, and remember the best."""
+        try:
+            seconds = quickest(ways, self._use, step)
+        except BaseException:
+            self._use(PLAN)
+            raise
+        way = winner(seconds)
+        self.planner.file.remember({}, {}, {name: way})
+        costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
+        self.note(f"a training step by {costs}: {_WAYS.get(way, f'route {way} serves alone')}")
+        return way
+
+    def _ways(self, problems: Iterable[ConvProblem]) -> Iterator[str]:
+        """What could serve every problem alone: trusted routes, and PyTorch without the overrides."""
+        served = {
+            name
+            for name, route in self.routes.items()
+            if all(route.supports(each) and self.planner.trusted(name, each.dtype) for each in problems)
+        }
+        yield from (name for name in served if name == "triton")
+        if ("library" if torch.backends.cudnn.enabled else "native") in served:
+            yield ASIDE
+
+    def _use(self, way: str) -> None:
+        """Let the plan, a single route or PyTorch itself serve from now on."""
+        if way == self._way or not self.installed:
+            return
+        with self._deciding:
+            self._way = way
+            self._forget()
+            self._library = None
+            if way != ASIDE:
+                self._override()
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""
@@ -465,6 +526,12 @@ def stop() -> None:
     """See :func:`patches.disable`."""
     if _session is not None:
         _session.uninstall()
+
+
+def settle(step: Callable[[], object]) -> str:
+    """See :func:`patches.settle`."""
+    session = current()
+    return "" if session is None else session.settle(step)
 
 
 def current() -> Session | None:

@@ -34,7 +34,7 @@ import torch  # noqa: E402
 
 import patches  # noqa: E402
 from patches import dispatch  # noqa: E402
-from patches.convolution.plan import PATH_VARIABLE  # noqa: E402
+from patches.convolution.planfile import PATH_VARIABLE  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
 from toolkit.benchmark import accuracy  # noqa: E402
 from toolkit.benchmark.measure import (  # noqa: E402

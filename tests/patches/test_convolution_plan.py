@@ -19,12 +19,13 @@ from test_convolution_gemm import LAYER
 from torch import Tensor
 
 from patches import dispatch
-from patches.convolution import plan
+from patches.convolution import planfile, tuning
 from patches.convolution.gemm import Gemm
 from patches.convolution.native import Native
-from patches.convolution.plan import Card, Choice, Cost, PlanFile, Planner
+from patches.convolution.planfile import Card, Choice, PlanFile
 from patches.convolution.problem import ConvProblem, Route
 from patches.convolution.selftest import SelfTestResult
+from patches.convolution.tuning import Cost, Planner
 
 CARD = Card("Radeon RX 5600 XT gfx1010", "amdgpu 6.1", "2.11.0", "3.5.0")
 
@@ -57,7 +58,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(route.name)
         return Cost(SECONDS.get(route.name, 1e-6), 0)
 
-    monkeypatch.setattr(plan, "_cost", cost)
+    monkeypatch.setattr(tuning, "_cost", cost)
     return names
 
 
@@ -97,9 +98,9 @@ def test_the_fastest_route_is_chosen_and_every_time_is_kept(path: Path) -> None:
 @pytest.mark.usefixtures("path")
 def test_a_real_measurement_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    tensors = plan._tensors(LAYER)
+    tensors = tuning._tensors(LAYER)
     with torch.inference_mode():
-        assert 0 < plan._cost(Gemm(), LAYER, tensors, "cpu").seconds < 10
+        assert 0 < tuning._cost(Gemm(), LAYER, tensors, "cpu").seconds < 10
 
 
 @pytest.mark.usefixtures("path")
@@ -108,7 +109,7 @@ def test_of_routes_that_are_as_fast_the_one_with_less_memory_serves(
     behind: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = {"fast": Cost(1e-3, 900), "lean": Cost(behind * 1e-3, 100), "native": Cost(9e-3, 1)}
-    monkeypatch.setattr(plan, "_cost", lambda route, *_: costs[route.name])
+    monkeypatch.setattr(tuning, "_cost", lambda route, *_: costs[route.name])
     chooser = planner(Timed("fast"), Timed("lean"))
     assert chooser.choose(LAYER).name == chosen
     assert chooser.file.choices[str(LAYER)].extra_bytes == {"native": 1, "fast": 900, "lean": 100}
@@ -215,7 +216,7 @@ def test_kernels_of_pytorch_that_are_wrong_on_one_problem_reject_no_other_route(
 def test_kernels_of_pytorch_that_failed_do_not_serve_when_the_time_is_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan, "TUNING_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "TUNING_SECONDS", 0.0)
     assert planner(Timed("fast"), examine=Examiner("native")).choose(LAYER).name == "fast"
 
 
@@ -280,7 +281,7 @@ def test_a_choice_does_not_serve_where_the_library_does_other_work(
 
     def measure(problem: ConvProblem, _: list[str]) -> Choice:
         measured.append(getattr(torch.backends.cudnn, flag))
-        return Choice("native", {}, {}, plan._family(problem), plan._pixels(problem))
+        return Choice("native", {}, {}, tuning._family(problem), tuning._pixels(problem))
 
     monkeypatch.setattr(chooser, "_measure", measure)
     for value in (False, True, False):
@@ -302,7 +303,7 @@ def test_a_problem_of_another_kind_or_size_is_measured_itself() -> None:
 def test_measuring_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     chooser = planner(Timed("fast"))
     chooser.choose(LAYER)
-    monkeypatch.setattr(plan, "TUNING_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "TUNING_SECONDS", 0.0)
     assert chooser.choose(replace(LAYER, batch=64)).name == "fast"
     assert chooser.choose(replace(LAYER, stride=(2, 2))).name == "native"
 
@@ -323,7 +324,7 @@ def test_running_out_of_memory_leaves_pytorchs_own_kernels(monkeypatch: pytest.M
         raise torch.cuda.OutOfMemoryError("out of memory")
 
     with monkeypatch.context() as full:
-        full.setattr(plan, "_tensors", exhausted)
+        full.setattr(tuning, "_tensors", exhausted)
         chooser = planner(Timed("fast"))
         assert chooser.choose(LAYER).name == chooser.choose(LAYER).name == "native"
     assert planner(Timed("fast")).choose(LAYER).name == "fast"
@@ -388,7 +389,7 @@ VERDICT = asdict(SelfTestResult("native", True, "", 1.0))
 def written(**parts: object) -> str:
     """A plan file of this card and these kernels."""
     return json.dumps(
-        {"version": plan.version(), "card": asdict(CARD), "problems": {}, "self_tests": {}, **parts}
+        {"version": planfile.version(), "card": asdict(CARD), "problems": {}, "self_tests": {}, **parts}
     )
 
 
@@ -400,7 +401,7 @@ def written(**parts: object) -> str:
         "[]",
         "{}",
         '{"version": 2}',
-        json.dumps({"version": plan.version(), "card": asdict(CARD), "problems": 3}),
+        json.dumps({"version": planfile.version(), "card": asdict(CARD), "problems": 3}),
         written(problems={str(LAYER): {**CHOICE, "extra_bytes": {"native": math.inf}}}),
         written(problems={str(LAYER): {**CHOICE, "seconds": {"native": 10**400}}}),
         written(problems={str(LAYER): {**CHOICE, "pixels": 0}}),
@@ -435,7 +436,7 @@ def test_kernels_that_have_changed_are_tested_and_measured_anew(
 ) -> None:
     planner(Timed("fast")).choose(LAYER)
     measured.clear()
-    monkeypatch.setattr(plan, "version", lambda: "another")
+    monkeypatch.setattr(planfile, "version", lambda: "another")
     notes: list[str] = []
     examiner = Examiner()
     assert planner(Timed("fast"), examine=examiner, notes=notes).choose(LAYER).name == "fast"
@@ -474,7 +475,7 @@ def test_every_card_driver_and_version_has_a_file_of_its_own(monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     cards = [CARD, *(replace(CARD, **{name: "x"}) for name in ("architecture", "driver", "torch", "triton"))]
     paths = {card.path() for card in cards}
-    monkeypatch.setattr(plan, "version", lambda: "another")
+    monkeypatch.setattr(planfile, "version", lambda: "another")
     assert len(paths | {CARD.path()}) == 6
     assert CARD.path().is_relative_to("/cache/ltdv2-toolkit")
 

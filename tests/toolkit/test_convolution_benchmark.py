@@ -20,7 +20,7 @@ from command import Command
 from rich.console import Console
 from torch import nn
 
-from patches.convolution.plan import Choice
+from patches.convolution.planfile import Choice
 from patches.convolution.problem import ConvProblem
 from toolkit.benchmark import accuracy, commands, measure
 from toolkit.benchmark.measure import Steps

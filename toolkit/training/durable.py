@@ -39,6 +39,7 @@ from toolkit.settings import Saving
 from toolkit.training import checkpoints, events, heartbeat
 from toolkit.training.rundir import Orders, RunFiles
 from toolkit.training.sampling import EpochSampler, ResumableLoader, derived_seed, seed_everything
+from toolkit.training.settling import settle_convolutions
 
 FORMAT = 1
 """Version of the checkpoints."""
@@ -465,6 +466,13 @@ class DurableTrainer(DetectionTrainer):
     # Callbacks
 
     def _on_train_start(self) -> None:
+        images = (
+            self.batch_size // max(self.world_size, 1),
+            int(self.data["channels"]),
+            int(self.args.imgsz),
+        )
+        half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        settle_convolutions(unwrap_model(self.model), images, half if self.amp else None)
         if self._state is not None:
             self.train_time_start -= self._state["elapsed"]  # results.csv counts on
 

@@ -1,41 +1,29 @@
-"""Which route serves which problem: measured on this card, remembered in a file, never measured again.
+"""Which route serves which problem: measured on this card, remembered (``planfile``), not measured again.
 
-The plan is a JSON file for each combination of card, driver, torch, triton and version of the routes, in the
-user's cache folder. It holds the verdicts of the self-tests, one a route and dtype, and for each problem what
-every route costs and the one that serves. What a want of memory decided is known to its process alone.
-Processes share the file: a writer takes a lock, merges with what others wrote, and replaces the file in one
-step.
+The plan holds the verdicts of the self-tests, one a route and dtype, and for each problem what every route
+costs and the one that serves.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import hashlib
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..cache import cache_folder
 from . import selftest
+from .planfile import Card, Choice, PlanFile
 from .problem import ConvProblem, Gradients, Route
 from .selftest import SelfTestResult
-from .triton_kernels import amd_architectures
 
-PATH_VARIABLE = "TOOLKIT_CONV_PLAN"
 NEIGHBOUR = 2.0
 """A problem that differs only in batch and image size takes the choice of a measured one whose number of
 pixels is within this factor: the last batch of an epoch is not worth a measurement."""
@@ -50,208 +38,6 @@ that needs the least memory serves."""
 AGREEMENT = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
 """Largest relative difference between two routes; beyond it, one of the two is wrong. PyTorch's own kernels
 round a weight gradient once an image: 1.9e-2 after 256 images in bf16."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a measurement depends on, beside the problem.
-
-    Attributes:
-        architecture: name and true architecture, whatever an override says ("gfx1010").
-        driver: version of the kernel driver, or of the kernel that brings it.
-        torch, triton: versions; triton is empty when it is not installed.
-    """
-
-    architecture: str
-    driver: str
-    torch: str
-    triton: str
-
-    @classmethod
-    def here(cls, device: str) -> Card:
-        """The card that PyTorch uses now; initialises CUDA for a CUDA device."""
-        if device == "cpu":
-            architecture = platform.processor() or platform.machine()
-        else:
-            name = torch.cuda.get_device_name()
-            kinds = amd_architectures() if torch.version.hip else []
-            kind = "-".join(sorted(set(kinds))) or "sm_{}{}".format(*torch.cuda.get_device_capability())
-            architecture = f"{name} {kind}"
-        return cls(architecture, _driver(), torch.__version__, _version_of("triton"))
-
-    def path(self) -> Path:
-        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file or folder."""
-        named = os.environ.get(PATH_VARIABLE)
-        if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
-            return Path(named)
-        digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
-        return Path(named or cache_folder() / "convolution") / f"{digest}.json"
-
-
-@functools.cache
-def version() -> str:
-    """What the code of the routes is known by: a plan holds for the kernels that it tested and measured."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for folder in (here, here.parent / "normalization"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _driver() -> str:
-    for module in ("nvidia", "amdgpu"):
-        with contextlib.suppress(OSError):
-            return f"{module} {Path('/sys/module', module, 'version').read_text().strip()}"
-    return f"kernel {platform.release()}"
-
-
-def _version_of(package: str) -> str:
-    for name in (package, f"pytorch-{package}", f"pytorch-{package}-rocm"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return ""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The route that serves a problem, and what forward + backward cost by every route measured.
-
-    Attributes:
-        seconds: medians.
-        extra_bytes: most memory held at a time, results included; 0 on a CPU.
-        family: the problem without what neighbours differ in, batch and image size.
-        pixels: in all images.
-        transient: whether a route was left out for want of memory.
-    """
-
-    route: str
-    seconds: dict[str, float]
-    extra_bytes: dict[str, int]
-    family: str
-    pixels: int
-    transient: bool = False
-
-
-class PlanFile:
-    """The remembered choices and verdicts of one card. Transient ones are not written.
-
-    Args:
-        path: the file; it need not exist.
-        card: what the file must have been written for.
-        note: told about a file that is ignored, and about one that cannot be written.
-    """
-
-    def __init__(self, path: Path, card: Card, note: Callable[[str], None]) -> None:
-        self.path, self.card, self._note = path, card, note
-        self.choices: dict[str, Choice] = {}
-        self.verdicts: dict[str, SelfTestResult] = {}
-        self._foreign = False
-        self._read_at: tuple[int, int, int] | None = None
-        self._read()
-
-    def refresh(self) -> None:
-        """Take in what other processes have written since."""
-        if not self._foreign and self._stamp() != self._read_at:
-            self._read()
-
-    def remember(self, choices: Mapping[str, Choice], verdicts: Mapping[str, SelfTestResult]) -> None:
-        """Add to the plan and to its file; a file that cannot be written is a note, not an error."""
-        self.choices.update(choices)
-        self.verdicts.update(verdicts)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.with_suffix(".lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                self.refresh()
-                if self._foreign:
-                    return
-                self.choices.update(choices)
-                self.verdicts.update(verdicts)
-                self._replace()
-                self._read_at = self._stamp()
-        except OSError as error:
-            self._note(f"cannot write the convolution plan {self.path}: {error.strerror or error}")
-
-    @contextlib.contextmanager
-    def testing(self) -> Iterator[None]:
-        """Inside, no other process that shares the file tests a route: they wait for what is found here.
-
-        Several tests on one card at once slow each other down, towards the time limit.
-        """
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(self.path.with_suffix(".testing").open("a"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            self.refresh()
-            yield
-
-    def _replace(self) -> None:
-        content = {
-            "version": version(),
-            "card": asdict(self.card),
-            "self_tests": {name: asdict(each) for name, each in self.verdicts.items() if not each.transient},
-            "problems": {name: asdict(each) for name, each in self.choices.items() if not each.transient},
-        }
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
-    def _read(self) -> None:
-        self._read_at = self._stamp()
-        try:
-            content = json.loads(self.path.read_text())
-            card = Card(**content["card"])
-            if card != self.card:
-                self._foreign = True
-                self._note(
-                    f"the convolution plan {self.path} is of another card ({card}): it is neither used nor "
-                    f"written; name another file in {PATH_VARIABLE}, or delete this one"
-                )
-                return
-            if content.get("version") != version():
-                self._note(f"the convolution plan {self.path} is of other kernels: all is measured anew")
-                return
-            choices = {name: _choice(value) for name, value in content["problems"].items()}
-            verdicts = {name: _verdict(value) for name, value in content["self_tests"].items()}
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            self._note(f"the convolution plan {self.path} is damaged ({error}) and is ignored")
-            return
-        self.choices = {**self.choices, **choices}
-        self.verdicts = {**self.verdicts, **verdicts}
-
-
-def _choice(value: Any) -> Choice:
-    seconds = {str(name): float(number) for name, number in value["seconds"].items()}
-    extra_bytes = {str(name): int(number) for name, number in value["extra_bytes"].items()}
-    pixels = int(value["pixels"])
-    if not 1 <= pixels < 2**63:
-        raise ValueError(f"{pixels} pixels")
-    return Choice(str(value["route"]), seconds, extra_bytes, str(value["family"]), pixels)
-
-
-def _verdict(value: Any) -> SelfTestResult:
-    passed = value["passed"]
-    if not isinstance(passed, bool):
-        raise TypeError(f"passed is {passed!r}")
-    return SelfTestResult(str(value["route"]), passed, str(value["reason"]), float(value["seconds"]))
 
 
 Tensors = tuple[Tensor, Tensor, "Tensor | None", Tensor]
@@ -337,6 +123,11 @@ class Planner:
         verdict = self._examine(name, device, _name(dtype))
         self.file.remember({}, {_test_name(name, dtype): verdict})
         return verdict
+
+    def step_name(self, problems: Iterable[ConvProblem]) -> str:
+        """The name in the file of a training step that has these problems, by what the library does in it."""
+        text = json.dumps(sorted({_key(each) for each in problems}))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def tune(self, problem: ConvProblem) -> Choice:
         """Measure every trusted route on a problem and remember which serves, unless that has been done."""

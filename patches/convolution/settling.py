@@ -1,0 +1,62 @@
+"""Judging a plan by what a training step costs: the routes that win layer by layer may lose together.
+
+A layer in a loop says little about the host: handing a call to PyTorch's own kernels costs more than calling
+them, and on a quick card a step waits for the host. So the step by the plan's choices is timed against the
+step by each single route, and against PyTorch without the overrides.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+PLAN = "plan"
+"""The plan's choice for each problem."""
+
+ASIDE = "aside"
+"""PyTorch's own convolutions: the overrides take themselves out."""
+
+ROUNDS, STEPS = 4, 3
+"""Every way is timed once a round, over so many steps; its quickest round counts, because a shared processor
+makes steps slower and never quicker."""
+
+GAIN = 0.98
+"""A way replaces the plan's choices when it takes at most this part of their time: smaller differences are
+within what two measurements of the same step differ by."""
+
+
+def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[], object]) -> dict[str, float]:
+    """Seconds of a step by each way, the ways in turn.
+
+    Args:
+        ways: names; :data:`PLAN` first.
+        use: makes a way the one that serves.
+        step: forward and backward.
+    """
+    ways = list(ways)
+    found = dict.fromkeys(ways, math.inf)
+    for turn in range(ROUNDS):
+        for way in ways if turn % 2 else reversed(ways):
+            use(way)
+            step()
+            _wait()
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            _wait()
+            found[way] = min(found[way], (time.perf_counter() - start) / STEPS)
+    return found
+
+
+def winner(seconds: Mapping[str, float]) -> str:
+    """The quickest way; the plan's choices unless another is quicker by more than chance."""
+    best = min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] <= GAIN * seconds[PLAN] else PLAN
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

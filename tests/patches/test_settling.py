@@ -1,0 +1,121 @@
+"""A step decides who serves: the quickest way by more than chance, remembered, and undone like the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_convolution_gemm import LAYER
+from torch import nn
+
+import patches
+from patches import dispatch
+from patches.convolution import settling
+from patches.convolution.planfile import Card, PlanFile
+from patches.convolution.settling import ASIDE, PLAN, quickest, winner
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({PLAN: 1.0, "triton": 0.99, ASIDE: 0.985}, PLAN),
+        ({PLAN: 1.0, "triton": 0.97, ASIDE: 0.9}, ASIDE),
+        ({PLAN: 1.0, "triton": 0.7, ASIDE: 0.9}, "triton"),
+        ({PLAN: 1.0}, PLAN),
+    ],
+)
+def test_a_way_replaces_the_plan_when_it_is_quicker_by_more_than_chance(
+    seconds: dict[str, float], chosen: str
+) -> None:
+    assert winner(seconds) == chosen
+
+
+def test_the_quickest_round_of_each_way_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, now = {"plan": 3.0, "triton": 2.0, ASIDE: 1.0}, [0.0]
+    way = [PLAN]
+    busy = iter([5.0] * 8 + [0.0] * 1000)  # somebody else has the processor at first
+    monkeypatch.setattr(settling.time, "perf_counter", lambda: now[0])
+
+    def step() -> None:
+        now[0] += clock[way[0]] + next(busy)
+
+    found = quickest(clock, lambda name: way.__setitem__(0, name), step)
+    assert found == pytest.approx(clock)
+
+
+@pytest.fixture
+def session() -> Iterator[dispatch.Session]:
+    """One that stands as it would on a card, after every choice was made: on the CPU all is native."""
+    patches.enable("cpu")
+    found = dispatch.current()
+    assert found is not None
+    yield found
+    patches.disable()
+
+
+def convolutions() -> int:
+    nn.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
+    return patches.report().calls
+
+
+def test_overrides_that_stand_aside_see_no_call_and_come_back(session: dispatch.Session) -> None:
+    before = convolutions()
+    session._use(ASIDE)
+    assert convolutions() == before
+    with patches.enabled("cpu"):
+        assert convolutions() == 1
+    assert convolutions() == before, "what was enabled before is enabled again, as it was"
+    assert patches.report().enabled
+    session._use(PLAN)
+    assert convolutions() == before + 1
+    session._use(ASIDE)
+    patches.disable()
+    assert not patches.report().enabled
+
+
+def test_a_way_that_was_judged_is_remembered_and_a_failure_leaves_the_plan(
+    session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CONV_PLAN", str(tmp_path / "plan.json"))
+
+    def judged(found: dict[str, float]) -> Callable[..., dict[str, float]]:
+        return lambda ways, use, step: found
+
+    monkeypatch.setattr(dispatch, "quickest", judged({PLAN: 0.004, "triton": 0.003}))
+    name = session.planner.step_name([LAYER])
+    assert session._judge(name, (PLAN, "triton"), lambda: None) == "triton"
+    told = session.notes[-1]
+    assert told == "a training step by plan 4.0 ms, triton 3.0 ms: route triton serves alone"
+    assert PlanFile(tmp_path / "plan.json", Card.here("cpu"), print).steps == {name: "triton"}
+
+    def exhausted(ways: object, use: Callable[[str], None], step: object) -> dict[str, float]:
+        use(ASIDE)
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(dispatch, "quickest", exhausted)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        session._judge("other", (PLAN, ASIDE), lambda: None)
+    before = patches.report().calls
+    assert convolutions() == before + 1
+    assert session.planner.file.steps == {name: "triton"}
+
+
+def test_nothing_is_timed_on_a_cpu_or_for_a_single_route() -> None:
+    def step() -> None:
+        raise AssertionError("the step was run")
+
+    assert patches.settle(step) == ""
+    with patches.enabled("cpu"):
+        assert patches.settle(step) == "auto"
+    with patches.enabled("cpu", "gemm"):
+        assert patches.settle(step) == "gemm"
+
+
+def test_a_step_has_a_name_by_its_problems_in_any_order(session: dispatch.Session) -> None:
+    from dataclasses import replace
+
+    other = replace(LAYER, batch=7)
+    names = {session.planner.step_name(each) for each in ([LAYER, other], [other, LAYER, LAYER], [LAYER])}
+    assert len(names) == 2

@@ -1,0 +1,59 @@
+"""Before the first batch: who computes the convolutions of this model, by what its training step costs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+import patches
+
+BOXES = 3
+"""Boxes an image, about LTDv2's mean."""
+
+
+def settle_convolutions(model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None) -> None:
+    """Have the patches judge their choices (:func:`patches.settle`) by steps of a copy of the model.
+
+    The model, its statistics and the random generators stay as they are. Does nothing on a CPU, and leaves
+    the plan's choices where the memory does not suffice.
+
+    Args:
+        model: an Ultralytics detector on its device, without DDP around it.
+        images: images a step, channels, and side of the square images in pixels.
+        half: what the loss is computed in under autocast; None: in fp32, without.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        with suppress(torch.cuda.OutOfMemoryError), torch.random.fork_rng([device]):
+            patches.settle(Step(deepcopy(model).train(), images, half))
+        torch.cuda.empty_cache()
+
+
+class Step:
+    """Forward and backward of a detector on random images, which leaves no gradient.
+
+    Args:
+        model, images, half: as in :func:`settle_convolutions`; the statistics of ``model`` move.
+    """
+
+    def __init__(self, model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None) -> None:
+        self.model: Any = model
+        count, channels, size = images
+        device = next(model.parameters()).device
+        self._autocast = torch.autocast(device.type, half, enabled=half is not None)
+        self._batch = {
+            "img": torch.rand(count, channels, size, size, device=device),
+            "cls": torch.zeros(count * BOXES, 1, device=device),
+            "bboxes": torch.rand(count * BOXES, 4, device=device) * 0.3 + 0.2,
+            "batch_idx": torch.arange(count, device=device).repeat_interleave(BOXES).float(),
+        }
+
+    def __call__(self) -> None:
+        with self._autocast:
+            loss = self.model(self._batch)[0].sum()
+        torch.autograd.backward(loss)
+        self.model.zero_grad()
