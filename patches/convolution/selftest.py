@@ -41,8 +41,8 @@ Rounding a result to bf16 costs 1.7e-3 (it keeps 8 bits), a sum rounded once an 
 here; leaving out one product of 1152, the most that an output here sums, costs 3e-2.
 """
 
-EXAMINERS = {"fused batch norm": "patches.normalization.selftest"}
-"""What is tested beside routes, and the module whose ``examine(device, dtype)`` does it."""
+EXAMINERS = {"fused batch norm": "..normalization.selftest"}
+"""What is tested beside routes, and the module, seen from here, whose ``examine(device, dtype)`` does it."""
 
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What a system short of memory or shutting down sends; no kernel ends its process so."""
@@ -171,7 +171,9 @@ def _examine(name: str, device: str, dtype: str) -> str:
     if ":" in device:
         torch.cuda.set_device(device)
     if name in EXAMINERS:
-        found: str = importlib.import_module(EXAMINERS[name]).examine(device, getattr(torch, dtype))
+        found: str = importlib.import_module(EXAMINERS[name], __package__).examine(
+            device, getattr(torch, dtype)
+        )
         return found
     try:
         route = make(name)

@@ -85,6 +85,17 @@ def test_the_wheel_holds_every_module_of_the_folder(outside: Environment) -> Non
     assert names == {str(path.relative_to(ROOT / "patches")) for path in (ROOT / "patches").rglob("*.py")}
 
 
+def test_what_the_self_test_loads_by_name_is_in_the_wheel(outside: Environment) -> None:
+    code = (
+        "import importlib\n"
+        "from convroutes.convolution import selftest\n"
+        "names = selftest.EXAMINERS.values()\n"
+        "modules = [importlib.import_module(name, selftest.__package__) for name in names]\n"
+        "print(*sorted({module.__name__.partition('.')[0] for module in modules if module.examine}))\n"
+    )
+    assert outside.run(outside.python, "-c", code).stdout.split() == ["convroutes"]
+
+
 def test_a_program_is_served_unedited_and_computes_the_same(outside: Environment) -> None:
     plain = outside.run(outside.python, "program.py")
     served = outside.served("program.py")
