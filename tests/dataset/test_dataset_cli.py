@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -16,6 +17,8 @@ from toolkit.dataset.index import DatasetIndex, load, prepare
 from toolkit.errors import ToolkitError
 
 runner = CliRunner()
+
+TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
 
 
 def damage(folder: Path, row: int) -> str:
@@ -134,3 +137,60 @@ def test_predictions_of_an_export_come_back_as_a_submission(sample: Path, tmp_pa
     made = Detections.loads(archive.unpack(tmp_path / "submission.zip")[1])
     boxes = dict(zip(made.image_ids.tolist(), made.boxes.tolist(), strict=True))
     assert boxes == {stems[image.stem]: [n, 5, n + 20, 35] for n, image in enumerate(images)}
+
+
+def test_verify_names_frames_that_the_decoder_warns_of_and_does_not_fail(copy: Path) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        file.extractall(copy)
+    (copy / "frames.zip").unlink()
+    prepare(copy)
+    frames = load(copy).split("val").frames()
+    path = copy / frames.name(3)
+    path.write_bytes(path.read_bytes()[:9000] + b"\xff\xd9")
+    done = runner.invoke(app, ["dataset", "verify", str(copy), "--deep", "--json"])
+    assert done.exit_code == 0
+    (warned,) = json.loads(done.stdout)["warned"]
+    assert (warned["split"], warned["frame"]) == ("val", frames.name(3))
+    assert "premature end of data segment" in warned["reason"]
+    assert "warned of 1 of 90 frames" in done.stderr
+
+
+def test_advice_fits_what_the_frames_come_from(copy: Path) -> None:
+    prepare(copy)
+    damage(copy, 3)
+    line = str(runner.invoke(app, ["dataset", "verify", str(copy), "--deep"]).exception)
+    assert f"`toolkit dataset download {copy}` compares frames.zip with the hub's hash" in line
+    stat = (copy / "frames.zip").stat()
+    entry = {"size": stat.st_size, "modified": stat.st_mtime_ns, "digest": "0" * 64}
+    (copy / "download.json").write_text(json.dumps({"frames.zip": entry}))
+    line = str(runner.invoke(app, ["dataset", "verify", str(copy), "--deep"]).exception)
+    assert "is the hub's own, so another download brings the same" in line
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        for name in file.namelist():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(b"")
+    (copy / "frames.zip").unlink()
+    prepare(copy)
+    line = str(runner.invoke(app, ["dataset", "verify", str(copy)]).exception)
+    assert "90 of 90 frames" in line
+    assert f"unpack or copy these files into {copy / 'frames'} again" in line
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_plain_ultralytics_validates_a_model_of_the_toolkit_on_an_export(
+    index: DatasetIndex, tmp_path: Path, channels: int
+) -> None:
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import DetectionModel
+
+    model = DetectionModel(TINY, ch=channels, nc=4, verbose=False)
+    model.names = {0: "person", 1: "bicycle", 2: "motorcycle", 3: "vehicle"}
+    torch.save({"model": model}, tmp_path / "best.pt")
+    out = tmp_path / "yolo"
+    words = ["dataset", "export", str(index.data), "--extract", "--out", str(out)]
+    assert runner.invoke(app, [*words, *(["--channels", "3"] if channels == 3 else [])]).exit_code == 0
+    assert yaml.safe_load((out / "data.yaml").read_text())["channels"] == channels
+    results = YOLO(tmp_path / "best.pt").val(
+        data=str(out / "data.yaml"), device="cpu", imgsz=96, workers=0, plots=False, project=str(tmp_path)
+    )
+    assert 0 <= results.box.map50 <= 1

@@ -18,6 +18,7 @@ import pytest
 
 from toolkit.dataset import download as module
 from toolkit.dataset.download import ATTEMPTS, FILES, REPOSITORY, REVISION, download
+from toolkit.dataset.index import prepare
 from toolkit.errors import ToolkitError
 
 CONTENT = {
@@ -434,3 +435,68 @@ def test_without_the_hub_a_copy_that_was_fetched_is_held_against_the_hashes_of_t
     (source / "frames.zip").write_bytes(flip(CONTENT["frames.zip"]))
     with pytest.raises(ToolkitError, match=r"another file than the hub lists.*with another hash"):
         download(tmp_path / "newer", source=source)
+
+
+@pytest.fixture
+def cache(copy: Path, tmp_path: Path) -> Path:
+    """The copy as the hub's own client keeps it: snapshots of relative links to blobs."""
+    folder = tmp_path / "datasets--vapaau--LTDv2"
+    snapshot = folder / "snapshots" / "4431e62" / "data"
+    (folder / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate(FILES):
+        (copy / name).rename(folder / "blobs" / str(number))
+        (snapshot / name).symlink_to(Path("../../../blobs") / str(number))
+    return folder
+
+
+@pytest.mark.parametrize("below", ["snapshots/4431e62/data", "snapshots/4431e62", "."])
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_the_links_of_a_hub_cache_are_followed(
+    hub: Hub, cache: Path, tmp_path: Path, below: str, same_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not same_disk:
+        monkeypatch.setattr(module.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "")))  # type: ignore[attr-defined]
+    assert download(tmp_path / "new", source=cache / below) == []
+    assert complete(tmp_path / "new")
+    assert [path for path, *_ in hub.requests if "/tree/" not in path] == []
+
+
+def test_links_to_nothing_that_an_earlier_run_left_are_made_again(
+    hub: Hub, copy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    for name in FILES:
+        (tmp_path / "new" / name).symlink_to(Path("../../blobs") / name)
+    download(tmp_path / "new", source=copy)
+    assert complete(tmp_path / "new")
+
+
+def test_a_copy_that_lacks_annotations_is_completed(hub: Hub, copy: Path, tmp_path: Path) -> None:
+    (copy / "TestNoLabels.json").unlink()
+    assert download(tmp_path / "new", source=copy) == []
+    assert complete(tmp_path / "new")
+    fetched = {path.rpartition("/")[2] for path, *_ in hub.requests if "/tree/" not in path}
+    assert fetched == {"TestNoLabels.json"}
+    assert (tmp_path / "new" / "frames.zip").samefile(copy / "frames.zip")
+
+
+def test_without_the_hub_what_is_missing_is_said_and_the_rest_linked(
+    no_hub: None, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in set(FILES) - {"TestNoLabels.json"}:
+        (source / name).symlink_to(sample / name)
+    assert download(tmp_path / "new", source=source) == ["TestNoLabels.json"]
+    assert "neither has TestNoLabels.json" in capsys.readouterr().err
+    assert prepare(tmp_path / "new").manifest.images == {"train": 48, "val": 24}
+
+
+def test_what_was_made_is_looked_at(
+    hub: Hub, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that vanishes meanwhile, as on a disk that is unmounted."""
+    monkeypatch.setattr(module, "_record", lambda folder, name, entry: (folder / "Train.json").unlink(True))
+    with pytest.raises(ToolkitError, match=r"is not complete; found no Train\.json"):
+        download(tmp_path / "new", source=copy)

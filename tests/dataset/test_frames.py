@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import random
 import struct
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +20,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from toolkit.dataset import frames
-from toolkit.dataset.frames import FolderFrames, FrameError, Frames, ZipFrames, decode_grey, read_directory
+from toolkit.dataset.frames import (
+    FolderFrames,
+    FrameError,
+    Frames,
+    ZipFrames,
+    decode_grey,
+    decode_listening,
+    read_directory,
+)
 from toolkit.dataset.index import DatasetIndex
 from toolkit.errors import ToolkitError
 
@@ -344,3 +354,47 @@ def test_another_member_at_the_place_of_a_frame_is_noticed(tmp_path: Path) -> No
         FrameError, match=r"a\.jpg is not where the index says.*found frames/b\.jpg at byte 0"
     ):
         ZipFrames(other, members).read(0)
+
+
+def test_bytes_behind_the_end_marker_are_no_fault() -> None:
+    data = jpeg()
+    for more in (bytes(512), random.Random(1).randbytes(700), data):
+        np.testing.assert_array_equal(decode_grey("x", data + more), decode_grey("x", data))
+
+
+def test_a_jpeg_cut_off_before_other_bytes_is_refused() -> None:
+    data = jpeg()
+    for more in (bytes(512), b"\n" * 70):
+        with pytest.raises(FrameError, match="frame x is cut off"):
+            decode_grey("x", data[: len(data) // 2] + more)
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_frame() -> None:
+    data = jpeg()
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data
+    with pytest.raises(FrameError, match="frame x is cut off"):
+        decode_grey("x", data[:2] + thumbnail + data[2:-2] + bytes(512))
+
+
+def test_what_the_decoder_warns_of_is_heard_and_the_rest_of_standard_error_goes_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = jpeg()
+    assert decode_listening("x", data)[1] == ""
+    pixels, warning = decode_listening("x", data[: len(data) // 2] + b"\xff\xd9")
+    assert pixels.shape == (24, 32)
+    assert "premature end of data segment" in warning
+    assert capfd.readouterr().err == ""
+    decode = frames.decode_grey
+
+    def speaking(*arguments: Any) -> Any:
+        os.write(2, b"progress 12 %\n")
+        return decode(*arguments)
+
+    monkeypatch.setattr(frames, "decode_grey", speaking)
+    assert decode_listening("x", data)[1] == ""
+    assert capfd.readouterr().err == "progress 12 %\n"
+    with pytest.raises(FrameError):
+        decode_listening("x", b"no image")
+    os.write(2, b"still open\n")
+    assert capfd.readouterr().err == "progress 12 %\nstill open\n"

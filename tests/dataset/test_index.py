@@ -19,6 +19,7 @@ import pytest
 
 from toolkit.dataset import index as index_module
 from toolkit.dataset.index import DatasetIndex, load, prepare, read_manifest
+from toolkit.dataset.verify import verify
 from toolkit.errors import ToolkitError
 from toolkit.files import turn
 
@@ -520,3 +521,75 @@ def test_a_weather_entry_that_is_no_number_is_left_out(copy: Path, edit: Edit) -
     assert weather["Temperature"].null_count() == 3
     assert weather["Wind"].drop_nulls().to_list() == [3.0]
     assert not {"Sky", "Night"} & set(weather.columns)
+
+
+def pixels(folder: Path) -> dict[bytes, bytes]:
+    """Every frame of a prepared folder, read by the reader of training."""
+    splits = [load(folder).split(name) for name in ("train", "val", "test")]
+    return {split.file_names[row]: split.frames().read(row) for split in splits for row in range(len(split))}
+
+
+@pytest.mark.parametrize("where", ["frames", "LTDv2/data/frames", "ltdv2 frames/frames"])
+def test_frames_unpacked_into_folders_more_are_read_where_prepare_found_them(
+    sample: Path, extracted: Path, where: str
+) -> None:
+    (extracted / "frames").rename(extracted / "inner")
+    (extracted / "frames" / where).parent.mkdir(parents=True)
+    (extracted / "inner").rename(extracted / "frames" / where)
+    manifest = prepare(extracted).manifest
+    assert "frame missing" not in manifest.discrepancies
+    assert pixels(extracted) == pixels(sample)
+    assert verify(load(extracted), deep=True).bad == []
+
+
+def test_frames_of_which_a_part_lies_deeper_are_all_read(sample: Path, extracted: Path) -> None:
+    day = sorted((extracted / "frames").iterdir())[0]
+    (extracted / "frames" / "more" / "frames").mkdir(parents=True)
+    day.rename(extracted / "frames" / "more" / "frames" / day.name)
+    prepare(extracted)
+    assert pixels(extracted) == pixels(sample)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another", "fewer"])
+def test_an_archive_that_is_not_whole_does_not_hide_a_whole_folder(
+    sample: Path, copy: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = copy / "frames.zip"
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(copy)
+        names = file.namelist()
+        if damage == "fewer":
+            with zipfile.ZipFile(copy / "new.zip", "w") as new:
+                new.writestr(names[0], file.read(names[0]))
+    if damage == "fewer":
+        (copy / "new.zip").replace(archive)
+    else:
+        archive.write_bytes(archive.read_bytes()[:-50] if damage == "cut off" else b"version https://git-lfs")
+    assert prepare(copy).manifest.frames == "frames"
+    assert "are read from the folder" in capsys.readouterr().err
+    assert pixels(copy) == pixels(sample)
+
+
+def test_a_whole_archive_wins_over_a_folder_beside_it(copy: Path) -> None:
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        file.extractall(copy)
+    assert prepare(copy).manifest.frames == "frames.zip"
+    next((copy / "frames").rglob("*.jpg")).unlink()
+    assert prepare(copy).manifest.frames == "frames.zip"
+
+
+@pytest.mark.parametrize("where", ["data", "LTDv2", "snapshots/4431e62/data"])
+def test_files_one_folder_below_are_pointed_to(copy: Path, tmp_path: Path, where: str) -> None:
+    outer = tmp_path / "outer"
+    (outer / where).parent.mkdir(parents=True)
+    copy.rename(outer / where)
+    below = re.escape(str(outer / where))
+    with pytest.raises(ToolkitError, match=f"no annotation files; found some in {below}.*prepare {below}"):
+        prepare(outer)
+    prepare(outer / where)
+    with pytest.raises(ToolkitError, match=f"is not prepared; found LTDv2's files in {below}"):
+        load(outer)
+    for name in ("Train.json", "Valid.json", "TestNoLabels.json"):
+        (outer / where / name).rename(outer / name)
+    with pytest.raises(ToolkitError, match=f"no frames; found some in {below}"):
+        prepare(outer)

@@ -72,8 +72,9 @@ def download(
     from toolkit import console
     from toolkit.dataset import download as hub
 
-    hub.download(folder, revision=revision or hub.REVISION, source=source)
-    console.note(f"{folder} is complete; next: toolkit dataset prepare {folder}")
+    missing = hub.download(folder, revision=revision or hub.REVISION, source=source)
+    done = f"{folder} lacks {', '.join(missing)}" if missing else f"{folder} is complete"
+    console.note(f"{done}; next: toolkit dataset prepare {folder}")
 
 
 @app.command()
@@ -132,13 +133,19 @@ def verify(
     from toolkit.dataset.verify import require_sound
     from toolkit.dataset.verify import verify as verify_frames
 
-    result = verify_frames(load(folder), deep=deep)
+    index = load(folder)
+    result = verify_frames(index, deep=deep)
     if as_json:
         console.print_json(msgspec.to_builtins(result))
     else:
-        for bad in result.bad:
+        for bad in [*result.bad, *result.warned]:
             console.out.print(f"{bad.split}\t{bad.reason}", highlight=False, soft_wrap=True, markup=False)
-    require_sound(result)
+    if result.warned:
+        console.warn(
+            f"the decoder warned of {len(result.warned):,} of {result.frames:,} frames: their pixels may be "
+            "wrong from some place on; they are used"
+        )
+    require_sound(result, index)
     console.note(f"{result.frames:,} frames checked{', all read and decoded' if deep else ''}: none is bad")
 
 
@@ -234,6 +241,10 @@ def export(
     extract: Annotated[
         bool, typer.Option("--extract", help="Write frames out of frames.zip as files (links cannot).")
     ] = False,
+    channels: Annotated[
+        int,
+        typer.Option(min=1, max=3, help="1: grey, as every preset trains; 3: for a model of colour images."),
+    ] = 1,
 ) -> None:
     """Write Ultralytics' images/labels/data.yaml layout, for plain `yolo train`.
 
@@ -246,5 +257,7 @@ def export(
 
     if layout != "yolo":
         raise ToolkitError(f"no export format named {layout}", expected="yolo")
-    written = export_yolo(load(folder), out or folder / "yolo", extract=extract)
+    if channels == 2:
+        raise ToolkitError("no images with 2 channels", expected="1 or 3")
+    written = export_yolo(load(folder), out or folder / "yolo", extract=extract, channels=channels)
     console.note(f"wrote {written}; next: yolo train data={written}")

@@ -14,7 +14,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -83,15 +83,18 @@ class _Retry(Exception):
 _MAY_PASS = (_Retry, msgspec.DecodeError, http.client.HTTPException, OSError)
 
 
-def download(folder: Path, *, revision: str = REVISION, source: Path | None = None) -> None:
+def download(folder: Path, *, revision: str = REVISION, source: Path | None = None) -> list[str]:
     """Fetch the four files into ``folder``. Files that are there and sound stay; partial ones are continued.
 
     Args:
         folder: where they go.
         revision: of the dataset on the hub; the default is the one that this package was written for.
-        source: an existing copy: its files are checked as well, and linked instead of fetched. Where the hub
-            cannot be reached they are held against the copy's own ``download.json``, or else against
-            themselves, and it is said what that leaves open.
+        source: an existing copy: its files are checked as well, and linked instead of fetched; annotation
+            files that it lacks are fetched. Where the hub cannot be reached they are held against the copy's
+            own ``download.json``, or else against themselves, and it is said what that leaves open.
+
+    Returns:
+        Files that are still missing: TestNoLabels.json, where the copy lacks it and the hub is out of reach.
 
     Raises:
         ToolkitError: no access, no space, another file than the hub lists in ``folder`` or ``source``, or the
@@ -104,27 +107,27 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
             entries = _listing(revision)
             _check_space(folder, entries)
         else:
-            source = Path(source)
+            source = _copy_in(Path(source))
             try:
                 entries = _ask(revision)
             except _MAY_PASS as error:
                 console.warn(f"the hub cannot be asked for sizes and hashes: {error}")
                 entries = _recorded(source)
                 if not entries:
-                    _link_unlisted(source, folder)
-                    return
+                    return _look_at(folder, _link_unlisted(source, folder))
             _check_sizes(source, entries)
         for name in FILES:
             entry, final = entries[name], folder / name
             if final.exists():
                 _require_sound(final, entry)
                 console.note(f"{name} is there and sound")
-            elif source is None:
+            elif source is None or not (source / name).is_file():
                 _fetch(folder, name, entry, revision)
             else:
                 _require_sound(source / name, entry)
                 _link(source / name, final)
             _record(folder, name, entry)
+        return _look_at(folder)
     except OSError as error:
         raise ToolkitError(
             f"cannot write to {folder}",
@@ -133,11 +136,42 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
         ) from error
 
 
+def is_the_hubs(file: Path) -> bool:
+    """Whether a file is, by size and time, one whose hash was right, as ``download.json`` beside it says."""
+    known, stat = _receipt(file.parent).get(file.name), file.stat()
+    return known is not None and (known.size, known.modified) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _copy_in(source: Path) -> Path:
+    """The folder of a copy that holds the files: itself, or the hub's layout below it."""
+    for folder in (source, source / "data", *sorted(source.glob("snapshots/*/data"))):
+        if any((folder / name).is_file() for name in FILES):
+            return folder
+    return source
+
+
+def _look_at(folder: Path, missing: Sequence[str] = ()) -> list[str]:
+    """The files that are known to be missing; the others must be there, behind whatever links."""
+    if gone := [name for name in FILES if name not in missing and not (folder / name).is_file()]:
+        raise ToolkitError(
+            f"{folder} is not complete",
+            found=", ".join(
+                f"{name}, a link to nothing" if (folder / name).is_symlink() else f"no {name}"
+                for name in gone
+            ),
+            fix="run this again",
+        )
+    return list(missing)
+
+
 def _link(file: Path, final: Path) -> None:
+    file = file.resolve()  # a hub cache has relative links, which mean nothing from elsewhere
+    if final.is_symlink():
+        final.unlink()  # it leads nowhere: whoever calls has looked
     try:
         os.link(file, final)
     except OSError:  # on another disk
-        final.symlink_to(file.resolve())
+        final.symlink_to(file)
 
 
 def _recorded(source: Path) -> dict[str, _Entry]:
@@ -152,11 +186,17 @@ def _recorded(source: Path) -> dict[str, _Entry]:
     }
 
 
-def _link_unlisted(source: Path, folder: Path) -> None:
-    """Link a copy after checking what its files prove by themselves: that they are whole and can be read."""
-    if missing := [name for name in FILES if not (source / name).is_file()]:
+def _link_unlisted(source: Path, folder: Path) -> list[str]:
+    """Link a copy after checking what its files prove by themselves: that they are whole and can be read.
+
+    Returns:
+        Files that neither has, of those that training does without.
+    """
+    missing = [name for name in FILES if not any((place / name).is_file() for place in (source, folder))]
+    if set(missing) - {"TestNoLabels.json"}:
         raise ToolkitError(f"{source} is no copy of LTDv2", found="no " + ", no ".join(missing))
-    for name in FILES:
+    present = [name for name in FILES if name not in missing]
+    for name in present:
         file = folder / name if (folder / name).exists() else source / name
         if file.suffix == ".zip":
             console.note(f"{name} is whole: {len(read_directory(file)):,} members")
@@ -164,19 +204,26 @@ def _link_unlisted(source: Path, folder: Path) -> None:
             annotations = read_annotations(file)
             images, boxes = len(annotations.image_ids), len(annotations.labels)
             console.note(f"{name} is whole: {images:,} images, {boxes:,} boxes")
-    for name in FILES:
+    for name in present:
         if not (folder / name).exists():
             _link(source / name, folder / name)
     console.warn(
         f"not checked: whether these are the hub's files (run this again when it can be reached), and the "
         f"frames' bytes (toolkit dataset verify {folder} --deep, once it is prepared)"
     )
+    if missing:
+        console.warn(f"neither has {missing[0]}: the test split cannot be predicted; the hub has it")
+    return missing
 
 
 def _check_sizes(source: Path, entries: dict[str, _Entry]) -> None:
-    """Refuse a copy that is incomplete or of another revision before anything large is read."""
+    """Refuse a copy of another revision, or without its frames, before anything large is read.
+
+    Annotation files that it lacks are fetched.
+    """
     sizes = {name: (source / name).stat().st_size if (source / name).is_file() else None for name in FILES}
-    if wrong := [name for name in FILES if sizes[name] != entries[name].size]:
+    fetched = {name for name in FILES if sizes[name] is None} if sizes["frames.zip"] is not None else set()
+    if wrong := [name for name in FILES if name not in fetched and sizes[name] != entries[name].size]:
         raise ToolkitError(
             f"{source} is no copy of LTDv2 at this revision",
             found=", ".join(

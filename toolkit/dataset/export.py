@@ -9,19 +9,26 @@ import yaml
 
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.frames import FrameError
+from toolkit.dataset.frames import FolderFrames, FrameError
 from toolkit.dataset.index import FILES, DatasetIndex, Split
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 
 
-def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False) -> Path:
+def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, channels: int = 1) -> Path:
     """Write ``images/<split>/``, ``labels/<split>/`` and ``data.yaml`` below ``folder``.
 
     Base names repeat between clips, so a frame's whole path goes into its name:
     ``frames/20200514/clip_22_2307/image_0015.jpg`` becomes ``20200514-clip_22_2307-image_0015.jpg``.
     Images are symbolic links to ``frames/``. A member of an archive has no path to link to;
     ``extract`` writes those that the splits use as files instead.
+
+    Args:
+        index: the dataset.
+        folder: where it goes.
+        extract: write files instead of links.
+        channels: of the images that Ultralytics makes of the frames: 1, as every preset trains, or 3 for a
+            model of colour images. A model of the other kind cannot read them.
 
     Returns:
         The path of data.yaml.
@@ -44,10 +51,11 @@ def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False) -> 
         raise ToolkitError(f"{folder} is not empty", expected="a new folder, or an earlier export")
     splits = [name for name in FILES if index.manifest.images.get(name)]
     for name in splits:
-        _export_split(index.split(name), folder, extract=zipped)
+        _export_split(index.split(name), folder)
     content: dict[str, object] = {
         "path": str(folder.resolve()),
         **{name: f"images/{name}" for name in splits},
+        "channels": channels,
         "names": {label - 1: name for label, name in CATEGORIES.items()},
     }
     with replacing(listed) as temporary:
@@ -72,18 +80,17 @@ def _flat(name: str) -> str:
     return name.removeprefix("frames/").replace("/", "-")
 
 
-def _export_split(split: Split, folder: Path, *, extract: bool) -> None:
+def _export_split(split: Split, folder: Path) -> None:
     images, labels = folder / "images" / split.name, folder / "labels" / split.name
     try:
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
         frames = split.frames()
-        root = split.index.data.resolve()
         for row in console.track(range(len(split)), f"exporting {split.name}"):
             name = frames.name(row)
             flat = _flat(name)
             image = images / flat
-            if extract:
+            if not isinstance(frames, FolderFrames):
                 try:
                     image.write_bytes(frames.read(row))
                 except FrameError as error:
@@ -91,7 +98,7 @@ def _export_split(split: Split, folder: Path, *, extract: bool) -> None:
                     continue
             else:
                 image.unlink(missing_ok=True)
-                image.symlink_to(os.path.relpath(root / name, images.resolve()))
+                image.symlink_to(os.path.relpath(frames.path(row).absolute(), images.resolve()))
             (labels / flat).with_suffix(".txt").write_text(_label_text(split, row))
     except OSError as error:
         raise ToolkitError(

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Protocol
 
 import numpy as np
@@ -73,18 +75,19 @@ class Frames(Protocol):
 
 
 def decode_grey(name: str, data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode a JPEG to grey, (height, width) uint8.
+    """Decode a JPEG to grey, (height, width) uint8. Bytes behind its end marker are no fault.
 
-    One without its end marker is refused: the decoder would fill what is missing and say nothing.
+    One without the marker is refused: where other bytes follow, as the zeros of a file whose space was taken
+    before it was written, the decoder would fill what is missing and say nothing.
 
     Raises:
         FrameError: the bytes are no JPEG or a part of one, or claim more pixels than a frame can have.
     """
     import cv2  # here, because making an index decodes nothing
 
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
+    at, height, width = _frame_header(data)
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9", at) < 0:
         raise FrameError(name, "is cut off", f"{len(data):,} bytes without an end marker")
-    height, width = _stated_size(data)
     if height * width > MAX_FRAME_PIXELS:
         found = f"{len(data):,} bytes that claim {width:,} x {height:,} pixels"
         raise FrameError(name, "is too large", found, f"at most {MAX_FRAME_PIXELS:,} pixels")
@@ -97,25 +100,57 @@ def decode_grey(name: str, data: bytes) -> npt.NDArray[np.uint8]:
     return image  # type: ignore[return-value]
 
 
+def decode_listening(name: str, data: bytes) -> tuple[npt.NDArray[np.uint8], str]:
+    """:func:`decode_grey`, and what the decoder warned of, empty if nothing.
+
+    libjpeg, inside OpenCV, writes its warnings to the process's standard error and decodes on: the pixels
+    behind such a place may be wrong. One thread listens at a time; what else was written meanwhile is passed
+    on.
+
+    Raises:
+        FrameError: see :func:`decode_grey`.
+    """
+    with _LISTENING, TemporaryFile() as heard:
+        kept = os.dup(2)
+        os.dup2(heard.fileno(), 2)
+        try:
+            pixels = decode_grey(name, data)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            heard.seek(0)
+            said = heard.read()
+            if other := _WARNING.sub(b"", said):
+                os.write(2, other)
+    warnings = [line.strip().decode(errors="replace") for line in _WARNING.findall(said)]
+    return pixels, ", ".join(warnings)
+
+
+_LISTENING = threading.Lock()
+_WARNING = re.compile(
+    rb"(?:Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS)[^\n]*\n"
+)
+
+
 _SEGMENT = struct.Struct(">BHxHH")
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))
 
 
-def _stated_size(data: bytes) -> tuple[int, int]:
-    """Height and width from a JPEG's frame header (ITU-T T.81, B.1.1 and B.2.2); 0, 0 if there is none."""
+def _frame_header(data: bytes) -> tuple[int, int, int]:
+    """Where a JPEG's frame header is, height and width (ITU-T T.81, B.1.1 and B.2.2); zeros without one."""
     if data[:2] != b"\xff\xd8":
-        return 0, 0
+        return 0, 0, 0
     at = 2
     with suppress(ValueError, struct.error):
         while True:
             at = data.index(0xFF, at) + 1
             marker, length, height, width = _SEGMENT.unpack_from(data, at)
             if marker in _FRAME_HEADERS:
-                return height, width
+                return at, height, width
             if marker not in _WITHOUT_LENGTH:
                 at += 1 + length
-    return 0, 0
+    return 0, 0, 0
 
 
 class FolderFrames:
@@ -124,10 +159,19 @@ class FolderFrames:
     Args:
         root: the folder that the names are relative to.
         names: (n,) bytes, UTF-8.
+        prefixes: what may lie between the root and a name: frames/ unpacked into frames/ gives "frames/".
+        prefix_of: (n,) which of them a frame has; the first by default.
     """
 
-    def __init__(self, root: Path, names: npt.NDArray[np.bytes_]) -> None:
-        self.root, self.names = root, names
+    def __init__(
+        self,
+        root: Path,
+        names: npt.NDArray[np.bytes_],
+        prefixes: Sequence[str] = ("",),
+        prefix_of: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        self.root, self.names, self.prefixes = root, names, tuple(prefixes)
+        self.prefix_of = np.zeros(len(names), np.int32) if prefix_of is None else prefix_of
 
     def __len__(self) -> int:
         return len(self.names)
@@ -135,10 +179,14 @@ class FolderFrames:
     def name(self, row: int) -> str:
         return bytes(self.names[row]).decode(errors="replace")
 
+    def path(self, row: int) -> Path:
+        """Where the frame is."""
+        return self.root / (self.prefixes[int(self.prefix_of[row])] + self.name(row))
+
     def read(self, row: int) -> bytes:
         name = self.name(row)
         try:
-            return (self.root / name).read_bytes()
+            return self.path(row).read_bytes()
         except OSError as error:
             raise FrameError(name, "cannot be read", error.strerror or str(error)) from error
 
@@ -148,7 +196,7 @@ class FolderFrames:
     def probe(self, row: int) -> None:
         name = self.name(row)
         try:
-            size = (self.root / name).stat().st_size
+            size = self.path(row).stat().st_size
         except OSError as error:
             raise FrameError(name, "cannot be read", error.strerror or str(error)) from error
         if not size:
@@ -358,6 +406,15 @@ def read_directory(path: Path) -> Members:
         methods=methods,
         crcs=entries["crc"][order].astype(np.int64),
     )
+
+
+def count_members(path: Path) -> int:
+    """Members that an archive says it has, folders included; 0 for one that is cut off or none."""
+    try:
+        with path.open("rb") as file:
+            return _find_directory(path, file.fileno())[2]
+    except (OSError, ToolkitError):
+        return 0
 
 
 def _find_directory(path: Path, fd: int) -> tuple[int, int, int, int]:

@@ -26,7 +26,15 @@ import numpy.typing as npt
 from patches.cache import cache_folder
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
-from toolkit.dataset.frames import FolderFrames, Frames, Members, ZipFrames, leaves, read_directory
+from toolkit.dataset.frames import (
+    FolderFrames,
+    Frames,
+    Members,
+    ZipFrames,
+    count_members,
+    leaves,
+    read_directory,
+)
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import remove_abandoned, replacing, turn
 
@@ -38,7 +46,7 @@ SplitName = Literal["train", "val", "test"]
 FILES: dict[SplitName, str] = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
 """LTDv2's annotation file of each split."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of the index. Part of the fingerprint: an index of another version is made anew."""
 
 MONTH_DIGITS = 10**11
@@ -57,6 +65,7 @@ class Manifest(msgspec.Struct, frozen=True):
         unlisted_frames: frames that no annotation file mentions, normal in LTDv2; ``unlisted-frames.txt.gz``
             beside the manifest names them.
         discrepancies: count of each kind; the list itself is ``discrepancies.jsonl``.
+        prefixes: of a folder, what lies between the data folder and the frames' names: "" as LTDv2 has it.
     """
 
     fingerprint: str
@@ -69,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True):
     by_class: dict[str, dict[str, int]]
     unlisted_frames: int
     discrepancies: dict[str, int]
+    prefixes: tuple[str, ...] = ("",)
 
 
 class Discrepancy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,7 +99,8 @@ class TrainingTables:
     Attributes:
         images: (images,) with the fields ``name`` (UTF-8 bytes), ``width``, ``height``, ``box`` (row of the
             image's first box), ``boxes`` (their number), and ``offset``, ``size``, ``raw_size``, ``method``
-            and ``crc`` of the frame's archive member (offset -1: the frame is missing).
+            and ``crc`` of the frame's archive member (offset -1: the frame is missing). Of a folder, ``size``
+            is the number of the frame's prefix in :attr:`Manifest.prefixes`.
         boxes: (boxes,) with the fields ``xywh``, four float32: centre, width and height of the box clipped to
             its frame, as parts of it; and ``label``, 1 to 4. Boxes that clipping leaves empty are not there.
     """
@@ -146,10 +157,14 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
     data = Path(data)
     sources = {split: data / name for split, name in FILES.items() if (data / name).exists()}
     if not sources:
+        below = _below(data)
         raise ToolkitError(
             f"{data} has no annotation files",
+            found=f"some in {below}" if below else "",
             expected=" ".join(FILES.values()),
-            fix="toolkit dataset download DIR fetches LTDv2, toolkit dataset sample DIR draws a small one",
+            fix=f"toolkit dataset prepare {below}"
+            if below
+            else "toolkit dataset download DIR fetches LTDv2, toolkit dataset sample DIR draws a small one",
         )
     archive = _frames_of(data)
     fingerprint = _fingerprint([*sources.values(), archive], drop_bad)
@@ -196,7 +211,7 @@ def _prepare(
         console.note(f"reading {path.name}")
         tables.append(_table(split, read_annotations(path), log))
     console.note(f"reading the directory of {archive.name}")
-    images, unlisted = _locate(tables, archive, log)
+    images, unlisted, prefixes = _locate(tables, archive, log)
     refused = {kind: n for kind, n in log.counts.items() if kind in REFUSED}
     if refused and not drop_bad:
         listing = folder / "refused.jsonl"
@@ -208,7 +223,7 @@ def _prepare(
             fix=f"download the files again, or drop these entries: toolkit dataset prepare {data} --drop-bad",
         )
 
-    manifest = _summary(images, fingerprint, archive.name, len(unlisted), log)
+    manifest = _summary(images, fingerprint, archive.name, len(unlisted), log, prefixes)
     for name in manifest.images:
         _write_training_tables(images.filter(pl.col("split") == name), folder, manifest.index, name)
     with replacing(folder / manifest.index) as temporary:
@@ -250,8 +265,13 @@ def load(data: Path) -> DatasetIndex:
     try:
         manifest = read_manifest(folder)
     except ToolkitError as error:
+        below = None if any((data / name).exists() for name in FILES.values()) else _below(data)
         raise ToolkitError(
-            f"{data} is not prepared", found=error.found, fix=f"toolkit dataset prepare {data}"
+            f"{data} is not prepared",
+            found=f"LTDv2's files in {below}" if below else error.found,
+            fix=f"name that folder, once prepared: toolkit dataset prepare {below}"
+            if below
+            else f"toolkit dataset prepare {data}",
         ) from error
     if _is_stale(data, manifest):
         _warn_of_stale_index(data)
@@ -409,7 +429,8 @@ class Split:
         """The frames of this split, row for row."""
         images = self.training.images
         if self.index.manifest.frames == "frames":
-            return FolderFrames(self.index.data, images["name"])
+            prefixes = self.index.manifest.prefixes
+            return FolderFrames(self.index.data, images["name"], prefixes, images["size"])
         columns = (images[c] for c in ("name", "offset", "size", "raw_size", "method", "crc"))
         return ZipFrames(self.index.data / self.index.manifest.frames, Members(*columns))
 
@@ -555,14 +576,40 @@ def _write_training_tables(images: pl.DataFrame, folder: Path, index: str, split
 
 
 def _frames_of(data: Path) -> Path:
-    for name in ("frames.zip", "frames"):
-        if (data / name).exists():
-            return data / name
+    """frames.zip or frames/. Of both the archive, unless it is cut off or holds fewer frames."""
+    archive, folder = data / "frames.zip", data / "frames"
+    if archive.exists() and folder.is_dir():
+        members, files = count_members(archive), sum(1 for _ in _files(folder, folder.name))
+        if members >= files:
+            return archive
+        has = f"holds {members:,} members" if members else "is cut off or no zip archive"
+        console.warn(f"{archive} {has}, {folder} {files:,} files: the frames are read from the folder")
+        return folder
+    for path in (archive, folder):
+        if path.exists():
+            return path
+    below = next(
+        (f for f in _folders_below(data) if (f / "frames.zip").is_file() or (f / "frames").is_dir()), None
+    )
     raise ToolkitError(
         f"{data} has no frames",
-        expected="frames.zip or frames/",
-        fix="toolkit dataset download DIR fetches them",
+        found=f"some in {below}" if below else "",
+        expected="frames.zip or frames/ beside the annotation files",
+        fix=f"move or link them to {data}" if below else "toolkit dataset download DIR fetches them",
     )
+
+
+def _below(data: Path) -> Path | None:
+    """A folder below with annotation files: the hub's layout has them in data/, its cache in snapshots/."""
+    return next((f for f in _folders_below(data) if any((f / n).exists() for n in FILES.values())), None)
+
+
+def _folders_below(data: Path) -> list[Path]:
+    return [
+        f
+        for f in (data / "data", *sorted(data.glob("snapshots/*/data")), *sorted(data.glob("*/")))
+        if f.is_dir()
+    ]
 
 
 def _fingerprint(paths: list[Path], drop_bad: bool) -> str:
@@ -686,17 +733,25 @@ def _once(images: pl.DataFrame, column: str, kind: str, file: str, log: _Log) ->
     return images.filter(first) if len(twice) else images
 
 
-def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.DataFrame, pl.Series]:
-    """All splits in the order of the frames' bytes, with where those are; the names of unlisted frames."""
+def _locate(
+    tables: list[pl.DataFrame], archive: Path, log: _Log
+) -> tuple[pl.DataFrame, pl.Series, list[str]]:
+    """All splits in the order of the frames' bytes, with where those are; the names of unlisted frames; what
+    lies before the frames' names in a folder."""
     import polars as pl
 
     images, both = pl.concat(tables), "two of the annotation files"
     images = _once(images, "image_id", "duplicate image id", both, log)
     images = _once(images, "file_name", "duplicate frame", both, log)
+    prefixes = [""]
     if archive.is_dir():
         paths = sorted(_files(archive, archive.name))
         columns: dict[str, npt.NDArray[Any]] = {"offset": np.arange(len(paths))}
         columns |= {c: np.zeros(len(paths), np.int64) for c in ("size", "raw_size", "method", "crc")}
+        before = [name[: name.rindex(b"frames/")] for name in paths]
+        prefixes = sorted(set(map(os.fsdecode, before))) or prefixes
+        number = {prefix: i for i, prefix in enumerate(prefixes)}
+        columns["size"] = np.array([number[os.fsdecode(each)] for each in before], np.int64)
     else:
         members = read_directory(archive)
         paths = members.names.tolist()
@@ -728,7 +783,7 @@ def _locate(tables: list[pl.DataFrame], archive: Path, log: _Log) -> tuple[pl.Da
     for split, name, number in missing.select("split", "file_name", "image_id").iter_rows():
         log.add([Discrepancy("frame missing", FILES[split], frame=name, image_id=str(number))])
     unlisted = where.join(images, on="file_name", how="anti")["file_name"]
-    return located.sort("offset", maintain_order=True), unlisted
+    return located.sort("offset", maintain_order=True), unlisted, prefixes
 
 
 def _files(folder: Path, name: str) -> Iterator[bytes]:
@@ -747,7 +802,9 @@ def _files(folder: Path, name: str) -> Iterator[bytes]:
         raise ToolkitError(f"cannot read {folder}", found=error.strerror or str(error)) from error
 
 
-def _summary(images: pl.DataFrame, fingerprint: str, frames: str, unlisted: int, log: _Log) -> Manifest:
+def _summary(
+    images: pl.DataFrame, fingerprint: str, frames: str, unlisted: int, log: _Log, prefixes: list[str]
+) -> Manifest:
     import polars as pl
 
     by_split = images.group_by("split").agg(
@@ -774,4 +831,5 @@ def _summary(images: pl.DataFrame, fingerprint: str, frames: str, unlisted: int,
         by_class={s: by_class.get(s, {}) for s in order},
         unlisted_frames=unlisted,
         discrepancies=dict(sorted(log.counts.items())),
+        prefixes=tuple(prefixes),
     )
