@@ -344,7 +344,8 @@ class Session:
         """The plan of the current device; made on first use, because that initialises the device."""
         index = 0 if self.device == "cpu" else torch.cuda.current_device()
         if index not in self._planners:
-            self._planners[index] = Planner(self.device, self.routes, self.note)
+            made = self._planners[index] = Planner(self.device, self.routes, self.note)
+            made.beside = normalizations.self_tests(self.normalization, made.device)
         return self._planners[index]
 
     def _choose(self, problem: ConvProblem) -> Route:

@@ -168,17 +168,18 @@ def _examine(name: str, device: str, dtype: str) -> str:
 
     # TF32 is less exact by design and would look like a mistake.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if ":" in device:
-        torch.cuda.set_device(device)
     if name in EXAMINERS:
-        found: str = importlib.import_module(EXAMINERS[name], __package__).examine(
-            device, getattr(torch, dtype)
-        )
+        module = importlib.import_module(EXAMINERS[name], __package__)
+        found: str = module.examine(device, getattr(torch, dtype))
         return found
     try:
         route = make(name)
     except (ImportError, RuntimeError) as error:
         raise _CannotStart(f"not available: {error}") from error
+    if name == "triton" and device != "cpu":
+        _compile_ahead(device, getattr(torch, dtype))
+    if ":" in device:
+        torch.cuda.set_device(device)
     problems = [problem for problem in _problems(device, getattr(torch, dtype)) if route.supports(problem)]
     if not problems:
         return "serves none of the problems of the self-test"
@@ -187,6 +188,16 @@ def _examine(name: str, device: str, dtype: str) -> str:
         if reason:
             return reason
     return ""
+
+
+def _compile_ahead(device: str, dtype: torch.dtype) -> None:
+    """Compile what the test will launch, on all processors, before this process opens the device."""
+    from .. import compiling
+    from .triton_kernels.ahead import jobs
+
+    say("compiling")
+    target = compiling.target_of(device)
+    compiling.compile_all(jobs(_problems(device, dtype), target.units), target)
 
 
 def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:

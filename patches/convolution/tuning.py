@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -64,6 +65,9 @@ class Planner:
         note: told what a person should know.
         card: what the plan is keyed by; the device's own when None.
         examine: the self-test of a route on a device in a dtype.
+
+    Attributes:
+        beside: what else is tested where routes are.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Planner:
         card: Card | None = None,
         examine: Callable[[str, str, str], SelfTestResult] = selftest.run,
     ) -> None:
+        self.beside: tuple[str, ...] = ()
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
@@ -101,8 +106,8 @@ class Planner:
         test = _test_name(name, dtype)
         verdict = self.file.verdicts.get(test)
         if verdict is None:
-            with self.file.testing():
-                verdict = self.file.verdicts.get(test) or self._test(name, dtype)
+            self._test([name], dtype)
+            verdict = self.file.verdicts[test]
         if not verdict.passed and test not in self._told:
             self._told.add(test)
             use = "serves only what no other route can" if name == "native" else "is not used"
@@ -117,12 +122,20 @@ class Planner:
             )
         return verdict.passed
 
-    def _test(self, name: str, dtype: torch.dtype) -> SelfTestResult:
-        self._note(f"testing the {_title(name)} in {_name(dtype)} on this card, once")
+    def _test(self, names: Iterable[str], dtype: torch.dtype) -> None:
+        """Test what nobody has tested, all at once: each test is a process that mostly waits."""
+        names = [name for name in names if _test_name(name, dtype) not in self.file.verdicts]
+        if not names:
+            return
         device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
-        verdict = self._examine(name, device, _name(dtype))
-        self.file.remember({}, {_test_name(name, dtype): verdict})
-        return verdict
+        with self.file.testing():
+            names = [name for name in names if _test_name(name, dtype) not in self.file.verdicts]
+            for name in names:
+                self._note(f"testing the {_title(name)} in {_name(dtype)} on this card, once")
+            with ThreadPoolExecutor(max(1, len(names))) as pool:
+                verdicts = pool.map(lambda name: self._examine(name, device, _name(dtype)), names)
+                found = {_test_name(name, dtype): each for name, each in zip(names, verdicts, strict=True)}
+            self.file.remember({}, found)
 
     def step_name(self, problems: Iterable[ConvProblem]) -> str:
         """The name in the file of a training step that has these problems, by what the library does in it."""
@@ -134,6 +147,8 @@ class Planner:
         self.file.refresh()
         choice = self.file.choices.get(_key(problem))
         if choice is None or choice.route not in self.routes or not self.trusted(choice.route, problem.dtype):
+            supporting = [name for name, route in self.routes.items() if route.supports(problem)]
+            self._test([*supporting, *self.beside], problem.dtype)
             names = list(self._candidates(problem))
             start = time.monotonic()
             choice = self._measure(problem, names)

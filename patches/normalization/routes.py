@@ -38,6 +38,12 @@ def setting(wanted: str) -> str:
     return found
 
 
+def self_tests(setting: str, device: str) -> tuple[str, ...]:
+    """What must be tested before anything is fused on a device."""
+    fused = setting in ("auto", "triton") and device == "cuda" and importlib.util.find_spec("triton")
+    return (SELF_TEST,) if fused else ()
+
+
 def chooser(
     setting: str, device: str, trusted: Callable[[str, torch.dtype], bool]
 ) -> Callable[[NormProblem, Tensor], Implementation | None]:

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import compiling
 from ..convolution.selftest import TOLERANCE, Poison, say
 from .operation import Implementation
 from .problem import NormProblem, Parameters
@@ -43,13 +47,33 @@ def examine(device: str, dtype: torch.dtype) -> str:
     from .launches import Kernels
 
     triton_kernels.prepare()
-    here = torch.device(device)
-    units = torch.cuda.get_device_properties(here).multi_processor_count if here.type == "cuda" else 4
+    here, units = torch.device(device), 4
+    if here.type == "cuda":
+        say("compiling")
+        target = compiling.target_of(device)
+        units = target.units
+        compiling.compile_all(jobs(problems(dtype), units), target)
+        torch.cuda.set_device(here.index or 0)
     for problem in problems(dtype):
         reason = compare(Kernels(problem, here.index or 0, units), device)
         if reason:
             return reason
     return ""
+
+
+def jobs(problems: Iterable[NormProblem], units: int) -> list[Callable[[], object]]:
+    """Compiling every kernel of problems for a card of so many compute units, one job a variant."""
+    from ..convolution.triton_kernels.ahead import variant
+    from .launches import Kernels
+
+    found: dict[tuple[Any, ...], Callable[[], object]] = {}
+    for p in problems:
+        for launch, tensors in Kernels(p, 0, units).launches():
+            job = partial(
+                launch.kernel.warmup, *tensors, *launch.arguments, grid=launch.grid, **launch.options
+            )
+            found.setdefault((p.dtype, *variant(launch)), job)
+    return list(found.values())
 
 
 def compare(by: Implementation, device: str) -> str:

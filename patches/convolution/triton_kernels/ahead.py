@@ -7,9 +7,10 @@ a thousand variants and would spend nearly all of its time on that.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from ..problem import ConvProblem
 from .launch import Launch
-from .route import Builder, TritonRoute, lacks_packed_dot, tiles_of
+from .route import Builder, TritonRoute, lacks_packed_dot, spills_on_amd, tiles_for, tiles_of
+from .tiles import Tiles
 
 
 class Recorder(Builder):
@@ -60,8 +62,26 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
     return len(work)
 
 
-def launches(p: ConvProblem) -> list[Launch]:
-    """What the route will launch for a problem, forward and backward; see ``compile_ahead``."""
+def jobs(problems: Iterable[ConvProblem], units: int) -> list[Callable[[], None]]:
+    """Compiling every kernel that the route needs for problems on a card of so many compute units.
+
+    Nothing is asked of the device. One job a variant; see :func:`patches.compiling.compile_all`.
+    """
+    found: dict[tuple[Any, ...], Callable[[], None]] = {}
+    for p in problems:
+        if torch.version.hip is None or not spills_on_amd(p):
+            for launch in launches(p, tiles_for(units, p.dtype)):
+                found.setdefault((p.dtype, *variant(launch)), partial(launch.compile_ahead, p.dtype))
+    return list(found.values())
+
+
+def launches(p: ConvProblem, tiles: Tiles | None = None) -> list[Launch]:
+    """What the route will launch for a problem, forward and backward; see ``compile_ahead``.
+
+    Args:
+        p: the problem.
+        tiles: the choice of tiles; the one for the device when None.
+    """
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=p.dtype, device="meta")
@@ -70,7 +90,7 @@ def launches(p: ConvProblem) -> list[Launch]:
     x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
     grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=layout)
     weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
-    recorder = Recorder(0, tiles_of(torch.device(p.device), p.dtype), upcast=lacks_packed_dot())
+    recorder = Recorder(0, tiles or tiles_of(torch.device(p.device), p.dtype), upcast=lacks_packed_dot())
     recorder.forward(p, x, weight, empty(p.channels_out) if p.bias else None)
     recorder.backward(p, grad, x, weight, (True, True, p.bias))
     return recorder.made

@@ -143,12 +143,16 @@ def _available(device: str) -> bool:
 
 def tiles_of(device: torch.device, dtype: torch.dtype) -> Tiles:
     """The choice of tiles that was made for a device and a dtype."""
+    if device.type == "cpu":
+        return tiles_for(4, dtype)
+    return tiles_for(torch.cuda.get_device_properties(device).multi_processor_count, dtype)
+
+
+def tiles_for(units: int, dtype: torch.dtype) -> Tiles:
+    """The choice of tiles for a card of so many compute units, of the vendor that PyTorch was built for."""
     from .tiles import NVIDIA, NVIDIA_HALF, RDNA, Tiles
 
     nvidia = NVIDIA if dtype == torch.float32 else NVIDIA_HALF
-    if device.type == "cpu":
-        return Tiles(4, nvidia)
-    units = torch.cuda.get_device_properties(device).multi_processor_count
     return Tiles(units, nvidia if torch.version.hip is None else RDNA)
 
 

@@ -1,0 +1,107 @@
+"""Compiling Triton kernels on all processors before a device is touched.
+
+Triton compiles when a kernel is first launched, one after the other, about a second each. Everything that a
+compiled kernel depends on is known without the device: its types, constants and the name of the target. So
+processes that never open the device fill Triton's cache, and launches find it there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Target(NamedTuple):
+    """What kernels are compiled for, and the card's compute units, from which tiles are chosen."""
+
+    backend: str
+    architecture: int | str
+    warp: int
+    units: int
+
+
+def target_of(device: str) -> Target:
+    """The target of a device, asked by a process of its own: this one stays without a context.
+
+    Raises:
+        RuntimeError: the device does not answer.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(_ask, device).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"a process that asked {device} what it is died") from error
+
+
+def _ask(device: str) -> Target:
+    properties = torch.cuda.get_device_properties(device)
+    units = properties.multi_processor_count
+    if torch.version.hip is not None:
+        name = properties.gcnArchName.partition(":")[0]
+        return Target("hip", name, getattr(properties, "warp_size", 32), units)
+    return Target("cuda", properties.major * 10 + properties.minor, 32, units)
+
+
+class Deviceless:
+    """Stands in for Triton's driver where kernels are compiled and not run."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def get_current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """The default one."""
+        return 0
+
+    def get_current_target(self) -> Any:
+        """What is compiled for."""
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(self._target.backend, self._target.architecture, self._target.warp)
+
+
+_jobs: Sequence[Callable[[], object]] = ()
+"""What the processes of a pool inherit: a kernel cannot be sent."""
+
+
+def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
+    """Run jobs that each compile a kernel, in processes forked from this one, which has not used a device.
+
+    What does not compile, or kills its process, is left for the launch that needs it to report.
+    """
+    global _jobs
+    _jobs = jobs
+    try:
+        with (
+            ProcessPoolExecutor(
+                min(len(jobs), os.cpu_count() or 1) or 1,
+                mp_context=multiprocessing.get_context("fork"),
+                initializer=_without_device,
+                initargs=(target,),
+            ) as pool,
+            suppress(BrokenProcessPool),
+        ):
+            list(pool.map(_compile, range(len(jobs))))
+    finally:
+        _jobs = ()
+
+
+def _without_device(target: Target) -> None:
+    from triton.runtime import driver
+
+    driver.set_active(Deviceless(target))
+
+
+def _compile(index: int) -> None:
+    with suppress(Exception):
+        _jobs[index]()

@@ -1,0 +1,77 @@
+"""Kernels are compiled on all processors, without a device, into the cache where a launch looks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from test_convolution_gemm import LAYER
+
+from patches.convolution.planfile import Card
+from patches.convolution.selftest import SelfTestResult
+from patches.convolution.tuning import Planner
+
+ROOT = Path(__file__).resolve().parents[2]
+
+COMPILE = """
+import os, sys, torch
+from pathlib import Path
+from patches.compiling import Target, compile_all
+from patches.normalization.selftest import jobs, problems
+work = jobs(problems(torch.float32)[:1], 132)
+def die():
+    os.kill(os.getpid(), 9)
+compile_all([*work, lambda: 1 / 0], Target("cuda", 90, 32, 132))
+print(len(work), len(list(Path(sys.argv[1]).rglob("*.cubin"))), torch.cuda.is_initialized())
+compile_all([die], Target("cuda", 90, 32, 132))
+print("alive")
+"""
+
+
+@pytest.mark.slow
+def test_a_cache_is_filled_without_a_device_whatever_fails(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.stdout.splitlines() == ["4 4 False", "alive"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("architecture", ["gfx1010", "gfx1201"])
+def test_jobs_ask_nothing_of_a_device(architecture: str) -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    from patches.convolution.selftest import _problems
+    from patches.convolution.triton_kernels.ahead import jobs, launches, variant
+    from patches.convolution.triton_kernels.route import tiles_for
+
+    problems = _problems("cuda", torch.float32)
+    needed = {variant(each) for p in problems for each in launches(p, tiles_for(36, torch.float32))}
+    assert len(jobs(problems, 36)) == len(needed) > 50
+    assert not torch.cuda.is_initialized()
+
+
+def test_all_tests_of_a_card_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLKIT_CONV_PLAN", str(tmp_path / "plan.json"))
+    together = threading.Barrier(3, timeout=60)
+    asked: list[str] = []
+
+    def examine(name: str, device: str, dtype: str) -> SelfTestResult:
+        asked.append(name)
+        together.wait()
+        return SelfTestResult(name, True, "", 0.1)
+
+    from patches.convolution.gemm import Gemm
+    from patches.convolution.native import Native
+
+    routes = {"native": Native(library=False), "gemm": Gemm()}
+    planner = Planner("cpu", routes, print, Card.here("cpu"), examine)
+    planner.beside = ("fused batch norm",)
+    planner.choose(LAYER)
+    assert sorted(asked) == ["fused batch norm", "gemm", "native"]
+    assert planner.trusted("fused batch norm", torch.float32)
+    assert len(asked) == 3
