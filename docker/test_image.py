@@ -24,8 +24,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from toolkit.training.heartbeat import Place
-from toolkit.training.rundir import RunFiles
+from toolkit.runs.folder import RunFiles
+from toolkit.runs.heartbeat import Place
 
 PROFILE = os.environ.get("LTDV2_PROFILE", "cpu")
 UID, GID = 12345, 23456

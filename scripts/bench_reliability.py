@@ -35,12 +35,13 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from toolkit.dataset import index
 from toolkit.device import running
 from toolkit.errors import ToolkitError
+from toolkit.runs import heartbeat
+from toolkit.runs.folder import RunFiles
+from toolkit.runs.health import Action, Rule, Rules
+from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Saving
-from toolkit.training import heartbeat
-from toolkit.training.health import Action, Rule, Rules
-from toolkit.training.rundir import RunFiles
-from toolkit.training.session import TrainingPlan, load_preset
-from toolkit.training.supervisor import supervise
+from toolkit.supervision.supervisor import supervise
+from toolkit.training.preset import load_preset
 from toolkit.training.trainer import LTDv2Trainer
 
 WARM_UP = 4

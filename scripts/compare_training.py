@@ -27,7 +27,8 @@ from toolkit.benchmark.measure import positive
 from toolkit.dataset import index
 from toolkit.device import resolve_device, running
 from toolkit.errors import ToolkitError
-from toolkit.training.session import TrainingPlan, load_preset
+from toolkit.runs.plan import TrainingPlan
+from toolkit.training.preset import load_preset
 from toolkit.training.trainer import LTDv2Trainer
 
 STEPS = 100

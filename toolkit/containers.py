@@ -30,7 +30,7 @@ from toolkit.checks import GIB
 from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import VISIBILITY, Machine
-from toolkit.reproduction import commit
+from toolkit.runs.reproduction import commit
 
 if TYPE_CHECKING:
     from docker import APIClient, DockerClient

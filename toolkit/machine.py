@@ -396,6 +396,15 @@ def killed_for_memory() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
+def nvidia_cards(proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
+    """NVIDIA's cards by the names that the driver and PyTorch give them, without asking either."""
+    names = []
+    for path in sorted(proc.glob("*/information")):
+        lines = (line.partition(":") for line in _text(path).splitlines())
+        names += [value.strip() for name, _, value in lines if name.strip() == "Model"]
+    return tuple(names)
+
+
 def processor() -> str:
     """Model and widest vectors of the first processor, which decide how sums are rounded; "" if unknown."""
     pairs = (line.partition(":") for line in _text(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines())

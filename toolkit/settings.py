@@ -71,8 +71,8 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
 class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
 
-    ``[health.<rule>]`` is what :func:`toolkit.training.health.load` takes; ``[logging]`` names those of
-    :data:`toolkit.training.session.TRACKERS` that are told about a run.
+    ``[health.<rule>]`` is what :func:`toolkit.runs.health.load` takes; ``[logging]`` names those of
+    :data:`toolkit.runs.plan.TRACKERS` that are told about a run.
     """
 
     data: str | None = None

@@ -15,9 +15,9 @@ from ultralytics.data.build import build_dataloader
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
-from toolkit.training import session
+from toolkit.runs import reproduction
+from toolkit.runs.plan import TrainingPlan
 from toolkit.training.sampling import EpochSampler, ResumableLoader
-from toolkit.training.session import TrainingPlan
 
 LOAD = """
 import sys
@@ -81,7 +81,7 @@ sys.exit("training never started the server")
 
 def test_training_starts_the_server_before_it_imports_pytorch_itself(sample: Path, tmp_path: Path) -> None:
     run, arguments = tmp_path / "run", {"workers": 2}
-    session.record(TrainingPlan(sample, run, "smoke", "yolo11n.yaml", 1, "cpu", False, arguments))
+    reproduction.record(TrainingPlan(sample, run, "smoke", "yolo11n.yaml", 1, "cpu", False, arguments))
     subprocess.run([sys.executable, "-c", FIRST, run], check=True)
 
 

@@ -34,7 +34,7 @@ from toolkit.cards import PROFILES
 from toolkit.checks import GIB
 from toolkit.cli import app
 from toolkit.errors import ToolkitError
-from toolkit.training.keeper import Policy
+from toolkit.supervision.recovery import Policy
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,14 +17,20 @@ import pytest
 import torch
 from command import Command
 
-from toolkit import checks, reproduction
+from toolkit import checks
 from toolkit.dataset.index import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.device import resolve_device
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, session
-from toolkit.training.rundir import RunFiles, Summary, write_json
-from toolkit.training.session import Options
+from toolkit.runs import reproduction
+from toolkit.runs.folder import RunFiles, Summary, write_json
+from toolkit.runs.plan import TrainingPlan
+from toolkit.supervision import supervisor
+from toolkit.supervision.supervisor import claim
+from toolkit.training import deciding, preset
+from toolkit.training.deciding import Options
+from toolkit.training.preset import load_preset
+from toolkit.training.state import save_state
 from toolkit.workspace import Workspace
 
 
@@ -35,41 +41,41 @@ def place(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-@pytest.mark.parametrize("name", session.presets())
+@pytest.mark.parametrize("name", preset.presets())
 def test_every_preset_speaks_ultralytics_words(name: str) -> None:
     from ultralytics.cfg import get_cfg
 
-    get_cfg(overrides=dict(session.load_preset(name).arguments))
+    get_cfg(overrides=dict(load_preset(name).arguments))
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(place: Workspace) -> None:
     (place.root / "data" / "toolkit.toml").write_text(
         'preset = "smoke"\nepochs = 7\nimgsz = 96\nmodel = "yolo11n.yaml"'
     )
-    plan = session.plan(place, Options(epochs=2, device="cpu"))
+    plan = deciding.plan(place, Options(epochs=2, device="cpu"))
     assert plan.arguments["epochs"] == 2
     assert plan.arguments["imgsz"] == 96
-    assert plan.arguments["batch"] == session.load_preset("smoke").arguments["batch"]
+    assert plan.arguments["batch"] == load_preset("smoke").arguments["batch"]
     assert (plan.preset, plan.model, plan.device) == ("smoke", "yolo11n.yaml", "cpu")
 
 
 def test_the_file_may_set_seed_name_and_saving(place: Workspace) -> None:
     (place.root / "data" / "toolkit.toml").write_text('seed = 5\nname = "night"\n[saving]\nbatches = 20\n')
-    plan = session.plan(place, Options(device="cpu"))
+    plan = deciding.plan(place, Options(device="cpu"))
     assert (plan.arguments["seed"], plan.run.name, plan.saving.batches) == (5, "night", 20)
 
 
 def test_runs_without_a_name_are_numbered(place: Workspace) -> None:
-    assert session.plan(place, Options(device="cpu")).run.name == "train-1"
+    assert deciding.plan(place, Options(device="cpu")).run.name == "train-1"
     (place.runs / "train-1").mkdir(parents=True)
-    assert session.plan(place, Options(device="cpu")).run.name == "train-2"
+    assert deciding.plan(place, Options(device="cpu")).run.name == "train-2"
 
 
 def test_trainings_that_start_together_never_share_a_folder(place: Workspace) -> None:
-    plans = [session.plan(place, Options(device="cpu")) for _ in range(8)]
+    plans = [deciding.plan(place, Options(device="cpu")) for _ in range(8)]
     assert {plan.run.name for plan in plans} == {"train-1"}
     with ThreadPoolExecutor(len(plans)) as pool:
-        claimed = list(pool.map(session.claim, plans))
+        claimed = list(pool.map(claim, plans))
     assert sorted(plan.run.name for plan in claimed) == [f"train-{number}" for number in range(1, 9)]
     assert all(plan.run.is_dir() for plan in claimed)
 
@@ -78,7 +84,7 @@ def test_a_name_that_is_taken_is_refused(place: Workspace) -> None:
     (place.runs / "first").mkdir(parents=True)
     (place.runs / "first" / "run.json").write_text("{}")
     with pytest.raises(ToolkitError, match=r"first exists already.*--resume"):
-        session.plan(place, Options(name="first", device="cpu"))
+        deciding.plan(place, Options(name="first", device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_what_is_not_there_is_named(place: Workspace, options: Options, message:
     if options.device is None:
         options = replace(options, device="cpu")
     with pytest.raises(ToolkitError, match=message):
-        session.plan(place, options)
+        deciding.plan(place, options)
     assert not place.runs.exists()
 
 
@@ -105,24 +111,24 @@ def test_what_is_not_there_is_named(place: Workspace, options: Options, message:
 def test_a_yaml_that_describes_no_model_is_refused(place: Workspace, content: str) -> None:
     (place.root / "bad.yaml").write_text(content)
     with pytest.raises(ToolkitError, match=r"bad\.yaml describes no model"):
-        session.plan(place, Options(model=str(place.root / "bad.yaml"), device="cpu"))
+        deciding.plan(place, Options(model=str(place.root / "bad.yaml"), device="cpu"))
 
 
-def begun(place: Workspace, name: str, **options: object) -> session.TrainingPlan:
+def begun(place: Workspace, name: str, **options: object) -> TrainingPlan:
     """A run that was started."""
-    plan = session.plan(place, Options(name=name, device="cpu", preset="smoke", **options))  # type: ignore[arg-type]
+    plan = deciding.plan(place, Options(name=name, device="cpu", preset="smoke", **options))  # type: ignore[arg-type]
     plan.run.mkdir(parents=True)
-    session.record(plan)
+    reproduction.record(plan)
     return plan
 
 
 def test_resume_takes_the_newest_run_as_it_was_planned(place: Workspace) -> None:
     begun(place, "zero")
     one = begun(place, "one", epochs=7, seed=3)
-    resumed = session.plan_resume(place, Options())
+    resumed = deciding.plan_resume(place, Options())
     assert resumed == one
-    assert session.plan_resume(place, Options(name="zero")).run == place.runs / "zero"
-    assert session.plan_resume(place, Options(name=f"{place.runs}/zero/")).run == place.runs / "zero"
+    assert deciding.plan_resume(place, Options(name="zero")).run == place.runs / "zero"
+    assert deciding.plan_resume(place, Options(name=f"{place.runs}/zero/")).run == place.runs / "zero"
 
 
 def test_resume_may_change_what_does_not_change_the_run(place: Workspace) -> None:
@@ -130,7 +136,7 @@ def test_resume_may_change_what_does_not_change_the_run(place: Workspace) -> Non
     (place.root / "data" / "toolkit.toml").write_text(
         "epochs = 90\n[health.hang]\nlimit = 30\n[saving]\nseconds = 60"
     )
-    resumed = session.plan_resume(place, Options(workers=3, patches=False))
+    resumed = deciding.plan_resume(place, Options(workers=3, patches=False))
     assert (resumed.arguments["workers"], resumed.arguments["epochs"], resumed.patches) == (3, 7, False)
     assert (resumed.rules.hang.limit, resumed.saving.seconds) == (30, 60)
 
@@ -149,18 +155,18 @@ def test_resume_refuses_what_the_run_was_not_begun_with(
 ) -> None:
     begun(place, "one", epochs=7)
     with pytest.raises(ToolkitError, match=f"begun with another {flag}"):
-        session.plan_resume(place, options)
-    assert session.plan_resume(place, Options(epochs=7)).arguments["epochs"] == 7
+        deciding.plan_resume(place, options)
+    assert deciding.plan_resume(place, Options(epochs=7)).arguments["epochs"] == 7
 
 
 def test_resume_names_a_run_that_is_not_there_and_one_that_has_finished(place: Workspace) -> None:
     with pytest.raises(ToolkitError, match="no run to continue"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
     with pytest.raises(ToolkitError, match="run two cannot go on"):
-        session.plan_resume(place, Options(name="two"))
+        deciding.plan_resume(place, Options(name="two"))
     write_json(RunFiles(begun(place, "one").run).summary, Summary(state="finished"))
     with pytest.raises(ToolkitError, match="run one has finished"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
 
 
 @pytest.mark.parametrize("device", ["0", "1", "0,1"])
@@ -171,8 +177,8 @@ def test_a_run_whose_device_is_gone_says_how_it_goes_on(
     write_json(RunFiles(one.run).plan, replace(one, device=device))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ToolkitError, match=rf"run one trained on device {device}.*--name one --device cpu"):
-        session.plan_resume(place, Options())
-    assert session.plan_resume(place, Options(device="cpu")).device == "cpu"
+        deciding.plan_resume(place, Options())
+    assert deciding.plan_resume(place, Options(device="cpu")).device == "cpu"
 
 
 def other_dataset(place: Workspace) -> None:
@@ -186,15 +192,15 @@ def test_other_data_at_the_same_path_is_refused_unless_asked_for(place: Workspac
     begun(place, "one")
     other_dataset(place)
     with pytest.raises(ToolkitError, match=r"run one was begun with other data.*4 train.*--other-data"):
-        session.plan_resume(place, Options())
-    session.record(session.plan_resume(place, Options(other_data=True)))
-    assert session.plan_resume(place, Options()).run.name == "one"  # asked for once is asked for
+        deciding.plan_resume(place, Options())
+    reproduction.record(deciding.plan_resume(place, Options(other_data=True)))
+    assert deciding.plan_resume(place, Options()).run.name == "one"  # asked for once is asked for
 
 
 def test_the_same_data_at_another_place_is_the_same(place: Workspace) -> None:
     begun(place, "one")
     shutil.move(place.root / "data", place.root / "moved")
-    assert session.plan_resume(place, Options(data=place.root / "moved")).data == place.root / "moved"
+    assert deciding.plan_resume(place, Options(data=place.root / "moved")).data == place.root / "moved"
 
 
 def test_the_same_data_prepared_from_a_folder_of_frames_is_the_same(place: Workspace) -> None:
@@ -203,17 +209,17 @@ def test_the_same_data_prepared_from_a_folder_of_frames_is_the_same(place: Works
         archive.extractall(place.root / "data")
     (place.root / "data" / "frames.zip").unlink()
     prepare(place.root / "data")
-    assert session.plan_resume(place, Options()).run.name == "one"
+    assert deciding.plan_resume(place, Options()).run.name == "one"
 
 
 def test_data_of_a_run_by_an_older_version_is_known_by_its_index(place: Workspace) -> None:
     one = begun(place, "one")
     environment = reproduction.read(one.run / "weights")
     reproduction.write(msgspec.structs.replace(environment, labels=""), one.run / "weights")
-    assert session.plan_resume(place, Options()).run.name == "one"
+    assert deciding.plan_resume(place, Options()).run.name == "one"
     other_dataset(place)
     with pytest.raises(ToolkitError, match="begun with other data"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
 
 
 def test_start_weights_that_are_gone_are_missed_only_before_the_first_checkpoint(place: Workspace) -> None:
@@ -221,9 +227,9 @@ def test_start_weights_that_are_gone_are_missed_only_before_the_first_checkpoint
     files = RunFiles(one.run)
     write_json(files.plan, replace(one, model=str(place.root / "start.pt")))
     with pytest.raises(ToolkitError, match=r"no checkpoint .*start\.pt"):
-        session.plan_resume(place, Options())
-    checkpoints.write(files.checkpoints, 8, {"epoch": 0})
-    assert session.plan_resume(place, Options()).run.name == "one"
+        deciding.plan_resume(place, Options())
+    save_state(files.checkpoints, 8, {"epoch": 0})
+    assert deciding.plan_resume(place, Options()).run.name == "one"
 
 
 def test_a_run_of_another_task_does_not_go_on(place: Workspace) -> None:
@@ -232,16 +238,16 @@ def test_a_run_of_another_task_does_not_go_on(place: Workspace) -> None:
 
     one = begun(place, "one")
     files = RunFiles(one.run)
-    checkpoints.write(files.checkpoints, 8, {"epoch": 0})
+    save_state(files.checkpoints, 8, {"epoch": 0})
     write_json(files.plan, replace(one, model="yolo11n-pose.yaml"))
     with pytest.raises(ToolkitError, match=r"yolo11n-pose is no detector; found a head Pose"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
     write_json(files.plan, replace(one, model=str(place.root / "start.pt")))
     torch.save({"model": OBBModel("yolov8n-obb.yaml", nc=4, verbose=False)}, place.root / "start.pt")
     with pytest.raises(ToolkitError, match=r"what run one trains is no detector; found a head OBB"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
     (place.root / "start.pt").write_bytes(b"damaged")
-    assert session.plan_resume(place, Options()).run.name == "one"
+    assert deciding.plan_resume(place, Options()).run.name == "one"
 
 
 def test_a_route_that_is_none_is_refused_where_a_run_goes_on_too(
@@ -250,14 +256,14 @@ def test_a_route_that_is_none_is_refused_where_a_run_goes_on_too(
     begun(place, "one")
     monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "bogus")
     with pytest.raises(ToolkitError, match="found bogus"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
 
 
 def test_a_plan_with_a_number_that_cannot_be_meant_does_not_go_on(place: Workspace) -> None:
     one = begun(place, "one")
     write_json(RunFiles(one.run).plan, replace(one, arguments={**one.arguments, "workers": -5}))
     with pytest.raises(ToolkitError, match=r"plan\.json cannot be used; found workers = -5"):
-        session.plan_resume(place, Options())
+        deciding.plan_resume(place, Options())
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
@@ -284,7 +290,7 @@ def test_a_folder_of_runs_that_cannot_be_written_is_one_line_in_the_dry_run_too(
 def test_a_place_that_takes_no_files_is_no_place_for_runs(place: Workspace) -> None:
     place.runs.symlink_to("/proc/self")
     with pytest.raises(ToolkitError, match="cannot write in"):
-        session.plan(place, Options(device="cpu"))
+        deciding.plan(place, Options(device="cpu"))
 
 
 @pytest.mark.parametrize("model", ["start.pt", "start.yaml", "x" * 300 + ".pt"])
@@ -303,7 +309,7 @@ def test_weights_that_may_not_be_read_are_one_line(
         path.touch()
         monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ToolkitError, match=r"cannot read .*(permission denied|file name too long)"):
-        session.plan(place, Options(model=str(path), device="cpu"))
+        deciding.plan(place, Options(model=str(path), device="cpu"))
     assert not place.runs.exists()
 
 
@@ -314,9 +320,9 @@ def test_shared_memory_that_holds_no_batches_is_said_before_anything_starts(
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     options = Options(device="cpu", batch=16, imgsz=640, workers=8)
     with pytest.raises(ToolkitError, match=r"shared memory is too small.*--shm-size 2g.*--workers 0"):
-        session.plan(place, options)
-    assert session.plan(place, replace(options, workers=0)).arguments["workers"] == 0
-    assert session.plan(place, replace(options, workers=1)).arguments["workers"] == 1
+        deciding.plan(place, options)
+    assert deciding.plan(place, replace(options, workers=0)).arguments["workers"] == 0
+    assert deciding.plan(place, replace(options, workers=1)).arguments["workers"] == 1
 
 
 def test_without_a_flag_the_device_is_what_torch_has() -> None:
@@ -326,7 +332,7 @@ def test_without_a_flag_the_device_is_what_torch_has() -> None:
 def test_weights_that_are_none_are_refused_before_a_run_exists(place: Workspace) -> None:
     (place.root / "junk.pt").write_text("junk")
     with pytest.raises(ToolkitError, match=r"junk\.pt is no YOLO checkpoint"):
-        session.plan(place, Options(model=str(place.root / "junk.pt"), device="cpu"))
+        deciding.plan(place, Options(model=str(place.root / "junk.pt"), device="cpu"))
     assert not place.runs.exists()
 
 
@@ -335,14 +341,14 @@ def test_a_route_that_is_none_is_refused_before_a_run_exists(
 ) -> None:
     monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "bogus")
     with pytest.raises(ToolkitError, match=r"found bogus.*gemm"):
-        session.plan(place, Options(device="cpu"))
-    assert session.plan(place, Options(device="cpu", patches=False)).patches is False
+        deciding.plan(place, Options(device="cpu"))
+    assert deciding.plan(place, Options(device="cpu", patches=False)).patches is False
 
 
 def test_data_without_a_validation_split_cannot_be_trained_on(place: Workspace) -> None:
     (place.root / "data" / "Valid.json").unlink()
     prepare(place.root / "data")
-    plan = session.plan(place, Options(device="cpu"))
+    plan = deciding.plan(place, Options(device="cpu"))
     with pytest.raises(ToolkitError, match=r"no val images.*Valid\.json"):
-        session.train(plan)
+        supervisor.train(plan)
     assert not place.runs.exists()

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from toolkit import settings
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
-from toolkit.training import health, session
-from toolkit.training.session import Options
+from toolkit.runs import health
+from toolkit.training import deciding, preset
+from toolkit.training.deciding import Options
+from toolkit.training.preset import load_preset
 from toolkit.workspace import Workspace
 
 
@@ -106,9 +108,9 @@ def test_infinity_switches_a_red_flag_off() -> None:
     assert health.load({"hang": {"limit": float("inf")}}).hang.limit == float("inf")
 
 
-@pytest.mark.parametrize("name", session.presets())
+@pytest.mark.parametrize("name", preset.presets())
 def test_the_presets_keep_the_bounds(name: str) -> None:
-    settings.check(session.load_preset(name).arguments, name)
+    settings.check(load_preset(name).arguments, name)
 
 
 @given(st.sampled_from([n for n in settings.Numbers.__struct_fields__ if n != "channels"]), st.integers())
@@ -127,7 +129,7 @@ def test_flags_and_the_file_have_the_same_bounds(name: str, value: int) -> None:
 def test_options_that_came_by_no_flag_are_checked_too(tmp_path: Path, options: Options) -> None:
     write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0)
     with pytest.raises(ToolkitError, match="cannot be used"):
-        session.plan(Workspace(tmp_path), options)
+        deciding.plan(Workspace(tmp_path), options)
     assert not (tmp_path / "runs").exists()
 
 

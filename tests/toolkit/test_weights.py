@@ -14,7 +14,7 @@ import torch
 from command import Command
 
 from toolkit.errors import ToolkitError
-from toolkit.training.session import check_model
+from toolkit.training.model import check_model
 from toolkit.weights import image_size, input_channels, load_model
 
 CPU = torch.device("cpu")

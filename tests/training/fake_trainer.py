@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from toolkit.training import heartbeat
-from toolkit.training.rundir import Batch, RunFiles
+from toolkit.runs import heartbeat
+from toolkit.runs.folder import Batch, RunFiles
 from toolkit.training.worker import SPARE
 
 run = Path(sys.argv[1])

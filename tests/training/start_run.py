@@ -7,15 +7,15 @@ from pathlib import Path
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import session
-from toolkit.training.rundir import RunFiles
-from toolkit.training.supervisor import supervise
+from toolkit.runs.folder import RunFiles
+from toolkit.runs.plan import read_plan
+from toolkit.supervision.supervisor import supervise
 
 if __name__ == "__main__":
     run, faults = Path(sys.argv[1]), sys.argv[2:]
     worker = [sys.executable, str(Path(__file__).parent / "faulty_worker.py"), str(run), *faults]
     try:
-        supervise(session.read_plan(RunFiles(run)), command=worker)
+        supervise(read_plan(RunFiles(run)), command=worker)
     except ToolkitError as error:
         console.fail(error)
         sys.exit(error.exit_code)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints
+from toolkit.runs import checkpoints
+from toolkit.training.state import load_state, save_state
 
 
 def state(value: float) -> dict[str, object]:
@@ -18,18 +19,18 @@ def state(value: float) -> dict[str, object]:
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    written = checkpoints.write(tmp_path, 7, state(3.5))
+    written = save_state(tmp_path, 7, state(3.5))
     found, damaged = checkpoints.newest(tmp_path)
     assert found == written
     assert damaged == []
-    read = found.load()
+    read = load_state(found)
     assert torch.equal(read["weights"]["w"], torch.full((1000,), 3.5))
     assert read["numbers"] == [1, 2.5, None]
 
 
 def test_the_newest_and_the_two_before_it_are_kept(tmp_path: Path) -> None:
     for batches in (1, 2, 30, 4, 100):
-        checkpoints.write(tmp_path, batches, state(batches))
+        save_state(tmp_path, batches, state(batches))
     assert [c.images for c in checkpoints.listed(tmp_path)] == [100, 30, 4]
 
 
@@ -37,8 +38,8 @@ def test_the_newest_and_the_two_before_it_are_kept(tmp_path: Path) -> None:
 def test_any_damage_is_noticed(tmp_path: Path, seed: int) -> None:
     """A flipped bit, a cut, bytes too many: at a place that chance chooses."""
     chance = random.Random(seed)
-    older = checkpoints.write(tmp_path, 1, state(1))
-    newer = checkpoints.write(tmp_path, 2, state(2))
+    older = save_state(tmp_path, 1, state(1))
+    newer = save_state(tmp_path, 2, state(2))
     content = bytearray(newer.path.read_bytes())
     at = chance.randrange(len(content))
     damage = [
@@ -52,12 +53,12 @@ def test_any_damage_is_noticed(tmp_path: Path, seed: int) -> None:
 
 
 def test_a_write_that_fails_leaves_the_older_ones_and_no_litter(tmp_path: Path) -> None:
-    kept = [checkpoints.write(tmp_path, n, state(n)) for n in (1, 2, 3)]
+    kept = [save_state(tmp_path, n, state(n)) for n in (1, 2, 3)]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(ToolkitError, match="cannot write"):
-            checkpoints.write(tmp_path, 4, state(4))
+            save_state(tmp_path, 4, state(4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoints.listed(tmp_path) == kept[::-1]
@@ -72,7 +73,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 
 def test_going_back_drops_what_came_after(tmp_path: Path) -> None:
     for batches in (10, 20, 30):
-        checkpoints.write(tmp_path, batches, state(batches))
+        save_state(tmp_path, batches, state(batches))
     found, _ = checkpoints.newest(tmp_path, before=30)
     assert found is not None
     assert found.images == 20

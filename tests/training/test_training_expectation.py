@@ -12,11 +12,13 @@ from tiny_run import MODEL
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
 from toolkit.cli import main
-from toolkit.training import expectation, heartbeat, session, trial
-from toolkit.training.expectation import SETTINGS
-from toolkit.training.heartbeat import Beat
-from toolkit.training.rundir import RunFiles, Summary, write_json
-from toolkit.training.session import Options
+from toolkit.runs import heartbeat, reproduction
+from toolkit.runs.folder import RunFiles, Summary, write_json
+from toolkit.runs.heartbeat import Beat
+from toolkit.runs.plan import TrainingPlan
+from toolkit.training import deciding, estimate, probe
+from toolkit.training.deciding import Options
+from toolkit.training.estimate import SETTINGS
 from toolkit.workspace import Workspace
 
 SET_BY_THE_TOOLKIT = (
@@ -52,7 +54,7 @@ def test_every_argument_of_ultralytics_is_shown_or_known_to_change_no_training()
 
 def test_each_setting_says_where_it_comes_from(place: Workspace, tiny: Options) -> None:
     (place.root / "toolkit.toml").write_text("batch = 4\nseed = 7\n[health.hang]\nlimit = 60\n")
-    planned = expectation.dry_run(place, tiny)
+    planned = estimate.dry_run(place, tiny)
     found = {s.name: (s.value, s.source) for topic in planned.settings.values() for s in topic}
     assert found["batch"] == (8, "flag")
     assert found["seed"] == (7, "toolkit.toml")
@@ -65,8 +67,8 @@ def test_each_setting_says_where_it_comes_from(place: Workspace, tiny: Options) 
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_begun_with(place: Workspace, tiny: Options) -> None:
-    session.record(session.plan(place, replace(tiny, name="begun")))
-    found = expectation.dry_run(place, Options(batch=4), resume=True)
+    reproduction.record(deciding.plan(place, replace(tiny, name="begun")))
+    found = estimate.dry_run(place, Options(batch=4), resume=True)
     sources = {s.name: s.source for topic in found.settings.values() for s in topic}
     assert (sources["batch"], sources["epochs"], sources["nbs"]) == ("flag", "run", "default")
     assert found.sources["model"] == "run"
@@ -101,9 +103,9 @@ def test_without_an_earlier_run_a_few_batches_are_tried_and_nothing_is_made(
 def test_the_time_counts_batches_loading_and_validation(
     place: Workspace, tiny: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "run", lambda _: trial.Trial(2, (1.0, 2.0, 4.0), 0.5, 2**30))
-    monkeypatch.setattr(trial, "loading_seconds", lambda *_: 0.25)
-    time = expectation.dry_run(place, replace(tiny, workers=0)).time
+    monkeypatch.setattr(probe, "run", lambda _: probe.Trial(2, (1.0, 2.0, 4.0), 0.5, 2**30))
+    monkeypatch.setattr(probe, "loading_seconds", lambda *_: 0.25)
+    time = estimate.dry_run(place, replace(tiny, workers=0)).time
     batches, validation = 3 * 6, 3 * 8 * (0.5 + 0.25)
     expected = [batches * (step * 4 + 8 * 0.25) + validation for step in (1.0, 2.0, 4.0)]
     assert [time.low, time.value, time.high] == expected
@@ -112,19 +114,19 @@ def test_the_time_counts_batches_loading_and_validation(
 def test_data_that_is_missing_is_named_and_the_rest_is_said_all_the_same(
     place: Workspace, tiny: Options, tmp_path: Path
 ) -> None:
-    lines = list(expectation.dry_run(place, replace(tiny, data=None)).lines())
+    lines = list(estimate.dry_run(place, replace(tiny, data=None)).lines())
     assert "data         missing: cannot tell where the data is" in "\n".join(lines)
     assert any(line.startswith("  cos_lr ") for line in lines)
     assert "for 1,000 training images: measured now" in lines[-2]
     raw = tmp_path / "raw"
     raw.mkdir()
-    lines = list(expectation.dry_run(place, replace(tiny, data=raw)).lines())
+    lines = list(estimate.dry_run(place, replace(tiny, data=raw)).lines())
     assert f"data         missing: {raw} is not prepared" in "\n".join(lines)
 
 
 def test_an_earlier_run_of_the_same_work_tells_the_time_best(place: Workspace, tiny: Options) -> None:
-    begun = session.plan(place, replace(tiny, name="first"))
-    session.record(begun)
+    begun = deciding.plan(place, replace(tiny, name="first"))
+    reproduction.record(begun)
     files = RunFiles(begun.run)
     heartbeat.write(
         files,
@@ -133,11 +135,11 @@ def test_an_earlier_run_of_the_same_work_tells_the_time_best(place: Workspace, t
         ),
     )
     write_json(files.summary, Summary(state="finished", images_per_second=4.0))
-    found = expectation.dry_run(place, replace(tiny, epochs=2))
+    found = estimate.dry_run(place, replace(tiny, epochs=2))
     assert [found.time.low, found.time.value, found.time.high] == [22 / 2 + 4, 22 + 4, 22 * 2 + 4]
     assert "time         26 s (15 s to 48 s): run first made 4.0 images/s" in "\n".join(found.lines())
     assert found.memory.value == 2**30
-    assert "measured now" in expectation.dry_run(place, replace(tiny, imgsz=96)).time.source
+    assert "measured now" in estimate.dry_run(place, replace(tiny, imgsz=96)).time.source
 
 
 def test_a_batch_too_large_for_the_card_is_tried_in_halves(
@@ -146,16 +148,16 @@ def test_a_batch_too_large_for_the_card_is_tried_in_halves(
     """With a stand-in for the card."""
     tried = []
 
-    def on_gpu(plan: session.TrainingPlan, images: int, planned: int) -> trial.Trial:
+    def on_gpu(plan: TrainingPlan, images: int, planned: int) -> probe.Trial:
         assert torch.are_deterministic_algorithms_enabled(), "as Ultralytics trains"
         tried.append(images)
         if images > 2:
             raise torch.cuda.OutOfMemoryError
-        return trial.Trial(images, (1.0,), 0.1, 2**30 * planned // images)
+        return probe.Trial(images, (1.0,), 0.1, 2**30 * planned // images)
 
-    monkeypatch.setattr(trial, "_on_gpu", on_gpu)
+    monkeypatch.setattr(probe, "_on_gpu", on_gpu)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    plan = session.plan(Workspace(Path()), replace(tiny, name="never"))
-    found = trial.run(replace(plan, device="0", patches=False))
+    plan = deciding.plan(Workspace(Path()), replace(tiny, name="never"))
+    found = probe.run(replace(plan, device="0", patches=False))
     assert (tried, found.images, found.memory) == ([8, 4, 2], 2, 4 * 2**30)

@@ -15,12 +15,13 @@ import pytest
 from tiny_run import Trace, plan, train
 
 from toolkit.errors import ToolkitError
+from toolkit.runs import events, reproduction
+from toolkit.runs.folder import Exit, RunFiles, read_summary, state_of
+from toolkit.runs.health import Action, Rule, Rules
 from toolkit.settings import Saving
-from toolkit.training import checkpoints, events, session
-from toolkit.training.health import Action, Rule, Rules
-from toolkit.training.keeper import Policy
-from toolkit.training.rundir import Exit, RunFiles, read_summary, state_of
-from toolkit.training.supervisor import supervise
+from toolkit.supervision.recovery import Policy
+from toolkit.supervision.supervisor import supervise
+from toolkit.training.state import save_state
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +109,7 @@ def test_it_trained_what_an_undisturbed_run_trains(battered: Path, data: Path, t
 
 def test_the_summary_of_a_refused_run_quotes_the_error(data: Path, tmp_path: Path) -> None:
     planned = plan(data, tmp_path / "run")
-    checkpoints.write(RunFiles(planned.run).checkpoints, 8, {"format": 99})
+    save_state(RunFiles(planned.run).checkpoints, 8, {"format": 99})
     with pytest.raises(ToolkitError, match="was given up"):
         supervise(planned)
     summary = read_summary(RunFiles(planned.run))
@@ -152,7 +153,7 @@ def interrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Interru
     planned = plan(data, tmp_path_factory.mktemp("runs") / "interrupted")
     files = RunFiles(planned.run)
     planned.run.mkdir()
-    session.record(planned)
+    reproduction.record(planned)
 
     first = start(planned.run)
     wait_for("three batches", lambda: (planned.run / "trace.jsonl").exists() and len(trace(planned.run)) >= 3)

@@ -17,10 +17,10 @@ from tiny_run import plan, train
 from toolkit.dataset import index
 from toolkit.dataset.frames import FrameError
 from toolkit.dataset.ultralytics import LTDv2Dataset
+from toolkit.runs import checkpoints, events, heartbeat
+from toolkit.runs.folder import RunFiles
 from toolkit.settings import Saving
-from toolkit.training import checkpoints, events, heartbeat
-from toolkit.training.durable import RollBackNeeded
-from toolkit.training.rundir import RunFiles
+from toolkit.training.resumable import RollBackNeeded
 from toolkit.training.trainer import LTDv2Trainer
 
 Batch = dict[str, Any]

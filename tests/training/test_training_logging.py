@@ -19,9 +19,10 @@ from ultralytics import utils
 from ultralytics.utils.callbacks import tensorboard
 
 from toolkit.errors import ToolkitError
+from toolkit.runs.plan import TRACKERS, TrainingPlan
 from toolkit.settings import Saving
-from toolkit.training import session
-from toolkit.training.session import TRACKERS, Options, TrainingPlan
+from toolkit.training import deciding
+from toolkit.training.deciding import Options
 from toolkit.workspace import Workspace
 
 # Ultralytics traces the model for the graph, and its warnings say nothing about this project.
@@ -135,7 +136,7 @@ def test_a_tracker_that_cannot_be_told_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     (tmp_path / "toolkit.toml").write_text(f"[logging]\n{table}\n")
     with pytest.raises(ToolkitError, match=outcome):
-        session.plan(Workspace(tmp_path), Options(data=data, preset="smoke", device="cpu"))
+        deciding.plan(Workspace(tmp_path), Options(data=data, preset="smoke", device="cpu"))
 
 
 def test_a_tracker_is_told_when_toolkit_toml_says_so(
@@ -144,4 +145,4 @@ def test_a_tracker_is_told_when_toolkit_toml_says_so(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: ModuleSpec("tensorboard", None))
     (tmp_path / "toolkit.toml").write_text("[logging]\ntensorboard = true\nmlflow = false\n")
     options = Options(data=data, preset="smoke", device="cpu")
-    assert session.plan(Workspace(tmp_path), options).trackers == ("tensorboard",)
+    assert deciding.plan(Workspace(tmp_path), options).trackers == ("tensorboard",)

@@ -17,11 +17,13 @@ from rich.console import Console
 
 from toolkit import provenance
 from toolkit.cli import main
-from toolkit.training import events, heartbeat, session, watching
-from toolkit.training.heartbeat import Beat
-from toolkit.training.rundir import Batch, RunFiles, Summary, write_json
-from toolkit.training.session import Options
-from toolkit.training.watching import duration
+from toolkit.console import duration
+from toolkit.runs import events, heartbeat, reproduction
+from toolkit.runs.folder import Batch, RunFiles, Summary, write_json
+from toolkit.runs.heartbeat import Beat
+from toolkit.supervision import status
+from toolkit.training import deciding
+from toolkit.training.deciding import Options
 from toolkit.workspace import Workspace
 
 CSV = """epoch,time,metrics/mAP50(B),metrics/mAP50-95(B)
@@ -42,9 +44,9 @@ def files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFil
     monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "120")
     options = Options(data=data, name="first", device="cpu", preset="smoke", epochs=10)
-    plan = session.plan(Workspace(tmp_path), options)
+    plan = deciding.plan(Workspace(tmp_path), options)
     plan.run.mkdir(parents=True)
-    session.record(plan)
+    reproduction.record(plan)
     made = RunFiles(plan.run)
     beat = Beat(
         pid=1,
@@ -85,7 +87,7 @@ def toolkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 def test_the_state_of_a_run_follows_its_lock_and_its_summary(files: RunFiles) -> None:
-    watch = watching.Watch(files)
+    watch = status.Watch(files)
     assert watch.look().state == "interrupted"
     with files.locked():
         assert watch.look().state == "running"
@@ -146,7 +148,7 @@ def test_a_terminal_sees_everything_at_a_glance(files: RunFiles) -> None:
     from toolkit.cli.monitor import _view
 
     console = Console(width=100, force_terminal=True, record=True, file=io.StringIO())
-    watch = watching.Watch(files)
+    watch = status.Watch(files)
     files.checkpoints.mkdir()
     (files.checkpoints / f"image-000000005200-{0:016x}.pt").touch()
     with files.locked():
@@ -170,13 +172,13 @@ def test_runs_are_listed_with_state_score_and_size(
 
 def test_the_score_of_a_run_is_that_of_the_validation_split(files: RunFiles) -> None:
     evaluated(files, "val", 0.448)
-    assert watching.describe(files).global_map_bal == 0.448
+    assert status.describe(files).global_map_bal == 0.448
     evaluated(files, "val", math.nan)
-    assert watching.describe(files).global_map_bal is None
+    assert status.describe(files).global_map_bal is None
     evaluated(files, "train", 0.9)
-    assert watching.describe(files).global_map_bal is None
+    assert status.describe(files).global_map_bal is None
     (files.run / "results.csv").write_text(SCORED)
-    assert watching.describe(files).global_map_bal == 0.2
+    assert status.describe(files).global_map_bal == 0.2
 
 
 def break_plan(run: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_damaged_run_is_listed_as_such_and_hides_no_other(
 
 def test_results_that_cannot_be_read_keep_nobody_from_watching(files: RunFiles) -> None:
     garble_results(files.run)
-    seen = watching.Watch(files).look()
+    seen = status.Watch(files).look()
     assert (seen.map50, seen.beat and seen.beat.batch) == (None, 120)
 
 

@@ -25,10 +25,8 @@ import pytest
 import torch
 from tiny_run import MODEL, Trace, plan, train
 
-from toolkit.settings import Saving
-from toolkit.training import checkpoints, events, session
-from toolkit.training.keeper import Policy
-from toolkit.training.rundir import (
+from toolkit.runs import checkpoints, events, reproduction
+from toolkit.runs.folder import (
     Exit,
     Orders,
     RunFiles,
@@ -37,8 +35,11 @@ from toolkit.training.rundir import (
     state_of,
     write_json,
 )
-from toolkit.training.session import TrainingPlan
-from toolkit.training.supervisor import supervise
+from toolkit.runs.plan import TrainingPlan
+from toolkit.settings import Saving
+from toolkit.supervision.recovery import Policy
+from toolkit.supervision.supervisor import supervise
+from toolkit.training.state import load_state
 
 pytestmark = pytest.mark.slow
 
@@ -172,7 +173,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 ) -> None:
     """Stopped in the middle of the second epoch: every image once, losses within one percent on the mean."""
     run = planned.run.parent / f"{before}-{after}"
-    session.record(replace(planned, run=run))
+    reproduction.record(replace(planned, run=run))
     stopped = subprocess.run(command(before, run, "stop:1:1"), stderr=subprocess.PIPE)
     assert stopped.returncode, "torchrun says nothing of a rank that was stopped"
     assert RunFiles(run).exit_status.read_text() == str(int(Exit.STOPPED))
@@ -191,7 +192,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(planned: TrainingPlan) -> None:
     run = planned.run.parent / "odd"
-    session.record(replace(planned, run=run, arguments={**planned.arguments, "batch": 7}))
+    reproduction.record(replace(planned, run=run, arguments={**planned.arguments, "batch": 7}))
     refused = subprocess.run(command(2, run), stderr=subprocess.PIPE, text=True)
     assert refused.returncode
     assert "a batch of 7 cannot be shared by 2 ranks; expected a --batch that is a multiple" in refused.stderr
@@ -267,7 +268,7 @@ def test_a_run_that_is_given_up_ends_torchrun_too_and_goes_on_when_it_is_resumed
     saved, _ = checkpoints.newest(files.checkpoints)
     assert saved is not None
     done = len([step for step in steps(files.run) if step["rank"] == 0])
-    assert saved.load()["epoch"] * 6 + -(-saved.load()["samples"] // 8) == done
+    assert load_state(saved)["epoch"] * 6 + -(-load_state(saved)["samples"] // 8) == done
     again = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1", "LOCAL_RANK": "0", "RANK": "0"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

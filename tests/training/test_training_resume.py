@@ -18,10 +18,11 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from toolkit import console
 from toolkit.errors import ToolkitError
+from toolkit.runs import checkpoints, events, heartbeat
+from toolkit.runs.folder import RunFiles
+from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Saving
-from toolkit.training import checkpoints, events, heartbeat
-from toolkit.training.rundir import RunFiles
-from toolkit.training.session import TrainingPlan
+from toolkit.training.state import load_state, save_state
 from toolkit.training.trainer import LTDv2Trainer
 
 
@@ -70,7 +71,7 @@ def test_gradients_that_wait_for_their_update_are_kept(data: Path, tmp_path: Pat
     train(planned, stop_after=10)
     checkpoint, _ = checkpoints.newest(RunFiles(planned.run).checkpoints)
     assert checkpoint is not None
-    state = checkpoint.load()
+    state = load_state(checkpoint)
     assert state["since_update"] == 1
     assert len(state["gradients"]) > 50
 
@@ -347,10 +348,10 @@ def test_start_weights_are_not_needed_after_the_first_checkpoint(
     if not kept:
         folder = RunFiles(planned.run).checkpoints
         newest = checkpoints.listed(folder)[0]
-        state = newest.load()
+        state = load_state(newest)
         del state["architecture"]
         newest.path.unlink()
-        checkpoints.write(folder, newest.images, state)
+        save_state(folder, newest.images, state)
     rest = train(planned)
     assert_same(runs["cut"].steps + rest.steps, runs["whole"].steps)
     for name, value in weights(tmp_path / "whole").items():

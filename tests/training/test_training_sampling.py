@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.training.rundir import Batch
+from toolkit.runs.folder import Batch
 from toolkit.training.sampling import EpochSampler, derived_seed
 
 sizes = st.integers(1, 200)

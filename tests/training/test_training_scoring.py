@@ -14,19 +14,22 @@ import pytest
 import torch
 from tiny_run import MODEL, Trace, plan, train
 
-from toolkit import reproduction
 from toolkit.dataset import index
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.prediction import PredictionOptions, predict
+from toolkit.runs import checkpoints, events, heartbeat, reproduction
+from toolkit.runs.folder import RunFiles
+from toolkit.runs.plan import SelectBy, TrainingPlan
 from toolkit.settings import Saving
-from toolkit.training import checkpoints, events, expectation, heartbeat, session, watching
-from toolkit.training.keeper import Policy
-from toolkit.training.rundir import RunFiles
-from toolkit.training.session import Options, TrainingPlan
-from toolkit.training.supervisor import supervise
+from toolkit.supervision import status
+from toolkit.supervision.recovery import Policy
+from toolkit.supervision.supervisor import supervise
+from toolkit.training import deciding, estimate
+from toolkit.training.deciding import Options
+from toolkit.training.state import load_state
 from toolkit.training.trainer import SCORES, LTDv2Trainer
 from toolkit.workspace import Workspace
 
@@ -87,7 +90,7 @@ def weights(path: Path) -> bytes:
     return b"".join(value.half().numpy().tobytes() for value in state.values())
 
 
-def made(data: Path, run: Path, *scores: float, select_by: session.SelectBy = "global_map_bal") -> Made:
+def made(data: Path, run: Path, *scores: float, select_by: SelectBy = "global_map_bal") -> Made:
     return Made(replace(plan(data, run), score_every=1, select_by=select_by), scores)
 
 
@@ -100,8 +103,8 @@ def test_best_pt_is_of_the_epoch_with_the_best_score_whatever_its_fitness(data: 
     by_score.train()
     assert by_score.best() == 1
     assert [row["global_map_bal"] for row in rows(by_score.plan.run)] == ["0.1", "0.5", "0.2"]
-    assert watching.Watch(RunFiles(by_score.plan.run)).look().global_map_bal == 0.5
-    assert watching.describe(RunFiles(by_score.plan.run)).global_map_bal == 0.5
+    assert status.Watch(RunFiles(by_score.plan.run)).look().global_map_bal == 0.5
+    assert status.describe(RunFiles(by_score.plan.run)).global_map_bal == 0.5
 
 
 def test_an_undefined_score_is_worse_than_a_negative_one(data: Path, tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_a_stop_during_scoring_scores_the_epoch_after_the_resume(data: Path, tmp
     assert train(run.plan, prepare=stop_in_second).stopped
     state = checkpoints.newest(RunFiles(run.plan.run).checkpoints)[0]
     assert state is not None
-    assert state.load()["best_fitness"] == 0.5
+    assert load_state(state)["best_fitness"] == 0.5
     run.train()
     assert run.best() == 1
 
@@ -217,33 +220,33 @@ def place(tmp_path: Path) -> Workspace:
 
 def test_selecting_by_the_score_scores_every_epoch_and_a_dry_run_says_so(place: Workspace) -> None:
     options = Options(device="cpu", preset="smoke", select_by="global_map_bal", model=str(MODEL), imgsz=64)
-    planned = session.plan(place, options)
+    planned = deciding.plan(place, options)
     assert (planned.score_every, planned.select_by) == (1, "global_map_bal")
-    lines = list(expectation.dry_run(place, options).lines())
+    lines = list(estimate.dry_run(place, options).lines())
     assert "best.pt      by global_map_bal, every epoch scored" in lines
-    planned = session.plan(place, Options(device="cpu", preset="smoke", score_every=5))
+    planned = deciding.plan(place, Options(device="cpu", preset="smoke", score_every=5))
     assert (planned.score_every, planned.select_by) == (5, "fitness")
 
 
 def test_what_cannot_choose_is_refused(place: Workspace, tmp_path: Path) -> None:
     wanted = Options(device="cpu", preset="smoke", select_by="global_map_bal")
     with pytest.raises(ToolkitError, match=r"score in every epoch.*--score-every 3"):
-        session.plan(place, replace(wanted, score_every=3))
+        deciding.plan(place, replace(wanted, score_every=3))
     with pytest.raises(ToolkitError, match=r"of all months; found validation on feb alone"):
-        session.plan(place, replace(wanted, val_months="feb"))
+        deciding.plan(place, replace(wanted, val_months="feb"))
     write_sample(tmp_path / "few", train=4, val=2, test=2, seed=0)
     index.prepare(tmp_path / "few")
     with pytest.raises(ToolkitError, match=r"no true boxes in .*aug.*Valid\.json"):
-        session.plan(place, replace(wanted, data=tmp_path / "few"))
+        deciding.plan(place, replace(wanted, data=tmp_path / "few"))
     assert not place.runs.exists()
 
 
 def test_a_resumed_run_is_scored_as_it_was_begun(place: Workspace) -> None:
-    begun = session.plan(place, Options(device="cpu", preset="smoke", name="one", score_every=2))
-    session.record(begun)
-    assert session.plan_resume(place, Options(score_every=2)) == begun
-    assert session.plan_again(place, reproduction.here(begun).plan, Options()).score_every == 2
+    begun = deciding.plan(place, Options(device="cpu", preset="smoke", name="one", score_every=2))
+    reproduction.record(begun)
+    assert deciding.plan_resume(place, Options(score_every=2)) == begun
+    assert deciding.plan_again(place, reproduction.here(begun).plan, Options()).score_every == 2
     with pytest.raises(ToolkitError, match=r"another --score-every; found .* 3; expected --score-every 2"):
-        session.plan_resume(place, Options(score_every=3))
+        deciding.plan_resume(place, Options(score_every=3))
     with pytest.raises(ToolkitError, match=r"another --select-by.*start a new run"):
-        session.plan_resume(place, Options(select_by="global_map_bal"))
+        deciding.plan_resume(place, Options(select_by="global_map_bal"))

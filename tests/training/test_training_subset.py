@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from tiny_run import MODEL, NEVER, plan, train
 
-from toolkit import reproduction
 from toolkit.cli import main
 from toolkit.dataset import index
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError
-from toolkit.training import expectation, heartbeat, session
-from toolkit.training.rundir import RunFiles, Summary, write_json
-from toolkit.training.session import Options
+from toolkit.runs import heartbeat, reproduction
+from toolkit.runs.folder import RunFiles, Summary, write_json
+from toolkit.runs.plan import TrainingPlan, count_images, read_plan
+from toolkit.training import deciding, estimate
+from toolkit.training.deciding import Options
 from toolkit.workspace import Workspace
 
 
@@ -29,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path)
 
 
-def tiny(data: Path, place: Workspace, name: str, options: Options) -> session.TrainingPlan:
+def tiny(data: Path, place: Workspace, name: str, options: Options) -> TrainingPlan:
     """Two epochs in batches of two."""
     return replace(plan(data, place.runs / name, batch=2, epochs=2), subsets=options.subsets())
 
@@ -38,7 +39,7 @@ def test_a_run_keeps_to_its_months_before_and_after_a_stop(data: Path, place: Wo
     options = Options(months="feb", val_months="jan,mar")
     whole = train(tiny(data, place, "whole", options))
     stopped = train(tiny(data, place, "cut", options), stop_after=2)
-    resumed = replace(session.plan_resume(place, Options(name="cut")), saving=NEVER)
+    resumed = replace(deciding.plan_resume(place, Options(name="cut")), saving=NEVER)
     rest = train(resumed)
     assert stopped.stopped
     assert stopped.images + rest.images == whole.images
@@ -54,7 +55,7 @@ def test_a_part_is_whole_clips_of_every_month(data: Path, place: Workspace) -> N
     planned = tiny(data, place, "part", Options(subset="50%"))
     trained = train(planned, stop_after=100)
     rows = planned.subset("train").rows(split)
-    assert len(rows) == session.count_images(planned, index.load(data))["train"]
+    assert len(rows) == count_images(planned, index.load(data))["train"]
     assert set(trained.images) == set(split.file_names[rows].astype(str))
     assert not set(split.clips[rows]) & {c for i, c in enumerate(split.clips) if i not in set(rows)}
     assert set(split.months[rows]) == set(split.months)
@@ -62,28 +63,28 @@ def test_a_part_is_whole_clips_of_every_month(data: Path, place: Workspace) -> N
 
 def test_what_was_used_is_written_beside_the_weights(data: Path, place: Workspace) -> None:
     planned = tiny(data, place, "run", Options(subset="25%", months="feb,jan", val_months="aug"))
-    session.record(planned)
+    reproduction.record(planned)
     written = reproduction.read(planned.run / "weights")
     assert written.images == "train: jan, feb, 25 % in whole clips; val: aug"
-    assert session.read_plan(RunFiles(planned.run)).subset("train") == Subset((202101, 202102), 0.25)
+    assert read_plan(RunFiles(planned.run)).subset("train") == Subset((202101, 202102), 0.25)
     whole = reproduction.here(replace(planned, subsets={}))
     assert [line for line in reproduction.differences(written, whole) if line.startswith("images")]
 
 
 def test_a_run_is_resumed_with_its_own_images_or_not_at_all(data: Path, place: Workspace) -> None:
     planned = tiny(data, place, "run", Options(months="feb"))
-    session.record(planned)
-    assert session.plan_resume(place, Options()).subsets == planned.subsets
-    assert session.plan_resume(place, Options(months="feb")).subsets == planned.subsets
+    reproduction.record(planned)
+    assert deciding.plan_resume(place, Options()).subsets == planned.subsets
+    assert deciding.plan_resume(place, Options(months="feb")).subsets == planned.subsets
     with pytest.raises(ToolkitError, match=r"keeps the images.*found train: mar.*expected train: feb"):
-        session.plan_resume(place, Options(months="mar"))
+        deciding.plan_resume(place, Options(months="mar"))
 
 
 def test_a_dry_run_counts_the_images_that_would_be_used(
     data: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    earlier = session.plan(place, Options(data=data, name="first", device="cpu", preset="smoke", epochs=10))
-    session.record(earlier)
+    earlier = deciding.plan(place, Options(data=data, name="first", device="cpu", preset="smoke", epochs=10))
+    reproduction.record(earlier)
     write_json(RunFiles(earlier.run).summary, Summary(state="finished", images_per_second=10.0))
     heartbeat.write(RunFiles(earlier.run), heartbeat.Beat(pid=1, count=1, phase="finished"))
     words = "train --dry-run --device cpu --preset smoke --epochs 10 --months feb --val-months jan,mar"
@@ -96,7 +97,7 @@ def test_a_dry_run_counts_the_images_that_would_be_used(
     assert f"{images} train, 2 val" in shown
     assert "subset       train: feb; val: jan, mar" in shown
     options = Options(data=data, device="cpu", preset="smoke", epochs=10)
-    assert expectation.dry_run(place, options).time.value == 44 * 10 / 10
+    assert estimate.dry_run(place, options).time.value == 44 * 10 / 10
     assert f"time         {images} s" in shown
 
 

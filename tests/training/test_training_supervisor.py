@@ -20,12 +20,13 @@ from tiny_run import plan
 
 from toolkit import checks
 from toolkit.errors import ToolkitError
+from toolkit.runs import checkpoints, events, reproduction
+from toolkit.runs.folder import Exit, Orders, RunFiles, read_summary, state_of, write_json
+from toolkit.runs.health import Action, Rule, Rules
 from toolkit.settings import Restarts
-from toolkit.training import checkpoints, events, session
-from toolkit.training.health import Action, Rule, Rules
-from toolkit.training.keeper import Policy
-from toolkit.training.rundir import Exit, Orders, RunFiles, read_summary, state_of, write_json
-from toolkit.training.supervisor import _Supervisor, supervise
+from toolkit.supervision.recovery import Policy
+from toolkit.supervision.supervisor import _Supervisor, supervise
+from toolkit.training.state import save_state
 
 FAKE = Path(__file__).parent / "fake_trainer.py"
 NAN = {"skipped_in_a_row": 12, "loss": {"box": None}}
@@ -71,7 +72,7 @@ def test_a_trainer_that_finishes_is_left_alone(stage: Stage) -> None:
 
 
 def test_a_trainer_that_falls_over_after_it_has_finished_is_not_started_again(stage: Stage) -> None:
-    checkpoints.write(stage.files.checkpoints, 10, {"images": 10})
+    save_state(stage.files.checkpoints, 10, {"images": 10})
     stage.play({"written": 0, "exit": -11})
     assert (stage.actions, len(stage.orders)) == ([], 1)
     assert state_of(stage.files) == "finished"
@@ -81,12 +82,12 @@ def test_a_trainer_that_falls_over_after_it_has_finished_is_not_started_again(st
 def test_the_checkpoints_outlive_a_supervisor_that_could_not_write_that_the_run_has_finished(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints.write(stage.files.checkpoints, 10, {"images": 10})
+    save_state(stage.files.checkpoints, 10, {"images": 10})
 
     def full(*_: Any) -> None:
         raise ToolkitError("No space left on device")
 
-    monkeypatch.setattr("toolkit.training.summary.write_json", full)
+    monkeypatch.setattr("toolkit.runs.summary.write_json", full)
     stage.play({"exit": 0})
     assert checkpoints.newest(stage.files.checkpoints)[0]
 
@@ -150,7 +151,7 @@ def test_nan_in_every_batch_goes_back_further_each_time_with_half_the_rate_then_
     stage: Stage,
 ) -> None:
     for images in (10, 20, 30):
-        checkpoints.write(stage.files.checkpoints, images, {"images": images})
+        save_state(stage.files.checkpoints, images, {"images": images})
     with pytest.raises(ToolkitError, match="3 roll-backs within the hour"):
         stage.play({"seconds": 30, "exit": 0, "beat": NAN})
     assert [order["lr_scale"] for order in stage.orders] == [1.0, 0.5, 0.25, 0.125]
@@ -235,7 +236,7 @@ def test_what_a_killed_torchrun_leaves_is_killed_before_the_next_one(stage: Stag
 
 
 def test_a_frozen_trainer_whose_supervisor_is_gone_does_not_keep_the_run(stage: Stage) -> None:
-    session.record(plan(stage.data, stage.files.run))
+    reproduction.record(plan(stage.data, stage.files.run))
     (stage.files.run / "script.jsonl").write_text(json.dumps({"exit": -19}))
     write_json(stage.files.orders, Orders(supervisor=99_999_999))
     with stage.files.locked() as lock:
@@ -324,7 +325,7 @@ def test_a_full_disk_at_a_restart_is_waited_for(stage: Stage, monkeypatch: pytes
             raise ToolkitError("No space left on device")
         write_json(path, value)
 
-    monkeypatch.setattr("toolkit.training.supervisor.write_json", write)
+    monkeypatch.setattr("toolkit.supervision.supervisor.write_json", write)
     stage.play({"exit": -9, "place": [0, 8, 8]}, {"exit": 0})
     assert stage.actions == ["restarted", "waiting for room", "there is room again"]
     assert state_of(stage.files) == "finished"

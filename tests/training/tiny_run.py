@@ -9,11 +9,11 @@ from typing import Any
 
 from toolkit.dataset import index
 from toolkit.device import running
+from toolkit.runs import reproduction
+from toolkit.runs.folder import Orders
+from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Saving
-from toolkit.training import session
-from toolkit.training.durable import Stopped
-from toolkit.training.rundir import Orders
-from toolkit.training.session import TrainingPlan
+from toolkit.training.resumable import Stopped
 from toolkit.training.trainer import LTDv2Trainer
 
 MODEL = Path(__file__).parent / "tiny.yaml"
@@ -92,7 +92,7 @@ def train(
     """
     trace = Trace()
     planned.run.mkdir(parents=True, exist_ok=True)
-    session.record(planned)
+    reproduction.record(planned)
 
     def stop_wanted() -> bool:
         return stop_after is not None and len(trace.steps) >= stop_after

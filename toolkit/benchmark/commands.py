@@ -34,7 +34,8 @@ from toolkit.benchmark.measure import (
 from toolkit.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
-from toolkit.training.session import DEFAULT_PRESET, check_model, load_preset
+from toolkit.training.model import check_model
+from toolkit.training.preset import DEFAULT_PRESET, load_preset
 from toolkit.training.steps import CLASSES, TrainingStep, determinism, mixed_precision, run_steps
 
 TRAINING_IMAGES = 329_299

@@ -74,7 +74,7 @@ def evaluate(
     is_predictions = path.suffix == ".json"
     if not is_predictions:
         from toolkit import prediction
-        from toolkit.training import health
+        from toolkit.runs import health
         from toolkit.weights import check_weights
 
         check_weights(path)  # before its data is looked for

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from toolkit.training.watching import RunLine, Snapshot
+    from toolkit.supervision.status import RunLine, Snapshot
 
 REFRESH = 1.0
 """Seconds between two looks on a terminal."""
@@ -39,9 +39,9 @@ def monitor(
     import msgspec
 
     from toolkit import console, workspace
-    from toolkit.training import watching
+    from toolkit.supervision import status
 
-    watch = watching.Watch(watching.find(workspace.current().runs, run))
+    watch = status.Watch(status.find(workspace.current().runs, run))
     snapshot = watch.look()
     if json:
         console.print_json(msgspec.to_builtins(snapshot))
@@ -73,10 +73,11 @@ def runs(
     import msgspec
 
     from toolkit import console, workspace
-    from toolkit.training import watching
+    from toolkit.runs.folder import all_runs
+    from toolkit.supervision import status
 
     place = workspace.current()
-    lines = [watching.describe(files) for files in watching.all_runs(place.runs)]
+    lines = [status.describe(files) for files in all_runs(place.runs)]
     if json:
         console.print_json(msgspec.to_builtins(lines))
         return
@@ -101,7 +102,7 @@ def _table(lines: list[RunLine], shown: list[str]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from toolkit.training.watching import number
+    from toolkit.supervision.status import number
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for title in shown:
@@ -154,7 +155,9 @@ def _view(snapshot: Snapshot, title: str) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    from toolkit.training.watching import GIB, duration, number
+    from toolkit.checks import GIB
+    from toolkit.console import duration
+    from toolkit.supervision.status import number
 
     beat = snapshot.beat
     grid = Table.grid(padding=(0, 2), expand=True)

@@ -38,7 +38,7 @@ def predict(
     Example: [bold]toolkit predict best.pt --split test[/bold]
     """
     from toolkit import prediction, provenance, workspace
-    from toolkit.training import health
+    from toolkit.runs import health
     from toolkit.weights import check_weights
 
     place = workspace.current()

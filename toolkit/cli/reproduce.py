@@ -21,17 +21,19 @@ def reproduce(
 
     Example: [bold]toolkit reproduce first[/bold]
     """
-    from toolkit import console, reproduction, workspace
-    from toolkit.training import session
+    from toolkit import console, workspace
+    from toolkit.runs import reproduction
+    from toolkit.supervision import supervisor
+    from toolkit.training import deciding
 
     place = workspace.current()
     folder = place.run(run)
     then = reproduction.read(folder if (folder / reproduction.FILE).exists() else folder / "weights")
-    plan = session.plan_again(place, then.plan, session.Options(data=data, name=name))
+    plan = deciding.plan_again(place, then.plan, deciding.Options(data=data, name=name))
     differences = [*then.resumed, *reproduction.differences(then, reproduction.here(plan))]
     for line in differences:
         typer.echo(line)
     if differences and not anyway:
         console.note("not started: --anyway starts it all the same")
         raise typer.Exit(1)
-    typer.echo(session.train(plan, numbered=name is None))
+    typer.echo(supervisor.train(plan, numbered=name is None))

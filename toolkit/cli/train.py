@@ -76,11 +76,12 @@ def train(
     Example: [bold]toolkit train --months feb --val-months jan,mar,apr,may,jun,jul,aug[/bold]
     """
     from toolkit import console, workspace
-    from toolkit.training import session
+    from toolkit.supervision import supervisor
+    from toolkit.training import deciding
 
     if run is not None and (name or not resume):
         raise _no_option(run)
-    options = session.Options(
+    options = deciding.Options(
         data=data,
         model=model,
         preset=preset,
@@ -102,21 +103,21 @@ def train(
     )
     place = workspace.current()
     if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks
-        from toolkit.training import group
+        from toolkit.supervision import torchrun
 
-        raise typer.Exit(group.train(place, options, resume))
+        raise typer.Exit(torchrun.train(place, options, resume))
     if dry_run:
-        from toolkit.training import expectation
+        from toolkit.training import estimate
 
-        for line in expectation.dry_run(place, options, resume).lines():
+        for line in estimate.dry_run(place, options, resume).lines():
             typer.echo(line)
         return
-    plan = session.plan_resume(place, options) if resume else session.plan(place, options)
+    plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
     if files := place.settings_files(plan.data):
         console.note("settings of " + ", ".join(map(str, files)))
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
     unnamed = options.name is None and place.defaults(plan.data).name is None
-    best = session.train(plan, numbered=unnamed and not resume)
+    best = supervisor.train(plan, numbered=unnamed and not resume)
     typer.echo(best)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from toolkit.dataset.loader import PREFETCH, RING, use_server
 from toolkit.dataset.order import epoch_order
-from toolkit.training.rundir import Batch
+from toolkit.runs.folder import Batch
 
 WORKER_RETRIES = 3
 """Times that loader workers may die over one batch before the batch is left to the supervisor."""

@@ -20,9 +20,9 @@ from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
 from toolkit.prediction import PredictionOptions, as_saved, detect
-from toolkit.training.durable import MAIN, DurableTrainer
-from toolkit.training.rundir import Orders, RunFiles
-from toolkit.training.session import TRACKERS, TrainingPlan
+from toolkit.runs.folder import Orders, RunFiles
+from toolkit.runs.plan import TRACKERS, TrainingPlan
+from toolkit.training.resumable import MAIN, DurableTrainer
 from toolkit.workspace import ANNOTATIONS
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -19,14 +20,9 @@ from toolkit import console
 from toolkit.dataset import loader
 from toolkit.errors import ToolkitError
 from toolkit.offline import keep_ultralytics_offline
-from toolkit.training import events, session
-from toolkit.training.rundir import Exit, Orders, RunFiles
-
-ORPHAN_GRACE = 30.0
-"""Seconds that a trainer without a supervisor has to save and end before it ends itself."""
-
-SPARE = "TOOLKIT_SPARE_TRAINER"
-"""Set for a trainer that gets ready and waits for a byte on its standard input before it begins."""
+from toolkit.runs import events
+from toolkit.runs.folder import ORPHAN_GRACE, SPARE, Exit, Orders, RunFiles
+from toolkit.runs.plan import TrainingPlan, read_plan
 
 
 class StopRequest:
@@ -76,6 +72,33 @@ def main(run: Path) -> int:
     return status
 
 
+def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> None:
+    """Train in this process, from the newest checkpoint if there is one, to the end.
+
+    Raises:
+        Stopped, RollBackNeeded: see :mod:`toolkit.training.resumable`.
+        ToolkitError: the data is not prepared, or the run could not produce weights.
+    """
+    import patches
+    from toolkit.dataset import index
+    from toolkit.device import running
+
+    frames = index.load(plan.data)
+    with running(plan.device, patched=plan.patches):
+        from toolkit.training.trainer import LTDv2Trainer
+
+        trainer = LTDv2Trainer(plan, frames, orders, stop_wanted)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+        if plan.patches:
+            shares = [f"{route} {calls:,}" for route, calls in patches.report().by_route().items()]
+            console.note("convolution calls by route: " + ", ".join(shares))
+    if not trainer.best.is_file():
+        raise ToolkitError("training ended without weights", expected=str(trainer.best))
+
+
 def _is_first() -> bool:
     """Whether this is the only process that trains, or the first of several ranks."""
     return os.environ.get("RANK", "0") == "0"
@@ -83,11 +106,11 @@ def _is_first() -> bool:
 
 def _told_to_begin(files: RunFiles) -> bool:
     """Get ready and wait; False if the supervisor has gone."""
-    _get_ready(session.read_plan(files))
+    _get_ready(read_plan(files))
     return bool(sys.stdin.buffer.read(1))
 
 
-def _get_ready(plan: session.TrainingPlan) -> None:
+def _get_ready(plan: TrainingPlan) -> None:
     """Import what trains, in this process and in the server of the loader's workers at once."""
     if plan.arguments.get("workers"):
         loader.start_server()
@@ -96,14 +119,14 @@ def _get_ready(plan: session.TrainingPlan) -> None:
 
 def _train(files: RunFiles) -> int:
     try:
-        plan = session.read_plan(files)
+        plan = read_plan(files)
         orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
         stop = StopRequest(orders.supervisor or os.getppid(), files)
         _get_ready(plan)
-        from toolkit.training.durable import RollBackNeeded, Stopped
+        from toolkit.training.resumable import RollBackNeeded, Stopped
 
         try:
-            session.run(plan, orders, stop)
+            run(plan, orders, stop)
         except Stopped:
             return Exit.STOPPED
         except RollBackNeeded:

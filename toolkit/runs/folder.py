@@ -17,6 +17,12 @@ import msgspec
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 
+ORPHAN_GRACE = 30.0
+"""Seconds that a trainer without a supervisor has to save and end before it ends itself."""
+
+SPARE = "TOOLKIT_SPARE_TRAINER"
+"""Set for a trainer that gets ready and waits for a byte on its standard input before it begins."""
+
 
 class Exit(enum.IntEnum):
     """Status that a training process ends with, and ``toolkit train`` with it."""
@@ -99,7 +105,7 @@ class RunFiles:
 
     @property
     def heartbeat(self) -> Path:
-        """The newest :class:`toolkit.training.heartbeat.Beat`."""
+        """The newest :class:`toolkit.runs.heartbeat.Beat`."""
         return self.run / "heartbeat.json"
 
     @property
@@ -288,3 +294,17 @@ def decode_path(kind: type, value: Any) -> Any:
     if issubclass(kind, Path):
         return kind(value)
     raise NotImplementedError(f"{kind} from JSON")
+
+
+def next_number(runs: Path) -> Path:
+    number = 1
+    while (runs / f"train-{number}").exists():
+        number += 1
+    return runs / f"train-{number}"
+
+
+def all_runs(runs: Path) -> Iterator[RunFiles]:
+    """Runs in the folder ``runs``, the one that was begun or resumed last first."""
+    plans = sorted(runs.glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in plans:
+        yield RunFiles(path.parent)

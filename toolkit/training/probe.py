@@ -19,7 +19,8 @@ from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.device import running, torch_device
 from toolkit.errors import ToolkitError
-from toolkit.training.session import TrainingPlan
+from toolkit.runs.plan import TrainingPlan
+from toolkit.training.preset import configuration
 from toolkit.training.steps import TrainingStep, determinism, mixed_precision, run_steps
 
 SECONDS = 4.0
@@ -64,7 +65,7 @@ def run(plan: TrainingPlan) -> Trial:
     planned = int(plan.arguments["batch"]) // plan.ranks
     device = torch_device(plan.device)
     console.note(f"trying a few batches on {device}")
-    with running(plan.device, patched=plan.patches), determinism(plan.configuration().deterministic):
+    with running(plan.device, patched=plan.patches), determinism(configuration(plan).deterministic):
         if device.type == "cpu":
             return _on_cpu(plan, planned)
         torch.cuda.set_device(device)
@@ -80,13 +81,13 @@ def run(plan: TrainingPlan) -> Trial:
 
 def loader_processes(plan: TrainingPlan) -> int:
     """Processes that load for a rank, next to the trainer; 0: the trainer itself."""
-    return min(int(plan.configuration().workers), os.cpu_count() or 1)
+    return min(int(configuration(plan).workers), os.cpu_count() or 1)
 
 
 def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> float:
     """Seconds that one process takes to read and augment an image of a split, as the run will."""
     training = split == "train"
-    options = plan.configuration()
+    options = configuration(plan)
     dataset = build_dataset(
         index,
         split,
@@ -111,7 +112,7 @@ class _Step(TrainingStep):
     """A training step as the run takes it, with the average of the weights."""
 
     def __init__(self, plan: TrainingPlan, images: int) -> None:
-        options, device = plan.configuration(), torch_device(plan.device).type
+        options, device = configuration(plan), torch_device(plan.device).type
         size = -(-int(options.imgsz) // STRIDE) * STRIDE
         amp = mixed_precision(device, options.amp)
         channels_last = options.channels_last is not False

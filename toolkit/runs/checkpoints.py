@@ -8,13 +8,10 @@ both at once, and a reader can tell a damaged file without any other.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit import console
 from toolkit.files import replacing
@@ -51,13 +48,6 @@ class Checkpoint:
         with suppress(FileNotFoundError):
             self.path.replace(self.path.with_suffix(".damaged"))
 
-    def load(self) -> dict[str, Any]:
-        """The state that :func:`write` was given, tensors on the CPU."""
-        import torch
-
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        return state
-
 
 def listed(folder: Path) -> list[Checkpoint]:
     """Checkpoints in ``folder``, newest first, not yet checked."""
@@ -83,19 +73,14 @@ def newest(folder: Path, before: int | None = None) -> tuple[Checkpoint | None, 
     return None, damaged
 
 
-def write(folder: Path, images: int, state: Mapping[str, Any]) -> Checkpoint:
-    """Write ``state`` (tensors, numbers, text, lists and dictionaries of them) and drop the oldest files.
+def write(folder: Path, images: int, content: bytes | memoryview) -> Checkpoint:
+    """Write a checkpoint of a run that has trained on so many images, and drop the oldest files.
 
     Older checkpoints are removed only after the new one is on the disk.
 
     Raises:
         ToolkitError: the disk is full or the folder cannot be written; older checkpoints are as they were.
     """
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getbuffer()
     checksum = _checksum(content)
     path = folder / f"image-{images:012d}-{checksum}.pt"
     with replacing(path) as temporary:

@@ -8,8 +8,8 @@ from contextlib import suppress
 import msgspec
 
 from toolkit.errors import ToolkitError
-from toolkit.training import events, heartbeat, results
-from toolkit.training.rundir import RunFiles, RunState, Summary, read_orders, read_summary, write_json
+from toolkit.runs import events, heartbeat, results
+from toolkit.runs.folder import RunFiles, RunState, Summary, read_orders, read_summary, write_json
 
 
 def write(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from toolkit.training.rundir import Batch, RunFiles
+from toolkit.runs.folder import Batch, RunFiles
 
 INTERVAL = 2.0
 """Seconds between two writes of the heartbeat while a phase lasts."""

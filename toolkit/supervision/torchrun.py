@@ -23,17 +23,19 @@ import msgspec
 
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.training import health, heartbeat, session, watching, worker
-from toolkit.training.health import Action, Verdict
-from toolkit.training.keeper import End, GivenUp, Keeper, Policy, Tried
-from toolkit.training.rundir import Exit, RunFiles, read_orders, read_summary, state_of, write_json
+from toolkit.runs import health, heartbeat, reproduction
+from toolkit.runs.folder import Exit, RunFiles, all_runs, read_orders, read_summary, state_of, write_json
+from toolkit.runs.health import Action, Verdict
+from toolkit.runs.plan import read_plan
+from toolkit.supervision.recovery import End, GivenUp, Keeper, Policy, Tried
+from toolkit.training import deciding, worker
 from toolkit.workspace import Workspace
 
 AGENT = os.getppid()
 """The process of torchrun that started this rank."""
 
 
-def train(place: Workspace, options: session.Options, resume: bool) -> int:
+def train(place: Workspace, options: deciding.Options, resume: bool) -> int:
     """Train as the rank that the environment names, from the newest checkpoint if there is one.
 
     Returns:
@@ -80,7 +82,7 @@ def _check_store() -> None:
 
 
 def _lead(
-    place: Workspace, options: session.Options, resume: bool, announce: Callable[[Path], object]
+    place: Workspace, options: deciding.Options, resume: bool, announce: Callable[[Path], object]
 ) -> int:
     """Begin the run or go on with it, say which it is, train, and write down how it ended."""
     from torch import cuda
@@ -99,10 +101,10 @@ def _lead(
         options = replace(options, device=",".join(map(str, here)))
     if begun is not None:
         options = replace(options, name=begun.run.name)
-    plan = session.plan_resume(place, options) if begun or resume else session.plan(place, options)
+    plan = deciding.plan_resume(place, options) if begun or resume else deciding.plan(place, options)
     files = RunFiles(plan.run)
     with files.locked():
-        session.record(plan)
+        reproduction.record(plan)
         leader = _Leader(Keeper(plan, files, Policy(), read_orders(files), again="to be restarted"))
         leader.begin(begun is not None and _is_restart())
         if begun is not None:
@@ -219,7 +221,7 @@ def _end_torchrun() -> None:
 def _begun_by_this_job(place: Workspace, name: str | None) -> RunFiles | None:
     """The run that an earlier start of this group began; None if this is the first."""
     job = os.environ["TORCHELASTIC_RUN_ID"]
-    for files in watching.all_runs(place.runs):
+    for files in all_runs(place.runs):
         if name in (None, files.run.name):
             if job == "none":  # torchrun without a rendezvous of its own, which counts its restarts at least
                 return files if _is_restart() else None
@@ -234,7 +236,7 @@ def _following(files: RunFiles) -> Iterator[None]:
     """Inside, this process ends itself when the run is given up, and when it hangs: a collective waits hours
     for a lost machine."""
     done = threading.Event()
-    rules, policy = session.read_plan(files).rules, Policy()
+    rules, policy = read_plan(files).rules, Policy()
 
     def watch() -> None:
         history = health.History()

@@ -35,11 +35,12 @@ from toolkit import console
 from toolkit.dataset.loader import PREFETCH, use_server
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.runs import checkpoints, events, heartbeat
+from toolkit.runs.folder import Orders, RunFiles
 from toolkit.settings import Saving
-from toolkit.training import checkpoints, events, heartbeat
-from toolkit.training.rundir import Orders, RunFiles
 from toolkit.training.sampling import EpochSampler, ResumableLoader, derived_seed, seed_everything
 from toolkit.training.settling import settle_convolutions
+from toolkit.training.state import load_state, save_state
 
 FORMAT = 1
 """Version of the checkpoints."""
@@ -155,7 +156,7 @@ class DurableTrainer(DetectionTrainer):
                 checkpoints.discard_after(self.files.checkpoints, checkpoint.images)
         if checkpoint is None:
             return None
-        state = checkpoint.load()
+        state = load_state(checkpoint)
         if state["format"] != FORMAT:
             raise ToolkitError(
                 f"cannot continue from {checkpoint.path}",
@@ -597,7 +598,7 @@ class DurableTrainer(DetectionTrainer):
         if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
             raise RollBackNeeded
         try:
-            checkpoints.write(self.files.checkpoints, self._images_done(), self._make_state())
+            save_state(self.files.checkpoints, self._images_done(), self._make_state())
         except ToolkitError as error:
             self._record("checkpoint not written", "older ones kept, training goes on", error.line())
         else:

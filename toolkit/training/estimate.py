@@ -9,13 +9,17 @@ from pathlib import Path
 
 import msgspec
 
+from toolkit.checks import GIB
+from toolkit.console import duration
 from toolkit.dataset import index
 from toolkit.errors import ToolkitError
+from toolkit.runs import health, heartbeat
+from toolkit.runs.folder import RunFiles, read_summary
+from toolkit.runs.plan import TrainingPlan, count_images, describe, read_plan
 from toolkit.settings import Defaults
-from toolkit.training import health, heartbeat, session
-from toolkit.training.rundir import RunFiles, read_summary
-from toolkit.training.session import Options, TrainingPlan, count_images, describe, read_plan
-from toolkit.training.watching import GIB, duration
+from toolkit.training import deciding
+from toolkit.training.deciding import Options
+from toolkit.training.preset import configuration
 from toolkit.workspace import Workspace
 
 SETTINGS = {
@@ -147,7 +151,7 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
             place.data_dir()
         except ToolkitError as error:
             missing, options = error.line(), replace(options, data=place.root)
-    plan = session.plan_resume(place, options) if resume else session.plan(place, options)
+    plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
     frames: index.DatasetIndex | None = None
     images: dict[str, int] = {}
     if not missing:
@@ -167,7 +171,7 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
 def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, str]:
     """Where each setting comes from that can be given in more than one place."""
     sources = {}
-    for name in ("data", "model", "channels", "device", "preset", *session.OVERRIDES):
+    for name in ("data", "model", "channels", "device", "preset", *deciding.OVERRIDES):
         if getattr(options, name) is not None:
             sources[name] = "flag"
         elif resume:
@@ -190,7 +194,7 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
 
 def _settings(plan: TrainingPlan, sources: dict[str, str], planned: str) -> dict[str, tuple[Setting, ...]]:
     """Every argument of :data:`SETTINGS`; those of the plan are from ``sources``, or else ``planned``."""
-    values = vars(plan.configuration())
+    values = vars(configuration(plan))
     updates = max(round(values["nbs"] / values["batch"]), 1)
     notes = {"nbs": f"an update every {updates} batches" if updates > 1 else "an update every batch"}
     if plan.device == "cpu" and values["amp"]:
@@ -253,16 +257,16 @@ def _measured(
     plan: TrainingPlan, frames: index.DatasetIndex | None, images: dict[str, int]
 ) -> tuple[Expectation, Expectation]:
     """From a few batches that are trained now, and a few images that are loaded."""
-    from toolkit.training import trial
+    from toolkit.training import probe
 
-    tried, processes = trial.run(plan), trial.loader_processes(plan)
+    tried, processes = probe.run(plan), probe.loader_processes(plan)
     batch, epochs = int(plan.arguments["batch"]), int(plan.arguments["epochs"])
     part = batch // plan.ranks
     if frames is None:
         images, epochs, loading = {"train": WITHOUT_DATA, "val": 0}, 1, {"train": 0.0, "val": 0.0}
         how = "loading and validation come on top"
     else:
-        loading = {split: trial.loading_seconds(plan, frames, split) for split in images}
+        loading = {split: probe.loading_seconds(plan, frames, split) for split in images}
         how = f"loading an image {loading['train'] * 1e3:.1f} ms in each of {max(processes, 1)} processes"
     wait = loading["train"] * part / max(processes, 1)
     beside = processes > 0 and plan.device != "cpu"  # a GPU computes while the processors load

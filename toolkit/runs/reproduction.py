@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolkit import __version__, machine
+from toolkit import __version__, machine, workspace
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
+from toolkit.runs.folder import Orders, RunFiles, encode_json, write_json
+from toolkit.runs.plan import TrainingPlan, describe
 from toolkit.runtime import TRITON, installed
-from toolkit.training.rundir import encode_json, write_json
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
-    from toolkit.training.session import TrainingPlan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILE = "environment.json"
 """Name of the file, in the run's folder of weights."""
 
@@ -51,7 +51,7 @@ class Environment(msgspec.Struct, frozen=True):
         profile: of the image.
         commit: of the source, with "-dirty-" and a hash of what differs from it; "" when unknown.
         versions: of Python, this project and the packages that compute.
-        cards: AMD GPUs by their true architecture, and the GPUs that PyTorch names.
+        cards: AMD GPUs by their true architecture, NVIDIA's by the driver's name for them.
         driver: of the kernel.
         data: SHA-256 of the dataset's index.
         cpu: model and widest vectors of the processor.
@@ -118,13 +118,9 @@ def here(plan: TrainingPlan) -> Environment:
     Raises:
         ToolkitError: the data is not prepared.
     """
-    import torch
-
     from toolkit.dataset import index
-    from toolkit.training.session import describe
 
     found, frames = machine.read(), index.load(plan.data)
-    gpus = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return Environment(
         plan=msgspec.json.decode(encode_json(plan)),
         image=os.environ.get("TOOLKIT_IMAGE", ""),
@@ -136,7 +132,7 @@ def here(plan: TrainingPlan) -> Environment:
             "triton": installed(*TRITON),
             **{name: installed(name) for name in PACKAGES},
         },
-        cards=(*(card.arch for card in found.cards), *gpus),
+        cards=(*(card.arch for card in found.cards), *machine.nvidia_cards()),
         driver=found.driver,
         cpu=machine.processor(),
         data=sha256(frames.path),
@@ -214,3 +210,26 @@ def _flat(environment: Environment) -> Mapping[str, str]:
     fields |= {"device": plan["device"], "patches": plan["patches"], **plan["arguments"]}
     plain = {name: str(value) for name, value in fields.items()}
     return {**plain, **environment.versions, **environment.variables}
+
+
+def record(plan: TrainingPlan) -> None:
+    """Make the folder of the run, with what it is started with in it."""
+    files = RunFiles(plan.run)
+    if not (plan.run / "run.json").exists():
+        started_with = workspace.RunRecord(
+            data=str(plan.data),
+            model=plan.model,
+            preset=plan.preset,
+            channels=plan.channels,
+            patches=plan.patches,
+            command=sys.argv[1:],
+            version=__version__,
+            job=os.environ.get("TORCHELASTIC_RUN_ID", ""),
+        )
+        write_json(plan.run / "run.json", started_with)
+        write(here(plan), files.best.parent)
+    else:
+        write_resumed(here(plan), files.best.parent)
+    write_json(files.plan, plan)
+    if not files.orders.exists():
+        write_json(files.orders, Orders())

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -21,14 +21,25 @@ import psutil
 
 from patches import children
 from toolkit import console
+from toolkit.dataset import index
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events, health, heartbeat, session, worker
-from toolkit.training.health import Action
-from toolkit.training.keeper import End, Keeper, Policy
-from toolkit.training.rundir import Exit, RunFiles, read_orders, read_summary, write_json
+from toolkit.runs import checkpoints, events, health, heartbeat, reproduction
+from toolkit.runs.folder import (
+    ORPHAN_GRACE,
+    SPARE,
+    Exit,
+    RunFiles,
+    next_number,
+    read_orders,
+    read_summary,
+    write_json,
+)
+from toolkit.runs.health import Action
+from toolkit.runs.plan import TrainingPlan, count_images, describe
+from toolkit.supervision.recovery import End, Keeper, Policy
 
 
-def trainer_command(plan: session.TrainingPlan) -> list[str]:
+def trainer_command(plan: TrainingPlan) -> list[str]:
     """The command of the process, or of the group of ranks, that trains ``plan``."""
     worker = ("toolkit.training.worker", str(plan.run))
     if plan.ranks == 1:
@@ -37,9 +48,47 @@ def trainer_command(plan: session.TrainingPlan) -> list[str]:
     return children.command("torch.distributed.run", "--standalone", ranks, "-m", *worker)
 
 
-def supervise(
-    plan: session.TrainingPlan, policy: Policy | None = None, command: Sequence[str] | None = None
-) -> Path:
+def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
+    """Run the training to its end in a process of its own, restarted when it fails.
+
+    Args:
+        plan: of the run.
+        numbered: whether the run is new and nobody chose its name: :func:`claim`.
+
+    Returns:
+        The best weights.
+
+    Raises:
+        ToolkitError: the data is not prepared, the run was stopped, or it could not be kept alive.
+    """
+    console.outlive_readers()
+    images = count_images(plan, index.load(plan.data))
+    if plan.subsets:
+        counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
+        console.note(f"{describe(plan.subsets)} ({counted})")
+    return supervise(claim(plan) if numbered else plan)
+
+
+def claim(plan: TrainingPlan) -> TrainingPlan:
+    """The plan with a folder that this call made: two trainings that start together never share one.
+
+    The plan's own folder, or the next free number where another training took that first.
+    """
+    runs = plan.run.parent
+    runs.mkdir(parents=True, exist_ok=True)
+    run = plan.run
+    while True:
+        try:
+            run.mkdir()
+        except FileExistsError:
+            run = next_number(runs)
+            continue
+        if run != plan.run:
+            console.note(f"another training took {plan.run.name}: this is run {run}")
+        return replace(plan, run=run)
+
+
+def supervise(plan: TrainingPlan, policy: Policy | None = None, command: Sequence[str] | None = None) -> Path:
     """Train ``plan`` to its end and print how it went.
 
     Args:
@@ -60,7 +109,7 @@ def supervise(
         before = read_summary(files)
         if before is not None and before.state == "finished":  # between planning and the lock
             raise ToolkitError(f"run {plan.run.name} has finished", found=str(files.best))
-        session.record(plan)
+        reproduction.record(plan)
         keeper = _Supervisor(plan, files, policy or Policy(), list(command or trainer_command(plan)), lock)
         with keeper.signals():
             try:
@@ -71,7 +120,7 @@ def supervise(
 
 @dataclass
 class _Supervisor:
-    plan: session.TrainingPlan
+    plan: TrainingPlan
     files: RunFiles
     policy: Policy
     command: list[str]
@@ -209,7 +258,7 @@ class _Supervisor:
     def prepare_spare(self, wanted: bool) -> None:
         """Have a trainer ready that has imported all it needs, or none: the import is most of a restart."""
         if wanted and self.spare is None:
-            self.spare = self._spawn(subprocess.PIPE, {**children.environment(), worker.SPARE: "1"})
+            self.spare = self._spawn(subprocess.PIPE, {**children.environment(), SPARE: "1"})
         elif not wanted and self.spare is not None:
             self._end(self.spare, 0.0)
             self.spare = None
@@ -310,7 +359,7 @@ def _end_orphan(files: RunFiles) -> None:
         return
     with suppress(psutil.Error, OSError):
         trainer = psutil.Process(beat.pid)
-        silent = time.time() - files.heartbeat.stat().st_mtime > 2 * worker.ORPHAN_GRACE
+        silent = time.time() - files.heartbeat.stat().st_mtime > 2 * ORPHAN_GRACE
         frozen = silent or trainer.status() == psutil.STATUS_STOPPED
         if frozen and str(files.run) in trainer.cmdline():
             os.killpg(beat.pid, signal.SIGKILL)

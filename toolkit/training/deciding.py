@@ -1,65 +1,28 @@
-"""One training run: what it will use, decided before anything starts, and the training itself."""
+"""Deciding what a run will use: flags before toolkit.toml before the preset, and what may change later."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import msgspec
-import yaml
 
-from toolkit import __version__, checks, console, reproduction, settings, workspace
+from toolkit import checks, settings, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
-from toolkit.settings import Restarts, Saving
-from toolkit.training import checkpoints, health
-from toolkit.training.rundir import Orders, RunFiles, decode_path, state_of, write_json
-
-if TYPE_CHECKING:
-    from toolkit.dataset.index import DatasetIndex
-
-PRESETS = Path(__file__).parent / "presets"
-DEFAULT_PRESET = "thermal"
+from toolkit.runs import checkpoints, health, reproduction
+from toolkit.runs.folder import RunFiles, decode_path, next_number, state_of
+from toolkit.runs.plan import TRACKERS, SelectBy, TrainingPlan, describe, read_plan
+from toolkit.training.model import check_model
+from toolkit.training.preset import DEFAULT_PRESET, load_preset
 
 OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
 """Ultralytics' arguments that a flag or toolkit.toml may set."""
-
-ULTRALYTICS = {"batch": 16, "workers": 8, "imgsz": 640}
-"""What Ultralytics takes where nobody says anything, of what a run asks of the machine."""
-
-TRACKERS = {
-    "clearml": "clearml",
-    "comet": "comet_ml",
-    "dvc": "dvclive",
-    "mlflow": "mlflow",
-    "raytune": "ray",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-}
-"""Where Ultralytics can report a run to, and the module that each needs."""
-
-Argument = bool | int | float | str
-SelectBy = Literal["fitness", "global_map_bal"]
-
-
-class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A named recipe, ``presets/<name>.yaml``.
-
-    Attributes:
-        model: a YAML of Ultralytics (architecture, random weights) or a checkpoint.
-        channels: 1 trains on grey frames, 3 on the same frame three times (for pretrained colour weights).
-        arguments: Ultralytics' own training arguments.
-    """
-
-    model: str
-    channels: int
-    arguments: dict[str, Argument]
 
 
 @dataclass(frozen=True)
@@ -93,84 +56,6 @@ class Options:
         """
         wanted = {"train": Subset.parse(self.months, self.subset), "val": Subset.parse(self.val_months)}
         return {split: subset for split, subset in wanted.items() if not subset.is_all}
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """Everything a run will use.
-
-    Attributes:
-        data: folder with LTDv2's files.
-        run: folder of the run, made by :func:`record`.
-        preset: name of the recipe that the rest started from.
-        model: architecture or checkpoint.
-        channels: of the images, 1 or 3.
-        device: what :func:`toolkit.device.resolve_device` returned.
-        patches: whether convolutions go through the patches.
-        arguments: Ultralytics' training arguments.
-        score_every: epochs from one scoring of the validation split, as the challenge does it, to the next;
-            0 for none.
-        select_by: what best.pt is the best of, and what early stopping waits for: Ultralytics' fitness
-            (mAP@0.5:0.95) or the challenge's number.
-        saving: when checkpoints inside an epoch are written.
-        restarts: when the run is given up.
-        rules: red flags and what they do.
-        subsets: of the splits that are not used whole, by their names.
-        trackers: those of :data:`TRACKERS` that are told about the run.
-    """
-
-    data: Path
-    run: Path
-    preset: str
-    model: str
-    channels: int
-    device: str
-    patches: bool
-    arguments: Mapping[str, Argument] = field(default_factory=dict)
-    score_every: int = 0
-    select_by: SelectBy = "fitness"
-    saving: Saving = field(default_factory=Saving)
-    restarts: Restarts = field(default_factory=Restarts)
-    rules: health.Rules = field(default_factory=health.Rules)
-    subsets: Mapping[str, Subset] = field(default_factory=dict)
-    trackers: tuple[str, ...] = ()
-
-    def subset(self, split: str) -> Subset:
-        """Which images of a split the run uses."""
-        return self.subsets.get(split, Subset())
-
-    def configuration(self) -> Any:
-        """Ultralytics' training arguments, at their defaults where :attr:`arguments` does not name them."""
-        from ultralytics.cfg import get_cfg
-
-        return get_cfg(overrides=dict(self.arguments))
-
-    def needs(self) -> checks.Needs:
-        """What the run asks of the machine."""
-        batch, workers, imgsz = (int(self.arguments.get(name, each)) for name, each in ULTRALYTICS.items())
-        return checks.Needs(self.run, self.device, batch, min(workers, os.cpu_count() or 1), imgsz)
-
-    @property
-    def ranks(self) -> int:
-        """Processes that share each batch: one a GPU."""
-        return len(self.device.split(","))
-
-
-def presets() -> list[str]:
-    """Names of the recipes that ship with the toolkit."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def load_preset(name: str) -> Preset:
-    """Read a recipe.
-
-    Raises:
-        ToolkitError: there is no recipe of that name.
-    """
-    path = PRESETS / f"{name}.yaml"
-    if name not in presets():
-        raise ToolkitError(f"no preset {name}", expected="one of " + ", ".join(presets()))
-    return msgspec.convert(yaml.safe_load(path.read_text()), Preset)
 
 
 def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
@@ -298,7 +183,7 @@ def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Op
     """The plan that a run was begun with for a new run; only its name and where the data is may differ.
 
     Args:
-        begun: :attr:`toolkit.reproduction.Environment.plan`.
+        begun: :attr:`toolkit.runs.reproduction.Environment.plan`.
 
     Raises:
         ToolkitError: it is no plan, its data or its model is not here, or the name is taken.
@@ -310,119 +195,6 @@ def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Op
     data = plan.data if options.data is None and plan.data.is_dir() else place.data_dir(options.data)
     run = _new_run(place, options.name)
     return replace(plan, data=data.absolute(), run=run, model=check_model(plan.model))
-
-
-def read_plan(files: RunFiles) -> TrainingPlan:
-    """The plan that a run was started with.
-
-    Raises:
-        ToolkitError: there is none, or it cannot be read.
-    """
-    try:
-        content = files.plan.read_bytes()
-        return msgspec.json.decode(content, type=TrainingPlan, dec_hook=decode_path)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ToolkitError(
-            f"run {files.run.name} cannot go on", found=reason(error), expected=f"a plan in {files.plan}"
-        ) from error
-
-
-def describe(subsets: Mapping[str, Subset]) -> str:
-    """Subsets in words, for a person."""
-    return "; ".join(f"{split}: {subset}" for split, subset in subsets.items()) or "all images"
-
-
-def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
-    """Images that a run uses of each split.
-
-    Raises:
-        ToolkitError: a split is missing, or has no image of the months that are wanted.
-    """
-    counts = {}
-    for name in ("train", "val"):
-        if not index.manifest.images.get(name):
-            raise ToolkitError(
-                f"nothing to train with in {plan.data}",
-                found=f"no {name} images in the index",
-                expected=f"{workspace.ANNOTATIONS[name]} beside the frames",
-                fix=f"put it there, then: toolkit dataset prepare {plan.data}",
-            )
-        counts[name] = len(plan.subset(name).rows(index.split(name)))
-    return counts
-
-
-def record(plan: TrainingPlan) -> None:
-    """Make the folder of the run, with what it is started with in it."""
-    files = RunFiles(plan.run)
-    if not (plan.run / "run.json").exists():
-        started_with = workspace.RunRecord(
-            data=str(plan.data),
-            model=plan.model,
-            preset=plan.preset,
-            channels=plan.channels,
-            patches=plan.patches,
-            command=sys.argv[1:],
-            version=__version__,
-            job=os.environ.get("TORCHELASTIC_RUN_ID", ""),
-        )
-        write_json(plan.run / "run.json", started_with)
-        reproduction.write(reproduction.here(plan), files.best.parent)
-    else:
-        reproduction.write_resumed(reproduction.here(plan), files.best.parent)
-    write_json(files.plan, plan)
-    if not files.orders.exists():
-        write_json(files.orders, Orders())
-
-
-def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> None:
-    """Train in this process, from the newest checkpoint if there is one, to the end.
-
-    Raises:
-        Stopped, RollBackNeeded: see :mod:`toolkit.training.durable`.
-        ToolkitError: the data is not prepared, or the run could not produce weights.
-    """
-    import patches
-    from toolkit.dataset import index
-    from toolkit.device import running
-
-    frames = index.load(plan.data)
-    with running(plan.device, patched=plan.patches):
-        from toolkit.training.trainer import LTDv2Trainer
-
-        trainer = LTDv2Trainer(plan, frames, orders, stop_wanted)
-        try:
-            trainer.train()
-        finally:
-            trainer.close()
-        if plan.patches:
-            shares = [f"{route} {calls:,}" for route, calls in patches.report().by_route().items()]
-            console.note("convolution calls by route: " + ", ".join(shares))
-    if not trainer.best.is_file():
-        raise ToolkitError("training ended without weights", expected=str(trainer.best))
-
-
-def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
-    """Run the training to its end in a process of its own, restarted when it fails.
-
-    Args:
-        plan: of the run.
-        numbered: whether the run is new and nobody chose its name: :func:`claim`.
-
-    Returns:
-        The best weights.
-
-    Raises:
-        ToolkitError: the data is not prepared, the run was stopped, or it could not be kept alive.
-    """
-    from toolkit.dataset import index
-    from toolkit.training.supervisor import supervise
-
-    console.outlive_readers()
-    images = count_images(plan, index.load(plan.data))
-    if plan.subsets:
-        counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
-        console.note(f"{describe(plan.subsets)} ({counted})")
-    return supervise(claim(plan) if numbered else plan)
 
 
 def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
@@ -472,52 +244,6 @@ def _check_selection(data: Path, score_every: int) -> None:
             expected="true boxes in each of the eight months",
             fix="leave --select-by out",
         )
-
-
-def check_model(model: str) -> str:
-    """A checkpoint must be a file: nothing is fetched. A YAML is a file or one of Ultralytics' own."""
-    from ultralytics.nn import tasks
-
-    from toolkit.weights import check_architecture, check_detector, read_checkpoint
-
-    path = Path(model)
-    try:
-        there = path.is_file()
-        if there:
-            path.open("rb").close()
-    except OSError as error:
-        raise ToolkitError(
-            f"cannot read {model}", found=reason(error), expected="weights or a YAML that this user may read"
-        ) from error
-    if path.suffix == ".pt":
-        if not there:
-            raise ToolkitError(
-                f"no checkpoint {model}",
-                found="no such file (weights are never downloaded on their own)",
-                expected="a YOLO checkpoint (.pt) or an architecture (.yaml)",
-                fix=f"train from scratch with --model {path.stem}.yaml, or put the file there",
-            )
-        check_detector(read_checkpoint(path), model)
-        return str(path.absolute())
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            described = tasks.yaml_model_load(model)
-            _ = described["backbone"]
-            check_architecture(described, model if path.is_file() else path.stem)
-            return str(path.absolute()) if path.is_file() else model
-        except FileNotFoundError:
-            pass
-        except ToolkitError:
-            raise
-        except Exception as error:  # Ultralytics raises whatever the content makes it raise
-            raise ToolkitError(
-                f"{model} describes no model",
-                found=f"{type(error).__name__} when it was read",
-                expected="backbone and head, as in yolo11n.yaml",
-            ) from error
-    raise ToolkitError(
-        f"no model {model}", expected="a checkpoint (.pt), a file .yaml, or one such as yolo11n.yaml"
-    )
 
 
 def _device_again(files: RunFiles, flag: str | None, before: str) -> str:
@@ -595,35 +321,9 @@ def _newest_run(place: workspace.Workspace) -> Path:
     return plans[-1].parent
 
 
-def claim(plan: TrainingPlan) -> TrainingPlan:
-    """The plan with a folder that this call made: two trainings that start together never share one.
-
-    The plan's own folder, or the next free number where another training took that first.
-    """
-    runs = plan.run.parent
-    runs.mkdir(parents=True, exist_ok=True)
-    run = plan.run
-    while True:
-        try:
-            run.mkdir()
-        except FileExistsError:
-            run = _next_number(runs)
-            continue
-        if run != plan.run:
-            console.note(f"another training took {plan.run.name}: this is run {run}")
-        return replace(plan, run=run)
-
-
-def _next_number(runs: Path) -> Path:
-    number = 1
-    while (runs / f"train-{number}").exists():
-        number += 1
-    return runs / f"train-{number}"
-
-
 def _new_run(place: workspace.Workspace, name: str | None) -> Path:
     if name is None:
-        return _next_number(place.runs)
+        return next_number(place.runs)
     if Path(name).name != name:
         raise ToolkitError(f"{name} is no name for a run", expected="a name without a slash")
     run = place.runs / name

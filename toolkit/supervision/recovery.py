@@ -18,11 +18,12 @@ from typing import NoReturn
 
 import msgspec
 
-from toolkit import checks, console, machine
+from toolkit import checks, console, machine, sensors
 from toolkit.errors import ToolkitError
-from toolkit.training import checkpoints, events, health, heartbeat, sensors, session, summary
-from toolkit.training.health import Action
-from toolkit.training.rundir import Batch, Exit, Orders, RunFiles, RunState, Summary
+from toolkit.runs import checkpoints, events, health, heartbeat, summary
+from toolkit.runs.folder import Batch, Exit, Orders, RunFiles, RunState, Summary
+from toolkit.runs.health import Action
+from toolkit.runs.plan import TrainingPlan
 
 HOUR = 3600.0
 LOWER = 0.5
@@ -116,7 +117,7 @@ class Keeper:
         again: what an event says of a trainer that is to be started again.
     """
 
-    plan: session.TrainingPlan
+    plan: TrainingPlan
     files: RunFiles
     policy: Policy
     orders: Orders

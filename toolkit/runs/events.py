@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from toolkit.training.rundir import Batch
+from toolkit.runs.folder import Batch
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -19,7 +19,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         time: wall clock in ISO 8601, for people; nothing is computed from it.
-        kind: a rule of :mod:`toolkit.training.health`, or what the trainer met ("worker died").
+        kind: a rule of :mod:`toolkit.runs.health`, or what the trainer met ("worker died").
         action: what was done about it.
         detail: the numbers.
         epoch, batch: where, counted from 0; -1 outside the epochs.

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from toolkit import console, sensors
+from toolkit.checks import GIB
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import origin_of
-from toolkit.training import checkpoints, events, heartbeat, results, sensors, session
-from toolkit.training.rundir import RunFiles, RunState, read_summary, state_of
+from toolkit.runs import checkpoints, events, heartbeat, results
+from toolkit.runs.folder import RunFiles, RunState, all_runs, read_summary, state_of
+from toolkit.runs.plan import read_plan
 
 EVENTS_SHOWN = 6
-GIB = 2**30
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -78,7 +79,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             parts.append(f"{self.vram_used / GIB:.1f}/{self.vram_total / GIB:.1f} GiB")
         parts.append(f"loader wait {beat.loader_wait:.0%}")
         if self.seconds_left is not None:
-            low, middle, high = (duration(seconds) for seconds in self.seconds_left)
+            low, middle, high = (console.duration(seconds) for seconds in self.seconds_left)
             parts.append(f"{middle} left ({low} to {high})")
         if self.counts:
             parts.append(f"{sum(self.counts.values())} events")
@@ -135,19 +136,12 @@ def find(runs: Path, name: str | None) -> RunFiles:
     return found[0]
 
 
-def all_runs(runs: Path) -> Iterator[RunFiles]:
-    """Runs in the folder ``runs``, the one that was begun or resumed last first."""
-    plans = sorted(runs.glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in plans:
-        yield RunFiles(path.parent)
-
-
 class Watch:
     """Looks at one run again and again."""
 
     def __init__(self, files: RunFiles) -> None:
         self.files = files
-        plan = session.read_plan(files)
+        plan = read_plan(files)
         self.title = f"{Path(plan.model).stem}, preset {plan.preset}, device {plan.device}"
         self._sensors = sensors.reader(plan.device)
 
@@ -193,7 +187,7 @@ def describe(files: RunFiles) -> RunLine:
 
 
 def _describe(files: RunFiles) -> RunLine:
-    plan = session.read_plan(files)
+    plan = read_plan(files)
     beat = heartbeat.read(files)
     summary = read_summary(files)
     map50, _, score = _best(files)
@@ -260,15 +254,3 @@ def _size(folder: Path) -> int:
 def number(value: float | None, form: str) -> str:
     """``value`` formatted, or a dash where there is none."""
     return "-" if value is None else format(value, form)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -19,8 +19,8 @@ import msgspec
 
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
-from toolkit.training.heartbeat import Beat, Phase
-from toolkit.training.sensors import Sensors
+from toolkit.runs.heartbeat import Beat, Phase
+from toolkit.sensors import Sensors
 
 GIB = 2**30
 

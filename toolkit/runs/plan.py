@@ -1,0 +1,132 @@
+"""The plan of a run: everything that it uses, decided before anything starts and written once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from toolkit import checks, workspace
+from toolkit.dataset.subset import Subset
+from toolkit.errors import ToolkitError, reason
+from toolkit.runs import health
+from toolkit.runs.folder import RunFiles, decode_path
+from toolkit.settings import Restarts, Saving
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
+
+ULTRALYTICS = {"batch": 16, "workers": 8, "imgsz": 640}
+"""What Ultralytics takes where nobody says anything, of what a run asks of the machine."""
+
+TRACKERS = {
+    "clearml": "clearml",
+    "comet": "comet_ml",
+    "dvc": "dvclive",
+    "mlflow": "mlflow",
+    "raytune": "ray",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
+"""Where Ultralytics can report a run to, and the module that each needs."""
+
+Argument = bool | int | float | str
+SelectBy = Literal["fitness", "global_map_bal"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything a run will use.
+
+    Attributes:
+        data: folder with LTDv2's files.
+        run: folder of the run, made by :func:`record`.
+        preset: name of the recipe that the rest started from.
+        model: architecture or checkpoint.
+        channels: of the images, 1 or 3.
+        device: what :func:`toolkit.device.resolve_device` returned.
+        patches: whether convolutions go through the patches.
+        arguments: Ultralytics' training arguments.
+        score_every: epochs from one scoring of the validation split, as the challenge does it, to the next;
+            0 for none.
+        select_by: what best.pt is the best of, and what early stopping waits for: Ultralytics' fitness
+            (mAP@0.5:0.95) or the challenge's number.
+        saving: when checkpoints inside an epoch are written.
+        restarts: when the run is given up.
+        rules: red flags and what they do.
+        subsets: of the splits that are not used whole, by their names.
+        trackers: those of :data:`TRACKERS` that are told about the run.
+    """
+
+    data: Path
+    run: Path
+    preset: str
+    model: str
+    channels: int
+    device: str
+    patches: bool
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    score_every: int = 0
+    select_by: SelectBy = "fitness"
+    saving: Saving = field(default_factory=Saving)
+    restarts: Restarts = field(default_factory=Restarts)
+    rules: health.Rules = field(default_factory=health.Rules)
+    subsets: Mapping[str, Subset] = field(default_factory=dict)
+    trackers: tuple[str, ...] = ()
+
+    def subset(self, split: str) -> Subset:
+        """Which images of a split the run uses."""
+        return self.subsets.get(split, Subset())
+
+    def needs(self) -> checks.Needs:
+        """What the run asks of the machine."""
+        batch, workers, imgsz = (int(self.arguments.get(name, each)) for name, each in ULTRALYTICS.items())
+        return checks.Needs(self.run, self.device, batch, min(workers, os.cpu_count() or 1), imgsz)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share each batch: one a GPU."""
+        return len(self.device.split(","))
+
+
+def read_plan(files: RunFiles) -> TrainingPlan:
+    """The plan that a run was started with.
+
+    Raises:
+        ToolkitError: there is none, or it cannot be read.
+    """
+    try:
+        content = files.plan.read_bytes()
+        return msgspec.json.decode(content, type=TrainingPlan, dec_hook=decode_path)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ToolkitError(
+            f"run {files.run.name} cannot go on", found=reason(error), expected=f"a plan in {files.plan}"
+        ) from error
+
+
+def describe(subsets: Mapping[str, Subset]) -> str:
+    """Subsets in words, for a person."""
+    return "; ".join(f"{split}: {subset}" for split, subset in subsets.items()) or "all images"
+
+
+def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
+    """Images that a run uses of each split.
+
+    Raises:
+        ToolkitError: a split is missing, or has no image of the months that are wanted.
+    """
+    counts = {}
+    for name in ("train", "val"):
+        if not index.manifest.images.get(name):
+            raise ToolkitError(
+                f"nothing to train with in {plan.data}",
+                found=f"no {name} images in the index",
+                expected=f"{workspace.ANNOTATIONS[name]} beside the frames",
+                fix=f"put it there, then: toolkit dataset prepare {plan.data}",
+            )
+        counts[name] = len(plan.subset(name).rows(index.split(name)))
+    return counts
