@@ -25,7 +25,7 @@ import docker
 import pytest
 
 from toolkit.runs.folder import RunFiles
-from toolkit.runs.heartbeat import Place
+from toolkit.runs.heartbeat import Cursor
 
 PROFILE = os.environ.get("LTDV2_PROFILE", "cpu")
 UID, GID = 12345, 23456
@@ -168,7 +168,7 @@ def training(
     With a terminal it runs as a shell would run it there: keys that make signals make them.
     """
     files = RunFiles(workspace / "runs/first")
-    seen = {Place.read(files)}
+    seen = {Cursor.read(files)}
     with subprocess.Popen(
         command("train", workspace, "--name=first", "--device=cpu", *arguments),
         env={**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)},
@@ -180,7 +180,7 @@ def training(
     ) as process:
         while process.poll() is None and len(seen) < 3:  # the batch that is due, and the one behind it
             time.sleep(0.05)
-            seen.add(Place.read(files))
+            seen.add(Cursor.read(files))
         yield process
 
 
@@ -220,7 +220,7 @@ def test_a_stopped_training_is_saved_and_goes_on(prepared: Path, client: docker.
     assert interrupted > stopped > 0
 
     with training(prepared, "--resume") as process:
-        place = Place.read(RunFiles(prepared / "runs/first"))
+        place = Cursor.read(RunFiles(prepared / "runs/first"))
         process.wait()
     assert place is not None
     assert 96 * place.epoch + place.first + place.size > interrupted  # no image is trained twice

@@ -55,7 +55,7 @@ def make_plain(trainer: LTDv2Trainer) -> None:
     """Leave nothing of the durable trainer but its loader."""
     for event, handlers in trainer.callbacks.items():
         if event != "on_train_epoch_start":  # tells the sampler the epoch
-            trainer.callbacks[event] = [h for h in handlers if "DurableTrainer" not in h.__qualname__]
+            trainer.callbacks[event] = [h for h in handlers if "ResumableTrainer" not in h.__qualname__]
     trainer.preprocess_batch = MethodType(DetectionTrainer.preprocess_batch, trainer)
     trainer.optimizer_step = MethodType(DetectionTrainer.optimizer_step, trainer)
 
@@ -139,8 +139,8 @@ def hang(options: argparse.Namespace, run: Path) -> list[float]:
             time.sleep(5.0)
             frozen, start = beat.pid, time.monotonic()
             os.kill(frozen, signal.SIGSTOP)
-            reached = heartbeat.Place.read(files) or (0, 0)
-            while (heartbeat.Place.read(files) or (0, 0)) <= reached:
+            reached = heartbeat.Cursor.read(files) or (0, 0)
+            while (heartbeat.Cursor.read(files) or (0, 0)) <= reached:
                 time.sleep(0.1)
             times.append(time.monotonic() - start - HANG)
         os.kill(os.getpid(), signal.SIGTERM)

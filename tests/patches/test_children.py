@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from toolkit.training.supervisor import trainer_command
 
 from patches import cache, children
 from patches.convolution import selftest
 from toolkit import runtime
 from toolkit.dataset.loader import start_server
+from toolkit.supervision.supervisor import trainer_command
 
 SHADOWS = ("patches", "submission", "toolkit", "torch", "numpy", "runpy", "random", "tempfile", "msgspec")
 

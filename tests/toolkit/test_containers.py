@@ -34,7 +34,7 @@ from toolkit.cards import PROFILES
 from toolkit.checks import GIB
 from toolkit.cli import app
 from toolkit.errors import ToolkitError
-from toolkit.supervision.recovery import Policy
+from toolkit.supervision.recovery import Patience
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -108,7 +108,7 @@ def test_shared_memory_is_ample_but_within_the_ram(places: containers.Places) ->
 
 def test_stopping_waits_as_long_as_the_supervisor_does(places: containers.Places) -> None:
     given = arguments("cpu", "no-card", "toolkit", "train", places=places)
-    assert given["stop_timeout"] > Policy().stop_grace
+    assert given["stop_timeout"] > Patience().stop_grace
 
 
 def test_the_engine_takes_every_argument(places: containers.Places) -> None:

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import Trace, plan, train
+from tiny_run import HELPERS, Trace, plan, train
 
 from toolkit.errors import ToolkitError
 from toolkit.runs import events, reproduction
 from toolkit.runs.folder import Exit, RunFiles, read_summary, state_of
 from toolkit.runs.health import Action, Rule, Rules
 from toolkit.settings import Saving
-from toolkit.supervision.recovery import Policy
+from toolkit.supervision.recovery import Patience
 from toolkit.supervision.supervisor import supervise
 from toolkit.training.state import save_state
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).parent / "faulty_worker.py"
+WORKER = HELPERS / "faulty_worker.py"
 HANG = Rules(hang=Rule(8.0, Action.RESTART))
 
 
@@ -51,7 +51,7 @@ def battered(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan(data, tmp_path_factory.mktemp("runs") / "battered", saving=Saving(batches=2)), rules=HANG
     )
     faults = ("kill:0:3", "freeze:1:2", "raise:2:1!")
-    supervise(planned, Policy(look=0.2, hang_grace=0.5), command(planned.run, *faults))
+    supervise(planned, Patience(look=0.2, hang_grace=0.5), command(planned.run, *faults))
     return planned.run
 
 
@@ -121,7 +121,7 @@ def test_the_summary_of_a_refused_run_quotes_the_error(data: Path, tmp_path: Pat
 def test_a_disk_that_answers_slowly_is_noted_and_waited_for(data: Path, tmp_path: Path) -> None:
     planned = plan(data, tmp_path / "slow", epochs=2)
     rules = Rules(starving=Rule(0.5, Action.NOTE, seconds=4.0))
-    supervise(replace(planned, rules=rules), Policy(look=0.2), command(planned.run, "slow_disk"))
+    supervise(replace(planned, rules=rules), Patience(look=0.2), command(planned.run, "slow_disk"))
     assert [(e.kind, e.action) for e in events.read(RunFiles(planned.run).events)] == [("starving", "noted")]
     assert state_of(RunFiles(planned.run)) == "finished"
     assert [(step["epoch"], step["batch"]) for step in trace(planned.run)] == [
@@ -144,7 +144,7 @@ class Interrupted:
 
 
 def start(run: Path) -> subprocess.Popen[str]:
-    script = Path(__file__).parent / "start_run.py"
+    script = HELPERS / "start_run.py"
     return subprocess.Popen([sys.executable, script, run, "slow:*!"], stderr=subprocess.PIPE, text=True)
 
 

@@ -208,7 +208,7 @@ def test_ultralytics_own_loop_sees_the_same_warm_up_and_updates(data: Path, tmp_
     def undo(trainer: LTDv2Trainer) -> None:
         for event, handlers in trainer.callbacks.items():
             if event != "on_train_epoch_start":  # tells the sampler the epoch
-                trainer.callbacks[event] = [h for h in handlers if "DurableTrainer" not in h.__qualname__]
+                trainer.callbacks[event] = [h for h in handlers if "ResumableTrainer" not in h.__qualname__]
         trainer.preprocess_batch = MethodType(DetectionTrainer.preprocess_batch, trainer)
         trainer.optimizer_step = MethodType(DetectionTrainer.optimizer_step, trainer)
         trainer._images = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import MODEL, Trace, plan, train
+from tiny_run import HELPERS, MODEL, Trace, plan, train
 
 from toolkit.dataset import index
 from toolkit.dataset.sample import write_sample
@@ -25,7 +25,7 @@ from toolkit.runs.folder import RunFiles
 from toolkit.runs.plan import SelectBy, TrainingPlan
 from toolkit.settings import Saving
 from toolkit.supervision import status
-from toolkit.supervision.recovery import Policy
+from toolkit.supervision.recovery import Patience
 from toolkit.supervision.supervisor import supervise
 from toolkit.training import deciding, estimate
 from toolkit.training.deciding import Options
@@ -146,8 +146,8 @@ def test_a_killed_run_goes_on_to_the_best_score(data: Path, tmp_path: Path) -> N
     planned = learning(
         data, tmp_path / "run", score_every=1, select_by="global_map_bal", saving=Saving(batches=4)
     )
-    worker = [sys.executable, str(Path(__file__).parent / "faulty_worker.py"), str(planned.run)]
-    supervise(planned, Policy(look=0.2), [*worker, "kill:5:2", "kill:10:0"])
+    worker = [sys.executable, str(HELPERS / "faulty_worker.py"), str(planned.run)]
+    supervise(planned, Patience(look=0.2), [*worker, "kill:5:2", "kill:10:0"])
     files = RunFiles(planned.run)
     assert [event.action for event in events.read(files.events)] == ["restarted", "restarted"]
     scores = [float(row["global_map_bal"]) for row in rows(planned.run)]

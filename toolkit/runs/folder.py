@@ -53,7 +53,7 @@ class Batch(NamedTuple):
         return self.first // self.size
 
 
-class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Instructions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the supervisor tells a trainer that it starts.
 
     Attributes:
@@ -70,12 +70,12 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skip: tuple[Batch, ...] = ()
 
 
-def read_orders(files: RunFiles) -> Orders:
+def read_instructions(files: RunFiles) -> Instructions:
     """What an earlier supervisor of the run had learned; of a new run nothing."""
     try:
-        return msgspec.json.decode(files.orders.read_bytes(), type=Orders)
+        return msgspec.json.decode(files.instructions.read_bytes(), type=Instructions)
     except (OSError, msgspec.DecodeError):
-        return Orders()
+        return Instructions()
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class RunFiles:
         return self.run / "plan.json"
 
     @property
-    def orders(self) -> Path:
+    def instructions(self) -> Path:
         """What the supervisor tells the trainer that it starts (``orders.json``)."""
         return self.run / "orders.json"
 
     @property
-    def tried(self) -> Path:
+    def attempts(self) -> Path:
         """What has been done to keep a group going, for its next start (``tried.json``)."""
         return self.run / "tried.json"
 
@@ -109,7 +109,7 @@ class RunFiles:
         return self.run / "heartbeat.json"
 
     @property
-    def place(self) -> Path:
+    def cursor(self) -> Path:
         """The :class:`Batch` that the trainer is working on, written before each batch."""
         return self.run / "place"
 

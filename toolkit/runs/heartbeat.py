@@ -144,7 +144,7 @@ def _anonymous(process: int) -> int | None:
     return None
 
 
-class Place:
+class Cursor:
     """The exact batch that the trainer is working on: one short write a batch, in place.
 
     It outlives a kill -9 (the page cache keeps it), so that two faults can be told to have happened
@@ -152,7 +152,7 @@ class Place:
     """
 
     def __init__(self, files: RunFiles) -> None:
-        self._handle = os.open(files.place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._handle = os.open(files.cursor, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def set(self, batch: Batch) -> None:
         """The trainer begins this batch."""
@@ -163,7 +163,7 @@ class Place:
     def read(files: RunFiles) -> Batch | None:
         """The batch; None before the first."""
         try:
-            epoch, first, size = files.place.read_text().split()
+            epoch, first, size = files.cursor.read_text().split()
             return Batch(int(epoch), int(first), int(size))
         except (OSError, ValueError):
             return None

@@ -16,7 +16,7 @@ import msgspec
 from toolkit import __version__, machine, workspace
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
-from toolkit.runs.folder import Orders, RunFiles, encode_json, write_json
+from toolkit.runs.folder import Instructions, RunFiles, encode_json, write_json
 from toolkit.runs.plan import TrainingPlan, describe
 from toolkit.runtime import TRITON, installed
 
@@ -231,5 +231,5 @@ def record(plan: TrainingPlan) -> None:
     else:
         write_resumed(here(plan), files.best.parent)
     write_json(files.plan, plan)
-    if not files.orders.exists():
-        write_json(files.orders, Orders())
+    if not files.instructions.exists():
+        write_json(files.instructions, Instructions())

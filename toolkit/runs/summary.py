@@ -9,7 +9,7 @@ import msgspec
 
 from toolkit.errors import ToolkitError
 from toolkit.runs import events, heartbeat, results
-from toolkit.runs.folder import RunFiles, RunState, Summary, read_orders, read_summary, write_json
+from toolkit.runs.folder import RunFiles, RunState, Summary, read_instructions, read_summary, write_json
 
 
 def write(
@@ -38,7 +38,7 @@ def write(
         seconds=seconds,
         restarts=restarts,
         bad_frames=files.bad_frames(),
-        skipped_batches=len(read_orders(files).skip),
+        skipped_batches=len(read_instructions(files).skip),
         events=events.count(events.read(files.events)),
         nothing_learned=results.nothing_learned(files.results) if state == "finished" else "",
     )

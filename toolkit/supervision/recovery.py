@@ -21,7 +21,7 @@ import msgspec
 from toolkit import checks, console, machine, sensors
 from toolkit.errors import ToolkitError
 from toolkit.runs import checkpoints, events, health, heartbeat, summary
-from toolkit.runs.folder import Batch, Exit, Orders, RunFiles, RunState, Summary
+from toolkit.runs.folder import Batch, Exit, Instructions, RunFiles, RunState, Summary
 from toolkit.runs.health import Action
 from toolkit.runs.plan import TrainingPlan
 
@@ -31,7 +31,7 @@ LOWER = 0.5
 
 
 @dataclass(frozen=True)
-class Policy:
+class Patience:
     """How patient the supervisor is.
 
     Attributes:
@@ -77,7 +77,7 @@ class End:
     verdict: health.Verdict | None = None
 
 
-class Tried(msgspec.Struct):
+class Attempts(msgspec.Struct):
     """What has been done about a run since its user began it or went on with it.
 
     Attributes:
@@ -105,23 +105,23 @@ class Tried(msgspec.Struct):
 
 
 @dataclass
-class Keeper:
+class RecoveryPolicy:
     """Decides about one run.
 
     Attributes:
         plan: what the run uses.
         files: of the run.
-        policy: how patient to be.
-        orders: for the next trainer.
-        tried: what has been done before.
+        patience: how patient to be.
+        instructions: for the next trainer.
+        attempts: what has been done before.
         again: what an event says of a trainer that is to be started again.
     """
 
     plan: TrainingPlan
     files: RunFiles
-    policy: Policy
-    orders: Orders
-    tried: Tried = field(default_factory=Tried)
+    patience: Patience
+    instructions: Instructions
+    attempts: Attempts = field(default_factory=Attempts)
     again: str = "restarted"
 
     def __post_init__(self) -> None:
@@ -151,39 +151,40 @@ class Keeper:
         Raises:
             GivenUp: its summary says so as well.
         """
-        verdict, tried = end.verdict, self.tried
-        tried.has_trained = tried.has_trained or heartbeat.Place.read(self.files) is not None
+        verdict, attempts = end.verdict, self.attempts
+        attempts.has_trained = attempts.has_trained or heartbeat.Cursor.read(self.files) is not None
         if verdict is not None and verdict.action is Action.GIVE_UP:
             self._give_up(verdict.rule, verdict.detail, f"{verdict.rule}: {verdict.detail}")
-        if end.code == Exit.FAILED and verdict is None and not tried.has_trained:
+        if end.code == Exit.FAILED and verdict is None and not attempts.has_trained:
             reason = self._why(end.code)
             self._give_up("trainer died", reason, reason)
         if end.code == Exit.ROLL_BACK or (verdict is not None and verdict.action is Action.ROLL_BACK):
             self._roll_back(verdict)
         else:
-            if end.code == Exit.FAULT and verdict is None and not tried.has_trained:
+            if end.code == Exit.FAULT and verdict is None and not attempts.has_trained:
                 self._refuse_repetition()
             self._restart(end)
         newest = next((one.images for one in checkpoints.listed(self.files.checkpoints)), 0)
-        tried.restarts_from_there = tried.restarts_from_there + 1 if newest == tried.restarted_from else 0
-        tried.restarted_from = newest
+        again = newest == attempts.restarted_from
+        attempts.restarts_from_there = attempts.restarts_from_there + 1 if again else 0
+        attempts.restarted_from = newest
 
     @property
     def pause(self) -> float:
         """Seconds to wait before the next trainer: none at first, then ever more until a checkpoint is
         written."""
-        doubled = self.policy.pause * 2 ** (self.tried.restarts_from_there - 1)
-        return min(doubled, self.policy.longest_pause) if self.tried.restarts_from_there else 0.0
+        doubled = self.patience.pause * 2 ** (self.attempts.restarts_from_there - 1)
+        return min(doubled, self.patience.longest_pause) if self.attempts.restarts_from_there else 0.0
 
     def record(self, kind: str, action: str, detail: str) -> None:
         """Write an event and print it."""
-        event = events.record(self.files.events, kind, action, detail, heartbeat.Place.read(self.files))
+        event = events.record(self.files.events, kind, action, detail, heartbeat.Cursor.read(self.files))
         console.warn(event.line())
 
     def summarise(self, state: RunState, reason: str = "") -> Summary:
         """Write the summary."""
         seconds = time.monotonic() - self._start
-        return summary.write(self.files, state, reason, seconds=seconds, restarts=self.tried.restarted)
+        return summary.write(self.files, state, reason, seconds=seconds, restarts=self.attempts.restarted)
 
     def finish(self) -> None:
         """Write that the run has finished, and print how it went."""
@@ -214,8 +215,8 @@ class Keeper:
             GivenUp: it is.
         """
         error = self._reported()
-        same = bool(error) and _without_numbers(error) == _without_numbers(self.tried.last_error)
-        self.tried.last_error = error
+        same = bool(error) and _without_numbers(error) == _without_numbers(self.attempts.last_error)
+        self.attempts.last_error = error
         if same:
             blame = "".join(f"; {words}" for words in self._surroundings(Exit.FAULT))
             self._give_up("trainer died", error + blame, f"{error}, at two starts{blame}")
@@ -238,47 +239,48 @@ class Keeper:
         self.fail(reason)
 
     def _restart(self, end: End) -> None:
-        tried, limit = self.tried, self.plan.restarts.an_hour
-        place = heartbeat.Place.read(self.files)
+        attempts, limit = self.attempts, self.plan.restarts.an_hour
+        place = heartbeat.Cursor.read(self.files)
         kind = end.verdict.rule if end.verdict else "trainer died"
         detail = end.verdict.detail if end.verdict else self._why(end.code)
-        tried.faults_there = tried.faults_there + 1 if place == tried.last_fault else 1
-        tried.last_fault = place
-        if not _allowed(tried.restarts, limit):
+        attempts.faults_there = attempts.faults_there + 1 if place == attempts.last_fault else 1
+        attempts.last_fault = place
+        if not _allowed(attempts.restarts, limit):
             reason = f"{kind} ({detail}), and {limit} restarts within the hour did not help"
             self._give_up(kind, detail, reason)
         beat = heartbeat.read(self.files)
         validating = beat is not None and beat.phase in ("validating", "finished")  # behind the last batch
         blame = self._surroundings(end.code) if end.verdict is None else []
         detail = "; ".join([detail, *blame])
-        skip = place is not None and place not in self.orders.skip and tried.faults_there >= 2
+        skip = place is not None and place not in self.instructions.skip and attempts.faults_there >= 2
         skip = skip and not validating and not blame
         # What worked before and fails before its first batch may wait for a disk or a card that is away.
-        hopeless = place is not None or not tried.has_trained
-        if tried.faults_there >= 3 and not skip and hopeless:
-            self._give_up(kind, detail, f"{kind} ({detail}) {tried.faults_there} times at the same place")
-        self.orders = msgspec.structs.replace(
-            self.orders, before=None, skip=(*self.orders.skip, place) if skip and place else self.orders.skip
-        )
-        tried.restarted += 1
+        hopeless = place is not None or not attempts.has_trained
+        if attempts.faults_there >= 3 and not skip and hopeless:
+            self._give_up(kind, detail, f"{kind} ({detail}) {attempts.faults_there} times at the same place")
+        left_out = self.instructions.skip
+        if skip and place is not None:
+            left_out = (*left_out, place)
+        self.instructions = msgspec.structs.replace(self.instructions, before=None, skip=left_out)
+        attempts.restarted += 1
         self.record(kind, f"{self.again} without this batch" if skip else self.again, detail)
 
     def _roll_back(self, verdict: health.Verdict | None) -> None:
         kind, detail = (verdict.rule, verdict.detail) if verdict else ("weights not finite", "")
-        tried, limit = self.tried, self.plan.restarts.roll_backs
-        if not _allowed(tried.roll_backs, limit):
+        attempts, limit = self.attempts, self.plan.restarts.roll_backs
+        if not _allowed(attempts.roll_backs, limit):
             reason = f"{kind} ({detail}), and {limit} roll-backs within the hour did not help"
             self._give_up(kind, detail, reason)
         # The first roll-back within the hour uses the newest checkpoint, each further one an older one.
-        further = len(tried.roll_backs) > 1
-        target, _ = checkpoints.newest(self.files.checkpoints, tried.rolled_back_to if further else None)
+        further = len(attempts.roll_backs) > 1
+        target, _ = checkpoints.newest(self.files.checkpoints, attempts.rolled_back_to if further else None)
         if target is None:
             kept = reversed(checkpoints.listed(self.files.checkpoints))
             target = next((one for one in kept if one.intact()), None)
-        tried.rolled_back_to = target.images if target else None
+        attempts.rolled_back_to = target.images if target else None
         before = target.images + 1 if target else None
-        scale = self.orders.lr_scale * LOWER
-        self.orders = msgspec.structs.replace(self.orders, before=before, lr_scale=scale)
+        scale = self.instructions.lr_scale * LOWER
+        self.instructions = msgspec.structs.replace(self.instructions, before=before, lr_scale=scale)
         where = f"image {target.images:,}" if target else "the start"
         self.record(kind, f"rolled back to {where}, learning rate x {scale:g}", detail)
 

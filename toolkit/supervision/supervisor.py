@@ -30,13 +30,13 @@ from toolkit.runs.folder import (
     Exit,
     RunFiles,
     next_number,
-    read_orders,
+    read_instructions,
     read_summary,
     write_json,
 )
 from toolkit.runs.health import Action
 from toolkit.runs.plan import TrainingPlan, count_images, describe
-from toolkit.supervision.recovery import End, Keeper, Policy
+from toolkit.supervision.recovery import End, Patience, RecoveryPolicy
 
 
 def trainer_command(plan: TrainingPlan) -> list[str]:
@@ -88,12 +88,14 @@ def claim(plan: TrainingPlan) -> TrainingPlan:
         return replace(plan, run=run)
 
 
-def supervise(plan: TrainingPlan, policy: Policy | None = None, command: Sequence[str] | None = None) -> Path:
+def supervise(
+    plan: TrainingPlan, patience: Patience | None = None, command: Sequence[str] | None = None
+) -> Path:
     """Train ``plan`` to its end and print how it went.
 
     Args:
         plan: what the run uses.
-        policy: how patient to be.
+        patience: how patient to be.
         command: the trainer's command line; by default :func:`trainer_command`.
 
     Returns:
@@ -110,19 +112,20 @@ def supervise(plan: TrainingPlan, policy: Policy | None = None, command: Sequenc
         if before is not None and before.state == "finished":  # between planning and the lock
             raise ToolkitError(f"run {plan.run.name} has finished", found=str(files.best))
         reproduction.record(plan)
-        keeper = _Supervisor(plan, files, policy or Policy(), list(command or trainer_command(plan)), lock)
-        with keeper.signals():
+        command = list(command or trainer_command(plan))
+        supervisor = _Supervisor(plan, files, patience or Patience(), command, lock)
+        with supervisor.signals():
             try:
-                return keeper.run()
+                return supervisor.run()
             finally:
-                keeper.prepare_spare(False)
+                supervisor.prepare_spare(False)
 
 
 @dataclass
 class _Supervisor:
     plan: TrainingPlan
     files: RunFiles
-    policy: Policy
+    patience: Patience
     command: list[str]
     lock: int
     stopped_by: int = 0
@@ -131,8 +134,8 @@ class _Supervisor:
     family: set[psutil.Process] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        learned = msgspec.structs.replace(read_orders(self.files), supervisor=os.getpid(), before=None)
-        self.keeper = Keeper(self.plan, self.files, self.policy, learned)
+        learned = msgspec.structs.replace(read_instructions(self.files), supervisor=os.getpid(), before=None)
+        self.recovery = RecoveryPolicy(self.plan, self.files, self.patience, learned)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -159,33 +162,33 @@ class _Supervisor:
         """Start the trainer until it finishes, is stopped, or cannot be helped."""
         while True:
             self._stop_if_wanted()
-            self.keeper.summarise("running")
-            self._write_orders()
+            self.recovery.summarise("running")
+            self._write_instructions()
             end = self._attempt()
             if end.code == Exit.FINISHED:
-                self.keeper.finish()
+                self.recovery.finish()
                 return self.files.best
             self._stop_if_wanted()
-            self.keeper.decide(end)
-            pause = self.keeper.pause
+            self.recovery.decide(end)
+            pause = self.recovery.pause
             console.note("starting the trainer again" + (f" in {pause:.0f} s" if pause else ""))
             self._wait(pause)
 
-    def _write_orders(self) -> None:
+    def _write_instructions(self) -> None:
         """Tell the next trainer what to do; on a full disk, where it could not begin, wait for room."""
-        problem = self._try_orders()
+        problem = self._try_instructions()
         if problem is None:
             return
-        self.keeper.record("disk full", "waiting for room", problem)
-        while self._try_orders() is not None:
-            self._wait(self.policy.pause)
+        self.recovery.record("disk full", "waiting for room", problem)
+        while self._try_instructions() is not None:
+            self._wait(self.patience.pause)
             self._stop_if_wanted()
-        self.keeper.record("disk full", "there is room again", "")
+        self.recovery.record("disk full", "there is room again", "")
 
-    def _try_orders(self) -> str | None:
-        """Write the orders, or say why that is not possible."""
+    def _try_instructions(self) -> str | None:
+        """Write the instructions, or say why that is not possible."""
         try:
-            write_json(self.files.orders, self.keeper.orders)
+            write_json(self.files.instructions, self.recovery.instructions)
         except ToolkitError as error:
             return error.line()
         return None
@@ -194,7 +197,7 @@ class _Supervisor:
         """Run one trainer process to its end, and end it if a rule says so."""
         # The place as well: a trainer that dies before its first batch is no second fault of the last one's.
         files = self.files
-        for path in (files.heartbeat, files.exit_status, files.refusal, files.place):
+        for path in (files.heartbeat, files.exit_status, files.refusal, files.cursor):
             path.unlink(missing_ok=True)
         history = health.History()
         child = self._launch()
@@ -211,8 +214,8 @@ class _Supervisor:
         next_look = 0.0
         while child.poll() is None and not self.stopped_by:
             if time.monotonic() >= next_look:
-                next_look = time.monotonic() + self.policy.look
-                verdict = self.keeper.look(history)
+                next_look = time.monotonic() + self.patience.look
+                verdict = self.recovery.look(history)
                 if self.plan.ranks == 1:
                     self.prepare_spare(health.hang_is_near(history, self.plan.rules))
                 else:
@@ -221,7 +224,7 @@ class _Supervisor:
                     self.family = {process for process in known if _state(process) not in _GONE}
                 if verdict is not None:
                     return verdict
-            time.sleep(self.policy.poll)
+            time.sleep(self.patience.poll)
         return None
 
     def _grace(self, history: health.History, verdict: health.Verdict | None) -> float:
@@ -230,10 +233,10 @@ class _Supervisor:
             beat = heartbeat.read(self.files)
             if beat is None or beat.phase == "starting":
                 return 0.0  # it has nothing to save, and does not listen
-            patience = self.policy.silence + 3 * beat.step_seconds[1]
+            patience = self.patience.silence + 3 * beat.step_seconds[1]
             silent = history.now - history.last_progress > patience
-            return self.policy.hang_grace if silent else self.policy.stop_grace
-        return self.policy.hang_grace if verdict.action is Action.RESTART else 0.0
+            return self.patience.hang_grace if silent else self.patience.stop_grace
+        return self.patience.hang_grace if verdict.action is Action.RESTART else 0.0
 
     def _launch(self) -> subprocess.Popen[bytes]:
         """The trainer that was prepared, told to begin; without one, a new one."""
@@ -289,21 +292,21 @@ class _Supervisor:
             while child.poll() is None and not self.hurried and time.monotonic() < deadline:
                 if any(_state(process) == psutil.STATUS_STOPPED for process in family):
                     break  # SIGSTOP: it does not hear what it is asked
-                time.sleep(self.policy.poll)
+                time.sleep(self.patience.poll)
                 # The first rank writes its status when all is saved; torchrun then waits half a minute for
                 # ranks that wait in a collective for the first.
                 if self.files.exit_status.exists():
-                    deadline = min(deadline, time.monotonic() + self.policy.linger)
+                    deadline = min(deadline, time.monotonic() + self.patience.linger)
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # what the trainer left behind in its group
         for process in family:  # and what made a group of its own
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        deadline = time.monotonic() + self.policy.kill_grace
+        deadline = time.monotonic() + self.patience.kill_grace
         while left := [process for process in family if _state(process) not in _GONE]:
             if time.monotonic() > deadline:
                 self._fail_stuck(left[0])
-            time.sleep(self.policy.poll)
+            time.sleep(self.patience.poll)
         return child.wait()
 
     def _stop_if_wanted(self) -> None:
@@ -311,9 +314,9 @@ class _Supervisor:
             self._stop()
 
     def _stop(self) -> NoReturn:
-        self.keeper.summarise("stopped", "stopped on request")
+        self.recovery.summarise("stopped", "stopped on request")
         code = 130 if self.stopped_by == signal.SIGINT else int(Exit.STOPPED)
-        self.keeper.record("stopped", "on request", signal.Signals(self.stopped_by).name)
+        self.recovery.record("stopped", "on request", signal.Signals(self.stopped_by).name)
         saved = checkpoints.newest(self.files.checkpoints)[0]
         raise ToolkitError(
             f"run {self.files.run.name} was stopped",
@@ -328,17 +331,17 @@ class _Supervisor:
         if self.plan.device != "cpu":
             holder = "the GPU's driver, which a reset of the card or a reboot frees, or a disk"
         detail = (
-            f"process {process.pid} is still there {self.policy.kill_grace:.0f} s after SIGKILL "
+            f"process {process.pid} is still there {self.patience.kill_grace:.0f} s after SIGKILL "
             f"({_state(process)}): it is stuck in the kernel, in {holder}"
         )
-        self.keeper.record("trainer stuck", "given up", detail)
-        self.keeper.fail(detail)
+        self.recovery.record("trainer stuck", "given up", detail)
+        self.recovery.fail(detail)
 
     def _wait(self, seconds: float) -> None:
         """Sleep, unless the run is to stop."""
         end = time.monotonic() + seconds
         while not self.stopped_by and time.monotonic() < end:
-            time.sleep(self.policy.poll)
+            time.sleep(self.patience.poll)
 
 
 _GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
@@ -354,7 +357,7 @@ def _family(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def _end_orphan(files: RunFiles) -> None:
     """Kill a trainer that is frozen and whose supervisor is gone: it holds the run and cannot end itself."""
-    beat, supervisor = heartbeat.read(files), read_orders(files).supervisor
+    beat, supervisor = heartbeat.read(files), read_instructions(files).supervisor
     if beat is None or not supervisor or psutil.pid_exists(supervisor) or not files.is_locked():
         return
     with suppress(psutil.Error, OSError):

@@ -24,10 +24,18 @@ import msgspec
 from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.runs import health, heartbeat, reproduction
-from toolkit.runs.folder import Exit, RunFiles, all_runs, read_orders, read_summary, state_of, write_json
+from toolkit.runs.folder import (
+    Exit,
+    RunFiles,
+    all_runs,
+    read_instructions,
+    read_summary,
+    state_of,
+    write_json,
+)
 from toolkit.runs.health import Action, Verdict
 from toolkit.runs.plan import read_plan
-from toolkit.supervision.recovery import End, GivenUp, Keeper, Policy, Tried
+from toolkit.supervision.recovery import Attempts, End, GivenUp, Patience, RecoveryPolicy
 from toolkit.training import deciding, worker
 from toolkit.workspace import Workspace
 
@@ -105,11 +113,12 @@ def _lead(
     files = RunFiles(plan.run)
     with files.locked():
         reproduction.record(plan)
-        leader = _Leader(Keeper(plan, files, Policy(), read_orders(files), again="to be restarted"))
+        learned = read_instructions(files)
+        leader = _Leader(RecoveryPolicy(plan, files, Patience(), learned, again="to be restarted"))
         leader.begin(begun is not None and _is_restart())
         if begun is not None:
             ranks = int(os.environ["WORLD_SIZE"])
-            leader.keeper.record("group restarted", "resumed", f"{ranks} rank{'s'[: ranks - 1]}")
+            leader.recovery.record("group restarted", "resumed", f"{ranks} rank{'s'[: ranks - 1]}")
         announce(files.run)
         with leader.watching():
             status = worker.main(files.run)
@@ -125,9 +134,9 @@ class _Leader:
     """What the first rank of a group does beside training: it watches, decides, and leaves what it decided in
     the run for the next start of the group."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper = keeper
-        self.files = keeper.files
+    def __init__(self, recovery: RecoveryPolicy) -> None:
+        self.recovery = recovery
+        self.files = recovery.files
         self.verdict: Verdict | None = None
         self.ended = threading.Event()
         self.ending = threading.Lock()
@@ -138,20 +147,20 @@ class _Leader:
         Raises:
             GivenUp: trying again does not help.
         """
-        keeper, files = self.keeper, self.files
+        recovery, files = self.recovery, self.files
         if restarted:
             with suppress(OSError, msgspec.DecodeError):
-                keeper.tried = msgspec.json.decode(files.tried.read_bytes(), type=Tried)
+                recovery.attempts = msgspec.json.decode(files.attempts.read_bytes(), type=Attempts)
             if not files.exit_status.exists():
                 killed = Verdict("trainer died", Action.RESTART, "the first rank was killed")
-                keeper.decide(End(Exit.FAULT, killed))
-            time.sleep(keeper.pause)
+                recovery.decide(End(Exit.FAULT, killed))
+            time.sleep(recovery.pause)
         else:
-            keeper.orders = msgspec.structs.replace(keeper.orders, supervisor=0, before=None)
+            recovery.instructions = msgspec.structs.replace(recovery.instructions, supervisor=0, before=None)
         self._keep()
-        for path in (files.heartbeat, files.exit_status, files.refusal, files.place):
+        for path in (files.heartbeat, files.exit_status, files.refusal, files.cursor):
             path.unlink(missing_ok=True)
-        keeper.summarise("running")
+        recovery.summarise("running")
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -170,22 +179,22 @@ class _Leader:
             GivenUp: trying again does not help.
         """
         if status == Exit.FINISHED:
-            self.keeper.finish()
+            self.recovery.finish()
             return status
         if status == Exit.STOPPED and self.verdict is None:
-            self.keeper.orders = msgspec.structs.replace(self.keeper.orders, before=None)
-            self.keeper.summarise("stopped")
+            self.recovery.instructions = msgspec.structs.replace(self.recovery.instructions, before=None)
+            self.recovery.summarise("stopped")
         else:
-            self.keeper.decide(End(status, self.verdict))
+            self.recovery.decide(End(status, self.verdict))
         with suppress(ToolkitError):  # a full disk
             self._keep()
         return status
 
     def _watch(self) -> None:
-        history, policy = health.History(), self.keeper.policy
-        grace = {Action.GIVE_UP: policy.stop_grace, Action.RESTART: policy.hang_grace}
-        while not self.ended.wait(policy.look):
-            self.verdict = self.keeper.look(history)
+        history, patience = health.History(), self.recovery.patience
+        grace = {Action.GIVE_UP: patience.stop_grace, Action.RESTART: patience.hang_grace}
+        while not self.ended.wait(patience.look):
+            self.verdict = self.recovery.look(history)
             if self.verdict is None:
                 continue
             seconds = grace.get(self.verdict.action, 0.0)
@@ -207,8 +216,8 @@ class _Leader:
                 os._exit(status)
 
     def _keep(self) -> None:
-        write_json(self.files.orders, self.keeper.orders)
-        write_json(self.files.tried, self.keeper.tried)
+        write_json(self.files.instructions, self.recovery.instructions)
+        write_json(self.files.attempts, self.recovery.attempts)
 
 
 def _end_torchrun() -> None:
@@ -236,18 +245,18 @@ def _following(files: RunFiles) -> Iterator[None]:
     """Inside, this process ends itself when the run is given up, and when it hangs: a collective waits hours
     for a lost machine."""
     done = threading.Event()
-    rules, policy = read_plan(files).rules, Policy()
+    rules, patience = read_plan(files).rules, Patience()
 
     def watch() -> None:
         history = health.History()
-        while not done.wait(policy.look):
+        while not done.wait(patience.look):
             went = read_summary(files)
             if went is not None and went.state == "failed":
                 _end_torchrun()
                 os._exit(Exit.FAILED)
             history.add(time.monotonic(), heartbeat.read(files), None, sys.maxsize)
             for verdict in health.check(history, rules):
-                if verdict.action is Action.RESTART and not done.wait(policy.hang_grace):
+                if verdict.action is Action.RESTART and not done.wait(patience.hang_grace):
                     console.warn(f"{verdict.rule}: {verdict.detail}")
                     os._exit(Exit.FAULT)
 

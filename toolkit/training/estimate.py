@@ -54,7 +54,7 @@ class Setting(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-class Expectation(msgspec.Struct, frozen=True):
+class Estimate(msgspec.Struct, frozen=True):
     """A number and where it comes from.
 
     Attributes:
@@ -89,8 +89,8 @@ class DryRun(msgspec.Struct, frozen=True):
     settings: dict[str, tuple[Setting, ...]]
     missing: str
     images: dict[str, int]
-    time: Expectation
-    memory: Expectation
+    time: Estimate
+    memory: Estimate
 
     def lines(self) -> Iterator[str]:
         """For a person."""
@@ -211,7 +211,7 @@ def _settings(plan: TrainingPlan, sources: dict[str, str], planned: str) -> dict
 
 def _of_earlier_run(
     plan: TrainingPlan, runs: Path, frames: index.DatasetIndex | None, images: dict[str, int]
-) -> tuple[Expectation, Expectation] | None:
+) -> tuple[Estimate, Estimate] | None:
     if frames is None:
         return None
     for path in sorted(runs.glob("*/summary.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
@@ -236,11 +236,11 @@ def _of_earlier_run(
         source = f"run {name} made {summary.images_per_second:.1f} images/s on this device"
         source += f", validation {duration(validation)} a time; the range is that of half of its batches"
         if plan.device == "cpu":
-            memory = Expectation(beat.memory, f"RAM of the trainer of run {name}, without its loader")
+            memory = Estimate(beat.memory, f"RAM of the trainer of run {name}, without its loader")
         else:
-            memory = Expectation(summary.gpu_memory, f"GPU memory reserved in run {name}")
+            memory = Estimate(summary.gpu_memory, f"GPU memory reserved in run {name}")
         middle, low, high = (training * factor + epochs * validation for factor in (1.0, low, high))
-        return Expectation(middle, source, low, high), memory
+        return Estimate(middle, source, low, high), memory
     return None
 
 
@@ -255,7 +255,7 @@ def _alike(plan: TrainingPlan, other: TrainingPlan) -> bool:
 
 def _measured(
     plan: TrainingPlan, frames: index.DatasetIndex | None, images: dict[str, int]
-) -> tuple[Expectation, Expectation]:
+) -> tuple[Estimate, Estimate]:
     """From a few batches that are trained now, and a few images that are loaded."""
     from toolkit.training import probe
 
@@ -283,9 +283,7 @@ def _measured(
     )
     if frames is not None:
         source += f", validation {validation:.1f} s a time"
-    return Expectation(middle, source, low, high), Expectation(
-        tried.memory, _memory_source(plan, tried.images)
-    )
+    return Estimate(middle, source, low, high), Estimate(tried.memory, _memory_source(plan, tried.images))
 
 
 def _memory_source(plan: TrainingPlan, tried: int) -> str:
@@ -303,7 +301,7 @@ def _memory_source(plan: TrainingPlan, tried: int) -> str:
     return f"reserved now by batches of {part} on the GPU of {total:.1f} GiB"
 
 
-def _spread(time: Expectation) -> str:
+def _spread(time: Estimate) -> str:
     if time.low is None or time.high is None:
         return duration(time.value)
     low, high = duration(time.low), duration(time.high)

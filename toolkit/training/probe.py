@@ -31,7 +31,7 @@ STRIDE = 32
 
 
 @dataclass(frozen=True)
-class Trial:
+class Probe:
     """Training batches that were tried on random images.
 
     Attributes:
@@ -53,7 +53,7 @@ class Trial:
         return low, middle, high
 
 
-def run(plan: TrainingPlan) -> Trial:
+def run(plan: TrainingPlan) -> Probe:
     """Train a few batches of the planned model, size and device; nothing is kept.
 
     On a GPU the batches are of the planned size, or as large as fits. On a CPU they are as large as some
@@ -135,16 +135,16 @@ class _Step(TrainingStep):
         return min(seconds) / len(images)
 
 
-def _on_gpu(plan: TrainingPlan, images: int, planned: int) -> Trial:
+def _on_gpu(plan: TrainingPlan, images: int, planned: int) -> Probe:
     step = _Step(plan, images)
     for _ in run_steps(step, 3, "cuda"):  # routes are chosen and kernels compiled
         pass
     seconds = _timed(step, "cuda")
     memory = torch.cuda.max_memory_reserved() * planned // images
-    return Trial(images, seconds, step.forward_seconds(), memory)
+    return Probe(images, seconds, step.forward_seconds(), memory)
 
 
-def _on_cpu(plan: TrainingPlan, planned: int) -> Trial:
+def _on_cpu(plan: TrainingPlan, planned: int) -> Probe:
     step = _Step(plan, 1)
     *_, (second, _, _) = run_steps(step, 2, "cpu")
     images = max(1, min(int(SECONDS / second), planned))
@@ -157,7 +157,7 @@ def _on_cpu(plan: TrainingPlan, planned: int) -> Trial:
     activations = max(most - fixed, 0) * planned // images
     workers = loader_processes(plan)
     loaders = doctor.SERVER_BYTES + workers * doctor.WORKER_BYTES if workers else 0
-    return Trial(images, seconds, step.forward_seconds(), fixed + activations + loaders)
+    return Probe(images, seconds, step.forward_seconds(), fixed + activations + loaders)
 
 
 def _timed(step: _Step, device: str) -> tuple[float, ...]:

@@ -2,8 +2,8 @@
 
 Ultralytics' own loop runs unchanged. What it keeps in local variables (the number of the batch, the last
 update) is kept here as well, because a run that enters an epoch in the middle has to continue both: the
-warm-up and the moment of each update are set in :meth:`DurableTrainer.preprocess_batch`, which the loop calls
-after its own warm-up and before it decides about an update.
+warm-up and the moment of each update are set in :meth:`ResumableTrainer.preprocess_batch`, which the loop
+calls after its own warm-up and before it decides about an update.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from toolkit.dataset.loader import PREFETCH, use_server
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.runs import checkpoints, events, heartbeat
-from toolkit.runs.folder import Orders, RunFiles
+from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.settings import Saving
 from toolkit.training.sampling import EpochSampler, ResumableLoader, derived_seed, seed_everything
 from toolkit.training.settling import settle_convolutions
@@ -71,13 +71,13 @@ class _Progress:
     count: int = 0
 
 
-class DurableTrainer(DetectionTrainer):
+class ResumableTrainer(DetectionTrainer):
     """Ultralytics' trainer with a heartbeat, checkpoints inside the epoch, exact resume and a NaN guard.
 
     Args:
         overrides: Ultralytics' training arguments.
         files: of the run.
-        orders: of the supervisor.
+        instructions: of the supervisor.
         saving: when to write checkpoints.
         stop_wanted: asked after every batch; True saves and raises :class:`Stopped`.
     """
@@ -90,11 +90,12 @@ class DurableTrainer(DetectionTrainer):
         self,
         overrides: dict[str, Any],
         files: RunFiles,
-        orders: Orders,
+        instructions: Instructions,
         saving: Saving,
         stop_wanted: Callable[[], bool],
     ) -> None:
-        self.files, self.orders, self.saving, self.stop_wanted = files, orders, saving, stop_wanted
+        self.files, self.instructions = files, instructions
+        self.saving, self.stop_wanted = saving, stop_wanted
         self.loader_workers = int(overrides.get("workers", 8))
         self._state = self._find_state()
         self.progress = _Progress(epoch=-1)
@@ -115,7 +116,7 @@ class DurableTrainer(DetectionTrainer):
         self._validation_start = self._validation_seconds = 0.0
         self._memory = heartbeat.MemoryGauge()
         files.run.mkdir(parents=True, exist_ok=True)
-        self._place = heartbeat.Place(files)
+        self._cursor = heartbeat.Cursor(files)
         super().__init__(overrides=overrides)
         if RANK != -1:
             self.world_size = WORLD_SIZE  # over all machines, and on a CPU too
@@ -136,8 +137,8 @@ class DurableTrainer(DetectionTrainer):
     # Resuming
 
     def _find_state(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint that the orders allow."""
-        checkpoint, damaged = checkpoints.newest(self.files.checkpoints, self.orders.before)
+        """The newest intact checkpoint that the instructions allow."""
+        checkpoint, damaged = checkpoints.newest(self.files.checkpoints, self.instructions.before)
         last = self.files.last
         if checkpoint is None and damaged and last.exists():
             raise ToolkitError(
@@ -242,7 +243,7 @@ class DurableTrainer(DetectionTrainer):
             raise RuntimeError(f"rank {RANK} would go on at {place} (epoch, image), the first at {first[0]}")
 
     def _scale_learning_rate(self) -> None:
-        rates = [rate * self.orders.lr_scale for rate in self._planned_rates]
+        rates = [rate * self.instructions.lr_scale for rate in self._planned_rates]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["initial_lr"] = rate
         self.scheduler.base_lrs = rates
@@ -480,7 +481,7 @@ class DurableTrainer(DetectionTrainer):
     def _on_epoch_start(self) -> None:
         if self.progress.epoch != self.epoch:
             self.progress = _Progress(self.epoch)
-        self.train_loader.order.enter(self.epoch, self.progress.samples, frozenset(self.orders.skip))
+        self.train_loader.order.enter(self.epoch, self.progress.samples, frozenset(self.instructions.skip))
         if self._state is not None:
             parameters = dict(unwrap_model(self.model).named_parameters())
             for name, gradient in self._state["gradients"].items():
@@ -490,7 +491,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _on_batch_start(self) -> None:
         if MAIN:
-            self._place.set(self.train_loader.place)
+            self._cursor.set(self.train_loader.place)
         self._wait = time.monotonic() - self._last_batch_end
 
     def _on_batch_end(self) -> None:
@@ -510,7 +511,7 @@ class DurableTrainer(DetectionTrainer):
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
         self.frames += self._frames_for(len(self._images) * WORLD_SIZE)  # of all ranks
         if MAIN:
-            self._place.set(loader.order.next())
+            self._cursor.set(loader.order.next())
         now = time.monotonic()
         if self._warm:  # the first batch of a process, which compiles and tunes, is no usual one
             self._seconds.append(now - self._last_batch_end)
@@ -642,7 +643,7 @@ class DurableTrainer(DetectionTrainer):
 
     def _record(self, kind: str, action: str, detail: str = "") -> None:
         if MAIN:
-            event = events.record(self.files.events, kind, action, detail, heartbeat.Place.read(self.files))
+            event = events.record(self.files.events, kind, action, detail, heartbeat.Cursor.read(self.files))
             console.warn(event.line())
 
     def _beat(self, phase: heartbeat.Phase) -> None:

@@ -20,22 +20,22 @@ from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
 from toolkit.prediction import PredictionOptions, as_saved, detect
-from toolkit.runs.folder import Orders, RunFiles
+from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.runs.plan import TRACKERS, TrainingPlan
-from toolkit.training.resumable import MAIN, DurableTrainer
+from toolkit.training.resumable import MAIN, ResumableTrainer
 from toolkit.workspace import ANNOTATIONS
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
 """What results.csv keeps of the challenge's numbers."""
 
 
-class LTDv2Trainer(DurableTrainer):
+class LTDv2Trainer(ResumableTrainer):
     """Takes frames and boxes from the index.
 
     Args:
         plan: what the run uses.
         index: the prepared data.
-        orders: of the supervisor; None: train from the newest checkpoint, skip nothing.
+        instructions: of the supervisor; None: train from the newest checkpoint, skip nothing.
         stop_wanted: whether to save and stop, asked after every batch.
     """
 
@@ -43,7 +43,7 @@ class LTDv2Trainer(DurableTrainer):
         self,
         plan: TrainingPlan,
         index: DatasetIndex,
-        orders: Orders | None = None,
+        instructions: Instructions | None = None,
         stop_wanted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan = plan
@@ -57,13 +57,13 @@ class LTDv2Trainer(DurableTrainer):
             "device": plan.device,
             "save_dir": str(plan.run),
         }
-        orders = orders or Orders()
+        instructions = instructions or Instructions()
         self._scoring_seconds = 0.0
         if plan.score_every and MAIN:
             self.truth = GroundTruth.read(plan.data / ANNOTATIONS["val"])
         # In memory alone; by its settings file Ultralytics reports to almost whatever is installed.
         dict.update(utils.SETTINGS, {name: name in plan.trackers for name in TRACKERS})
-        super().__init__(overrides, RunFiles(plan.run), orders, plan.saving, stop_wanted)
+        super().__init__(overrides, RunFiles(plan.run), instructions, plan.saving, stop_wanted)
 
     def get_dataset(self) -> dict[str, Any]:
         """What Ultralytics would read from a data.yaml."""

@@ -21,7 +21,7 @@ from toolkit.dataset import loader
 from toolkit.errors import ToolkitError
 from toolkit.offline import keep_ultralytics_offline
 from toolkit.runs import events
-from toolkit.runs.folder import ORPHAN_GRACE, SPARE, Exit, Orders, RunFiles
+from toolkit.runs.folder import ORPHAN_GRACE, SPARE, Exit, Instructions, RunFiles
 from toolkit.runs.plan import TrainingPlan, read_plan
 
 
@@ -59,7 +59,7 @@ class StopRequest:
 
 
 def main(run: Path) -> int:
-    """Train a run as its plan and its orders say; the return value is an :class:`Exit`."""
+    """Train a run as its plan and its instructions say; the return value is an :class:`Exit`."""
     keep_ultralytics_offline()
     files = RunFiles(run)
     if os.environ.pop(SPARE, None) and not _told_to_begin(files):
@@ -72,7 +72,7 @@ def main(run: Path) -> int:
     return status
 
 
-def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> None:
+def run(plan: TrainingPlan, instructions: Instructions, stop_wanted: Callable[[], bool]) -> None:
     """Train in this process, from the newest checkpoint if there is one, to the end.
 
     Raises:
@@ -87,7 +87,7 @@ def run(plan: TrainingPlan, orders: Orders, stop_wanted: Callable[[], bool]) -> 
     with running(plan.device, patched=plan.patches):
         from toolkit.training.trainer import LTDv2Trainer
 
-        trainer = LTDv2Trainer(plan, frames, orders, stop_wanted)
+        trainer = LTDv2Trainer(plan, frames, instructions, stop_wanted)
         try:
             trainer.train()
         finally:
@@ -120,13 +120,13 @@ def _get_ready(plan: TrainingPlan) -> None:
 def _train(files: RunFiles) -> int:
     try:
         plan = read_plan(files)
-        orders = msgspec.json.decode(files.orders.read_bytes(), type=Orders)
-        stop = StopRequest(orders.supervisor or os.getppid(), files)
+        instructions = msgspec.json.decode(files.instructions.read_bytes(), type=Instructions)
+        stop = StopRequest(instructions.supervisor or os.getppid(), files)
         _get_ready(plan)
         from toolkit.training.resumable import RollBackNeeded, Stopped
 
         try:
-            run(plan, orders, stop)
+            run(plan, instructions, stop)
         except Stopped:
             return Exit.STOPPED
         except RollBackNeeded:

@@ -1,7 +1,7 @@
 """Stands in for the trainer where only the supervisor is tested: ``fake_trainer.py RUN``.
 
 Each line of ``script.jsonl`` in the run is one life: the heartbeat to show, for how long, how long to be
-silent then, and how to end. The orders that each life was given are appended to ``lives.jsonl``.
+silent then, and how to end. The instructions that each life was given are appended to ``lives.jsonl``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if spare:
         sys.exit(1)
 number = len(lives.read_text().splitlines()) if lives.exists() else 0
 with lives.open("a") as file:
-    file.write(json.dumps(json.loads(files.orders.read_text()) | {"spare": spare}) + "\n")
+    file.write(json.dumps(json.loads(files.instructions.read_text()) | {"spare": spare}) + "\n")
 scenes = (run / "script.jsonl").read_text().splitlines()
 scene = json.loads(scenes[min(number, len(scenes) - 1)])
 
 if "place" in scene:
-    heartbeat.Place(files).set(Batch(*scene["place"]))
+    heartbeat.Cursor(files).set(Batch(*scene["place"]))
 
 
 def stop(*_: object) -> None:

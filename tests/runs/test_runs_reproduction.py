@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from tiny_run import MODEL
 
 from toolkit import runtime
 from toolkit.errors import ToolkitError
@@ -22,7 +23,7 @@ from toolkit.workspace import Workspace
 ROOT = Path(__file__).parents[2]
 TINY = [
     "--model",
-    str(Path(__file__).with_name("tiny.yaml")),
+    str(MODEL),
     "--epochs",
     "1",
     "--batch",

@@ -16,19 +16,19 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_run import plan
+from tiny_run import HELPERS, plan
 
 from toolkit import checks
 from toolkit.errors import ToolkitError
 from toolkit.runs import checkpoints, events, reproduction
-from toolkit.runs.folder import Exit, Orders, RunFiles, read_summary, state_of, write_json
+from toolkit.runs.folder import Exit, Instructions, RunFiles, read_summary, state_of, write_json
 from toolkit.runs.health import Action, Rule, Rules
 from toolkit.settings import Restarts
-from toolkit.supervision.recovery import Policy
+from toolkit.supervision.recovery import Patience
 from toolkit.supervision.supervisor import _Supervisor, supervise
 from toolkit.training.state import save_state
 
-FAKE = Path(__file__).parent / "fake_trainer.py"
+FAKE = HELPERS / "fake_trainer.py"
 NAN = {"skipped_in_a_row": 12, "loss": {"box": None}}
 
 
@@ -47,10 +47,10 @@ class Stage:
         restarts = Restarts(an_hour=policy.pop("restarts", 10))
         planned = replace(planned, rules=rules or Rules(), device=device, restarts=restarts)
         patience = {"look": 0.05, "poll": 0.02, "stop_grace": 5.0, "pause": 0.01} | policy
-        supervise(planned, Policy(**patience), [sys.executable, str(FAKE), str(self.files.run)])
+        supervise(planned, Patience(**patience), [sys.executable, str(FAKE), str(self.files.run)])
 
     @property
-    def orders(self) -> list[dict[str, Any]]:
+    def instructions(self) -> list[dict[str, Any]]:
         """What each life was told."""
         return [json.loads(line) for line in (self.files.run / "lives.jsonl").read_text().splitlines()]
 
@@ -74,7 +74,7 @@ def test_a_trainer_that_finishes_is_left_alone(stage: Stage) -> None:
 def test_a_trainer_that_falls_over_after_it_has_finished_is_not_started_again(stage: Stage) -> None:
     save_state(stage.files.checkpoints, 10, {"images": 10})
     stage.play({"written": 0, "exit": -11})
-    assert (stage.actions, len(stage.orders)) == ([], 1)
+    assert (stage.actions, len(stage.instructions)) == ([], 1)
     assert state_of(stage.files) == "finished"
     assert not stage.files.checkpoints.exists()
 
@@ -95,7 +95,7 @@ def test_the_checkpoints_outlive_a_supervisor_that_could_not_write_that_the_run_
 def test_an_error_that_trying_again_would_not_mend_is_not_tried_again(stage: Stage) -> None:
     with pytest.raises(ToolkitError, match="was given up"):
         stage.play({"exit": int(Exit.FAILED)})
-    assert len(stage.orders) == 1
+    assert len(stage.instructions) == 1
     assert state_of(stage.files) == "failed"
 
 
@@ -118,20 +118,20 @@ def test_faults_at_different_places_are_restarted_until_the_hour_is_used_up(stag
     with pytest.raises(ToolkitError, match="4 restarts within the hour"):
         stage.play(*lives, restarts=4)
     assert stage.actions == ["restarted"] * 4 + ["given up"]
-    assert all(order["skip"] == [] for order in stage.orders)
+    assert all(order["skip"] == [] for order in stage.instructions)
 
 
 def test_the_next_trainer_is_ready_when_a_silent_one_counts_as_hanging(stage: Stage) -> None:
     hang = Rules(hang=Rule(4.0, Action.RESTART))
     stage.play({"silent": 60, "exit": 0}, {"exit": 0}, rules=hang, hang_grace=0.0)
     assert stage.actions == ["restarted"]
-    assert [order["spare"] for order in stage.orders] == [False, True]
+    assert [order["spare"] for order in stage.instructions] == [False, True]
 
 
 def test_a_trainer_that_was_only_slow_is_left_alone(stage: Stage) -> None:
     stage.play({"silent": 5, "exit": 0}, rules=Rules(hang=Rule(8.0, Action.RESTART)))
     assert (stage.files.run / "spare").exists()
-    assert (stage.actions, len(stage.orders)) == ([], 1)
+    assert (stage.actions, len(stage.instructions)) == ([], 1)
     assert not stage.files.is_locked()
 
 
@@ -139,9 +139,9 @@ def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(st
     fault = {"exit": -11, "place": [3, 112, 8]}
     with pytest.raises(ToolkitError, match="was given up"):
         stage.play(fault, fault, {"exit": -11, "place": [3, 120, 8]}, restarts=2)
-    assert [order["skip"] for order in stage.orders] == [[], [], [[3, 112, 8]]]
+    assert [order["skip"] for order in stage.instructions] == [[], [], [[3, 112, 8]]]
     stage.play({"exit": 0})
-    assert stage.orders[-1]["skip"] == [[3, 112, 8]]
+    assert stage.instructions[-1]["skip"] == [[3, 112, 8]]
     summary = read_summary(stage.files)
     assert summary is not None
     assert summary.skipped_batches == 1
@@ -154,8 +154,8 @@ def test_nan_in_every_batch_goes_back_further_each_time_with_half_the_rate_then_
         save_state(stage.files.checkpoints, images, {"images": images})
     with pytest.raises(ToolkitError, match="3 roll-backs within the hour"):
         stage.play({"seconds": 30, "exit": 0, "beat": NAN})
-    assert [order["lr_scale"] for order in stage.orders] == [1.0, 0.5, 0.25, 0.125]
-    assert [order["before"] for order in stage.orders] == [None, 31, 21, 11]
+    assert [order["lr_scale"] for order in stage.instructions] == [1.0, 0.5, 0.25, 0.125]
+    assert [order["before"] for order in stage.instructions] == [None, 31, 21, 11]
     assert stage.actions[0] == "rolled back to image 30, learning rate x 0.5"
     assert stage.actions[1] == "rolled back to image 20, learning rate x 0.25"
     assert stage.actions[2] == "rolled back to image 10, learning rate x 0.125"
@@ -238,7 +238,7 @@ def test_what_a_killed_torchrun_leaves_is_killed_before_the_next_one(stage: Stag
 def test_a_frozen_trainer_whose_supervisor_is_gone_does_not_keep_the_run(stage: Stage) -> None:
     reproduction.record(plan(stage.data, stage.files.run))
     (stage.files.run / "script.jsonl").write_text(json.dumps({"exit": -19}))
-    write_json(stage.files.orders, Orders(supervisor=99_999_999))
+    write_json(stage.files.instructions, Instructions(supervisor=99_999_999))
     with stage.files.locked() as lock:
         frozen = subprocess.Popen(
             [sys.executable, str(FAKE), str(stage.files.run)], pass_fds=[lock], start_new_session=True
@@ -285,7 +285,7 @@ def test_sigterm_ends_the_wait_before_a_restart(stage: Stage) -> None:
     with pytest.raises(ToolkitError, match="was stopped") as stopped:
         stage.play(*lives, pause=3600.0, longest_pause=3600.0)
     assert stopped.value.exit_code == Exit.STOPPED
-    assert len(stage.orders) == 2
+    assert len(stage.instructions) == 2
 
 
 def test_a_trainer_that_has_not_begun_is_stopped_at_once(stage: Stage) -> None:
@@ -351,7 +351,7 @@ def test_a_run_that_finished_meanwhile_is_not_trained_again(stage: Stage) -> Non
     stage.play({"exit": 0})
     with pytest.raises(ToolkitError, match="has finished"):
         stage.play({"exit": 0})
-    assert len(stage.orders) == 1
+    assert len(stage.instructions) == 1
 
 
 @pytest.mark.parametrize("phase", ["validating", "finished"])
@@ -402,7 +402,7 @@ def test_an_exception_that_comes_again_after_a_batch_was_trained_is_waited_out(s
 def test_a_fault_of_the_machine_is_blamed_on_no_batch(stage: Stage, error: str, advice: str) -> None:
     with pytest.raises(ToolkitError, match=re.escape(advice)):
         stage.play({"exit": 70, "place": [3, 112, 8], "error": error})
-    assert [order["skip"] for order in stage.orders] == [[], [], []]
+    assert [order["skip"] for order in stage.instructions] == [[], [], []]
     assert stage.actions == ["restarted", "restarted", "given up"]
 
 
@@ -414,7 +414,7 @@ def test_a_trainer_that_died_of_little_shared_memory_says_so(
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     with pytest.raises(ToolkitError, match=r"shared memory: .*2 loader workers.*--shm-size 2g.*--workers 0"):
         stage.play({"exit": -7, "place": [3, 112, 8]}, workers=2)
-    assert all(order["skip"] == [] for order in stage.orders)
+    assert all(order["skip"] == [] for order in stage.instructions)
 
 
 def test_a_trainer_that_the_kernel_killed_for_memory_says_so(
@@ -424,7 +424,7 @@ def test_a_trainer_that_the_kernel_killed_for_memory_says_so(
     monkeypatch.setattr("toolkit.machine.killed_for_memory", lambda: next(kills))
     with pytest.raises(ToolkitError, match=r"RAM: the kernel was out of it.*--workers"):
         stage.play({"exit": -9, "place": [3, 112, 8]})
-    assert all(order["skip"] == [] for order in stage.orders)
+    assert all(order["skip"] == [] for order in stage.instructions)
 
 
 ROWS = "epoch,time,train/box_loss,train/cls_loss,metrics/mAP50(B),metrics/mAP50-95(B)\n"

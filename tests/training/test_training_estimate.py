@@ -103,7 +103,7 @@ def test_without_an_earlier_run_a_few_batches_are_tried_and_nothing_is_made(
 def test_the_time_counts_batches_loading_and_validation(
     place: Workspace, tiny: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "run", lambda _: probe.Trial(2, (1.0, 2.0, 4.0), 0.5, 2**30))
+    monkeypatch.setattr(probe, "run", lambda _: probe.Probe(2, (1.0, 2.0, 4.0), 0.5, 2**30))
     monkeypatch.setattr(probe, "loading_seconds", lambda *_: 0.25)
     time = estimate.dry_run(place, replace(tiny, workers=0)).time
     batches, validation = 3 * 6, 3 * 8 * (0.5 + 0.25)
@@ -148,12 +148,12 @@ def test_a_batch_too_large_for_the_card_is_tried_in_halves(
     """With a stand-in for the card."""
     tried = []
 
-    def on_gpu(plan: TrainingPlan, images: int, planned: int) -> probe.Trial:
+    def on_gpu(plan: TrainingPlan, images: int, planned: int) -> probe.Probe:
         assert torch.are_deterministic_algorithms_enabled(), "as Ultralytics trains"
         tried.append(images)
         if images > 2:
             raise torch.cuda.OutOfMemoryError
-        return probe.Trial(images, (1.0,), 0.1, 2**30 * planned // images)
+        return probe.Probe(images, (1.0,), 0.1, 2**30 * planned // images)
 
     monkeypatch.setattr(probe, "_on_gpu", on_gpu)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)

@@ -10,13 +10,14 @@ from typing import Any
 from toolkit.dataset import index
 from toolkit.device import running
 from toolkit.runs import reproduction
-from toolkit.runs.folder import Orders
+from toolkit.runs.folder import Instructions
 from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Saving
 from toolkit.training.resumable import Stopped
 from toolkit.training.trainer import LTDv2Trainer
 
-MODEL = Path(__file__).parent / "tiny.yaml"
+HELPERS = Path(__file__).parent
+MODEL = HELPERS / "tiny.yaml"
 NEVER = Saving(seconds=1e9)
 
 
@@ -79,7 +80,7 @@ def train(
     planned: TrainingPlan,
     *,
     stop_after: int | None = None,
-    orders: Orders | None = None,
+    instructions: Instructions | None = None,
     prepare: Callable[[LTDv2Trainer], None] | None = None,
 ) -> Trace:
     """Train in this process, from the newest checkpoint if there is one.
@@ -87,7 +88,7 @@ def train(
     Args:
         planned: what the run uses.
         stop_after: ask for a stop after that many batches.
-        orders: of a supervisor.
+        instructions: of a supervisor.
         prepare: called with the trainer before it starts.
     """
     trace = Trace()
@@ -109,7 +110,7 @@ def train(
         )
 
     with running("cpu", patched=False):
-        trainer = trace.trainer = LTDv2Trainer(planned, index.load(planned.data), orders, stop_wanted)
+        trainer = trace.trainer = LTDv2Trainer(planned, index.load(planned.data), instructions, stop_wanted)
         trainer.callbacks["on_train_batch_end"].insert(0, write_down)
         if prepare is not None:
             prepare(trainer)

@@ -23,27 +23,27 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tiny_run import MODEL, Trace, plan, train
+from tiny_run import HELPERS, MODEL, Trace, plan, train
 
 from toolkit.runs import checkpoints, events, reproduction
 from toolkit.runs.folder import (
     Exit,
-    Orders,
+    Instructions,
     RunFiles,
-    read_orders,
+    read_instructions,
     read_summary,
     state_of,
     write_json,
 )
 from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Saving
-from toolkit.supervision.recovery import Policy
+from toolkit.supervision.recovery import Patience
 from toolkit.supervision.supervisor import supervise
 from toolkit.training.state import load_state
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).parent / "faulty_worker.py"
+WORKER = HELPERS / "faulty_worker.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -67,7 +67,7 @@ def planned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingPla
 @pytest.fixture(scope="module")
 def together(planned: TrainingPlan) -> Path:
     """The run by two ranks, of which one is killed in the second batch and the other in the fifth."""
-    supervise(planned, Policy(look=0.2), command(2, planned.run, "kill:0:1@1", "kill:1:1"))
+    supervise(planned, Patience(look=0.2), command(2, planned.run, "kill:0:1@1", "kill:1:1"))
     return planned.run
 
 
@@ -233,7 +233,8 @@ def test_the_users_own_torchrun_trains_restarts_and_resumes(data: Path, tmp_path
         ("group restarted", "resumed"),
         ("hang", "to be restarted"),
     ]
-    write_json(files.orders, Orders(supervisor=99_999_999))  # of another machine, or gone for long
+    gone = 99_999_999  # or of another machine
+    write_json(files.instructions, Instructions(supervisor=gone))
     own_torchrun(tmp_path, data, *more, "--resume", rules=rules).check_returncode()
     assert state_of(files) == "finished"
     assert [path.name for path in run.parent.iterdir()] == ["mine"]
@@ -295,7 +296,7 @@ def test_nan_in_every_batch_goes_back_with_half_the_rate_then_is_given_up_under_
     actions = [action for kind, action in happened(files) if kind == "not_finite"]
     scales = [f"rolled back to the start, learning rate x {scale}" for scale in (0.5, 0.25, 0.125)]
     assert actions == [*scales, "given up"]
-    assert read_orders(files).lr_scale == 0.125
+    assert read_instructions(files).lr_scale == 0.125
     assert state_of(files) == "failed"
 
 
