@@ -1,0 +1,113 @@
+"""Who still owes which register: the counters of outstanding accesses, and the waits for them.
+
+RDNA counts the accesses of a wave and lets it run on; ``s_waitcnt vmcnt(n)`` stops it until at most n loads
+are under way ("RDNA" ISA, 4.4 "Manually Inserted Wait States" and "S_WAITCNT"; gfx12: RDNA4 ISA, 5.7 "Data
+dependency resolution", with a counter for each kind). Loads from memory come back in order, LDS too; scalar
+loads in any order, so with one of them under way nothing but a wait for zero says which has arrived.
+
+The queues belong to a team of waves that execute together. Where two teams meet the longer queue of each
+counter wins, entry by entry from its newest end, as the compiler's own pass has to assume.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from .faults import MissingWait, UnknownInstruction
+
+Register = tuple[str, int]
+Owed = frozenset[Register]
+
+# What gfx10 and gfx11 count as one (lgkm: LDS and scalar loads), gfx12 counts as two.
+LOAD, STORE, LDS, SCALAR = "load", "store", "lds", "scalar"
+GFX12 = {
+    "loadcnt": (LOAD,), "storecnt": (STORE,), "dscnt": (LDS,), "kmcnt": (SCALAR,),
+    "loadcnt_dscnt": (LOAD, LDS),
+    "storecnt_dscnt": (STORE, LDS), "samplecnt": (), "bvhcnt": (), "expcnt": (), "alu": (), "event": (),
+    "xcnt": (),
+}  # fmt: skip
+GFX10 = {"vmcnt": (LOAD,), "lgkmcnt": (LDS, SCALAR), "expcnt": (), "vscnt": (STORE,)}
+
+
+@dataclass
+class Waits:
+    """The accesses under way of one team, oldest first.
+
+    Attributes:
+        queues: by counter; registers that the access will write (none for a store).
+        owed: all of those registers, for a quick look.
+    """
+
+    queues: dict[str, list[Owed]] = field(default_factory=lambda: {LOAD: [], STORE: [], LDS: [], SCALAR: []})
+    owed: set[Register] = field(default_factory=set)
+
+    def issue(self, counter: str, registers: Owed = frozenset()) -> None:
+        """An access starts."""
+        self.queues[counter].append(registers)
+        self.owed |= registers
+
+    def finish(self, counters: tuple[str, ...], left: int) -> None:
+        """A wait until at most ``left`` accesses of the counters together are under way."""
+        if not counters:
+            return
+        if left and self.queues[SCALAR] and SCALAR in counters:
+            return
+        for counter in counters:
+            queue = self.queues[counter]
+            del queue[: max(0, len(queue) - left)]
+        self.owed = {register for queue in self.queues.values() for each in queue for register in each}
+
+    def check(self, registers: Owed) -> None:
+        """An instruction is about to use registers."""
+        if self.owed and not self.owed.isdisjoint(registers):
+            kind, index = min(self.owed & registers)
+            raise MissingWait(f"{kind}{index} is used before the load that writes it has been waited for")
+
+    def barrier(self) -> None:
+        """A wave must not pass a barrier with accesses to LDS under way: another may overwrite what it
+        reads.
+        """
+        if self.queues[LDS]:
+            raise MissingWait(f"{len(self.queues[LDS])} accesses to LDS are under way at a barrier")
+
+    def copy(self) -> Waits:
+        return Waits({counter: list(queue) for counter, queue in self.queues.items()}, set(self.owed))
+
+    def meet(self, other: Waits) -> Waits:
+        """What may be under way after two teams became one."""
+        met = Waits()
+        for counter, mine in self.queues.items():
+            theirs = other.queues[counter]
+            length = max(len(mine), len(theirs))
+            padded = [[frozenset[Register]()] * (length - len(each)) + each for each in (mine, theirs)]
+            met.queues[counter] = [a | b for a, b in zip(*padded, strict=True)]
+        met.owed = self.owed | other.owed
+        return met
+
+
+def parse_wait(name: str, arguments: str) -> list[tuple[tuple[str, ...], int]]:
+    """What a wait instruction waits for: counters, and how many accesses it leaves under way."""
+    if name == "s_waitcnt":
+        found = re.findall(r"(\w+)\((\d+)\)", arguments)
+        if not found:
+            raise UnknownInstruction(f"{name} {arguments}")
+        return [(GFX10[counter], int(left)) for counter, left in found]
+    if name.startswith("s_waitcnt_"):
+        counter = name.removeprefix("s_waitcnt_")
+        if counter == "depctr":
+            return []
+        return [(GFX10[counter], int(arguments.split(",")[-1].strip(), 0))]
+    counter = name.removeprefix("s_wait_")
+    if counter in ("idle",):
+        return [((LOAD,), 0), ((STORE,), 0), ((LDS,), 0), ((SCALAR,), 0)]
+    if counter not in GFX12:
+        raise UnknownInstruction(f"{name} {arguments}")
+    if not GFX12[counter]:
+        return []
+    value = int(arguments, 0)
+    if counter.startswith("loadcnt_"):
+        return [((LOAD,), value >> 8 & 63), ((LDS,), value & 63)]
+    if counter.startswith("storecnt_"):
+        return [((STORE,), value >> 8 & 63), ((LDS,), value & 63)]
+    return [(GFX12[counter], value)]
