@@ -19,6 +19,7 @@ from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
 from toolkit.cli.ensemble import ensemble
 from toolkit.cli.evaluate import evaluate
+from toolkit.cli.link import link
 from toolkit.cli.monitor import monitor, runs
 from toolkit.cli.predict import predict
 from toolkit.cli.reproduce import reproduce
@@ -40,6 +41,7 @@ app.command()(reproduce)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(predict)
+app.command()(link)
 app.command()(ensemble)
 app.command()(submit)
 app.command()(doctor)

@@ -1,0 +1,45 @@
+"""``toolkit link``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def link(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.json", help="Of one split.")],
+    iou: Annotated[float, typer.Option(help="Overlap of a box with where its track should be.")] = 0.2,
+    gap: Annotated[int, typer.Option(help="Seconds without a box that are filled, 0 to 10.")] = 2,
+    share: Annotated[
+        float, typer.Option(help="Part of the track's mean in a score; 0 leaves scores alone.")
+    ] = 0.5,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the linked predictions go; default: beside, -linked.")
+    ] = None,
+) -> None:
+    """Join boxes over the seconds of a clip; vote on scores and classes along them.
+
+    Example: [bold]toolkit link runs/a/predictions-test.json[/bold]
+    """
+    from submission import Detections
+    from submission.validate import check_values
+    from toolkit import console
+    from toolkit.evaluation.sequences import LinkOptions, check_one_split
+    from toolkit.evaluation.sequences import link as link_boxes
+
+    options = LinkOptions(iou=iou, gap=gap, share=share)
+    detections = Detections.read(predictions)
+    check_values(detections, str(predictions))
+    check_one_split(detections, str(predictions))
+    result = link_boxes(detections, options)
+    linked = result.detections.rounded()
+    check_values(linked, "what came of linking")
+    written = out or predictions.with_name(f"{predictions.stem}-linked.json")
+    linked.write(written)
+    console.note(
+        f"{result.clips:,} clips: {result.joined:,} of {len(detections.scores):,} boxes in {result.tracks:,} "
+        f"tracks, {result.relabelled:,} with another class, {result.filled:,} filled in"
+    )
+    typer.echo(written)
