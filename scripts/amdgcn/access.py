@@ -130,7 +130,7 @@ def _transfer(
 
     if stores:
         return Step(instruction, "vmem", run, reads | registers)
-    return Step(instruction, "vmem", run, reads, registers)
+    return Step(instruction, "vmem", run, reads, registers, counter=LOAD)
 
 
 def extend(values: Any, kind: str) -> Any:
@@ -232,7 +232,7 @@ def _lds(instruction: Instruction) -> Step:
     reads = _registers(place, 1)
     if stores:
         return Step(instruction, "lds", run, reads | registers, needs=reads)
-    return Step(instruction, "lds", run, reads, registers, needs=reads)
+    return Step(instruction, "lds", run, reads, registers, needs=reads, counter=LDS)
 
 
 def _lane_exchange(instruction: Instruction) -> Step:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patches.cache import cache_folder
 from patches.convolution.problem import ConvProblem, Gradients
 from patches.convolution.triton_kernels import tiles
 from patches.convolution.triton_kernels.route import Builder
-from toolkit import CACHE
 
 from .counters import Counters
 from .launch import Grid, Kernel, launch, pack_arguments
@@ -83,7 +83,7 @@ def _compiler(buffer_operations: bool) -> Iterator[None]:
     """Triton's settings, put back afterwards; its cache key ignores whether buffer operations are on."""
     wanted = {
         "AMDGCN_USE_BUFFER_OPS": str(int(buffer_operations)),
-        "TRITON_CACHE_DIR": str(CACHE / ("isa-buffer-ops" if buffer_operations else "isa")),
+        "TRITON_CACHE_DIR": str(cache_folder() / ("isa-buffer-ops" if buffer_operations else "isa")),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

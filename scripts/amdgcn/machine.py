@@ -73,7 +73,7 @@ class Machine:
                 if self._budget < 0:
                     raise EndlessLoop(f"more than {MOST_STEPS} instructions")
                 if team.waits.owed:
-                    team.waits.check(step.uses)
+                    team.waits.check(step.uses, step.writes - step.reads, step.counter)
                 if step.needs and not step.needs <= team.written:
                     kind, index = min(step.needs - team.written)
                     raise Unwritten(f"{kind}{index} was never written")

@@ -33,6 +33,7 @@ class Step:
         reads, writes: registers; uses: both.
         needs: those of ``reads`` that must hold a value. Vector arithmetic may read others, as the compiler
             lets it for lanes and halves that nothing uses; what comes of it is poisoned.
+        counter: of the loads that come back in order; "" for all else.
         control, taken, target: of a branch: which waves take it, and where to.
     """
 
@@ -45,6 +46,7 @@ class Step:
     taken: Callable[[Team], object] | None = None
     target: int = 0
     needs: Owed | None = None
+    counter: str = ""
     uses: Owed = field(init=False)
 
     def __post_init__(self) -> None:

@@ -58,10 +58,21 @@ class Waits:
             del queue[: max(0, len(queue) - left)]
         self.owed = {register for queue in self.queues.values() for each in queue for register in each}
 
-    def check(self, registers: Owed) -> None:
-        """An instruction is about to use registers."""
+    def check(self, registers: Owed, loaded: Owed = frozenset(), counter: str = "") -> None:
+        """An instruction is about to use registers.
+
+        Args:
+            loaded: those that it loads itself: one that an earlier load of the same kind owes is no fault,
+                since they come back in order (the other half of it, as a rule).
+        """
         if self.owed and not self.owed.isdisjoint(registers):
-            kind, index = min(self.owed & registers)
+            wrong = self.owed & registers
+            if counter:
+                others = [each for name, queue in self.queues.items() if name != counter for each in queue]
+                wrong -= loaded.difference(*others)
+            if not wrong:
+                return
+            kind, index = min(wrong)
             raise MissingWait(f"{kind}{index} is used before the load that writes it has been waited for")
 
     def barrier(self) -> None:
