@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -21,6 +22,9 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder with the annotation files and the frames.")]
+SAMPLE = 5_000
+"""Training images below which data is a sample, for trying things out."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -49,11 +53,10 @@ def sample(
     from toolkit.dataset.sample import write_sample
 
     if write_sample(folder, train, val, test, seed, scene.value):
-        console.note(
-            f"wrote {train} + {val} + {test} images to {folder}; next: toolkit dataset prepare {folder}"
-        )
+        console.note(f"wrote {train} + {val} + {test} images to {folder}")
     else:
         console.note(f"{folder} already holds this sample: nothing to do")
+    console.note(f"next: `toolkit dataset prepare {quote(str(folder))}`")
 
 
 @app.command()
@@ -74,7 +77,7 @@ def download(
 
     missing = hub.download(folder, revision=revision or hub.REVISION, source=source)
     done = f"{folder} lacks {', '.join(missing)}" if missing else f"{folder} is complete"
-    console.note(f"{done}; next: toolkit dataset prepare {folder}")
+    console.note(f"{done}; next: `toolkit dataset prepare {quote(str(folder))}`")
 
 
 @app.command()
@@ -114,6 +117,9 @@ def prepare(
         console.note(f"{manifest.unlisted_frames:,} frames are in no annotation file (ignored)")
     for kind, count in manifest.discrepancies.items():
         console.warn(f"{count:,} x {kind}, listed in {result.folder / 'discrepancies.jsonl'}")
+    if "train" in manifest.images:
+        quick = " --preset smoke" if manifest.images["train"] < SAMPLE else ""  # minutes, on a CPU too
+        console.note(f"next: `toolkit train --data {quote(str(folder))}{quick}`")
 
 
 @app.command()

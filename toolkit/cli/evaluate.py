@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -124,3 +125,5 @@ def evaluate(
 
         title = f"{run.name if run else path.stem}, split {split.value}"
         console.note(str(report_on(folder, title, scores, true, detections, answers, source, split.value)))
+    if run is not None and not is_predictions:
+        console.note(f"next: `toolkit predict {quote(run.name)} --split test`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -37,7 +38,7 @@ def predict(
 
     Example: [bold]toolkit predict best.pt --split test[/bold]
     """
-    from toolkit import prediction, provenance, workspace
+    from toolkit import console, prediction, provenance, workspace
     from toolkit.runs import health
     from toolkit.weights import check_weights
 
@@ -62,4 +63,6 @@ def predict(
     target = out or (run or place.root) / f"predictions-{split.value}.json"
     detections.write(target)
     provenance.record(target, split.value, checkpoint.name, provenance.sha256(checkpoint))
+    if split is Split.test:
+        console.note(f"next: `toolkit submit {quote(str(target))} --zip`")
     typer.echo(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -118,6 +119,7 @@ def train(
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
     unnamed = options.name is None and place.defaults(plan.data).name is None
     best = supervisor.train(plan, numbered=unnamed and not resume)
+    console.note(f"next: `toolkit evaluate {quote(best.parents[1].name)} --report`")
     typer.echo(best)
 
 
