@@ -7,9 +7,13 @@ neither the image nor the host knows.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pty
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +24,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -28,6 +33,8 @@ from toolkit.runs.folder import RunFiles
 from toolkit.runs.heartbeat import Cursor
 
 PROFILE = os.environ.get("LTDV2_PROFILE", "cpu")
+IMAGE = os.environ["LTDV2_IMAGE"]
+BASE = os.environ.get("LTDV2_BASE", "")
 UID, GID = 12345, 23456
 ROOT = Path(__file__).resolve().parents[1]
 SAY_WHEN_STOPPED = """
@@ -63,13 +70,25 @@ def client() -> Iterator[docker.DockerClient]:
 def command(verb: str, workspace: Path, *arguments: str) -> list[str]:
     """The command line of ``toolkit container``."""
     places = [] if verb == "doctor" else [f"--runs={workspace / 'runs'}", f"--data={workspace / 'data'}"]
-    options = [f"--profile={PROFILE}", f"--user={UID}:{GID}", *places]
+    options = [f"--profile={PROFILE}", f"--image={IMAGE}", f"--user={UID}:{GID}", *places]
     return [sys.executable, "-m", "toolkit", "container", verb, *options, *arguments]
 
 
+def environment(workspace: Path) -> dict[str, str]:
+    """That of a command which works in ``workspace``."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
+
+
 def call(line: Sequence[str], workspace: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
-    return subprocess.run(line, cwd=workspace, env=environment, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    if "input" not in options:
+        options = {"stdin": subprocess.DEVNULL, **options}
+    given = environment(workspace)
+    return subprocess.run(line, cwd=workspace, env=given, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def running(client: docker.DockerClient) -> list[Any]:
+    """Containers of this project that run."""
+    return client.containers.list(filters={"label": "io.ltdv2-toolkit.command"})
 
 
 def test_the_doctor_knows_where_it_is(workspace: Path) -> None:
@@ -96,11 +115,16 @@ def test_extra_certificate_authorities_are_trusted(workspace: Path) -> None:
 
 
 def test_the_image_says_what_it_is(client: docker.DockerClient) -> None:
-    labels = client.images.get(f"ltdv2-toolkit:{PROFILE}").labels
+    image = client.images.get(IMAGE)
+    labels = image.labels
     assert labels["io.ltdv2-toolkit.profile"] == PROFILE
     assert labels["org.opencontainers.image.version"]
     assert labels["org.opencontainers.image.revision"]
     assert labels["org.opencontainers.image.licenses"] == "AGPL-3.0-or-later"
+    assert labels["org.opencontainers.image.created"].endswith("Z")
+    assert labels["org.opencontainers.image.base.name"]
+    assert image.attrs["Config"]["Healthcheck"]["Test"] == ["CMD", "/opt/build/healthcheck"]
+    assert image.attrs["Config"]["User"] == "1000:1000"
 
 
 def test_output_streams_and_exit_status_come_through(workspace: Path) -> None:
@@ -128,8 +152,7 @@ def test_a_signal_reaches_the_command_inside(
     number: signal.Signals, arrives: signal.Signals, workspace: Path
 ) -> None:
     line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(line, env=environment(workspace), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
@@ -141,11 +164,10 @@ def test_stopping_the_container_reaches_the_command_inside(
     workspace: Path, client: docker.DockerClient
 ) -> None:
     line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(line, env=environment(workspace), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        (container,) = client.containers.list(filters={"label": "io.ltdv2-toolkit.command"})
+        (container,) = running(client)
         container.stop(timeout=30)
     assert process.returncode == 40 + signal.SIGTERM
 
@@ -171,7 +193,7 @@ def training(
     seen = {Cursor.read(files)}
     with subprocess.Popen(
         command("train", workspace, "--name=first", "--device=cpu", *arguments),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)},
+        env=environment(workspace),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -199,7 +221,8 @@ def saved(workspace: Path) -> int:
 
 def test_a_stopped_training_is_saved_and_goes_on(prepared: Path, client: docker.DockerClient) -> None:
     with training(prepared, "--preset=smoke", "--epochs=2", "--imgsz=64") as process:
-        (container,) = client.containers.list(filters={"label": "io.ltdv2-toolkit.command"})
+        (container,) = running(client)
+        assert container.exec_run("/opt/build/healthcheck").output == b"alive\n"
         start = time.monotonic()
         container.stop()
         process.wait()
@@ -241,9 +264,10 @@ def test_a_terminal_outside_is_a_terminal_inside(workspace: Path) -> None:
 def shell(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A shell in a container at its prompt, and the other end of its terminal; it is waited for."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_WORKSPACE": str(workspace)}
     line = command("shell", workspace)
-    with subprocess.Popen(line, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen(
+        line, env=environment(workspace), stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
         os.close(theirs)
         seen = b""
         while b"$" not in seen:
@@ -267,6 +291,144 @@ def test_a_shell_ends_with_its_terminal(workspace: Path, client: docker.DockerCl
     assert not client.containers.list(all=True, filters={"label": "io.ltdv2-toolkit.command=bash"})
 
 
+def test_what_is_piped_in_arrives(workspace: Path) -> None:
+    line = command("run", workspace, "sh", "-c", "wc -c; exit 3")
+    result = call(line, workspace, input="a" * 300_000, stdout=subprocess.PIPE)
+    assert (result.returncode, result.stdout.strip()) == (3, "300000")
+
+
+def test_a_command_that_ends_without_reading_its_input_ends(workspace: Path) -> None:
+    result = call(command("run", workspace, "true"), workspace, input="a" * 300_000)
+    assert result.returncode == 0
+
+
+def test_a_killed_container_says_that_it_was_killed(workspace: Path, client: docker.DockerClient) -> None:
+    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
+    with subprocess.Popen(
+        line, env=environment(workspace), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        running(client)[0].kill()
+        assert "was killed; found status 137" in process.stderr.read()
+    assert process.returncode == 137
+
+
+def test_a_command_that_is_killed_outside_leaves_nothing_behind_for_long(
+    workspace: Path, client: docker.DockerClient
+) -> None:
+    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
+    with subprocess.Popen(line, env=environment(workspace), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    (left,) = running(client)
+    left.stop(timeout=30)
+    assert call(command("run", workspace, "true"), workspace).returncode == 0
+    assert not client.containers.list(all=True, filters={"label": "io.ltdv2-toolkit.command"})
+
+
+def test_a_detached_container_is_found_followed_and_stopped(
+    workspace: Path, client: docker.DockerClient
+) -> None:
+    line = command("run", workspace, "--detach", "--name=ltdv2-apart", "python", "-c", SAY_WHEN_STOPPED)
+    assert call(line, workspace).returncode == 0
+    container_command = [sys.executable, "-m", "toolkit", "container"]
+    listed = call([*container_command, "ps", "--json"], workspace, stdout=subprocess.PIPE)
+    assert [one["name"] for one in json.loads(listed.stdout)] == ["ltdv2-apart"]
+    with subprocess.Popen(
+        [*container_command, "attach"], env=environment(workspace), stdout=subprocess.PIPE, text=True
+    ) as attached:
+        assert attached.stdout is not None
+        assert attached.stdout.readline() == "ready\n"
+        assert call([*container_command, "stop"], workspace).returncode == 0
+        assert attached.stdout.readline() == "got SIGTERM\n"
+    assert attached.returncode == 40 + signal.SIGTERM
+    printed = call([*container_command, "logs", "ltdv2-apart"], workspace, stdout=subprocess.PIPE)
+    assert printed.stdout == "ready\ngot SIGTERM\n"
+    assert call([*container_command, "prune"], workspace).returncode == 0
+    assert not client.containers.list(all=True, filters={"label": "io.ltdv2-toolkit.command"})
+
+
+def test_a_verb_has_no_rights_that_it_does_not_need(workspace: Path, client: docker.DockerClient) -> None:
+    """What a verb runs in, looked at from inside by a stand-in for the toolkit."""
+    spy = workspace / "spy"
+    spy.write_text(
+        "#!/bin/sh\ngrep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status\n"
+        "touch /opt/toolkit/x 2>/dev/null || touch /usr/x 2>/dev/null || echo sealed\n"
+        "touch /tmp/x runs/x && echo writes\n"
+    )
+    spy.chmod(0o755)
+    line = command("runs", workspace, "-v", f"{spy}:/opt/toolkit/bin/toolkit:ro")
+    result = call(line, workspace, stdout=subprocess.PIPE)
+    assert result.stdout.split() == [
+        *["CapEff:", "0" * 16, "CapBnd:", "0" * 16, "NoNewPrivs:", "1", "sealed", "writes"]
+    ]
+
+
+def test_runs_that_cannot_be_written_are_one_line(workspace: Path) -> None:
+    os.chown(workspace / "runs", 0, 0)
+    (workspace / "data/Train.json").touch()
+    result = call(command("train", workspace), workspace, capture_output=True)
+    assert result.returncode == 1
+    assert f"user {UID}:{GID} of this container cannot write to {workspace}/runs" in result.stderr
+    assert "found 0:0, mode 755" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_linked_data_in_a_folder_with_a_colon_is_verified(workspace: Path, tmp_path: Path) -> None:
+    sample = ["toolkit", "dataset", "sample", str(workspace / "data"), "--train=4", "--val=2", "--test=2"]
+    assert call(command("run", workspace, "--writable-data", *sample), workspace).returncode == 0
+    linked, store = workspace / "a: b", tmp_path / "store"
+    linked.mkdir()
+    (workspace / "data").rename(store)
+    for number, file in enumerate(sorted(store.iterdir())):
+        if file.is_file():
+            (linked / file.name).symlink_to(file if number % 2 else os.path.relpath(file, linked))
+    os.chown(linked, UID, GID)
+    line = [arg for arg in command("prepare", workspace) if not arg.startswith("--data")]
+    assert call([*line, f"--data={linked}"], workspace).returncode == 0
+    line = [arg for arg in command("verify", workspace) if not arg.startswith("--data")]
+    assert call([*line, f"--data={linked}", "--deep"], workspace).returncode == 0
+
+
+def write_wheel(path: Path) -> None:
+    """A package of one module, for ``pip install`` without a network."""
+    files = {
+        "extra_wish.py": "VALUE = 41 + 1\n",
+        "extra_wish-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: extra-wish\nVersion: 1.0\n",
+        "extra_wish-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "extra_wish-1.0.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+
+
+def test_something_can_be_built_on_top_and_torch_stays(workspace: Path, client: docker.DockerClient) -> None:
+    wheel, derived = "extra_wish-1.0-py3-none-any.whl", "ltdv2-toolkit-test:on-top"
+    write_wheel(workspace / wheel)
+    (workspace / "Dockerfile").write_text(
+        f"FROM {IMAGE}\nUSER root\nCOPY {wheel} /tmp/\nRUN pip install --no-index /tmp/{wheel}\n"
+        "RUN ! pip install --no-index 'torch==1.0'\nUSER 1000:1000\n"
+    )
+    client.images.build(path=str(workspace), tag=derived, rm=True, forcerm=True)
+    try:
+        show = ["python", "-c", "import extra_wish, torch; print(extra_wish.VALUE)"]
+        line = command("run", workspace, f"--image={derived}", *show)
+        assert call(line, workspace, stdout=subprocess.PIPE).stdout == "42\n"
+    finally:
+        client.images.remove(derived)
+
+
+def test_a_plain_docker_run_takes_a_verb(workspace: Path, client: docker.DockerClient) -> None:
+    volumes = {str(workspace): {"bind": "/workspace", "mode": "rw"}}
+    options = {"user": f"{UID}:{GID}", "volumes": volumes, "remove": True}
+    client.containers.run(IMAGE, ["sample", "data/x", "--train=4", "--val=2", "--test=2"], **options)
+    assert (workspace / "data/x/frames.zip").stat().st_uid == UID
+    assert b"ltdv2-toolkit" in client.containers.run(IMAGE, ["--version"], **options)
+
+
 @pytest.mark.timeout(1800)  # a suite in a test, with limits of its own
 def test_the_convolution_tests_pass_inside(workspace: Path) -> None:
     tests = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "/opt/ltdv2/tests/patches"]
@@ -283,3 +445,64 @@ def test_the_demo_on_read_only_data_leaves_a_submission_that_the_caller_owns(wor
     assert (archive.stat().st_uid, archive.stat().st_gid) == (UID, GID)
     with zipfile.ZipFile(archive) as opened:
         assert opened.namelist() == ["predictions.json"]
+
+
+def clone(folder: Path) -> Path:
+    """A checkout of this commit that builds on the same base, with the same authorities."""
+    subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(folder)], check=True)
+    for path in (ROOT / "docker/certs").glob("*.crt"):
+        shutil.copy(path, folder / "docker/certs")
+    return folder
+
+
+def make(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """What a user of the checkout types."""
+    left_out = ("TOOLKIT_WORKSPACE", "MAKEFLAGS", "MAKELEVEL")
+    given = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment = Path(sys.executable).parents[1]
+    words = [*shlex.split(line), f"VENV={environment}", "-o", f"{environment}/.installed"]
+    return subprocess.run(words, cwd=folder, env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def checkouts(tmp_path: Path, client: docker.DockerClient) -> Iterator[tuple[Path, Path]]:
+    """Two checkouts, the second of another commit; their images are removed."""
+    one, other = clone(tmp_path / "one"), clone(tmp_path / "other")
+    text = (other / "toolkit/__init__.py").read_text()
+    (other / "toolkit/__init__.py").write_text(text.replace('__version__ = "', '__version__ = "9.'))
+    git = ["git", "-C", str(other), "-c", "user.name=Somebody", "-c", "user.email=somebody@example.org"]
+    subprocess.run([*git, "commit", "-qam", "Be another"], check=True)
+    yield one, other
+    for folder in (one, other):
+        owner = hashlib.sha256(f"{os.getuid()}:{folder}".encode()).hexdigest()[:16]
+        for image in client.images.list(
+            "ltdv2-toolkit", filters={"label": f"io.ltdv2-toolkit.builder={owner}"}
+        ):
+            for tag in image.tags:
+                client.images.remove(tag)
+
+
+def test_two_checkouts_on_one_engine_run_their_own_code_and_six_commands_make_a_zip(
+    checkouts: tuple[Path, Path], workspace: Path
+) -> None:
+    one, other = checkouts
+    options = f"PROFILE={PROFILE} BASE={BASE}"
+    for folder in (one, other, one):  # the second build leaves the first alone
+        version = make(folder, f"make -s docker-run {options} ARGS='toolkit --version'")
+        assert version.returncode == 0, version.stderr
+        assert ("ltdv2-toolkit 9." in version.stdout) == (folder == other)
+    line = f"make docker-sample {options} DATA=data/small ARGS='--train=64 --val=16 --test=8'"
+    typed = []
+    while line:
+        done = make(one, line)
+        assert done.returncode == 0, done.stderr
+        typed.append(line.split()[1])
+        following = re.findall(r"^next: `(.*)`$", done.stderr, flags=re.MULTILINE)
+        line = following[-1] if following else ""
+    assert typed == [
+        f"docker-{verb}" for verb in ["sample", "prepare", "train", "evaluate", "predict", "submit"]
+    ]
+    assert zipfile.ZipFile(one / "runs/train-1/submission.zip").namelist() == ["predictions.json"]
+    written = json.loads((one / "runs/train-1/weights/environment.json").read_text())
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=one, capture_output=True, text=True, check=True)
+    assert written["commit"] == head.stdout.strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, TypeVar
 
@@ -64,19 +64,29 @@ def outlive_readers() -> None:
             setattr(sys, name, _PatientStream(stream))
 
 
+_reword: Callable[[str], str] = str
+"""Puts a message into the words of whoever called the toolkit."""
+
+
+def reword_with(reword: Callable[[str], str]) -> None:
+    """From now on, notes, warnings and errors are what ``reword`` makes of them."""
+    global _reword
+    _reword = reword
+
+
 def note(message: str) -> None:
     """Print one line for the person at the keyboard (standard error, no markup)."""
-    err.print(escape(message), highlight=False, soft_wrap=True)
+    err.print(escape(_reword(message)), highlight=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print a warning, one line (standard error)."""
-    err.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
+    err.print(f"[yellow]warning:[/yellow] {escape(_reword(message))}", highlight=False, soft_wrap=True)
 
 
 def fail(error: ToolkitError) -> None:
     """Print an error, one line (standard error)."""
-    err.print(f"[bold red]error:[/bold red] {escape(error.line())}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]error:[/bold red] {escape(_reword(error.line()))}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from typing import Annotated, Any
 
@@ -68,6 +69,20 @@ def _root(
     pass
 
 
+def _speak_as_called() -> None:
+    """Name commands as the host has them where this process runs in a container, else as they are."""
+    from toolkit import console
+
+    console.reword_with(str)
+    called = os.environ.get("TOOLKIT_CALLER")
+    if called and os.environ.get("TOOLKIT_IMAGE"):
+        from toolkit.container.words import Caller, takes_value
+
+        caller = Caller.decode(called, takes_value(app), inside=True)
+        if caller is not None:
+            console.reword_with(caller.reword)
+
+
 def main() -> None:
     """Entry point of the console script: errors become one line, Ctrl-C becomes status 130."""
     # Imports and annotation files make objects by the hundred thousand and hardly any garbage. Looking for it
@@ -80,6 +95,7 @@ def main() -> None:
 
     keep_ultralytics_offline()
 
+    _speak_as_called()
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

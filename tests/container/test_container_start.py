@@ -1,0 +1,241 @@
+"""The card and the data are looked at before the image, and the image is the one of this code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from docker.errors import DockerException
+from recorded_engine import COMMIT, TREES, FakeClient, FakeImage
+from typer.testing import CliRunner
+
+from toolkit import machine
+from toolkit.cli import app
+from toolkit.container import images, profiles, running, start
+from toolkit.container.request import Request
+from toolkit.container.verbs import VERBS
+from toolkit.errors import ToolkitError
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeClient:
+    """An engine without images, a workspace, a machine without cards and a checkout that is clean."""
+    fake, recorded = FakeClient(), machine.read(TREES / "no-card")
+
+    @contextmanager
+    def engine() -> Iterator[FakeClient]:
+        yield fake
+
+    monkeypatch.setattr(start, "engine", engine)
+    monkeypatch.setattr(machine, "read", lambda: recorded)
+    monkeypatch.setattr(images, "commit", lambda: COMMIT)
+    monkeypatch.setattr(images, "additions", lambda base: "")
+    monkeypatch.setattr(images, "published", lambda wanted: None)
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    monkeypatch.delenv("TOOLKIT_CALLER", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What :func:`toolkit.container.running.run` was called with."""
+    calls: list[dict[str, Any]] = []
+
+    def run(client: Any, image: Any, name: str, arguments: dict[str, Any]) -> int:
+        calls.append({"image": images.name_of(image), "name": name, **arguments})
+        return 0
+
+    monkeypatch.setattr(running, "run", run)
+    return calls
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch, client: FakeClient) -> list[str]:
+    """Names of the images that were built."""
+    made: list[str] = []
+
+    def build(_: Any, wanted: images.Source) -> str:
+        made.append(wanted.tag)
+        client.image(wanted.tag, **{images.REVISION: wanted.commit})
+        return "sha256:1"
+
+    monkeypatch.setattr(start.build, "build", build)
+    return made
+
+
+def call(*line: str) -> Any:
+    return CliRunner().invoke(app, ["container", *line])
+
+
+TAG = "ltdv2-toolkit:cpu-0123456789ab"
+
+
+@pytest.mark.usefixtures("client")
+def test_every_verb_builds_the_image_of_this_code_once(
+    built: list[str], started: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/Train.json").touch()
+    for name in (*VERBS, "run", "doctor"):
+        assert call(name, "--profile=cpu").exit_code == 0
+    assert built == [TAG]
+    assert {one["image"] for one in started} == {TAG}
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_another_commit_or_change_is_another_image(
+    monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    for commit in (COMMIT, f"{COMMIT}-dirty-abcdefabcdef", COMMIT[::-1]):
+        monkeypatch.setattr(images, "commit", lambda commit=commit: commit)
+        assert call("runs", "--profile=cpu").exit_code == 0
+    assert [one["image"] for one in started] == [
+        TAG,
+        f"{TAG}-dirty-abcdefabcdef",
+        f"{TAG[:-12]}{COMMIT[:-13:-1]}",
+    ]
+
+
+def test_a_named_image_says_when_its_code_is_another(
+    client: FakeClient, started: list[dict[str, Any]], built: list[str]
+) -> None:
+    client.image("mine:1", **{images.REVISION: "feed"})
+    result = call("runs", "--profile=cpu", "--image=mine:1")
+    assert result.exit_code == 0
+    assert f"the image mine:1 is of commit feed, this checkout is {COMMIT}" in result.stderr
+    assert (started[0]["image"], built) == ("mine:1", [])
+
+
+def test_a_named_image_is_pulled_and_one_that_is_nowhere_is_one_clear_line(
+    client: FakeClient, started: list[dict[str, Any]]
+) -> None:
+    client.served["far:1"] = FakeImage(client, ["far:1"], {images.REVISION: COMMIT}, "9")
+    assert call("runs", "--profile=cpu", "--image=far:1").exit_code == 0
+    assert started[0]["image"] == "far:1"
+    result = call("runs", "--profile=cpu", "--image=nowhere:1")
+    assert isinstance(result.exception, ToolkitError)
+    assert result.exception.what == "no image nowhere:1"
+
+
+def test_without_a_network_the_newest_image_runs_and_the_difference_is_said(
+    client: FakeClient, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> str:
+        raise images.Unreachable("cannot fetch the wheels of cpu.txt")
+
+    monkeypatch.setattr(start.build, "build", unreachable)
+    result = call("runs", "--profile=cpu")
+    assert isinstance(result.exception, images.Unreachable)  # nothing to run instead
+    labels = {images.PROFILE: "cpu", images.BUILDER: images.builder()}
+    client.image("ltdv2-toolkit:cpu-aaaa", **labels, **{images.REVISION: "aaaa"})
+    client.image("ltdv2-toolkit:cpu-bbbb", **labels, **{images.REVISION: "bbbb"})
+    others = {images.PROFILE: "cpu", images.BUILDER: "another checkout"}
+    client.image("ltdv2-toolkit:cpu-cccc", **others, **{images.REVISION: "cccc"})
+    result = call("runs", "--profile=cpu")
+    assert result.exit_code == 0
+    assert "ltdv2-toolkit:cpu-bbbb is of commit bbbb" in result.stderr
+    assert started[0]["image"] == "ltdv2-toolkit:cpu-bbbb"
+
+
+@pytest.mark.usefixtures("client")
+def test_data_and_card_are_looked_at_before_anything_is_built(built: list[str], tmp_path: Path) -> None:
+    for line in (["--profile=cpu", "--data=nowhere"], ["--profile=rdna1"], ["--profile=cpu"]):
+        result = call("train", *line)
+        assert isinstance(result.exception, ToolkitError)
+    assert built == []
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_paths_are_the_hosts_inside(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    call("sample", "--profile=cpu", "--data=data/small")
+    (tmp_path / "data/small/Train.json").touch()
+    (tmp_path / "model.pt").touch()
+    call("train", "--profile=cpu", "--data=data/small", "--model=model.pt", "--name", "first")
+    call("predict", "--profile=cpu", "--out", "found/test.json")
+    sample, train, predict = started
+    data = str(tmp_path / "data/small")
+    assert sample["command"] == ["toolkit", "dataset", "sample", data]
+    assert modes(sample)[data] == "rw"
+    assert train["command"][-2:] == ["--data", data]
+    assert (modes(train)[data], modes(train)[str(tmp_path / "model.pt")]) == ("ro", "ro")
+    assert (train["working_dir"], train["name"]) == (str(tmp_path), "ltdv2-train-first")
+    assert predict["command"] == [
+        *["toolkit", "predict", "best.pt", "--out", "found/test.json", "--split", "test"]
+    ]
+    assert modes(predict)[str(tmp_path)] == "rw"  # a new folder is made in it
+
+
+def modes(call: dict[str, Any]) -> dict[str, str]:
+    """Whether the container may write, by path."""
+    return {mount["Target"]: "ro" if mount["ReadOnly"] else "rw" for mount in call["host_config"]["mounts"]}
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_a_run_finds_the_data_that_it_was_started_with(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    for name in ("one", "other"):  # nothing says which, but the run does
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "Train.json").touch()
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/first/run.json").write_text(json.dumps({"data": str(tmp_path / "data/other")}))
+    assert call("evaluate", "--profile=cpu", "first").exit_code == 0
+    assert call("train", "--profile=cpu", "--resume").exit_code == 0
+    assert [modes(one)[str(tmp_path / "data/other")] for one in started] == ["ro", "ro"]
+    assert str(tmp_path / "data/one") not in modes(started[0])
+
+
+@pytest.mark.parametrize(
+    ("security", "user", "mode"),
+    [
+        ([], "1000:100", None),
+        (["name=seccomp,profile=default", "name=rootless"], "0:0", None),
+        (["name=userns"], "1000:100", "host"),
+    ],
+)
+def test_files_are_the_users_on_every_engine(security: list[str], user: str, mode: str | None) -> None:
+    given = {"user": "1000:100", "host_config": {}}
+    made = start._for_engine({"SecurityOptions": security}, given, Request(), profiles.load_profile("cpu"))
+    assert (made["user"], made["host_config"].get("userns_mode")) == (user, mode)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (["toolkit", "train", "--name", "first"], "ltdv2-train-first"),
+        (["toolkit", "train", "--name=a b/c"], "ltdv2-train-a-b-c"),
+        (["toolkit", "dataset", "sample", "/data"], "ltdv2-sample"),
+        (["/opt/ltdv2/scripts/demo", "data", "run"], "ltdv2-demo"),
+        (["bash"], "ltdv2-bash"),
+        (["toolkit", "--help"], "ltdv2-toolkit"),
+    ],
+)
+def test_a_container_is_named_for_what_runs_in_it(line: list[str], name: str) -> None:
+    assert start.name_for(line) == name
+
+
+def test_training_without_data_ends_before_a_container_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "other"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "Train.json").touch()
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    result = CliRunner().invoke(app, ["container", "train", "--profile", "cpu"])
+    assert isinstance(result.exception, ToolkitError)
+    assert "cannot tell where the data is; found " in result.exception.line()
+
+
+def test_an_examination_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**_: object) -> None:
+        raise DockerException("FileNotFoundError(2)")
+
+    monkeypatch.setattr(docker, "from_env", refuse)
+    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
+    result = CliRunner().invoke(app, ["container", "doctor", "--profile", "cpu"])
+    assert isinstance(result.exception, ToolkitError)
+    assert result.exception.exit_code == 2

@@ -1,0 +1,194 @@
+"""From a request to a running container: the card and the data are looked at first, then the image."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import console, machine, workspace
+from toolkit.container import build, create, images, manage, mounts, profiles, running
+from toolkit.container.create import Places
+from toolkit.container.engine import engine
+from toolkit.container.mounts import Mounts
+from toolkit.container.request import Request
+from toolkit.container.verbs import VERBS, compose
+from toolkit.container.words import VARIABLE
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+CHECK = "TOOLKIT_MUST_WRITE"
+"""Environment variable with the folders that the entrypoint finds writable before the command begins."""
+
+
+def verb(request: Request, name: str, arguments: Sequence[str]) -> int:
+    """Run one of :data:`toolkit.container.verbs.VERBS`.
+
+    Returns:
+        The exit status of the command inside.
+
+    Raises:
+        ToolkitError: the card, the data, the image or the engine is not there.
+    """
+    wanted, place = VERBS[name], workspace.current()
+    data = request.data
+    if wanted.data == "makes":
+        data = data or place.root / wanted.where
+    elif wanted.data != "none":
+        try:
+            data = place.data_dir(data)
+        except ToolkitError:
+            # A run that goes on knows its data.
+            if data is not None or (wanted.data != "reads" and "--resume" not in arguments):
+                raise
+    user = request.user or create.default_user()
+    shown = Mounts()
+    if data is not None:
+        data = data.absolute()
+        writes = wanted.data in ("makes", "writes")
+        if wanted.data == "makes":
+            create.make_folder(data, user)
+        shown.add(data, write=writes)
+    command = compose(name, arguments, data, place.root.absolute(), named=request.data is not None)
+    must_write = [str(place.root.absolute() / "runs")] if wanted.writes_runs else []
+    if wanted.data == "makes" and data is not None:
+        must_write.append(str(data))
+    return _start(request, place, data, shown, command, user, closed=True, must_write=must_write)
+
+
+def command(request: Request, line: Sequence[str], *, writable: bool = False, shell: bool = False) -> int:
+    """Run any command; a shell gets the keyboard, another what is piped in.
+
+    Raises:
+        ToolkitError: see :func:`verb`.
+    """
+    place = workspace.current()
+    data = request.data
+    try:
+        data = place.data_dir(data).absolute()
+    except ToolkitError:
+        if data is not None:
+            raise
+    shown = Mounts()
+    if data is not None:
+        shown.add(data, write=writable)
+    user = request.user or create.default_user()
+    return _start(request, place, data, shown, line, user, shell=shell)
+
+
+def _start(
+    request: Request,
+    place: workspace.Workspace,
+    data: Path | None,
+    shown: Mounts,
+    line: Sequence[str],
+    user: str,
+    *,
+    closed: bool = False,
+    shell: bool = False,
+    must_write: Sequence[str] = (),
+) -> int:
+    runs = request.runs or place.runs
+    create.make_folder(runs, user)
+    if (place.root / "toolkit.toml").is_file():
+        shown.add(place.root / "toolkit.toml")
+    if request.data is None:
+        for other in mounts.of_runs(runs):
+            if not shown.shows(other):
+                shown.add(other)
+    if line[0] == "toolkit" or closed:
+        shown.add_arguments([*line, *_models(place, data)])
+    found = machine.read()
+    chosen = profiles.choose_profile(request.profile, found)
+    where = Places(place.root.absolute(), runs, data, shown)
+    arguments = create.create_arguments(
+        chosen,
+        found,
+        where,
+        line,
+        user,
+        tty=sys.stdout.isatty() and not request.engine.detach and (shell or not _is_piped()),
+        stdin=shell or (not closed and not request.engine.detach and _is_piped()),
+        closed=closed,
+        options=request.engine,
+    )
+    arguments["environment"][VARIABLE] = request.caller
+    arguments["environment"][CHECK] = os.pathsep.join(must_write)
+    with engine() as client:
+        arguments = _for_engine(client.info(), arguments, request, chosen)
+        source = images.source(chosen, request.base)
+        if request.image is not None:
+            image = images.named(client, request.image, source.commit)
+        else:
+            image = images.ensure(client, source, lambda: build.build(client, source))
+        arguments = {**arguments, "image": request.image or images.name_of(image)}
+        name = request.engine.name or name_for(line)
+        return running.run(client, image, name, arguments)
+
+
+def _models(place: workspace.Workspace, data: Path | None) -> list[str]:
+    """The model that toolkit.toml names."""
+    model = place.defaults(data).model
+    return [model] if model else []
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file, not a terminal and not nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or none
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def _for_engine(
+    info: Mapping[str, Any], arguments: dict[str, Any], request: Request, profile: profiles.Profile
+) -> dict[str, Any]:
+    """The arguments as this engine needs them.
+
+    In a rootless engine the container's root is the engine's user, and nobody else in it may write that
+    user's files; under ``userns-remap`` nobody at all may, so that the container asks to be left out of it.
+    """
+    security = ",".join(info.get("SecurityOptions") or ())
+    host = dict(arguments["host_config"])
+    if "name=rootless" in security and request.user is None:
+        arguments = {**arguments, "user": "0:0"}
+        host["cap_add"] = list(create.ROOT_NEEDS)
+    if "name=userns" in security:
+        host["userns_mode"] = "host"
+    if profile.nvidia and create.has_cdi(info):
+        host["device_requests"] = create.nvidia_request(cdi=True)
+    return {**arguments, "host_config": host}
+
+
+def name_for(line: Sequence[str]) -> str:
+    """A container's name: what runs in it, and the name of the run."""
+    program, *rest = line
+    words = [word for word in rest if not word.startswith("-") and word != "dataset"]
+    what = words[0] if Path(program).name == "toolkit" and words else Path(program).name
+    given = [*rest, ""]
+    named = [given[at + 1] for at, word in enumerate(rest) if word == "--name"]
+    named += [word.partition("=")[2] for word in rest if word.startswith("--name=")]
+    text = "-".join(["ltdv2", what, *named[:1]])
+    return re.sub(r"[^a-zA-Z0-9_.-]+", "-", text)[:60].strip("-.")
+
+
+def prune(client: DockerClient, *, dry_run: bool) -> list[str]:
+    """Remove what :func:`toolkit.container.manage.prune` finds, and say how to see the rest."""
+    commit = images.source(profiles.load_profile("cpu")).commit
+    kept = []
+    for name in profiles.profile_names():
+        profile = profiles.load_profile(name)
+        variants = [profile, *(profile.for_card(card) for card in profile.cards)]
+        kept += [images.Source(one, commit).tag for one in variants]
+        kept.append(build.wheels_tag(client, profile))
+    gone = manage.prune(client, kept, workspace.current().runs, dry_run=dry_run)
+    if not gone:
+        console.note("nothing to remove")
+    return gone
