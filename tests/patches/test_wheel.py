@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -209,3 +210,56 @@ def test_two_copies_on_the_path_switch_on_once(outside: Environment) -> None:
     )
     done = outside.run(outside.python, "-c", code, CONVROUTES="gemm", CONVROUTES_DEVICE="cpu")
     assert "not switched on a second time" in done.stderr
+
+
+YOLO = """
+import sys
+from ultralytics.cfg import entrypoint
+
+sys.exit(entrypoint())
+"""
+
+
+@pytest.fixture
+def pictures(outside: Environment) -> Path:
+    """Four pictures with a box each, in Ultralytics' own layout, and their data.yaml."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV comes with Ultralytics")
+    numpy = pytest.importorskip("numpy", reason="NumPy comes with Ultralytics")
+    data = outside.folder / "work" / "pictures"
+    random = numpy.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (data / folder).mkdir(parents=True)
+    for n in range(4):
+        cv2.imwrite(str(data / "images" / f"{n}.png"), random.integers(0, 255, (64, 64, 3), numpy.uint8))
+        (data / "labels" / f"{n}.txt").write_text("0 0.5 0.5 0.4 0.3\n")
+    (data / "data.yaml").write_text(f"path: {data}\ntrain: images\nval: images\nnames: [thing]\n")
+    return data / "data.yaml"
+
+
+@pytest.mark.slow
+def test_yolo_trains_and_predicts_unedited(outside: Environment, pictures: Path) -> None:
+    pytest.importorskip("ultralytics", reason="the program of this test")
+    command = outside.folder / "bin" / "yolo-of-the-tests"
+    command.write_text(f"#!{outside.python}{YOLO}")
+    command.chmod(0o755)
+    quiet = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(outside.folder)}
+    settings = ["imgsz=32", "device=cpu", f"project={outside.folder}", "exist_ok=True", "plots=False"]
+    train = ["detect", "train", "model=yolov8n.yaml", f"data={pictures}", "epochs=1", "batch=2", "workers=1"]
+    trained = outside.served("yolo-of-the-tests", *train, *settings, "name=trained", **quiet)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    served = re.search(r"route gemm, ([\d,]+) calls", trained.stderr)
+    assert served is not None
+    assert int(served[1].replace(",", "")) > 2 * 64 * 2  # two batches, every layer, forward and backward
+    weights = outside.folder / "trained" / "weights" / "best.pt"
+    predict = [
+        "detect",
+        "predict",
+        f"model={weights}",
+        f"source={pictures.parent / 'images'}",
+        "save_txt=True",
+    ]
+    predicted = outside.served("yolo-of-the-tests", *predict, *settings, "name=predicted", **quiet)
+    assert predicted.returncode == 0, predicted.stderr[-2000:]
+    assert "route gemm" in predicted.stderr
+    plain = outside.run(command, *predict, *settings, "name=plain", **quiet)
+    assert (plain.returncode, "route gemm" in plain.stderr) == (0, False)
