@@ -25,12 +25,11 @@ from typing import Any, TypeVar, get_origin
 
 import msgspec
 
-from submission.errors import SubmissionError
+from submission.answers import Allowed, Competition, Dataset, Details, Made, MadeNumber, Phase
+from submission.competitions import DEFAULT
+from submission.errors import NO_JSON, SubmissionError
 
 URL = "https://www.codabench.org"
-COMPETITION = 10954
-"""RTIOD at WACV 2026."""
-
 ATTEMPTS = 5
 TIMEOUT = 60.0
 """Seconds without an answer."""
@@ -54,107 +53,12 @@ MAY_HAVE_ARRIVED = "it may have arrived all the same: look at your submissions b
 Answer = TypeVar("Answer")
 
 
+class RefusedError(SubmissionError):
+    """The server answered, and said no: asking again changes nothing."""
+
+
 class UncertainError(SubmissionError):
     """The one request that makes a submission was sent, and what came of it is not known."""
-
-
-class Phase(msgspec.Struct, frozen=True):
-    """A phase of a competition, as Codabench tells it.
-
-    Attributes:
-        id, name: its number and title.
-        status: ``Current``, ``Next`` (not begun), ``Previous`` (ended); empty where the server says nothing.
-        start, end: ISO 8601; ``end`` is None where a phase stays open.
-        max_submissions_per_day, max_submissions_per_person: the quota; None or 0 for no limit.
-        used_submissions_per_day, used_submissions_per_person: what this account has used of it.
-    """
-
-    id: int
-    name: str = ""
-    status: str = ""
-    start: str | None = None
-    end: str | None = None
-    max_submissions_per_day: int | None = None
-    max_submissions_per_person: int | None = None
-    used_submissions_per_day: int = 0
-    used_submissions_per_person: int = 0
-
-
-class Competition(msgspec.Struct, frozen=True):
-    """A competition, as Codabench tells it."""
-
-    phases: list[Phase]
-    id: int = 0
-    title: str = ""
-
-    @property
-    def open_phases(self) -> list[Phase]:
-        """The phases that take submissions now."""
-        return [phase for phase in self.phases if phase.status in ("Current", "")]
-
-    def listed(self) -> str:
-        """All phases in words, for a message."""
-        state = {"Previous": " (ended)", "Next": " (not begun)"}
-        return ", ".join(f"{p.id} {p.name!r}{state.get(p.status, '')}" for p in self.phases) or "no phases"
-
-
-class _Allowed(msgspec.Struct):
-    can: bool = False
-    reason: str | None = None
-
-
-class _Dataset(msgspec.Struct):
-    key: str
-    sassy_url: str
-
-
-class _Made(msgspec.Struct):
-    id: int
-
-
-class Score(msgspec.Struct, frozen=True):
-    """One number of a submission; Codabench writes decimals as text."""
-
-    column_key: str
-    score: str | float | None = None
-
-
-class Made(msgspec.Struct, frozen=True):
-    """A submission, as Codabench tells it.
-
-    Attributes:
-        id: its number.
-        status: one of ``Submitting``, ``Submitted``, ``Preparing``, ``Running``, ``Scoring``, ``Finished``,
-            ``Failed``, ``Cancelled``; ``unknown`` where the server says nothing.
-        phase, phase_name: the phase it was made in.
-        filename: name of its file, cut to :data:`LONGEST_NAME` characters before ``.zip``.
-        created_when: ISO 8601.
-        status_details: what went wrong, in the server's words.
-        scores: none until it has finished.
-    """
-
-    id: int
-    status: str = "unknown"
-    phase: int | None = None
-    phase_name: str | None = None
-    filename: str | None = None
-    created_when: str | None = None
-    status_details: str | None = None
-    scores: list[Score] = []
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in ("Finished", "Failed", "Cancelled")
-
-    @property
-    def values(self) -> dict[str, float]:
-        """Column -> number; what is no number is left out."""
-        numbers = {}
-        for each in self.scores:
-            with suppress(TypeError, ValueError):
-                numbers[each.column_key] = float(each.score)  # type: ignore[arg-type]
-        return numbers
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -193,7 +97,7 @@ class Codabench:
                 f"{self.url} would see the token in clear", expected="an address that begins with https://"
             )
 
-    def competition(self, number: int = COMPETITION) -> Competition:
+    def competition(self, number: int = DEFAULT) -> Competition:
         """A competition and its phases.
 
         Raises:
@@ -201,7 +105,7 @@ class Codabench:
         """
         return self._call("GET", f"/api/competitions/{number}/", kind=Competition)
 
-    def phase_id(self, phase: str, competition: int = COMPETITION) -> int:
+    def phase_id(self, phase: str, competition: int = DEFAULT) -> int:
         """The number of a competition's phase, by the beginning of its name (``dev``, ``test``).
 
         Raises:
@@ -214,7 +118,7 @@ class Codabench:
         archive: bytes,
         phase_id: int,
         name: str = "submission.zip",
-        competition: int = COMPETITION,
+        competition: int = DEFAULT,
     ) -> int:
         """Send a zip to a phase; this uses up one submission of the day.
 
@@ -234,9 +138,9 @@ class Codabench:
         Raises:
             SubmissionError: it does not.
         """
-        allowed = self._call("GET", f"/api/can_make_submission/{phase_id}/", kind=_Allowed)
+        allowed = self._call("GET", f"/api/can_make_submission/{phase_id}/", kind=Allowed)
         if not allowed.can:
-            why = allowed.reason or "no reason given"
+            why = plain(allowed.reason or "no reason given")
             used_up = "maximum" in why
             raise SubmissionError(
                 f"Codabench takes no submission for phase {phase_id}",
@@ -244,7 +148,7 @@ class Codabench:
                 fix="the quota renews at midnight, server time" if used_up and "today" in why else "",
             )
 
-    def store(self, archive: bytes, name: str, competition: int = COMPETITION) -> str:
+    def store(self, archive: bytes, name: str, competition: int = DEFAULT) -> str:
         """Send a file to Codabench's storage; it is no submission yet.
 
         Args:
@@ -263,8 +167,8 @@ class Codabench:
             "file_name": name,
             "file_size": len(archive),
         }
-        dataset = self._call("POST", "/api/datasets/", announced, kind=_Dataset)
-        if not (_is_private(dataset.sassy_url) and re.fullmatch("[!-~]+", dataset.sassy_url)):
+        dataset = self._call("POST", "/api/datasets/", announced, kind=Dataset)
+        if not _is_address(dataset.sassy_url):
             raise SubmissionError(
                 "POST /api/datasets/: the storage address cannot be used",
                 found=repr(dataset.sassy_url[:80]),
@@ -288,7 +192,7 @@ class Codabench:
             SubmissionError: it was refused.
         """
         form = {"phase": phase_id, "data": key}
-        return self._call("POST", "/api/submissions/", form, attempts=1, kind=_Made).id
+        return self._call("POST", "/api/submissions/", form, attempts=1, kind=MadeNumber).id
 
     def status(self, submission: int) -> str:
         """``Submitted``, ``Running``, ``Finished``, ``Failed`` and so on."""
@@ -311,6 +215,20 @@ class Codabench:
         """This account's submissions in a phase, the newest first."""
         found = self._call("GET", f"/api/submissions/?phase={phase_id}", kind=list[Made])
         return sorted((s for s in found if s.phase in (phase_id, None)), key=lambda s: -s.id)
+
+    def log(self, number: int, characters: int = 600) -> str:
+        """The end of what the scoring of a submission wrote to its error stream, in one line; may be empty.
+
+        Raises:
+            SubmissionError: the phase hides it, or the server does not answer.
+        """
+        details = self._call("GET", f"/api/submissions/{number}/get_details/", kind=Details)
+        texts = []
+        for log in details.logs:
+            if log.name.endswith("scoring_stderr") and _is_address(log.data_file or ""):
+                request = urllib.request.Request(log.data_file or "")
+                texts.append(self._attempt(request, "reading the log", ATTEMPTS).decode(errors="replace"))
+        return plain(" ".join(texts))[-characters:]
 
     def _call(
         self,
@@ -336,7 +254,7 @@ class Codabench:
                 expected=_shape(kind),
                 fix=fix,
             ) from wrong
-        except (msgspec.DecodeError, ValueError, RecursionError) as wrong:
+        except NO_JSON as wrong:
             raise error(
                 f"{method} {path}: the answer is no JSON", found=repr(answer[:80]), fix=fix
             ) from wrong
@@ -415,11 +333,20 @@ def _is_private(url: str) -> bool:
         return False
 
 
+def _is_address(url: str) -> bool:
+    return _is_private(url) and bool(re.fullmatch("[!-~]+", url))
+
+
+def plain(text: str) -> str:
+    """Foreign text as one line without control characters, which a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _refusal(request: urllib.request.Request, what: str, status: int, detail: str) -> SubmissionError:
-    found = f"status {status}" + (f": {' '.join(detail.split())}" if detail else "")
+    found = f"status {status}" + (f": {plain(detail)}" if detail else "")
     refused = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
     if refused and request.has_header("Authorization"):
-        return SubmissionError(
+        return RefusedError(
             f"{what}: Codabench refuses the token",
             found=found,
             fix="set CODABENCH_TOKEN to the API token of an account that takes part",
@@ -427,4 +354,4 @@ def _refusal(request: urllib.request.Request, what: str, status: int, detail: st
     fix = "try again: each time it is sent to a new address" if refused else ""
     if "Insufficient space" in detail:
         fix = "make room on Codabench's page Resources"
-    return SubmissionError(f"{what} failed", found=found, fix=fix)
+    return RefusedError(f"{what} failed", found=found, fix=fix)

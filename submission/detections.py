@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission.atomic import write_bytes
-from submission.errors import SubmissionError
+from submission.errors import NO_JSON, SubmissionError
 
 NAMED_OFFENCES = 10
 """How many offences a message names before it only counts."""
@@ -135,7 +135,7 @@ class Detections:
         """Like :meth:`read`, from bytes; ``source`` names them in messages."""
         try:
             entries = msgspec.json.decode(data, type=dict[str, _Entry])
-        except msgspec.DecodeError:
+        except NO_JSON:
             # The slow way accepts NaN and Infinity, which Python writes and validation names, and can
             # say which id is at fault.
             entries = _explain(_parse(data, source), source)
@@ -192,7 +192,7 @@ class Detections:
         """Like :meth:`read_coco`, from bytes; ``source`` names them in messages."""
         try:
             results = msgspec.json.decode(data, type=list[_Result])
-        except msgspec.DecodeError as error:
+        except NO_JSON as error:
             raise SubmissionError(
                 f"{source} is no list of COCO results",
                 found=str(error),

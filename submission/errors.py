@@ -1,6 +1,11 @@
-"""The one exception of this package."""
+"""The one exception of this package, and what a decoder of JSON raises."""
 
 from __future__ import annotations
+
+import msgspec
+
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the wanted JSON, are no UTF-8, or nest without end."""
 
 
 class SubmissionError(ValueError):

@@ -21,12 +21,13 @@ from submission import Detections, templates
 from submission.archive import MEMBER, is_zip, pack, unpack
 from submission.atomic import write_bytes
 from submission.codabench import URL, Codabench
+from submission.errors import NO_JSON
 from submission.templates import PHASES, Phase
 from submission.validate import check_ids, check_values
 from submission.worth import Usual, Worth, assess
 from toolkit import __version__, console
 from toolkit.dataset.index import prepared_folder, read_manifest
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.provenance import origin_of, sha256
 
@@ -160,9 +161,9 @@ def check_place(archive: Path) -> None:
         raise ToolkitError(f"{archive} is no name for an archive", expected="a name that ends in .zip")
     for path, kind, is_one in (
         (archive, "submission", _is_archive),
-        (_receipt_of(archive), "receipt", _is_receipt),
+        (receipt_of(archive), "receipt", _is_receipt),
     ):
-        if path.exists() and not is_one(path):
+        if _exists(path) and not is_one(path):
             raise ToolkitError(
                 f"{path} exists and would be overwritten",
                 expected=f"nothing, or an earlier {kind}",
@@ -198,8 +199,8 @@ def write_archive(
             found="a zip that `toolkit submit` did not write",
             fix="name another archive: --out",
         )
-    if given and _is_receipt(_receipt_of(archive)):
-        kept: dict[str, Any] = json.loads(_receipt_of(archive).read_bytes())
+    if given and _is_receipt(receipt_of(archive)):
+        kept: dict[str, Any] = json.loads(receipt_of(archive).read_bytes())
         if kept["archive"].get("sha256") == sha256(archive):
             return kept
     if not given:
@@ -228,6 +229,9 @@ def make_receipt(archive: Path, checked: Submission, predictions: Path, run: Pat
     }
     if run is not None:
         receipt["run"] = run.name
+        commit = _commit_of(run)
+        if commit:
+            receipt["commit"] = commit
     origin = origin_of(predictions)
     if origin is not None:
         receipt["weights"] = {origin.weights: origin.weights_sha256}
@@ -248,7 +252,7 @@ def write_receipt(archive: Path, receipt: Mapping[str, Any]) -> Path:
     Raises:
         ToolkitError: it cannot be written.
     """
-    path = _receipt_of(archive)
+    path = receipt_of(archive)
     write_json(path, receipt)
     return path
 
@@ -278,12 +282,22 @@ def _usual_in(data: Path) -> Usual | None:
     return Usual(boxes / images, f"the validation frames of {data}") if images and boxes else None
 
 
+def account() -> Codabench | None:
+    """The account of the token in ``CODABENCH_TOKEN``, at ``CODABENCH_URL``; None without a token.
+
+    Raises:
+        SubmissionError: the token would travel in clear.
+    """
+    token = os.environ.get("CODABENCH_TOKEN")
+    if not token:
+        return None
+    return Codabench(token, os.environ.get("CODABENCH_URL", URL).rstrip("/"), note=console.note)
+
+
 def check_upload(
     checked: Submission, worth: Worth, phase_id: int | None = None, sparse: bool = False
 ) -> Codabench:
     """Make sure, before anything is written, that a submission may be uploaded.
-
-    The token comes from ``CODABENCH_TOKEN``; ``CODABENCH_URL`` names another instance.
 
     Args:
         checked: what is to be sent.
@@ -296,8 +310,8 @@ def check_upload(
             nothing tells its phase.
         SubmissionError: the token would travel in clear.
     """
-    token = os.environ.get("CODABENCH_TOKEN")
-    if not token:
+    client = account()
+    if client is None:
         raise ToolkitError("no token for Codabench", fix="set CODABENCH_TOKEN to your account's API token")
     if checked.rehearsal:
         raise ToolkitError(
@@ -313,7 +327,7 @@ def check_upload(
         )
     if phase_id is None and checked.phase is None:
         raise ToolkitError("cannot tell which phase to submit to", fix="name it: --phase or --phase-id")
-    return Codabench(token, os.environ.get("CODABENCH_URL", URL), note=console.note)
+    return client
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -322,7 +336,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _receipt_of(archive: Path) -> Path:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a folder that may not be searched, a name of 300 characters
+        raise ToolkitError(f"cannot write {path}", found=reason(error), fix="name another: --out") from error
+
+
+def receipt_of(archive: Path) -> Path:
+    """Where the receipt of an archive lies."""
     return archive.with_suffix(".json")
 
 
@@ -337,9 +359,25 @@ def _is_archive(path: Path) -> bool:
 def _is_receipt(path: Path) -> bool:
     try:
         msgspec.json.decode(path.read_bytes(), type=_Receipt)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *NO_JSON):
         return False
     return True
+
+
+class _Environment(msgspec.Struct):
+    """The part of a run's environment that a receipt records."""
+
+    commit: str = ""
+
+
+def _commit_of(run: Path) -> str:
+    """The source's commit that trained a run; empty where its environment.json does not say."""
+    try:
+        return msgspec.json.decode(
+            (run / "weights" / "environment.json").read_bytes(), type=_Environment
+        ).commit
+    except (OSError, *NO_JSON):
+        return ""
 
 
 class _Receipt(msgspec.Struct):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit.files import replacing
 
 
@@ -44,7 +45,7 @@ def origin_of(file: Path) -> Origin | None:
     try:
         origin = msgspec.json.decode(_beside(file).read_bytes(), type=Origin)
         return origin if origin.sha256 == sha256(file) else None
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *NO_JSON):
         return None
 
 

@@ -48,6 +48,16 @@ class Restarts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roll_backs: Count = 3
 
 
+class Codabench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where submissions go.
+
+    Attributes:
+        competition: number or name (:data:`submission.competitions.KNOWN`).
+    """
+
+    competition: int | str | None = None
+
+
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of a training that a flag, toolkit.toml or a preset sets; None where it says nothing.
 
@@ -84,6 +94,7 @@ class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
     saving: Saving = Saving()
     restarts: Restarts = Restarts()
     logging: dict[str, bool] = {}
+    codabench: Codabench = Codabench()
 
 
 def bounds(name: str) -> tuple[int, int]:

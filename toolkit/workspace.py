@@ -23,6 +23,8 @@ from pathlib import Path
 
 import msgspec
 
+from submission import competitions
+from submission.errors import NO_JSON
 from toolkit import settings
 from toolkit.errors import ToolkitError, reason
 
@@ -85,6 +87,15 @@ class Workspace:
             ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
         """
         return settings.read(self.settings_files(data))
+
+    def competition(self, flag: str | None = None, data: Path | None = None) -> int:
+        """Codabench's number of the competition: the flag's, toolkit.toml's, RTIOD at WACV 2026.
+
+        Raises:
+            SubmissionError: the name is no competition's.
+        """
+        named = flag if flag is not None else self.defaults(data).codabench.competition
+        return competitions.DEFAULT if named is None else competitions.number_of(str(named))
 
     def data_dir(self, flag: Path | None = None) -> Path:
         """The folder with LTDv2's files: the flag, ``TOOLKIT_DATA``, toolkit.toml's, ``.``, ``data`` or the
@@ -199,7 +210,7 @@ class Workspace:
         """
         try:
             return msgspec.json.decode((run / "run.json").read_bytes(), type=RunRecord)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *NO_JSON) as error:
             raise ToolkitError(
                 f"cannot read {run / 'run.json'}", found=reason(error), expected="a run's record"
             ) from error

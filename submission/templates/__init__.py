@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission.detections import parse_ids, read_bytes, refuse_repeated_keys
-from submission.errors import SubmissionError
+from submission.errors import NO_JSON, SubmissionError
 
 Phase = Literal["development", "testing"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -54,20 +54,24 @@ def read(path: Path) -> npt.NDArray[np.int64]:
     Raises:
         SubmissionError: the file is missing, no JSON, neither of the two, or names an id twice.
     """
-    data = read_bytes(path)
+    return loads(read_bytes(path), str(path))
+
+
+def loads(data: bytes, source: str) -> npt.NDArray[np.int64]:
+    """Like :func:`read`, from bytes; ``source`` names them in messages."""
     try:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         if "images" not in keys:
-            ids = parse_ids(keys, str(path))
-            refuse_repeated_keys(data, len(ids), str(path))
+            ids = parse_ids(keys, source)
+            refuse_repeated_keys(data, len(ids), source)
             return ids
         ids = np.array([image.id for image in msgspec.json.decode(data, type=_Coco).images], np.int64)
-    except (msgspec.DecodeError, OverflowError) as error:
+    except (*NO_JSON, OverflowError) as error:
         raise SubmissionError(
-            f"{path} is no template",
+            f"{source} is no template",
             found=str(error),
             expected="the challenge's object of ids, or a COCO file with images",
         ) from error
     if len(np.unique(ids)) != len(ids):
-        raise SubmissionError(f"{path} names an image id twice", expected="every id once")
+        raise SubmissionError(f"{source} names an image id twice", expected="every id once")
     return ids

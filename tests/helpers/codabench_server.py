@@ -84,6 +84,8 @@ class Server:
         states: what a submission goes through, a step each time that it is looked at; a quick worker's,
             unless :data:`STATES` are given.
         scores: of a submission that has finished.
+        log: what the scoring of a failed submission wrote.
+        hides_output: whether the phase shows no logs.
         requests: (method, path, token or None) of every request.
         archives: bodies that were stored.
         datasets: key -> file.
@@ -103,6 +105,8 @@ class Server:
     )
     states: list[str] = field(default_factory=lambda: [STATES[0], STATES[-1]])
     scores: dict[str, str] = field(default_factory=lambda: dict(SCORES))
+    log: str = "Traceback (most recent call last):\n  ...\nValueError: Missing image ids"
+    hides_output: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     archives: list[bytes] = field(default_factory=list)
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -197,8 +201,14 @@ class Server:
             ]
             found["on_leaderboard"] = True
         if found["status"] == "Failed":
-            found["status_details"] = "ValueError: Missing image ids"
+            found["status_details"] = "scoring_hostname-worker6"  # what a worker leaves there
         return 200, found
+
+    def details(self, number: int) -> tuple[int, Any]:
+        if self.hides_output:
+            return 403, {"detail": "Cannot access submission details while phase marked to hide output."}
+        names = ("prediction_stderr", "scoring_stdout", "scoring_stderr")
+        return 200, {"logs": [{"name": n, "data_file": f"{self.url}/storage/{n}.txt?s=1"} for n in names]}
 
     def listed(self, query: dict[str, list[str]]) -> tuple[int, Any]:
         chosen = [s for s in self.made.values() if query.get("phase", [str(s["phase"])]) == [str(s["phase"])]]
@@ -238,6 +248,8 @@ class Server:
             return self.create_dataset(form)
         if place == ["submissions"]:
             return self.create_submission(form) if method == "POST" else self.listed(parse_qs(parts.query))
+        if place[0] == "submissions" and place[2:] == ["get_details"]:
+            return self.details(int(place[1]))
         if place[0] == "submissions":
             return self.look_at(int(place[1]))
         return 404, {"detail": "Not found."}
@@ -259,6 +271,12 @@ def codabench() -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(body)
 
+        def send_text(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             state.requests.append((self.command, self.path, self.headers.get("Authorization")))
@@ -266,6 +284,9 @@ def codabench() -> Iterator[Server]:
                 return
             if urlsplit(self.path).path in state.silent:
                 self.answer(200, {})
+                return
+            if self.path.startswith("/storage/") and self.command == "GET":
+                self.send_text(state.log if "scoring_stderr" in self.path else "")
                 return
             if self.path.startswith("/storage/"):
                 state.archives.append(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from submission import Detections, SubmissionError
+from submission import Detections, SubmissionError, templates
 
 A, B = 20210114222307015, 20200514222307016
 ENTRY = {"boxes": [[1.5, 2, 3, 4.25]], "scores": [0.5], "labels": [1]}
@@ -161,6 +162,22 @@ BAD_FILES = {
     "an id that went through a double": ({"2.0210114222307e+16": ENTRY}, "key '2.02"),
     "an id of twenty digits": ({"2" * 20: ENTRY}, "key '2222"),
 }
+
+
+NO_JSON = {
+    "Latin-1": b'{"\xff": 1}',
+    "UTF-16": b"\xff\xfe{",
+    "lists": b"[" * 100_000,
+    "objects": b'{"a":' * 100_000,
+}
+
+
+@pytest.mark.parametrize("data", NO_JSON.values(), ids=NO_JSON)
+@pytest.mark.parametrize("read", [Detections.loads, Detections.loads_coco, templates.loads])
+def test_bytes_that_are_no_json_are_one_line(read: Callable[[bytes, str], object], data: bytes) -> None:
+    with pytest.raises(SubmissionError, match="the file") as caught:
+        read(data, "the file")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

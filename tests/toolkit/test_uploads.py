@@ -14,6 +14,7 @@ from codabench_server import Server, phase
 from command import Command, Result
 
 from submission import Detections, archive, templates
+from toolkit import uploads
 
 IDS = templates.template("testing")[:40]
 
@@ -33,6 +34,11 @@ def entry(workspace: Path) -> Path:
     (workspace / "ids.json").write_text(json.dumps({str(i): {} for i in IDS.tolist()}))
     plausible().write(workspace / "p.json")
     return workspace
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "LOOKS", (0.0, 0.0))
 
 
 def upload(toolkit: Command, *options: str, file: str = "p.json") -> Result:
@@ -138,6 +144,37 @@ def test_a_submission_whose_answer_was_lost_is_found(
     result = upload(toolkit)
     assert (result.status, "looking whether it was made all the same" in result.err) == (0, True)
     assert [kept["codabench"]["submission"] for kept in receipts(entry)] == [4711]
+    assert len(codabench_server.submissions) == 1
+
+
+def test_a_server_that_is_slow_to_show_a_submission_is_looked_at_again(
+    entry: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    empty = b"HTTP/1.0 200 OK\r\n\r\n[]"
+    codabench_server.after["/api/submissions/"] = [empty, b"", empty]
+    assert upload(toolkit).status == 0
+    assert len(codabench_server.submissions) == 1
+
+
+def test_a_forced_upload_whose_answer_was_lost_is_not_taken_for_the_one_before(
+    entry: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    assert upload(toolkit).status == 0
+    codabench_server.quota = True
+    listed = json.dumps([codabench_server.made[4711]]).encode()
+    found = b"HTTP/1.0 200 OK\r\n\r\n" + listed
+    codabench_server.raw["/api/submissions/"] = [found, b"HTTP/1.0 502 Bad\r\n\r\n", found, found]
+    result = upload(toolkit, "--upload-again")
+    assert (result.status, "may have arrived" in result.err) == (1, True)
+    assert len(codabench_server.submissions) == 1
+
+
+def test_a_server_that_hides_its_list_does_not_get_an_archive_twice(
+    entry: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    assert upload(toolkit).status == 0
+    codabench_server.raw["/api/submissions/?"] = [b"HTTP/1.0 200 OK\r\n\r\n[]"]
+    assert "uploaded before; found submission 4711" in upload(toolkit).err
     assert len(codabench_server.submissions) == 1
 
 

@@ -24,6 +24,7 @@ from toolkit.cli.link import link
 from toolkit.cli.monitor import monitor, runs
 from toolkit.cli.predict import predict
 from toolkit.cli.reproduce import reproduce
+from toolkit.cli.submissions import submissions
 from toolkit.cli.submit import submit
 from toolkit.cli.train import train
 
@@ -45,6 +46,7 @@ app.command()(predict)
 app.command()(link)
 app.command()(ensemble)
 app.command()(submit)
+app.command()(submissions)
 app.command()(doctor)
 app.add_typer(container.app, name="container")
 app.add_typer(bench.app, name="bench")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from submission.codabench import Codabench
 
 
 class PhaseName(str, Enum):
@@ -52,6 +55,14 @@ def submit(
     phase_id: Annotated[
         int | None, typer.Option(help="Codabench's number of the phase; default: found by its name.")
     ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Follow the upload to its score; Ctrl-C leaves it running."),
+    ] = False,
+    competition: Annotated[
+        str | None,
+        typer.Option(help="Number or name at Codabench: 10954 rtiod-2026 (default), 16106 seasons-in-drift."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's. Knows file stems.")
     ] = None,
@@ -63,6 +74,7 @@ def submit(
 
     Example: [bold]toolkit submit --zip[/bold]
     Example: [bold]toolkit submit predictions.json --phase testing --zip --out entry.zip[/bold]
+    Example: [bold]toolkit submit --upload --wait[/bold]
     """
     from contextlib import suppress
 
@@ -72,6 +84,9 @@ def submit(
     from toolkit.errors import ToolkitError
 
     place = workspace.current()
+    if wait and not upload:
+        raise ToolkitError("--wait follows an upload", fix="--upload --wait, or look: toolkit submissions")
+    place.competition(competition, data)  # a name that is none is said before anything is read
     if predictions is None:
         predictions = place.newest_predictions()
         console.note(f"newest predictions: {predictions}")
@@ -119,8 +134,11 @@ def submit(
         # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
         receipt = entry.write_archive(target, checked, source, run)
         if client is not None:
-            sending = uploads.Upload(client, target, receipt, place.submissions)
-            sent = sending.send(checked.phase, phase_id, upload_again)
+            number = place.competition(competition, folder)
+            sending = uploads.Upload(client, target, receipt, place.submissions, number)
+            record, sent = sending.send(checked.phase, phase_id, upload_again)
+            if wait:
+                sent = _follow(client, record, sent, json)
     if json:
         files = {"predictions": str(source), "zip": str(target) if target else None}
         outcome = {"objections": worth.objections, "remarks": worth.remarks, "codabench": sent or None}
@@ -136,3 +154,22 @@ def submit(
         console.note("nothing written; --zip writes the archive")
     else:
         typer.echo(target)
+
+
+def _follow(client: Codabench, record: Path, sent: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """Wait for a submission's score, write it into the receipts and print it beside the validation score."""
+    from toolkit import console, submissions, uploads
+
+    number = int(sent["submission"])
+    try:
+        made = submissions.follow(client, number)
+    except KeyboardInterrupt:
+        console.note(
+            f"submission {number} goes on at Codabench; `toolkit submissions` shows what becomes of it"
+        )
+        raise
+    uploads.complete(record, made)
+    scores = submissions.outcome(client, made)
+    if not quiet:
+        console.out.print(submissions.score_table(scores, uploads.read(record)))
+    return {**sent, "status": made.status, "scores": scores}

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission.detections import locate, read_bytes
+from submission.errors import NO_JSON
 from toolkit.errors import ToolkitError
 
 
@@ -54,7 +55,7 @@ class Context:
         """
         try:
             images = msgspec.json.decode(read_bytes(path), type=_Coco).images
-        except msgspec.DecodeError as error:
+        except NO_JSON as error:
             raise ToolkitError(
                 f"{path} does not say which clip a frame is of",
                 found=str(error),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission.detections import locate, parse_ids, read_bytes, refuse_repeated_keys, to_offsets
-from submission.errors import SubmissionError
+from submission.errors import NO_JSON, SubmissionError
 from toolkit.errors import ToolkitError
 
 
@@ -98,7 +98,7 @@ class GroundTruth:
             truth = _from_challenge(entries, path)
             refuse_repeated_keys(data, len(truth), str(path))
             return truth
-        except msgspec.DecodeError as error:
+        except NO_JSON as error:
             raise ToolkitError(
                 f"{path} is no truth file",
                 found=str(error),

@@ -1,0 +1,49 @@
+"""``toolkit submissions``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def submissions(
+    competition: Annotated[
+        str | None,
+        typer.Option(help="Number or name at Codabench: 10954 rtiod-2026 (default), 16106 seasons-in-drift."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with LTDv2's files, whose toolkit.toml counts.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List your submissions: phase, state, scores, weights, commit, and what is left of the quota.
+
+    Codabench is asked with the token CODABENCH_TOKEN, and the receipts of finished submissions get their
+    scores. Without a token the receipts in submissions/ are listed.
+
+    Example: [bold]toolkit submissions[/bold]
+    Example: [bold]toolkit submissions --competition 16106 --json[/bold]
+    """
+    import msgspec
+
+    from toolkit import console, entry, workspace
+    from toolkit import submissions as sent
+
+    place = workspace.current()
+    client = entry.account()
+    seen = sent.overview(place.submissions, place.competition(competition, data), client)
+    if json:
+        console.print_json(msgspec.to_builtins(seen))
+        return
+    if client is None:
+        console.warn("no token in CODABENCH_TOKEN: this is what the receipts say")
+    for line in sent.quota_lines(seen):
+        console.note(line)
+    if not seen.lines:
+        console.note(f"no submissions to competition {seen.competition}; make one: toolkit submit --upload")
+        return
+    if not console.out.is_terminal:
+        console.out.width = 10_000  # a pipe has none, and what is read from it must not be clipped
+    console.out.print(sent.overview_table(seen))
