@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -466,3 +466,29 @@ def test_a_heartbeat_that_is_being_written_over_is_read_when_it_is_whole(
     contents = iter([b"", whole[:20], whole])
     monkeypatch.setattr(Path, "read_bytes", lambda _: next(contents))
     assert heartbeat.read(RunFiles(tmp_path)) == written
+
+
+class OneMore(Rules, frozen=True):
+    """A red flag is added by one declaration."""
+
+    too_many_epochs: Annotated[
+        Rule, health.Flag(lambda seen, rule: f"epoch {seen.beat.epoch}" if seen.beat else None, "epochs")
+    ] = Rule(3.0, Action.NOTE)
+
+
+def test_a_flag_that_is_declared_is_checked() -> None:
+    seen = history(1, lambda second: beat(second, epoch=7))
+    assert ("too_many_epochs", "epoch 7") in {(v.rule, v.detail) for v in health.check(seen, OneMore())}
+
+
+def test_a_flag_cannot_be_declared_without_its_check() -> None:
+    class Unchecked(Rules, frozen=True):
+        forgotten: Rule = Rule(1.0, Action.NOTE)
+
+    with pytest.raises(TypeError, match="forgotten is declared without a Flag"):
+        health.check(history(1, lambda second: beat(second)), Unchecked())
+
+
+def test_the_documentation_has_a_row_a_flag() -> None:
+    document = (Path(__file__).parents[2] / "docs/reliability.md").read_text()
+    assert health.table() in document

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import torch
 from command import Command
+from ultralytics.cfg import get_cfg
 
 from toolkit import checks
 from toolkit.dataset.index import prepare
@@ -24,8 +25,8 @@ from toolkit.device import resolve_device
 from toolkit.errors import ToolkitError
 from toolkit.runs import reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
-from toolkit.runs.plan import TrainingPlan
-from toolkit.supervision import supervisor
+from toolkit.runs.plan import ULTRALYTICS, TrainingPlan
+from toolkit.supervision import status, supervisor
 from toolkit.supervision.supervisor import claim
 from toolkit.training import deciding, preset
 from toolkit.training.deciding import Options
@@ -43,8 +44,6 @@ def place(tmp_path: Path) -> Workspace:
 
 @pytest.mark.parametrize("name", preset.presets())
 def test_every_preset_speaks_ultralytics_words(name: str) -> None:
-    from ultralytics.cfg import get_cfg
-
     get_cfg(overrides=dict(load_preset(name).arguments))
 
 
@@ -352,3 +351,28 @@ def test_data_without_a_validation_split_cannot_be_trained_on(place: Workspace) 
     with pytest.raises(ToolkitError, match=r"no val images.*Valid\.json"):
         supervisor.train(plan)
     assert not place.runs.exists()
+
+
+def test_an_attribute_of_a_module_is_no_route_to_train_by(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLKIT_CONV_ROUTE", "some.module:attribute")
+    with pytest.raises(ToolkitError, match="names no route"):
+        deciding.plan(place, Options(device="cpu"))
+
+
+def test_what_a_preset_leaves_to_ultralytics_is_in_the_plan(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = load_preset("smoke")
+    few = {key: value for key, value in usual.arguments.items() if key not in ("epochs", "batch")}
+    preset = msgspec.structs.replace(usual, arguments=few)
+    monkeypatch.setattr(deciding, "load_preset", lambda _: preset)
+    one = begun(place, "one")
+    assert (one.arguments["epochs"], one.arguments["batch"]) == (get_cfg().epochs, get_cfg().batch)
+    assert one.arguments["imgsz"] == usual.arguments["imgsz"]
+    assert status.describe(RunFiles(one.run)).state == "interrupted"
+
+
+def test_what_ultralytics_takes_is_what_it_takes() -> None:
+    assert {name: getattr(get_cfg(), name) for name in ULTRALYTICS} == ULTRALYTICS

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
@@ -50,65 +51,6 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[float, msgspec.Meta(ge=0)]
     action: Action
     seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-
-
-class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All rules with their default thresholds.
-
-    Attributes:
-        hang: seconds without a batch in training, or 20 times the median batch if that is longer.
-        hang_starting: the same before the first batch (imports, first-step compilation).
-        hang_validating: the same in validation.
-        not_finite: updates in a row with a loss or gradient that is NaN or infinite.
-        often_not_finite: part of the updates of ten minutes that were such, if they were 20 or more.
-        loss_jump: loss as a multiple of what its running median usually was in the ten minutes before, from
-            batch :data:`UNTRAINED` on.
-        gpu_idle: percent of time that the GPU is busy.
-        hot, too_hot: temperature of the GPU in degrees Celsius.
-        gpu_memory: part of the card's memory in use: 5 GB on a card of 6 GB.
-        memory_growth: GiB that the trainer, its loader and its part of the GPU have grown by, bit by bit.
-        slow: images a second as a part of the run's own median.
-        starving: part of the time spent waiting for the loader.
-        disk: GiB free where the run is written.
-        bad_frames: part of the frames that did not decode and were replaced; `predict` and `evaluate` stop at
-            it as well.
-    """
-
-    hang: Rule = Rule(120.0, Action.RESTART)
-    hang_starting: Rule = Rule(900.0, Action.RESTART)
-    hang_validating: Rule = Rule(300.0, Action.RESTART)
-    not_finite: Rule = Rule(10.0, Action.ROLL_BACK)
-    often_not_finite: Rule = Rule(0.2, Action.ROLL_BACK)
-    loss_jump: Rule = Rule(10.0, Action.ROLL_BACK, seconds=20.0)
-    gpu_idle: Rule = Rule(0.0, Action.NOTE, seconds=60.0)
-    hot: Rule = Rule(80.0, Action.NOTE, seconds=60.0)
-    too_hot: Rule = Rule(95.0, Action.GIVE_UP, seconds=5.0)
-    gpu_memory: Rule = Rule(5 / 6, Action.NOTE)
-    memory_growth: Rule = Rule(4.0, Action.RESTART, seconds=60.0)
-    slow: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
-    starving: Rule = Rule(0.5, Action.NOTE, seconds=60.0)
-    disk: Rule = Rule(2.0, Action.NOTE)
-    bad_frames: Rule = Rule(BAD_FRAMES, Action.GIVE_UP)
-
-    def frames_allowed(self) -> float:
-        """Part of the frames that may be bad; all of them where the rule does not give a run up."""
-        return self.bad_frames.limit if self.bad_frames.action is Action.GIVE_UP else 1.0
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in _BOUNDS.items():
-            limit = getattr(self, name).limit
-            if not least <= limit <= most:
-                between = f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
-                raise ValueError(f"Expected a limit of {between} for {name}, got {limit:g}")
-
-
-_BOUNDS = {
-    **dict.fromkeys(("hang", "hang_starting", "hang_validating", "not_finite", "loss_jump"), (1, math.inf)),
-    **dict.fromkeys(("often_not_finite", "gpu_memory", "slow", "starving", "bad_frames"), (0, 1)),
-    "gpu_idle": (0, 100),
-}
-"""Limits with which a rule says something: with others it would end a healthy trainer, or never apply to a
-part that somebody wrote in percent."""
 
 
 @dataclass(frozen=True)
@@ -201,43 +143,6 @@ class History:
         """Observations of the ten minutes (:attr:`FULL`) that ended ``seconds`` ago."""
         end = self._now - seconds
         return [observation for observation in self.observations if end - self.FULL <= observation.at < end]
-
-
-def check(history: History, rules: Rules) -> list[Verdict]:
-    """Every rule that applies now, the most drastic first."""
-    verdicts = []
-    for name, rule_function in _RULES.items():
-        rule: Rule = getattr(rules, name)
-        detail = rule_function(history, rule)
-        if detail is not None:
-            verdicts.append(Verdict(name, rule.action, detail))
-    severity = list(Action)
-    return sorted(verdicts, key=lambda verdict: -severity.index(verdict.action))
-
-
-def hang_is_near(history: History, rules: Rules) -> bool:
-    """Whether half of the time after which training or validation counts as hanging has passed in silence."""
-    for rule_function, rule in ((_hang, rules.hang), (_hang_validating, rules.hang_validating)):
-        if rule_function(history, msgspec.structs.replace(rule, limit=rule.limit / 2)) is not None:
-            return True
-    return False
-
-
-def load(table: Mapping[str, Any]) -> Rules:
-    """Rules from ``[health]`` of a toolkit.toml: a rule that is named keeps the defaults it does not mention.
-
-    Raises:
-        ToolkitError: a name, an action or a type is not known.
-    """
-    merged = msgspec.to_builtins(Rules())
-    for name, values in table.items():
-        if name not in merged or not isinstance(values, Mapping):
-            raise ToolkitError(f"no health rule {name}", expected=", ".join(merged))
-        merged[name] |= values
-    try:
-        return msgspec.convert(merged, Rules)
-    except msgspec.ValidationError as error:
-        raise ToolkitError("a health rule cannot be used", found=str(error)) from error
 
 
 def _without_progress(history: History, phases: tuple[Phase | None, ...], limit: float) -> str | None:
@@ -405,20 +310,142 @@ def _bad_frames(history: History, rule: Rule) -> str | None:
     )
 
 
-_RULES: dict[str, Callable[[History, Rule], str | None]] = {
-    "hang": _hang,
-    "hang_starting": _hang_starting,
-    "hang_validating": _hang_validating,
-    "not_finite": _not_finite,
-    "often_not_finite": _often_not_finite,
-    "loss_jump": _loss_jump,
-    "gpu_idle": _gpu_idle,
-    "hot": _temperature,
-    "too_hot": _temperature,
-    "gpu_memory": _gpu_memory,
-    "memory_growth": _memory_growth,
-    "slow": _slow,
-    "starving": _starving,
-    "disk": _disk,
-    "bad_frames": _bad_frames,
-}
+@dataclass(frozen=True)
+class Flag:
+    """What belongs to a red flag beside its :class:`Rule`, which a user may change.
+
+    Attributes:
+        check: whether it applies, and the numbers.
+        unit: of its limit, in words.
+        least, most: limits with which it says something: with others it would end a healthy trainer, or
+            never apply to a part that somebody wrote in percent.
+    """
+
+    check: Callable[[History, Rule], str | None]
+    unit: str
+    least: float = 0.0
+    most: float = math.inf
+
+
+class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All red flags, each declared once: what is not here is not checked, and what is here is."""
+
+    hang: Annotated[
+        Rule, Flag(_hang, "seconds without a batch in training, or 20 usual batches if that is longer", 1)
+    ] = Rule(120.0, Action.RESTART)
+    hang_starting: Annotated[
+        Rule, Flag(_hang_starting, "seconds without a sign of life before the first batch", 1)
+    ] = Rule(900.0, Action.RESTART)
+    hang_validating: Annotated[
+        Rule, Flag(_hang_validating, "seconds without a sign of life in validation", 1)
+    ] = Rule(300.0, Action.RESTART)
+    not_finite: Annotated[Rule, Flag(_not_finite, "updates in a row with a NaN or an infinity", 1)] = Rule(
+        10.0, Action.ROLL_BACK
+    )
+    often_not_finite: Annotated[
+        Rule, Flag(_often_not_finite, "part of the updates of ten minutes that were such, at least 20", 0, 1)
+    ] = Rule(0.2, Action.ROLL_BACK)
+    loss_jump: Annotated[
+        Rule,
+        Flag(_loss_jump, f"loss by its median of the ten minutes before, from batch {UNTRAINED} on", 1),
+    ] = Rule(10.0, Action.ROLL_BACK, seconds=20.0)
+    gpu_idle: Annotated[Rule, Flag(_gpu_idle, "percent of the time that the GPU is busy", 0, 100)] = Rule(
+        0.0, Action.NOTE, seconds=60.0
+    )
+    hot: Annotated[Rule, Flag(_temperature, "degrees Celsius of the GPU")] = Rule(
+        80.0, Action.NOTE, seconds=60.0
+    )
+    too_hot: Annotated[Rule, Flag(_temperature, "degrees Celsius of the GPU")] = Rule(
+        95.0, Action.GIVE_UP, seconds=5.0
+    )
+    gpu_memory: Annotated[Rule, Flag(_gpu_memory, "part of the card's memory in use", 0, 1)] = Rule(
+        5 / 6, Action.NOTE
+    )
+    memory_growth: Annotated[
+        Rule, Flag(_memory_growth, "GiB more of trainer, loader and its part of the GPU, bit by bit")
+    ] = Rule(4.0, Action.RESTART, seconds=60.0)
+    slow: Annotated[Rule, Flag(_slow, "images a second as a part of the run's own median", 0, 1)] = Rule(
+        0.5, Action.NOTE, seconds=60.0
+    )
+    starving: Annotated[Rule, Flag(_starving, "part of the time spent waiting for the loader", 0, 1)] = Rule(
+        0.5, Action.NOTE, seconds=60.0
+    )
+    disk: Annotated[Rule, Flag(_disk, "GiB free where the run is written")] = Rule(2.0, Action.NOTE)
+    bad_frames: Annotated[
+        Rule, Flag(_bad_frames, "part of the frames that did not decode, by more than chance", 0, 1)
+    ] = Rule(BAD_FRAMES, Action.GIVE_UP)
+
+    def frames_allowed(self) -> float:
+        """Part of the frames that may be bad; all of them where the rule does not give a run up."""
+        return self.bad_frames.limit if self.bad_frames.action is Action.GIVE_UP else 1.0
+
+    def __post_init__(self) -> None:
+        for name, flag in flags(type(self)).items():
+            limit = getattr(self, name).limit
+            if not flag.least <= limit <= flag.most:
+                most = f" to {flag.most:g}" if math.isfinite(flag.most) else " or more"
+                raise ValueError(f"Expected a limit of {flag.least:g}{most} for {name}, got {limit:g}")
+
+
+@cache
+def flags(rules: type[msgspec.Struct] = Rules) -> dict[str, Flag]:
+    """The :class:`Flag` of every field.
+
+    Raises:
+        TypeError: a field is declared without one, and would never be checked.
+    """
+    found = {}
+    for name, kind in get_type_hints(rules, include_extras=True).items():
+        _, *extras = get_args(kind) or (kind,)
+        if not extras or not isinstance(extras[0], Flag):
+            raise TypeError(f"{name} is declared without a Flag")
+        found[name] = extras[0]
+    return found
+
+
+def check(history: History, rules: Rules) -> list[Verdict]:
+    """Every rule that applies now, the most drastic first."""
+    verdicts = []
+    for name, flag in flags(type(rules)).items():
+        rule: Rule = getattr(rules, name)
+        detail = flag.check(history, rule)
+        if detail is not None:
+            verdicts.append(Verdict(name, rule.action, detail))
+    severity = list(Action)
+    return sorted(verdicts, key=lambda verdict: -severity.index(verdict.action))
+
+
+def hang_is_near(history: History, rules: Rules) -> bool:
+    """Whether half of the time after which training or validation counts as hanging has passed in silence."""
+    for rule_function, rule in ((_hang, rules.hang), (_hang_validating, rules.hang_validating)):
+        if rule_function(history, msgspec.structs.replace(rule, limit=rule.limit / 2)) is not None:
+            return True
+    return False
+
+
+def load(table: Mapping[str, Any]) -> Rules:
+    """Rules from ``[health]`` of a toolkit.toml: a rule that is named keeps the defaults it does not mention.
+
+    Raises:
+        ToolkitError: a name, an action or a type is not known.
+    """
+    merged = msgspec.to_builtins(Rules())
+    for name, values in table.items():
+        if name not in merged or not isinstance(values, Mapping):
+            raise ToolkitError(f"no health rule {name}", expected=", ".join(merged))
+        merged[name] |= values
+    try:
+        return msgspec.convert(merged, Rules)
+    except msgspec.ValidationError as error:
+        raise ToolkitError("a health rule cannot be used", found=str(error)) from error
+
+
+def table() -> str:
+    """The defaults as a table of Markdown, for the documentation."""
+    rules = Rules()
+    rows = ["| flag | limit | of what | held for | action |", "|---|---|---|---|---|"]
+    for name, flag in flags().items():
+        rule: Rule = getattr(rules, name)
+        held = f"{rule.seconds:g} s" if rule.seconds else "at once"
+        rows.append(f"| `{name}` | {rule.limit:.3g} | {flag.unit} | {held} | {rule.action.value} |")
+    return "\n".join(rows)

@@ -20,8 +20,8 @@ from toolkit.settings import Restarts, Saving
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
 
-ULTRALYTICS = {"batch": 16, "workers": 8, "imgsz": 640}
-"""What Ultralytics takes where nobody says anything, of what a run asks of the machine."""
+ULTRALYTICS = {"epochs": 100, "batch": 16, "workers": 8, "imgsz": 640}
+"""What Ultralytics takes where nobody says anything; a plan says it."""
 
 TRACKERS = {
     "clearml": "clearml",
@@ -84,8 +84,12 @@ class TrainingPlan:
 
     def needs(self) -> checks.Needs:
         """What the run asks of the machine."""
-        batch, workers, imgsz = (int(self.arguments.get(name, each)) for name, each in ULTRALYTICS.items())
-        return checks.Needs(self.run, self.device, batch, min(workers, os.cpu_count() or 1), imgsz)
+        workers = min(self.number("workers"), os.cpu_count() or 1)
+        return checks.Needs(self.run, self.device, self.number("batch"), workers, self.number("imgsz"))
+
+    def number(self, name: str) -> int:
+        """One of :data:`ULTRALYTICS`; of a plan by an older version it may be left to Ultralytics."""
+        return int(self.arguments.get(name, ULTRALYTICS[name]))
 
     @property
     def ranks(self) -> int:

@@ -36,7 +36,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         map50, map50_95: of the best epoch so far on the validation split, by Ultralytics' validator.
         global_map_bal: the challenge's score of the best epoch so far, if the run is scored.
         gpu_busy, temperature, vram_used, vram_total: percent, degrees Celsius, bytes; null without a sensor.
-        restarts, counts: interventions in all, and the number of events of each kind.
+        counts: number of events of each kind.
         recent: the last events, oldest first.
     """
 

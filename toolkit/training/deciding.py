@@ -17,7 +17,7 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, reproduction
 from toolkit.runs.folder import RunFiles, decode_path, next_number, state_of
-from toolkit.runs.plan import TRACKERS, SelectBy, TrainingPlan, describe, read_plan
+from toolkit.runs.plan import TRACKERS, ULTRALYTICS, SelectBy, TrainingPlan, describe, read_plan
 from toolkit.training.model import check_model
 from toolkit.training.preset import DEFAULT_PRESET, load_preset
 
@@ -71,7 +71,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     defaults = place.defaults(data)
     preset_name = options.preset or defaults.preset or DEFAULT_PRESET
     preset = load_preset(preset_name)
-    arguments = dict(preset.arguments)
+    arguments = {**ULTRALYTICS, **preset.arguments}
     for key in OVERRIDES:
         value = getattr(options, key)
         if value is None:
@@ -216,7 +216,7 @@ def _check_route() -> None:
     from patches.convolution.registry import NAMES
 
     route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
-    if route != "auto" and ":" not in route and route not in NAMES:
+    if route != "auto" and route not in NAMES:
         raise ToolkitError(
             "TOOLKIT_CONV_ROUTE names no route", found=route, expected="auto, " + ", ".join(NAMES)
         )

@@ -117,8 +117,8 @@ class DryRun(msgspec.Struct, frozen=True):
                 value = f"{setting.value!s:<10} {setting.source}"
                 yield f"  {setting.name:<18} {value}{f'; {setting.note}' if setting.note else ''}"
         if self.images:
-            in_epoch = -(-self.images["train"] // int(plan.arguments["batch"]))
-            all_batches = in_epoch * int(plan.arguments["epochs"])
+            in_epoch = -(-self.images["train"] // plan.number("batch"))
+            all_batches = in_epoch * plan.number("epochs")
             yield f"batches      {in_epoch:,} an epoch, {all_batches:,} in all"
         scored = (
             f", scored every {plan.score_every} epochs" if plan.score_every > 1 else ", every epoch scored"
@@ -226,7 +226,7 @@ def _of_earlier_run(
             continue
         if not _alike(plan, earlier):
             continue
-        epochs, name = int(plan.arguments["epochs"]), files.run.name
+        epochs, name = plan.number("epochs"), files.run.name
         training = images["train"] * epochs / summary.images_per_second
         validation = beat.validation_seconds * images["val"] / validated
         usual = beat.step_seconds[1]
@@ -260,7 +260,7 @@ def _measured(
     from toolkit.training import probe
 
     tried, processes = probe.run(plan), probe.loader_processes(plan)
-    batch, epochs = int(plan.arguments["batch"]), int(plan.arguments["epochs"])
+    batch, epochs = plan.number("batch"), plan.number("epochs")
     part = batch // plan.ranks
     if frames is None:
         images, epochs, loading = {"train": WITHOUT_DATA, "val": 0}, 1, {"train": 0.0, "val": 0.0}
@@ -287,7 +287,7 @@ def _measured(
 
 
 def _memory_source(plan: TrainingPlan, tried: int) -> str:
-    part = int(plan.arguments["batch"]) // plan.ranks
+    part = plan.number("batch") // plan.ranks
     if plan.device == "cpu":
         return f"RAM of the trainer and its loader; measured now with a batch of {tried}, in proportion"
     import torch

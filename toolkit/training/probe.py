@@ -62,7 +62,7 @@ def run(plan: TrainingPlan) -> Probe:
     Raises:
         ToolkitError: not even one image fits on the GPU.
     """
-    planned = int(plan.arguments["batch"]) // plan.ranks
+    planned = plan.number("batch") // plan.ranks
     device = torch_device(plan.device)
     console.note(f"trying a few batches on {device}")
     with running(plan.device, patched=plan.patches), determinism(configuration(plan).deterministic):
@@ -93,7 +93,7 @@ def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> floa
         split,
         options,
         mode="train" if training else "val",
-        batch=int(plan.arguments["batch"]),
+        batch=plan.number("batch"),
         data=data_dictionary(index, plan.channels),
         rows=plan.subset(split).rows(index.split(split)),
         stride=STRIDE,

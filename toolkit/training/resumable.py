@@ -105,7 +105,6 @@ class ResumableTrainer(DetectionTrainer):
         self.frames = 0
         self._bad_before = files.bad_frames()
         self._since_update = 0
-        self._loss_is_finite = True
         self._beats = 0
         self._phase: heartbeat.Phase | None = None
         self._last_beat = self._last_save = self._last_batch_end = time.monotonic()
