@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from submission import Detections
 from submission.validate import check_values
 from toolkit.errors import ToolkitError
 from toolkit.evaluation import ensemble
-from toolkit.evaluation.ensemble import FusionOptions, fuse
+from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
 needs_ensemble_boxes = pytest.mark.skipif(
     not find_spec("ensemble_boxes"), reason="needs ensemble-boxes (the extra [ensemble], part of [dev])"
@@ -102,3 +104,31 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ensemble, "find_spec", lambda name: None)
     with pytest.raises(ToolkitError, match=r"pip install ensemble-boxes"):
         fuse([FIRST, SECOND])
+
+
+@needs_ensemble_boxes
+def test_each_class_trusts_the_set_that_finds_it_on_validation(tmp_path: Path) -> None:
+    """Of two boxes of an object, the one of the better set for its class decides where the object is."""
+    here, there = (10.0, 10.0, 50.0, 50.0), (14.0, 10.0, 54.0, 50.0)
+    sets = [
+        detections({A: [(*place, 0.8, 1), (*(c + 200 for c in place), 0.8, 3)]}) for place in (here, there)
+    ]
+    files = []
+    for name, aps in (("a", [0.9, 0.0]), ("b", [0.1, 0.4])):
+        files.append(tmp_path / name)
+        content = {"global_map_per_class": aps, "toolkit": {"labels": {"global": [1, 3]}}}
+        files[-1].write_text(json.dumps(content))
+    weights = weights_by_class(files)
+    assert weights == {1: (0.9, 0.1), 3: (0.01, 0.4)}
+    fused = fuse(sets, FusionOptions(class_weights=weights))
+    left = {label: box[0] for label, box in zip(fused.labels.tolist(), fused.boxes.tolist(), strict=True)}
+    assert left[1] == pytest.approx(10.4, abs=0.01)
+    assert left[3] == pytest.approx(214 - 4 * 0.01 / 0.41, abs=0.01)
+    alike = fuse(sets, FusionOptions(class_weights={1: (1.0, 1.0), 3: (1.0, 1.0)}))
+    plain = fuse(sets)
+    by_label = np.argsort(plain.labels), np.argsort(alike.labels)
+    np.testing.assert_allclose(alike.boxes[by_label[1]], plain.boxes[by_label[0]], atol=1e-6)
+    np.testing.assert_allclose(alike.scores, plain.scores)
+    (tmp_path / "a").write_text("{}")
+    with pytest.raises(ToolkitError, match="says nothing of the classes"):
+        weights_by_class(files)

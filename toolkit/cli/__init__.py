@@ -24,6 +24,7 @@ from toolkit.cli.link import link
 from toolkit.cli.monitor import monitor, runs
 from toolkit.cli.predict import predict
 from toolkit.cli.reproduce import reproduce
+from toolkit.cli.soup import soup
 from toolkit.cli.submissions import submissions
 from toolkit.cli.submit import submit
 from toolkit.cli.train import train
@@ -43,6 +44,7 @@ app.command()(reproduce)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(predict)
+app.command()(soup)
 app.command()(link)
 app.command()(ensemble)
 app.command()(submit)

@@ -21,7 +21,13 @@ class MethodName(str, Enum):
 def ensemble(
     predictions: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="At least two.")],
     method: Annotated[MethodName, typer.Option(help="wbf averages the boxes of an object.")] = MethodName.wbf,
-    weights: Annotated[str | None, typer.Option(help="Trust in each file: 2,1,1. Default: alike.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Trust in each file: 2,1,1; or validation: by the AP of each class.")
+    ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="For `--weights validation`: scores.json of each file; default: its run's."),
+    ] = None,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap of boxes of one object.")] = 0.55,
     max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
     out: Annotated[Path, typer.Option(help="Where the fused predictions go.")] = Path("ensemble.json"),
@@ -29,23 +35,38 @@ def ensemble(
     """Fuse several sets of predictions into one.
 
     Example: [bold]toolkit ensemble runs/a/predictions-test.json runs/b/predictions-test.json[/bold]
+    Example: [bold]toolkit ensemble runs/*/predictions-test.json --weights validation[/bold]
     """
     from submission import Detections
     from submission.validate import check_same_images, check_values
     from toolkit import console
     from toolkit.errors import ToolkitError
-    from toolkit.evaluation.ensemble import FusionOptions, fuse
+    from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
+    by_class = None
+    if weights == "validation":
+        by_class, weights = weights_by_class(scores or [_scores_of(path) for path in predictions]), None
+    elif scores:
+        raise ToolkitError("--scores is read with `--weights validation` alone")
     try:
         trust = tuple(float(part) for part in weights.split(",")) if weights else None
     except ValueError as error:
-        raise ToolkitError(f"--weights {weights} are no numbers", expected="such as 2,1,1") from error
+        raise ToolkitError(
+            f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
+        ) from error
     sets = [Detections.read(path) for path in predictions]
     for path, detections in zip(predictions, sets, strict=True):
         check_values(detections, str(path))
     for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
         console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")
-    fused = fuse(sets, FusionOptions(method.value, trust, iou, max_det)).rounded()
+    fused = fuse(sets, FusionOptions(method.value, trust, by_class, iou, max_det)).rounded()
     check_values(fused, "what came of fusing")
     fused.write(out)
     typer.echo(out)
+
+
+def _scores_of(predictions: Path) -> Path:
+    from toolkit import workspace
+
+    run = workspace.current().run_of(predictions) or predictions.parent
+    return run / "evaluation" / "scores.json"

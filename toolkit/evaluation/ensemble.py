@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from submission import Detections
 from submission.detections import to_offsets
 from toolkit import console
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, reason
 
 Method = Literal["wbf", "nms", "soft-nms", "nmw"]
 Columns = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
@@ -27,6 +29,18 @@ Columns = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np
 
 CHUNK = 512
 """Images a process takes at a time."""
+
+LEAST_TRUST = 0.01
+"""Weight of a set for a class that it does not find on validation."""
+
+
+class _Notes(msgspec.Struct):
+    labels: dict[str, list[int]]
+
+
+class _ScoresFile(msgspec.Struct):
+    toolkit: _Notes
+    global_map_per_class: list[float]
 
 
 @dataclass(frozen=True)
@@ -36,12 +50,14 @@ class FusionOptions:
     Attributes:
         method: wbf (weighted boxes fusion: clusters are averaged), nms, soft-nms, nmw.
         weights: trust in each set, above 0; None: alike.
+        class_weights: label -> trust in each set for boxes of this class, above 0; it wins over ``weights``.
         iou: overlap from which two boxes of a class are the same object.
         max_det: boxes kept in an image, the best ones.
     """
 
     method: Method = "wbf"
     weights: tuple[float, ...] | None = None
+    class_weights: Mapping[int, tuple[float, ...]] | None = None
     iou: float = 0.55
     max_det: int = 100
 
@@ -63,17 +79,8 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
     options = options or FusionOptions()
     if len(sets) < 2:
         raise ToolkitError("nothing to fuse", found=f"{len(sets)} file", expected="at least two")
-    if options.weights is not None and len(options.weights) != len(sets):
-        raise ToolkitError(
-            "weights do not fit", found=f"{len(options.weights)} weights", expected=f"{len(sets)}, one a file"
-        )
-    if options.weights and not (all(w > 0 for w in options.weights) and sum(options.weights) < math.inf):
-        raise ToolkitError(
-            "weights cannot be used",
-            found=", ".join(f"{weight:g}" for weight in options.weights),
-            expected="finite numbers above 0",
-            fix="leave out a file that deserves no trust",
-        )
+    for weights in (options.weights, *(options.class_weights or {}).values()):
+        _check_weights(weights, len(sets))
     if not find_spec("ensemble_boxes"):
         raise ToolkitError(
             "ensemble-boxes is not installed",
@@ -96,6 +103,46 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
         np.concatenate([np.empty(0), *scores]),
         np.concatenate([np.empty(0, np.int64), *labels]),
     )
+
+
+def _check_weights(weights: tuple[float, ...] | None, sets: int) -> None:
+    if weights is not None and len(weights) != sets:
+        raise ToolkitError(
+            "weights do not fit", found=f"{len(weights)} weights", expected=f"{sets}, one a file"
+        )
+    if weights and not (all(w > 0 for w in weights) and sum(weights) < math.inf):
+        raise ToolkitError(
+            "weights cannot be used",
+            found=", ".join(f"{weight:g}" for weight in weights),
+            expected="finite numbers above 0",
+            fix="leave out a file that deserves no trust",
+        )
+
+
+def weights_by_class(scores: Sequence[Path]) -> dict[int, tuple[float, ...]]:
+    """Trust in each set by the validation AP of each class: label -> a weight a set.
+
+    Args:
+        scores: the ``scores.json`` of each set, as ``toolkit evaluate`` writes it. An AP below
+            :data:`LEAST_TRUST` counts as so much, and so does a class that a file does not have.
+
+    Raises:
+        ToolkitError: a file is missing or is none of the toolkit's.
+    """
+    tables = []
+    for path in scores:
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=_ScoresFile)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ToolkitError(
+                f"{path} says nothing of the classes",
+                found=reason(error) if isinstance(error, OSError) else str(error),
+                expected="the scores.json that `toolkit evaluate` writes",
+                fix="score the weights on validation first: toolkit evaluate RUN",
+            ) from error
+        tables.append(dict(zip(found.toolkit.labels["global"], found.global_map_per_class, strict=False)))
+    labels = sorted({label for table in tables for label in table})
+    return {k: tuple(max(table.get(k, 0.0), LEAST_TRUST) for table in tables) for k in labels}
 
 
 def _spread(
@@ -122,6 +169,20 @@ def _fuse_images(images: list[list[Columns]], options: FusionOptions) -> list[Co
 
 
 def _fuse_image(image: list[Columns], options: FusionOptions) -> Columns:
+    if options.class_weights is None:
+        return _fuse(image, options, options.weights)
+    parts = []
+    for label in np.unique(np.concatenate([labels for _, _, labels in image])).tolist():
+        of_class = [(b[k == label], s[k == label], k[k == label]) for b, s, k in image]
+        parts.append(_fuse(of_class, options, options.class_weights.get(label, options.weights)))
+    if not parts:
+        return _fuse(image, options, options.weights)
+    boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    best = np.argsort(-scores, kind="stable")[: options.max_det]
+    return boxes[best], scores[best], labels[best]
+
+
+def _fuse(image: list[Columns], options: FusionOptions, trust: tuple[float, ...] | None) -> Columns:
     import ensemble_boxes
 
     everything = np.concatenate([boxes for boxes, _, _ in image])
@@ -133,7 +194,7 @@ def _fuse_image(image: list[Columns], options: FusionOptions) -> Columns:
     origin, scale = np.tile(low, 2), np.tile(size, 2)
     boxes = [((b - origin) / scale).clip(0, 1) for b, _, _ in image]
     scores, labels = [s for _, s, _ in image], [k for _, _, k in image]
-    weights = list(options.weights) if options.weights else None
+    weights = list(trust) if trust else None
     common = {"weights": weights, "iou_thr": options.iou}
     with warnings.catch_warnings():
         # It leaves boxes without area out, which can match nothing, and says so for each.

@@ -1,0 +1,90 @@
+"""Weights averaged greedily, by a score that is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+
+from toolkit.errors import ToolkitError
+from toolkit.soup import average, checkpoints_of, make
+from toolkit.weights import load_model, read_checkpoint
+
+TINY = str(Path(__file__).parents[1] / "helpers" / "tiny.yaml")
+NAMES = {0: "person", 1: "bicycle", 2: "motorcycle", 3: "vehicle"}
+
+
+def checkpoint(path: Path, value: float, channels: int = 1) -> Path:
+    """A tiny detector whose weights are all ``value``."""
+    model = DetectionModel(TINY, ch=channels, nc=4, verbose=False)
+    model.names = NAMES
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.half(), "train_args": {"imgsz": 64}}, path)
+    return path
+
+
+def value_of(path: Path) -> float:
+    return float(next(read_checkpoint(path).parameters()).detach().flatten()[0])
+
+
+def test_what_makes_the_average_worse_stays_out(tmp_path: Path) -> None:
+    """The score is best at 1: 0.5 is best alone, 1.75 brings the average nearer, 8 takes it away."""
+    paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((8.0, 1.75, 0.5))]
+    seen = []
+
+    def judge(path: Path) -> float:
+        seen.append(value_of(path))
+        return -abs(seen[-1] - 1)
+
+    made = make(paths, judge, tmp_path / "out" / "soup.pt")
+    assert made.members == [paths[2], paths[1]]
+    assert value_of(tmp_path / "out" / "soup.pt") == pytest.approx(1.125)
+    assert made.score == pytest.approx(-0.125)
+    assert list(made.alone) == [paths[2], paths[1], paths[0]]
+    assert seen == pytest.approx([8, 1.75, 0.5, 1.125, (0.5 + 1.75 + 8) / 3], abs=0.01)
+    # It is a checkpoint like any other, of the size that its members were trained with.
+    assert load_model(tmp_path / "out" / "soup.pt", torch.device("cpu")).args["imgsz"] == 64
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((2.0, 1.0))]
+    made = make(paths, lambda path: 0.3 if value_of(path) == 1.0 else float("nan"), tmp_path / "soup.pt")
+    assert (made.members, made.score) == ([paths[1]], 0.3)
+
+
+def test_the_average_is_that_of_float64_and_leaves_counters_alone() -> None:
+    models = [DetectionModel(TINY, ch=1, nc=4, verbose=False) for _ in range(3)]
+    mean = average(models).state_dict()
+    for name, value in mean.items():
+        given = [model.state_dict()[name] for model in models]
+        wanted = sum(v.double() for v in given) / 3 if value.is_floating_point() else given[0]
+        torch.testing.assert_close(value.double(), torch.as_tensor(wanted).double(), rtol=1e-6, atol=1e-7)
+
+
+def test_different_architectures_are_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / "a.pt", 1.0), checkpoint(tmp_path / "b.pt", 1.0, channels=3)]
+
+    def never(path: Path) -> float:
+        raise AssertionError(path)
+
+    with pytest.raises(
+        ToolkitError, match=r"different architectures; found .* x 1 x .* and .* x 3 x .*ensemble"
+    ):
+        make(paths, never, tmp_path / "soup.pt")
+    with pytest.raises(ToolkitError, match="nothing to average; found 1 checkpoint"):
+        make([paths[0], paths[0]], never, tmp_path / "soup.pt")
+    assert not (tmp_path / "soup.pt").exists()
+
+
+def test_a_run_stands_for_its_checkpoints_each_once(tmp_path: Path) -> None:
+    best = checkpoint(tmp_path / "weights" / "best.pt", 1.0)
+    (tmp_path / "weights" / "last.pt").write_bytes(best.read_bytes())
+    later = checkpoint(tmp_path / "weights" / "epoch10.pt", 2.0)
+    assert checkpoints_of(tmp_path) == [best, later]
+    with pytest.raises(ToolkitError, match="no checkpoints"):
+        checkpoints_of(tmp_path / "weights")

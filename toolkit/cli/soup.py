@@ -1,0 +1,73 @@
+"""``toolkit soup``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from toolkit.workspace import Workspace
+
+
+class Key(str, Enum):
+    """Numbers that a soup may be chosen by."""
+
+    map_50 = "global_map_50"
+    map = "global_map"
+    bal = "global_map_bal"
+
+
+def soup(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="A.pt B.pt ...|RUN ...", help="Checkpoints, or runs with several.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the averaged weights go.")] = Path("soup.pt"),
+    select_by: Annotated[Key, typer.Option(help="Validation score that decides what is kept.")] = Key.map_50,
+    data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
+    imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
+) -> None:
+    """Average the weights of checkpoints of one model, greedily by their validation score.
+
+    Example: [bold]toolkit soup runs/a runs/b runs/c[/bold]
+    Example: [bold]toolkit soup runs/a/weights/best.pt runs/a/weights/epoch40.pt --out soup.pt[/bold]
+    """
+    from toolkit import console, prediction, workspace
+    from toolkit import soup as soups
+    from toolkit.evaluation.scoring import score
+    from toolkit.evaluation.truth import GroundTruth
+    from toolkit.runs import health
+
+    place = workspace.current()
+    paths = [path for source in sources for path in _checkpoints(place, source)]
+    source = place.data_of(paths[0], data)
+    truth = GroundTruth.read(source / workspace.ANNOTATIONS["val"])
+    options = prediction.PredictionOptions(
+        imgsz=imgsz,
+        batch=batch,
+        device=device,
+        bad_frames=health.load(place.defaults(source).health).frames_allowed(),
+    )
+
+    def judge(weights: Path) -> float:
+        found = prediction.predict(weights, source, "val", options)
+        return float(score(truth, found, source=str(weights)).as_dict()[select_by.value])
+
+    made = soups.make(paths, judge, out)
+    best = next(iter(made.alone.values()))
+    console.note(
+        f"{len(made.members)} of {len(paths)} checkpoints averaged: {select_by.value} {made.score:.4f} on "
+        f"validation, the best one alone {best:.4f}"
+    )
+    typer.echo(out)
+
+
+def _checkpoints(place: Workspace, source: str) -> list[Path]:
+    from toolkit.soup import checkpoints_of
+
+    run = place.run(source)
+    return checkpoints_of(run) if run.is_dir() else [place.weights(source)]

@@ -1,0 +1,152 @@
+"""One set of weights from several of one architecture: a greedy soup.
+
+Wortsman and others, "Model soups" (ICML 2022): the checkpoints are sorted by their score; the best one is the
+soup, and each further one stays in the average if the average scores at least as well with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from toolkit import console, provenance
+from toolkit.errors import ToolkitError
+from toolkit.files import replacing
+from toolkit.weights import read_checkpoint, require_classes
+
+Judge = Callable[[Path], float]
+"""The score of a checkpoint; larger is better, NaN is worst."""
+
+
+@dataclass(frozen=True)
+class Soup:
+    """What came of it.
+
+    Attributes:
+        members: the checkpoints that are in the average, in the order in which they were added.
+        score: of the average.
+        alone: the score of each checkpoint alone, the best first.
+    """
+
+    members: list[Path]
+    score: float
+    alone: dict[Path, float]
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a run, best.pt first, each content once.
+
+    Raises:
+        ToolkitError: there are none.
+    """
+    found = sorted((run / "weights").glob("*.pt"), key=lambda path: (path.name != "best.pt", path.name))
+    if not found:
+        raise ToolkitError(
+            f"no checkpoints in {run / 'weights'}", expected="best.pt, last.pt, epoch10.pt, ..."
+        )
+    once: dict[str, Path] = {}
+    for path in found:
+        once.setdefault(provenance.sha256(path), path)
+    return list(once.values())
+
+
+def make(paths: Sequence[Path], judge: Judge, out: Path) -> Soup:
+    """Average checkpoints greedily and write the result, a checkpoint like its members.
+
+    Args:
+        paths: at least two checkpoints of one architecture.
+        judge: scores a checkpoint; called once for each and once for each average that is tried.
+        out: where the average goes.
+
+    Raises:
+        ToolkitError: fewer than two checkpoints, one that cannot be used, or different architectures.
+    """
+    paths = list(dict.fromkeys(paths))
+    if len(paths) < 2:
+        raise ToolkitError("nothing to average", found=f"{len(paths)} checkpoint", expected="at least two")
+    models = {path: _read(path) for path in paths}
+    for path in paths[1:]:
+        _require_alike(models[paths[0]], models[path], paths[0], path)
+    alone = {}
+    for path in paths:
+        alone[path] = _number(judge(path))
+        console.note(f"{path}: {alone[path]:.4f}")
+    ranked = sorted(paths, key=lambda path: -alone[path])
+    members, score = [ranked[0]], alone[ranked[0]]
+    with TemporaryDirectory(prefix="soup-") as folder:
+        for path in ranked[1:]:
+            tried = [*members, path]
+            candidate = Path(folder) / "candidate.pt"
+            _write(candidate, average([models[member] for member in tried]))
+            reached = _number(judge(candidate))
+            kept = reached >= score
+            console.note(f"with {path}: {reached:.4f}, {'kept' if kept else 'left out'}")
+            if kept:
+                members, score = tried, reached
+    _write(out, average([models[member] for member in members]))
+    return Soup(members, score, {path: alone[path] for path in ranked})
+
+
+def average(models: Sequence[nn.Module]) -> nn.Module:
+    """A copy of the first model with the mean of all weights and running statistics, and its own counters."""
+    mean = deepcopy(models[0])
+    states = [model.state_dict() for model in models]
+    mean.load_state_dict(
+        {
+            name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
+            if value.is_floating_point()
+            else value
+            for name, value in states[0].items()
+        }
+    )
+    return mean
+
+
+def _read(path: Path) -> nn.Module:
+    model = read_checkpoint(path)
+    require_classes(model, path)
+    return model.float()
+
+
+def _require_alike(one: nn.Module, other: nn.Module, first: Path, second: Path) -> None:
+    a, b = ({name: tuple(value.shape) for name, value in m.state_dict().items()} for m in (one, other))
+    different = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    if different:
+        name = different[0]
+        raise ToolkitError(
+            f"{first} and {second} have different architectures",
+            found=f"{name} is {_shape(a.get(name))} and {_shape(b.get(name))}, "
+            f"and {len(different) - 1:,} more differ",
+            expected="checkpoints of one model, with the same channels",
+            fix="fuse their predictions instead: toolkit ensemble",
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape)) or "a number"
+
+
+def _number(value: float) -> float:
+    return value if value == value else float("-inf")
+
+
+def _write(path: Path, model: nn.Module) -> None:
+    from ultralytics import __version__
+
+    content = {
+        "epoch": -1,
+        "model": deepcopy(model).half(),
+        "ema": None,
+        "optimizer": None,
+        "updates": None,
+        "train_args": dict(model.args),  # type: ignore[arg-type]
+        "version": __version__,
+    }
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
