@@ -18,7 +18,7 @@ from toolkit.errors import ToolkitError
 
 runner = CliRunner()
 
-TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
+TINY = str(Path(__file__).parents[1] / "helpers" / "tiny.yaml")
 
 
 def damage(folder: Path, row: int) -> str:

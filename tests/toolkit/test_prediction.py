@@ -23,7 +23,7 @@ from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.prediction import PredictionOptions, detect, predict
 
-TINY = Path(__file__).parents[1] / "training" / "tiny.yaml"
+TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")

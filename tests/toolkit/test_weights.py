@@ -74,7 +74,7 @@ def test_a_file_that_is_no_checkpoint_is_named_before_missing_data(
     assert "junk.pt is no YOLO checkpoint" in result.err
 
 
-TINY = Path(__file__).parents[1] / "training" / "tiny.yaml"
+TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 NAMES = {0: "person", 1: "bicycle", 2: "motorcycle", 3: "vehicle"}
 
 
