@@ -234,7 +234,7 @@ class _Unread:
     def _require(self) -> None:
         if self.count > self.limit * self.total:
             raise ToolkitError(
-                f"{self.count:,} of {self.total:,} frames of {self.name} or more cannot be read",
+                f"at least {self.count:,} of {self.total:,} frames of {self.name} cannot be read",
                 found=self._list(),
                 expected=f"at most {self.limit:.3g} of them ([health.bad_frames] limit in toolkit.toml)",
                 fix=f"name them all: toolkit dataset verify {self.where} --deep",

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from patches import children
+from submission.errors import NO_JSON
 
 TRITON = ("triton", "pytorch-triton-rocm", "triton-rocm")
 """Names under which Triton is installed."""
@@ -79,7 +80,7 @@ def ask(timeout: float = 60.0) -> Runtime:
         last = child.stderr.decode(errors="replace").strip().splitlines()
         return Runtime(error=last[-1] if last else f"PyTorch ended with status {child.returncode}")
     for line in child.stdout.splitlines():  # ROCm's libraries may print too
-        with suppress(msgspec.DecodeError):
+        with suppress(*NO_JSON):
             return msgspec.json.decode(line, type=Runtime)
     return Runtime(error="PyTorch ended without an answer")
 

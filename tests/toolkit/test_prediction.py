@@ -145,7 +145,7 @@ def test_unreadable_frames_stop_and_nothing_is_written(
     words = (verb[0], tiny, *verb[1:], "--data", damaged, "--device", "cpu", "--out", workspace / "out")
     result = toolkit(*words)
     assert result.status == 1
-    assert "6 of 6 frames of val or more cannot be read" in result.err
+    assert "at least 6 of 6 frames of val cannot be read" in result.err
     assert names[0] in result.err
     assert set(workspace.iterdir()) == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_run import HELPERS, MODEL, Trace, plan, train
+from ultralytics.cfg import get_cfg
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import nms
 
 from toolkit.dataset import index
 from toolkit.dataset.sample import write_sample
@@ -30,7 +34,7 @@ from toolkit.supervision.supervisor import supervise
 from toolkit.training import deciding, estimate
 from toolkit.training.deciding import Options
 from toolkit.training.state import load_state
-from toolkit.training.trainer import SCORES, LTDv2Trainer
+from toolkit.training.trainer import SCORES, LTDv2Trainer, Validator
 from toolkit.workspace import Workspace
 
 
@@ -250,3 +254,22 @@ def test_a_resumed_run_is_scored_as_it_was_begun(place: Workspace) -> None:
         deciding.plan_resume(place, Options(score_every=3))
     with pytest.raises(ToolkitError, match=r"another --select-by.*start a new run"):
         deciding.plan_resume(place, Options(select_by="global_map_bal"))
+
+
+def test_validation_finds_what_ultralytics_finds_and_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at the clock of a suspended machine an hour passes."""
+    torch.manual_seed(0)
+    raw = torch.cat([torch.rand(3, 4, 50) * 100 + 50, torch.rand(3, 4, 50)], 1)
+    args = get_cfg(overrides={"conf": 0.001, "iou": 0.6, "max_det": 20})
+    ours, theirs = (kind(save_dir=tmp_path, args=args) for kind in (Validator, DetectionValidator))
+    ours.end2end = theirs.end2end = False
+    expected = theirs.postprocess(raw.clone())
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr(nms.time, "time", lambda: next(hours))
+    found = ours.postprocess(raw.clone())
+    assert [len(each["conf"]) for each in found] == [20, 20, 20]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in other)
+    assert len(theirs.postprocess(raw.clone())[2]["conf"]) == 0

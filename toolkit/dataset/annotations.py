@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from submission.errors import NO_JSON
 from toolkit.errors import ToolkitError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -123,7 +124,7 @@ def read_annotations(path: Path) -> Annotations:
             widths.append(image.width)
             heights.append(image.height)
             dates.append("" if image.date_captured is None else str(image.date_captured))
-            metas.append(bytes(image.meta).decode())
+            metas.append(_text(path, image.meta))
 
     pieces = [_box_columns([])]
     pieces += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
@@ -141,6 +142,13 @@ def read_annotations(path: Path) -> Annotations:
         boxes=boxes,
         labels=labels,
     )
+
+
+def _text(path: Path, json: msgspec.Raw) -> str:
+    try:
+        return bytes(json).decode()
+    except UnicodeDecodeError as error:
+        raise _refusal(path, error, "images") from error
 
 
 def _box_columns(piece: list[_Annotation]) -> tuple[npt.NDArray[Any], ...]:
@@ -176,8 +184,8 @@ class _Pieces(Generic[S]):
             piece = b"[%b]" % bytes(body[start:cut])
             try:
                 items = self.decoder.decode(piece)
-            except (msgspec.DecodeError, RecursionError) as error:
-                if cut < len(body) and not isinstance(error, msgspec.ValidationError):
+            except NO_JSON as error:
+                if cut < len(body) and not isinstance(error, msgspec.ValidationError | UnicodeDecodeError):
                     end = cut + 1
                     continue
                 where = f"{self.name} from {seen:,} on" if seen else self.name
@@ -206,11 +214,14 @@ def _next_cut(body: memoryview, start: int) -> int:
 def _decode(path: Path, decoder: msgspec.json.Decoder[Any], content: Any, where: str) -> Any:
     try:
         return decoder.decode(content)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NO_JSON as error:
         raise _refusal(path, error, where) from error
 
 
 def _refusal(path: Path, error: Exception, where: str) -> ToolkitError:
+    if isinstance(error, UnicodeDecodeError):
+        found = f"the byte 0x{error.object[error.start]:02x} in {where or 'the file'}, which is no UTF-8"
+        return _not_readable(path, found)
     text = str(error)
     if isinstance(error, msgspec.ValidationError):
         place = text.rpartition(" - at ")[2].strip("`") if " - at " in text else ""

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
@@ -106,7 +107,7 @@ def _state(split: Split) -> CacheState:
     """What the record says; if it is lost or does not fit the files, nothing is written."""
     final, record, partial = _paths(split)
     blocks = -(-len(split) // BLOCK)
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, *NO_JSON):
         state = msgspec.json.decode(record.read_bytes(), type=CacheState)
         if len(state.crcs) == blocks and (final.exists() or partial.exists()):
             return state

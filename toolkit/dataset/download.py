@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.dataset.annotations import read_annotations
 from toolkit.dataset.frames import read_directory
@@ -80,7 +81,7 @@ class _Retry(Exception):
         self.pause = pause
 
 
-_MAY_PASS = (_Retry, msgspec.DecodeError, http.client.HTTPException, OSError)
+_MAY_PASS = (_Retry, *NO_JSON, http.client.HTTPException, OSError)
 
 
 def download(folder: Path, *, revision: str = REVISION, source: Path | None = None) -> list[str]:
@@ -415,7 +416,7 @@ def _hash(path: Path, entry: _Entry) -> str:
 
 
 def _receipt(folder: Path) -> dict[str, Verified]:
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, *NO_JSON):
         return msgspec.json.decode((folder / "download.json").read_bytes(), type=dict[str, Verified])
     return {}
 

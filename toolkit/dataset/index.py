@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patches.cache import cache_folder
+from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
 from toolkit.dataset.frames import (
@@ -245,7 +246,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read ``manifest.json``. Raises ToolkitError when it is missing or of another version."""
     try:
         return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *NO_JSON) as error:
         raise ToolkitError(
             f"{folder} holds no index",
             found=f"manifest.json: {reason(error)}",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit.runs.folder import Batch
 
 
@@ -64,7 +65,7 @@ def read(path: Path) -> list[Event]:
     except FileNotFoundError:
         return []
     for line in lines:
-        with suppress(msgspec.DecodeError):
+        with suppress(*NO_JSON):
             events.append(msgspec.json.decode(line, type=Event))
     return events
 

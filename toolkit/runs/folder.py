@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 
@@ -74,7 +75,7 @@ def read_instructions(files: RunFiles) -> Instructions:
     """What an earlier supervisor of the run had learned; of a new run nothing."""
     try:
         return msgspec.json.decode(files.instructions.read_bytes(), type=Instructions)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *NO_JSON):
         return Instructions()
 
 
@@ -259,7 +260,7 @@ def read_summary(files: RunFiles) -> Summary | None:
     """The summary; None where there is none."""
     try:
         return msgspec.json.decode(files.summary.read_bytes(), type=Summary)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *NO_JSON):
         return None
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit.runs.folder import Batch, RunFiles
 
 INTERVAL = 2.0
@@ -114,7 +115,7 @@ def read(files: RunFiles) -> Beat | None:
     """The newest heartbeat; None where there is none yet."""
     with suppress(OSError):
         for _ in range(TRIES):
-            with suppress(msgspec.DecodeError):
+            with suppress(*NO_JSON):
                 return msgspec.json.decode(files.heartbeat.read_bytes(), type=Beat)
             time.sleep(0.01)
     return None

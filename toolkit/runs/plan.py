@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit import checks, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
@@ -106,7 +107,7 @@ def read_plan(files: RunFiles) -> TrainingPlan:
     try:
         content = files.plan.read_bytes()
         return msgspec.json.decode(content, type=TrainingPlan, dec_hook=decode_path)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *NO_JSON) as error:
         raise ToolkitError(
             f"run {files.run.name} cannot go on", found=reason(error), expected=f"a plan in {files.plan}"
         ) from error

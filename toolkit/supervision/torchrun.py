@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.runs import health, heartbeat, reproduction
@@ -149,7 +150,7 @@ class _Leader:
         """
         recovery, files = self.recovery, self.files
         if restarted:
-            with suppress(OSError, msgspec.DecodeError):
+            with suppress(OSError, *NO_JSON):
                 recovery.attempts = msgspec.json.decode(files.attempts.read_bytes(), type=Attempts)
             if not files.exit_status.exists():
                 killed = Verdict("trainer died", Action.RESTART, "the first rank was killed")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from ultralytics import utils
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from toolkit import console
@@ -27,6 +31,27 @@ from toolkit.workspace import ANNOTATIONS
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
 """What results.csv keeps of the challenge's numbers."""
+
+
+class Validator(DetectionValidator):
+    """Ultralytics' validator without a time limit.
+
+    On a slow machine frames would lose their boxes, and best.pt would depend on it.
+    """
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        """Boxes of each frame, overlaps suppressed, as Ultralytics does it."""
+        outputs = non_max_suppression(
+            preds,
+            self.args.conf,
+            self.args.iou,
+            multi_label=True,
+            agnostic=self.args.single_cls or self.args.agnostic_nms,
+            max_det=self.args.max_det,
+            end2end=self.end2end,
+            max_time_img=math.inf,
+        )
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
 
 
 class LTDv2Trainer(ResumableTrainer):
@@ -91,6 +116,12 @@ class LTDv2Trainer(ResumableTrainer):
         """Boxes of each class in the training split, counted from the index."""
         counts: npt.NDArray[np.float32] = self.train_loader.dataset.class_counts().astype(np.float32)
         return counts
+
+    def get_validator(self) -> Validator:
+        """Ultralytics' validator, without its time limit."""
+        return Validator(
+            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+        )
 
     def validate(self) -> tuple[dict[str, float] | None, float | None]:
         """Ultralytics' validation, then the challenge's scores where the plan wants them.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.index import FILES
@@ -93,7 +94,7 @@ def write_sample(
 
 
 def _read_parameters(receipt: Path) -> _Parameters | None:
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, *NO_JSON):
         return msgspec.json.decode(receipt.read_bytes(), type=_Parameters)
     return None
 
