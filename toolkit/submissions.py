@@ -16,6 +16,8 @@ from submission import SubmissionError
 from submission.answers import Competition, Made
 from submission.codabench import Codabench, RefusedError, plain
 from toolkit import console
+from toolkit.competition import ask
+from toolkit.competition import kept as kept_competition
 from toolkit.errors import ToolkitError
 from toolkit.uploads import Kept, complete, kept_in
 
@@ -156,7 +158,7 @@ class Overview:
     lines: tuple[Line, ...]
 
 
-def overview(folder: Path, number: int, client: Codabench | None) -> Overview:
+def overview(folder: Path, number: int, client: Codabench | None, data: Path | None = None) -> Overview:
     """What the server says of a competition's phases and submissions, joined with the receipts.
 
     Receipts whose submission has moved on are completed.
@@ -165,6 +167,7 @@ def overview(folder: Path, number: int, client: Codabench | None) -> Overview:
         folder: of the receipts of uploads.
         number: of the competition.
         client: None where there is no token; then the receipts alone are told.
+        data: LTDv2's files, beside which the competition is kept; None where they are not known.
 
     Raises:
         SubmissionError: the server refuses or does not answer.
@@ -172,9 +175,15 @@ def overview(folder: Path, number: int, client: Codabench | None) -> Overview:
     """
     receipts = [(path, kept) for path, kept in kept_in(folder) if kept.codabench.competition == number]
     if client is None:
-        lines = [_line(None, kept, str(kept.codabench.phase)) for _, kept in receipts]
-        return Overview(number, "", "", (), tuple(reversed(lines)))
-    competition = client.competition(number)
+        told = kept_competition(data, number) if data is not None else None
+        names = {p.id: plain(p.name) for p in told.competition.phases} if told is not None else {}
+        key = told.competition.ranking_key if told is not None else ""
+        lines = [
+            _line(None, kept, names.get(kept.codabench.phase, str(kept.codabench.phase)))
+            for _, kept in reversed(receipts)
+        ]
+        return Overview(number, "", key, (), tuple(lines))
+    competition = ask(client, number, data)
     receipts = [(path, kept) for path, kept in receipts if kept.codabench.url == client.url]
     lines = []
     for phase in competition.phases:

@@ -18,6 +18,7 @@ from submission.codabench import LONGEST_NAME, Codabench, RefusedError, Uncertai
 from submission.competitions import DEFAULT, others_open
 from submission.errors import NO_JSON
 from toolkit import console
+from toolkit.competition import ask
 from toolkit.entry import receipt_of, write_json, write_receipt
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import turn
@@ -115,6 +116,7 @@ class Upload:
         receipt: of the archive, from :func:`make_receipt`.
         folder: where the receipts of all uploads are kept, one file each.
         competition: Codabench's number of the competition.
+        data: LTDv2's files, beside which the competition's dates are kept; None where they are not known.
     """
 
     client: Codabench
@@ -122,6 +124,7 @@ class Upload:
     receipt: Mapping[str, Any]
     folder: Path
     competition: int = DEFAULT
+    data: Path | None = None
 
     def send(
         self, phase: str | None, phase_id: int | None = None, again: bool = False
@@ -177,7 +180,7 @@ class Upload:
         return (made.filename or "").endswith(f"-{self.digest[:12]}.zip")
 
     def _open_phase(self, phase: str | None, phase_id: int | None) -> Phase:
-        competition = self.client.competition(self.competition)
+        competition = ask(self.client, self.competition, self.data)
         if phase_id is None:
             chosen = find_phase(competition, str(phase), self.competition)
         else:

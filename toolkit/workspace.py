@@ -3,6 +3,7 @@
 A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names another::
 
     toolkit.toml                       defaults (optional)
+    data/<name>/codabench-<id>.json    a competition's phases and dates, as the server told them last
     data/ or data/<name>/              Train.json Valid.json TestNoLabels.json frames.zip [toolkit.toml]
     runs/<name>/run.json               what the run was started with
     runs/<name>/weights/best.pt        and last.pt

@@ -366,3 +366,56 @@ def test_a_competition_that_the_token_may_not_see_is_one_line(
     result = upload(toolkit, "--competition", "99")
     assert (result.status, result.err.count("error: "), "404" in result.err) == (1, 1, True)
     assert codabench_server.datasets == {}
+
+
+@pytest.fixture
+def data(entry: Path) -> Path:
+    """A data folder, as far as a submission needs one."""
+    folder = entry / "data"
+    folder.mkdir()
+    (folder / "TestNoLabels.json").write_text(json.dumps({"images": [{"id": i} for i in IDS.tolist()]}))
+    return folder
+
+
+def test_a_competition_is_kept_beside_the_data_and_serves_without_a_token(
+    entry: Path, data: Path, toolkit: Command, codabench_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert upload(toolkit).status == 0
+    told = json.loads((data / "codabench-10954.json").read_text())
+    assert told["competition"]["phases"][1]["name"] == "Testing Phase"
+    monkeypatch.delenv("CODABENCH_TOKEN")
+    seen = json.loads(toolkit("submissions", "--json").out)
+    assert (seen["ranking_key"], seen["lines"][0]["phase"]) == ("global_map_bal", "Testing Phase")
+
+
+@pytest.mark.parametrize(
+    ("end", "warned"), [("2025-12-07T23:59:00+00:00", True), ("2999-01-01T00:00:00Z", False)]
+)
+def test_a_check_warns_of_a_phase_that_ended_by_what_was_told_last(
+    entry: Path, data: Path, toolkit: Command, codabench_server: Server, end: str, warned: bool
+) -> None:
+    codabench_server.competitions[10954] = [phase(72, "Testing Phase", end=end)]
+    assert toolkit("submissions").status == 0
+    checked = toolkit("submit", "p.json", "--phase", "testing", "--allow-missing")
+    assert (checked.status, "of competition 10954 ended 2025-12-07" in checked.err) == (0, warned)
+    assert ("16106 'Seasons in Drift / LTDv2' until 2030-01-01" in checked.err) == warned
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"\xff", b'{"url": 1}', b'{"url": "", "read": "", "competition": {"phases": []}}']
+)
+def test_a_kept_competition_that_is_none_stops_nothing(
+    entry: Path, data: Path, toolkit: Command, content: bytes
+) -> None:
+    (data / "codabench-10954.json").write_bytes(content)
+    checked = toolkit("submit", "p.json", "--phase", "testing", "--allow-missing")
+    assert checked.status == 0
+    assert ("is no competition" in checked.err) == (b"phases" not in content)
+
+
+def test_a_data_folder_that_cannot_be_written_stops_no_upload(
+    entry: Path, data: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    (data / "codabench-10954.json").mkdir()
+    result = upload(toolkit)
+    assert (result.status, "dates are not kept" in result.err) == (0, True)

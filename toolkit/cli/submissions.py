@@ -26,14 +26,20 @@ def submissions(
     Example: [bold]toolkit submissions[/bold]
     Example: [bold]toolkit submissions --competition 16106 --json[/bold]
     """
+    from contextlib import suppress
+
     import msgspec
 
     from toolkit import console, entry, workspace
     from toolkit import submissions as sent
+    from toolkit.errors import ToolkitError
 
     place = workspace.current()
     client = entry.account()
-    seen = sent.overview(place.submissions, place.competition(competition, data), client)
+    folder = place.data_dir(data) if data is not None else None
+    with suppress(ToolkitError):  # no data is needed to list what was sent
+        folder = folder or place.data_dir()
+    seen = sent.overview(place.submissions, place.competition(competition, folder), client, folder)
     if json:
         console.print_json(msgspec.to_builtins(seen))
         return

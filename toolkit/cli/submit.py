@@ -81,6 +81,7 @@ def submit(
     from submission.archive import is_zip
     from submission.templates import Phase
     from toolkit import console, entry, uploads, workspace
+    from toolkit.competition import warn_of_the_end
     from toolkit.errors import ToolkitError
 
     place = workspace.current()
@@ -128,14 +129,16 @@ def submit(
     elif checked.filled:
         console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
     worth = entry.look_at(checked, folder)
+    number = place.competition(competition, folder)
+    if folder is not None and checked.phase is not None and not upload:
+        warn_of_the_end(folder, number, checked.phase)
     client = entry.check_upload(checked, worth, phase_id, upload_sparse) if upload else None
     sent: dict[str, Any] = {}
     if target is not None:
         # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
         receipt = entry.write_archive(target, checked, source, run)
         if client is not None:
-            number = place.competition(competition, folder)
-            sending = uploads.Upload(client, target, receipt, place.submissions, number)
+            sending = uploads.Upload(client, target, receipt, place.submissions, number, folder)
             record, sent = sending.send(checked.phase, phase_id, upload_again)
             if wait:
                 sent = _follow(client, record, sent, json)
