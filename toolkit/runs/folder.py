@@ -304,6 +304,12 @@ def next_number(runs: Path) -> Path:
     return runs / f"train-{number}"
 
 
+def named(runs: Path, name: str) -> RunFiles:
+    """The run of that name, or the one whose folder it is, as a shell completes it. It need not exist."""
+    folder = Path(name).absolute()
+    return RunFiles(folder if (folder / "plan.json").is_file() else runs / name)
+
+
 def all_runs(runs: Path) -> Iterator[RunFiles]:
     """Runs in the folder ``runs``, the one that was begun or resumed last first."""
     plans = sorted(runs.glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -16,7 +16,7 @@ from toolkit.checks import GIB
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import origin_of
 from toolkit.runs import checkpoints, events, heartbeat, results
-from toolkit.runs.folder import RunFiles, RunState, all_runs, read_summary, state_of
+from toolkit.runs.folder import RunFiles, RunState, all_runs, named, read_summary, state_of
 from toolkit.runs.plan import read_plan
 
 EVENTS_SHOWN = 6
@@ -121,11 +121,11 @@ def find(runs: Path, name: str | None) -> RunFiles:
         ToolkitError: there is no such run.
     """
     if name is not None:
-        folder = Path(name) if (Path(name) / "plan.json").is_file() else runs / name
-        if not (folder / "plan.json").is_file():
+        files = named(runs, name)
+        if not files.plan.is_file():
             known = ", ".join(files.run.name for files in all_runs(runs)) or f"none in {runs}"
             raise ToolkitError(f"no run {name}", found=known, fix="`toolkit runs` lists them")
-        return RunFiles(folder)
+        return files
     found = list(all_runs(runs))
     if not found:
         raise ToolkitError("no run to watch", found=f"none in {runs}", fix="start one: toolkit train")

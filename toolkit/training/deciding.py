@@ -16,7 +16,7 @@ from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, reproduction
-from toolkit.runs.folder import RunFiles, decode_path, next_number, state_of
+from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
 from toolkit.runs.plan import TRACKERS, ULTRALYTICS, SelectBy, TrainingPlan, describe, read_plan
 from toolkit.training.model import check_model
 from toolkit.training.preset import DEFAULT_PRESET, load_preset
@@ -128,7 +128,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             its schedule, its results.csv and its best.pt would then mean two things; so they would with
             other data, which go on where ``options.other_data`` says so. What a new run checks as well.
     """
-    files = RunFiles(_run_of(place, options.name) if options.name else _newest_run(place))
+    files = named(place.runs, options.name) if options.name else _newest_run(place.runs)
     before = read_plan(files)
     fixed = ("preset", "model", "channels", "epochs", "imgsz", "seed", "score_every", "select_by")
     for key in fixed:
@@ -306,19 +306,13 @@ def _check_beginning(files: RunFiles, plan: TrainingPlan) -> None:
             return
 
 
-def _run_of(place: workspace.Workspace, name: str) -> Path:
-    """The folder of a run by its name, or that folder itself as a shell completes it."""
-    folder = Path(name).absolute()
-    return folder if (folder / "plan.json").is_file() else place.runs / name
-
-
-def _newest_run(place: workspace.Workspace) -> Path:
-    plans = sorted(place.runs.glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not plans:
+def _newest_run(runs: Path) -> RunFiles:
+    newest = next(all_runs(runs), None)
+    if newest is None:
         raise ToolkitError(
-            "no run to continue", found=f"nothing begun in {place.runs}", fix="start one: toolkit train"
+            "no run to continue", found=f"nothing begun in {runs}", fix="start one: toolkit train"
         )
-    return plans[-1].parent
+    return newest
 
 
 def _new_run(place: workspace.Workspace, name: str | None) -> Path:
