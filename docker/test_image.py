@@ -49,6 +49,12 @@ time.sleep(60)
 """
 
 
+@pytest.fixture(autouse=True, scope="session")
+def terminals_may_close() -> None:
+    """Under ``nohup`` a closed terminal would stop nothing, as it should not."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A folder with data/ and runs/ that belong to the user of the containers."""

@@ -409,6 +409,8 @@ def recommend_profile(card: Card | None, others: Sequence[RuntimeDevice] = ()) -
     Args:
         others: the devices that the runtime found, AMD's or not.
     """
+    if card is None and others and others[0].arch.startswith("sm_"):
+        return Choice("nvidia", f"its image holds PyTorch's ordinary build, as {others[0].name} needs")
     if card is None and others:
         return Choice(
             "cpu", f"no profile holds kernels for {others[0].name}: train on it outside a container"

@@ -537,3 +537,8 @@ def test_the_command_ends_with_the_verdict_and_prints_json() -> None:
     assert json.loads(result.stdout)["recommendation"]["profile"]["value"] == "rdna1"
     table = CliRunner().invoke(app, ["doctor", "--sysfs", str(TREES / "no-permission")])
     assert "will not work" in table.stdout
+
+
+def test_a_card_of_nvidias_has_a_profile_and_an_unknown_one_has_not() -> None:
+    assert doctor.recommend_profile(None, (GPU,)).value == "nvidia"
+    assert doctor.recommend_profile(None, (RuntimeDevice("another", "xpu", GIB),)).value == "cpu"
