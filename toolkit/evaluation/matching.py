@@ -117,7 +117,7 @@ def match(problem: Problem) -> Matches:
     counts[~counted] = 0
     detection = np.repeat(np.arange(len(group)), counts)
     truth = by_group[spans(starts, counts)]
-    overlap = _iou(p.boxes[detection], p.truth_boxes[truth])
+    overlap = box_iou(p.boxes[detection], p.truth_boxes[truth])
     close = overlap >= IOU
     detection, truth, overlap = detection[close], truth[close], overlap[close]
 
@@ -133,7 +133,7 @@ def match(problem: Problem) -> Matches:
     return Matches(problem, counted, np.array(found, np.int64), np.array(found_by, np.int64))
 
 
-def _iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def box_iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Intersection over union of (n, 4) x, y, width, height, row by row."""
     sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     shared = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
