@@ -7,6 +7,7 @@ import os
 import platform
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import distributions
@@ -26,10 +27,13 @@ from submission.templates import PHASES, Phase
 from submission.validate import check_ids, check_values
 from submission.worth import Usual, Worth, assess
 from toolkit import __version__, console
-from toolkit.dataset.index import prepared_folder, read_manifest
+from toolkit.dataset.export import stems
+from toolkit.dataset.index import load, prepared_folder, read_manifest
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.provenance import origin_of, sha256
+from toolkit.workspace import ANNOTATIONS, Workspace
+from toolkit.workspace import PHASES as SPLITS
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
@@ -84,6 +88,78 @@ def read(path: Path, coco: bool = False, names: Callable[[], Mapping[str, int]] 
         console.warn(f"the organisers open {MEMBER} at the top of a zip, not {member}")
     source = f"{path}, {member}"
     return Detections.loads_coco(data, source, names) if coco else Detections.loads(data, source)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of predictions, read, checked and looked at.
+
+    Attributes:
+        submission: what is in it.
+        worth: what of it could score.
+        run: the run that predicted it, if known.
+        data: LTDv2's files, if known.
+    """
+
+    submission: Submission
+    worth: Worth
+    run: Path | None
+    data: Path | None
+
+
+def enter(
+    place: Workspace,
+    predictions: Path,
+    data: Path | None = None,
+    phase: Phase | None = None,
+    template: Path | None = None,
+    allow_missing: bool = False,
+    coco: bool = False,
+) -> Entry:
+    """Read predictions, check them as the organisers do, and warn of what would not score.
+
+    Args:
+        place: finds the run and the data that belong to the file.
+        predictions: see :func:`read`.
+        data: LTDv2's files; None: those of the run, or the workspace's. Without them the predictions must be
+            complete.
+        phase, template, allow_missing: see :func:`prepare`; COCO results may always lack images.
+        coco: the file is a list of COCO results.
+
+    Raises:
+        SubmissionError: the file is not what it should be, or the organisers would refuse it.
+        ToolkitError: ``data`` is no folder, or no phase has the ids.
+    """
+    folder = place.data_dir(data) if data is not None else None
+    with suppress(ToolkitError):
+        folder = folder or place.data_of(predictions)
+
+    def names() -> dict[str, int]:
+        return stems(load(folder or place.data_dir(data)))
+
+    detections = read(predictions, coco, names)
+    run = place.run_of(predictions)
+    data_template = None
+    if run is not None and template is None:
+        phase = phase or guess_phase(detections.image_ids, str(predictions))
+        if folder is not None:
+            data_template = folder / ANNOTATIONS[SPLITS[phase]]
+    checked = prepare(
+        detections,
+        source=str(predictions),
+        phase=phase,
+        template=template,
+        data_template=data_template,
+        allow_missing=allow_missing or coco,
+    )
+    if checked.rehearsal:
+        console.warn(
+            f"a rehearsal: the data is a sample, {checked.filled:,} of {len(checked.detections):,} ids have "
+            "empty lists; Codabench would accept the zip and score next to nothing"
+        )
+    elif checked.filled:
+        console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
+    return Entry(checked, look_at(checked, folder), run, folder)
 
 
 def prepare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -259,9 +258,24 @@ def test_our_own_zip_is_uploaded_as_it_is_with_the_receipt_that_it_has(
     assert after == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_predictions_that_may_not_be_read_are_one_line(entry: Path, toolkit: Command) -> None:
-    (entry / "p.json").chmod(0)
+@pytest.mark.parametrize("out", ["n" * 300 + ".zip", "p.json/entry.zip"])
+def test_an_archive_that_cannot_be_there_is_one_line(entry: Path, toolkit: Command, out: str) -> None:
+    result = toolkit("submit", "p.json", "--template", "ids.json", "--out", out)
+    assert (result.status, result.err.splitlines()[-1][:7], "Traceback" in result.err) == (
+        1,
+        "error: ",
+        False,
+    )
+    assert not list(entry.rglob("*.zip"))
+
+
+def test_predictions_that_may_not_be_read_are_one_line(
+    entry: Path, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     result = toolkit("submit", "p.json")
     assert (result.status, result.err.count("\n"), "Permission denied" in result.err) == (1, 1, True)
 

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from submission.codabench import Codabench
+    from submission.templates import Phase
 
 
 class PhaseName(str, Enum):
@@ -76,10 +77,7 @@ def submit(
     Example: [bold]toolkit submit predictions.json --phase testing --zip --out entry.zip[/bold]
     Example: [bold]toolkit submit --upload --wait[/bold]
     """
-    from contextlib import suppress
-
     from submission.archive import is_zip
-    from submission.templates import Phase
     from toolkit import console, entry, uploads, workspace
     from toolkit.competition import warn_of_the_end
     from toolkit.errors import ToolkitError
@@ -91,44 +89,13 @@ def submit(
     if predictions is None:
         predictions = place.newest_predictions()
         console.note(f"newest predictions: {predictions}")
-    source = predictions
-    beside = source if is_zip(source) else source.parent / "submission.zip"
+    beside = predictions if is_zip(predictions) else predictions.parent / "submission.zip"
     target = out or (beside if zip or upload else None)
     if target is not None:
         entry.check_place(target)
-
-    def names() -> dict[str, int]:
-        from toolkit.dataset import export, index
-
-        return export.stems(index.load(place.data_of(source, data)))
-
-    detections = entry.read(source, from_coco, names)
-    run = place.run_of(source)
     chosen: Phase | None = phase.value if phase else None
-    folder = place.data_dir(data) if data is not None else None
-    with suppress(ToolkitError):  # without its data the predictions must be complete
-        folder = folder or place.data_of(source)
-    data_template = None
-    if run is not None and template is None:
-        chosen = chosen or entry.guess_phase(detections.image_ids, str(source))
-        if folder is not None:
-            data_template = folder / workspace.ANNOTATIONS[workspace.PHASES[chosen]]
-    checked = entry.prepare(
-        detections,
-        source=str(source),
-        phase=chosen,
-        template=template,
-        data_template=data_template,
-        allow_missing=allow_missing or from_coco,
-    )
-    if checked.rehearsal:
-        console.warn(
-            f"a rehearsal: the data is a sample, {checked.filled:,} of {len(checked.detections):,} ids have "
-            "empty lists; Codabench would accept the zip and score next to nothing"
-        )
-    elif checked.filled:
-        console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
-    worth = entry.look_at(checked, folder)
+    entered = entry.enter(place, predictions, data, chosen, template, allow_missing, from_coco)
+    checked, worth, folder = entered.submission, entered.worth, entered.data
     number = place.competition(competition, folder)
     if folder is not None and checked.phase is not None and not upload:
         warn_of_the_end(folder, number, checked.phase)
@@ -136,19 +103,19 @@ def submit(
     sent: dict[str, Any] = {}
     if target is not None:
         # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
-        receipt = entry.write_archive(target, checked, source, run)
+        receipt = entry.write_archive(target, checked, predictions, entered.run)
         if client is not None:
             sending = uploads.Upload(client, target, receipt, place.submissions, number, folder)
             record, sent = sending.send(checked.phase, phase_id, upload_again)
             if wait:
                 sent = _follow(client, record, sent, json)
     if json:
-        files = {"predictions": str(source), "zip": str(target) if target else None}
+        files = {"predictions": str(predictions), "zip": str(target) if target else None}
         outcome = {"objections": worth.objections, "remarks": worth.remarks, "codabench": sent or None}
         console.print_json({**files, **checked.as_dict(), **outcome})
         return
     console.note(
-        f"{source}: nothing the organisers would refuse, {len(checked.detections.scores):,} boxes in "
+        f"{predictions}: nothing the organisers would refuse, {len(checked.detections.scores):,} boxes in "
         f"{len(checked.detections):,} images, checked against {checked.against}"
     )
     if sent:
