@@ -40,6 +40,11 @@ def target_of(device: str) -> Target:
             raise RuntimeError(f"a process that asked {device} what it is died") from error
 
 
+def target_here() -> Target:
+    """The target of the device in use; opens it."""
+    return _ask(f"cuda:{torch.cuda.current_device()}")
+
+
 def _ask(device: str) -> Target:
     properties = torch.cuda.get_device_properties(device)
     units = properties.multi_processor_count

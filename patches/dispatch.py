@@ -25,7 +25,7 @@ from .convolution.native import call_backward, call_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
 from .convolution.routes import make
-from .convolution.settling import ASIDE, PLAN, quickest, winner
+from .convolution.settling import ASIDE, PLAN, SURVEY, quickest, winner
 from .convolution.tuning import Planner
 from .normalization import routes as normalizations
 from .normalization.modules import Attachment, Server
@@ -352,6 +352,8 @@ class Session:
         if self.route == "auto":
             if self.device == "cpu":
                 return self.native
+            if self._way == SURVEY:
+                return self.planner.survey(problem)
             single = self.routes.get(self._way)
             if single and single.supports(problem) and self.planner.trusted(self._way, problem.dtype):
                 return single
@@ -372,24 +374,26 @@ class Session:
         """See :func:`patches.settle`."""
         if self.route != "auto" or self.device == "cpu" or not self.installed:
             return self.route
-        step()
-        problems = {entry.problem for entry in self._entries.values() if entry.problem is not None}
-        if not problems or self._way != PLAN:
-            return self._way
-        file, ways = self.planner.file, (PLAN, *self._ways(problems))
-        with file.testing():
-            name = self.planner.step_name(problems)
-            way = file.steps.get(name) or self._judge(name, ways, step)
-        self._use(way)
+        way = PLAN
+        try:
+            self._use(SURVEY)
+            step()
+            self.planner.compile_ahead()
+            self._use(PLAN)
+            step()
+            problems = {entry.problem for entry in self._entries.values() if entry.problem is not None}
+            if problems:
+                file, ways = self.planner.file, (PLAN, *self._ways(problems))
+                with file.testing():
+                    name = self.planner.step_name(problems)
+                    way = file.steps.get(name) or self._judge(name, ways, step)
+        finally:
+            self._use(way)
         return way
 
     def _judge(self, name: str, ways: tuple[str, ...], step: Callable[[], object]) -> str:
         """Time a step by each way, and remember the best."""
-        try:
-            seconds = quickest(ways, self._use, step)
-        except BaseException:
-            self._use(PLAN)
-            raise
+        seconds = quickest(ways, self._use, step)
         way = winner(seconds)
         self.planner.file.remember({}, {}, {name: way})
         costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
@@ -414,8 +418,9 @@ class Session:
         with self._deciding:
             self._way = way
             self._forget()
-            self._library = None
-            if way != ASIDE:
+            if way == ASIDE:
+                self._library = None
+            elif self._library is None:
                 self._override()
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:

@@ -7,7 +7,8 @@ step by each single route, and against PyTorch without the overrides.
 
 from __future__ import annotations
 
-import math
+import operator
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -19,9 +20,12 @@ PLAN = "plan"
 ASIDE = "aside"
 """PyTorch's own convolutions: the overrides take themselves out."""
 
-ROUNDS, STEPS = 4, 3
-"""Every way is timed once a round, over so many steps; its quickest round counts, because a shared processor
-makes steps slower and never quicker."""
+SURVEY = "survey"
+"""No way of its own: whoever is trusted serves while the problems of a step are found out."""
+
+ROUNDS, SECONDS = 9, 10.0
+"""Every way is timed once a round, so that a processor shared with others slows all of them alike. No round
+begins after so many seconds, but three are taken."""
 
 GAIN = 0.98
 """A way replaces the plan's choices when it takes at most this part of their time: smaller differences are
@@ -29,7 +33,7 @@ within what two measurements of the same step differ by."""
 
 
 def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a step by each way, the ways in turn.
+    """Seconds of a step by each way: the plan's median, the others by their median ratio to it in a round.
 
     Args:
         ways: names; :data:`PLAN` first.
@@ -37,18 +41,22 @@ def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[],
         step: forward and backward.
     """
     ways = list(ways)
-    found = dict.fromkeys(ways, math.inf)
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    begun = time.perf_counter()
     for turn in range(ROUNDS):
+        if turn > 2 and time.perf_counter() - begun > SECONDS:
+            break
         for way in ways if turn % 2 else reversed(ways):
             use(way)
             step()
             _wait()
             start = time.perf_counter()
-            for _ in range(STEPS):
-                step()
+            step()
             _wait()
-            found[way] = min(found[way], (time.perf_counter() - start) / STEPS)
-    return found
+            found[way].append(time.perf_counter() - start)
+    plan = found[PLAN]
+    ratios = {way: statistics.median(map(operator.truediv, each, plan)) for way, each in found.items()}
+    return {way: ratio * statistics.median(plan) for way, ratio in ratios.items()}
 
 
 def winner(seconds: Mapping[str, float]) -> str:

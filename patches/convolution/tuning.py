@@ -68,6 +68,7 @@ class Planner:
 
     Attributes:
         beside: what else is tested where routes are.
+        unknown: problems that were surveyed and not measured.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Planner:
         examine: Callable[[str, str, str], SelfTestResult] = selftest.run,
     ) -> None:
         self.beside: tuple[str, ...] = ()
+        self.unknown: list[ConvProblem] = []
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
@@ -141,6 +143,25 @@ class Planner:
         """The name in the file of a training step that has these problems, by what the library does in it."""
         text = json.dumps(sorted({_key(each) for each in problems}))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def survey(self, problem: ConvProblem) -> Route:
+        """Who serves a problem before the plan knows it: the first trusted route; nothing is measured."""
+        known = self._known(problem)
+        if known is None or known not in self.routes:
+            supporting = [name for name, route in self.routes.items() if route.supports(problem)]
+            self._test([*supporting, *self.beside], problem.dtype)
+            known = next(self._candidates(problem), "native")
+            self.unknown.append(problem)
+        return self.routes[known]
+
+    def compile_ahead(self) -> None:
+        """Compile what measuring the problems of :meth:`survey` will launch, on all processors."""
+        unknown, self.unknown = self.unknown, []
+        served = [each for each in unknown if "triton" in self.routes and self.trusted("triton", each.dtype)]
+        if len(served) > 1 and self.device == "cuda":
+            from .triton_kernels.ahead import compile_ahead
+
+            compile_ahead(served)
 
     def tune(self, problem: ConvProblem) -> Choice:
         """Measure every trusted route on a problem and remember which serves, unless that has been done."""

@@ -32,14 +32,14 @@ def test_a_way_replaces_the_plan_when_it_is_quicker_by_more_than_chance(
     assert winner(seconds) == chosen
 
 
-def test_the_quickest_round_of_each_way_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_processor_slows_all_ways_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, now = {"plan": 3.0, "triton": 2.0, ASIDE: 1.0}, [0.0]
     way = [PLAN]
-    busy = iter([5.0] * 8 + [0.0] * 1000)  # somebody else has the processor at first
+    busy = iter([7.0] * 6 + [1.0] * 1000)  # somebody else has the processor at first
     monkeypatch.setattr(settling.time, "perf_counter", lambda: now[0])
 
     def step() -> None:
-        now[0] += clock[way[0]] + next(busy)
+        now[0] += clock[way[0]] * next(busy)
 
     found = quickest(clock, lambda name: way.__setitem__(0, name), step)
     assert found == pytest.approx(clock)
@@ -97,6 +97,7 @@ def test_a_way_that_was_judged_is_remembered_and_a_failure_leaves_the_plan(
     monkeypatch.setattr(dispatch, "quickest", exhausted)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         session._judge("other", (PLAN, ASIDE), lambda: None)
+    session._use(PLAN)
     before = patches.report().calls
     assert convolutions() == before + 1
     assert session.planner.file.steps == {name: "triton"}

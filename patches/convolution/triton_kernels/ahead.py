@@ -6,16 +6,18 @@ a thousand variants and would spend nearly all of its time on that.
 
 from __future__ import annotations
 
-import multiprocessing
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ... import children, compiling
 from ..problem import ConvProblem
 from .launch import Launch
 from .route import Builder, TritonRoute, lacks_packed_dot, spills_on_amd, tiles_for, tiles_of
@@ -46,20 +48,33 @@ def variant(launch: Launch) -> tuple[Any, ...]:
 def compile_ahead(problems: Iterable[ConvProblem]) -> int:
     """Compile every kernel that the route will need on this device for problems, forward and backward.
 
-    Activations and gradients are taken to be in the problem's memory format, weights contiguous. What does
-    not compile is left for the call that needs it to report.
+    Activations and gradients are taken to be in the problem's memory format, weights contiguous or in it.
+    What does not compile is left for the call that needs it to report.
 
     Returns:
         How many variants there are.
     """
-    work: dict[tuple[Any, ...], tuple[ConvProblem, int]] = {}
-    for problem in dict.fromkeys(problems):
-        if TritonRoute().supports(problem):
-            for index, launch in enumerate(launches(problem)):
-                work.setdefault((problem.dtype, *variant(launch)), (problem, index))
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, work.values(), chunksize=2))
-    return len(work)
+    wanted = [each for each in dict.fromkeys(problems) if TritonRoute().supports(each)]
+    if not wanted:
+        return 0
+    # A child that opens no device, and none of its own children does: each would take memory of the card.
+    done = subprocess.run(
+        children.command(__name__),
+        input=pickle.dumps((wanted, compiling.target_here())),
+        env={"OMP_NUM_THREADS": "1", **children.environment()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return int(done.stdout or 0)
+
+
+def main() -> None:
+    """The child: compile what is wanted, and print how many variants there are."""
+    wanted, target = pickle.load(sys.stdin.buffer)
+    work = jobs(wanted, target.units)
+    compiling.compile_all(work, target)
+    sys.stdout.write(str(len(work)))
 
 
 def jobs(problems: Iterable[ConvProblem], units: int) -> list[Callable[[], None]]:
@@ -70,17 +85,20 @@ def jobs(problems: Iterable[ConvProblem], units: int) -> list[Callable[[], None]
     found: dict[tuple[Any, ...], Callable[[], None]] = {}
     for p in problems:
         if torch.version.hip is None or not spills_on_amd(p):
-            for launch in launches(p, tiles_for(units, p.dtype)):
+            layouts = (False, True) if p.channels_last else (False,)
+            made = (launches(p, tiles_for(units, p.dtype), weight_last=each) for each in layouts)
+            for launch in chain.from_iterable(made):
                 found.setdefault((p.dtype, *variant(launch)), partial(launch.compile_ahead, p.dtype))
     return list(found.values())
 
 
-def launches(p: ConvProblem, tiles: Tiles | None = None) -> list[Launch]:
+def launches(p: ConvProblem, tiles: Tiles | None = None, weight_last: bool = False) -> list[Launch]:
     """What the route will launch for a problem, forward and backward; see ``compile_ahead``.
 
     Args:
         p: the problem.
         tiles: the choice of tiles; the one for the device when None.
+        weight_last: whether the weight is stored NHWC, as in a model that is.
     """
 
     def empty(*shape: int) -> Tensor:
@@ -90,13 +108,13 @@ def launches(p: ConvProblem, tiles: Tiles | None = None) -> list[Launch]:
     x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
     grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=layout)
     weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    if weight_last:
+        weight = weight.to(memory_format=torch.channels_last)
     recorder = Recorder(0, tiles or tiles_of(torch.device(p.device), p.dtype), upcast=lacks_packed_dot())
     recorder.forward(p, x, weight, empty(p.channels_out) if p.bias else None)
     recorder.backward(p, grad, x, weight, (True, True, p.bias))
     return recorder.made
 
 
-def _compile(job: tuple[ConvProblem, int]) -> None:
-    problem, index = job
-    with suppress(Exception):
-        launches(problem)[index].compile_ahead(problem.dtype)
+if __name__ == "__main__":
+    main()
