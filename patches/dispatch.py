@@ -376,11 +376,7 @@ class Session:
             return self.route
         way = PLAN
         try:
-            self._use(SURVEY)
-            step()
-            self.planner.compile_ahead()
-            self._use(PLAN)
-            step()
+            self.find_out(step)
             problems = {entry.problem for entry in self._entries.values() if entry.problem is not None}
             if problems:
                 file, ways = self.planner.file, (PLAN, *self._ways(problems))
@@ -390,6 +386,14 @@ class Session:
         finally:
             self._use(way)
         return way
+
+    def find_out(self, step: Callable[[], object]) -> None:
+        """Measure every problem of a step, after one pass that only tells which they are."""
+        self._use(SURVEY)
+        step()
+        self.planner.compile_ahead()
+        self._use(PLAN)
+        step()
 
     def _judge(self, name: str, ways: tuple[str, ...], step: Callable[[], object]) -> str:
         """Time a step by each way, and remember the best."""

@@ -36,7 +36,7 @@ import patches  # noqa: E402
 from patches import dispatch  # noqa: E402
 from patches.convolution.planfile import PATH_VARIABLE  # noqa: E402
 from patches.convolution.problem import ConvProblem  # noqa: E402
-from toolkit.benchmark import accuracy  # noqa: E402
+from toolkit.benchmark import accuracy, norm_accuracy, steps  # noqa: E402
 from toolkit.benchmark.measure import (  # noqa: E402
     BASELINE,
     forced_route,
@@ -161,6 +161,107 @@ def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
     return steps.quantile(0.5), peak
 
 
+def first_batch() -> Iterator[Row]:
+    """From a fresh process, plan and cache to the first steps of YOLOv8n, and to the way it settles on."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        step, settled, way = _alone(_first_batch, folder)
+        whole = time.perf_counter() - start
+    yield "process start to the first step, YOLOv8n b16", f"{whole - settled:.0f} s", "25 s"
+    yield "first step alone; settling", f"{step:.0f} s; {settled:.1f} s: {way}", ""
+
+
+def _first_batch(folder: str) -> tuple[float, float, str]:
+    os.environ[PATH_VARIABLE] = folder
+    os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
+    _, gradients = steps.steps("yolov8n", mixed=False)
+    start = time.perf_counter()
+    with patches.enabled("cuda"):
+        session = dispatch.current()
+        assert session is not None
+        session.find_out(gradients)
+        torch.cuda.synchronize()
+        taken = time.perf_counter() - start
+        start = time.perf_counter()
+        way = patches.settle(gradients)
+        return taken, time.perf_counter() - start, way
+
+
+def models() -> Iterator[Row]:
+    """Training steps of eight models in two precisions, against PyTorch without patches."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for mixed in (False, True):
+        for model in steps.MODELS:
+            found = {way.name: way for way in steps.compare(model, mixed)}
+            for way in found.values():
+                figures = f"{way.seconds * 1e3:.1f} ms, {way.ratio:.2f} x, peak {way.peak / GIB:.2f} GiB"
+                title = f"{model}, {'mixed' if mixed else 'fp32'}: {way.name}"
+                yield f"{title}{f' ({way.settled})' if way.settled else ''}", figures, ""
+            best = min(way.ratio for way in found.values() if way.name != "auto")
+            yield f"{model}: auto / the best of the others", f"{found['auto'].ratio / best:.2f} x", "1.03 x"
+
+
+def batch_norm() -> Iterator[Row]:
+    """Error of the fused batch norm against float64 on 200 random problems, beside PyTorch's own."""
+    for name, ratio, largest in _alone(_batch_norm, 200):
+        figures = f"rms {ratio:.2f} x, largest {largest:.1e}"
+        yield f"batch norm + activation, {name}: error / PyTorch's", figures, "2 x"
+
+
+def _batch_norm(count: int) -> list[tuple[str, float, float]]:
+    return list(norm_accuracy.compare(count))
+
+
+TRAININGS = {"fp32": "rx5600xt", "mixed": "thermal"}
+"""Preset by precision."""
+
+
+def trainings() -> Iterator[Row]:
+    """Whole trainings of YOLOv8n, loader and validation included: seconds of the second of two epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        toolkit = [sys.executable, "-m", "toolkit"]
+        quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        sample = ["dataset", "sample", str(data), "--train", "3200", "--val", "320"]
+        for verb in (sample, ["dataset", "prepare", str(data)]):
+            subprocess.run([*toolkit, *verb], env=environment, **quiet)
+        for kind, preset in TRAININGS.items():
+            seconds = {}
+            for way, flags in (("no patches", ["--no-patches"]), ("patches", [])):
+                name = f"{preset}-{way.replace(' ', '-')}"
+                options = [
+                    "--data",
+                    str(data),
+                    "--preset",
+                    preset,
+                    "--model",
+                    "yolov8n.yaml",
+                    "--epochs",
+                    "2",
+                ]
+                options += [
+                    "--epochs",
+                    "2",
+                    "--batch",
+                    "16",
+                    "--imgsz",
+                    "640",
+                    "--workers",
+                    "8",
+                    "--name",
+                    name,
+                    *flags,
+                ]
+                subprocess.run([*toolkit, "train", *options], env=environment, **quiet)
+                (table,) = Path(folder).rglob(f"{name}/results.csv")
+                first, second = (float(row.split(",")[1]) for row in table.read_text().splitlines()[1:3])
+                seconds[way] = second - first
+                yield f"second epoch, {kind}: {way}", f"{seconds[way]:.1f} s", ""
+            ratio = seconds["patches"] / seconds["no patches"]
+            yield f"second epoch, {kind}: patches / no patches", f"{ratio:.2f} x", ""
+
+
 def precision() -> Iterator[Row]:
     """Error against float64 on 500 random problems, beside cuDNN's."""
     from patches.convolution.triton_kernels.ahead import compile_ahead
@@ -196,7 +297,21 @@ def learning() -> Iterator[Row]:
         yield "learning: " + line[:10].strip(), line[10:].strip(), ""
 
 
-SECTIONS = {each.__name__: each for each in (tuning, convolutions, training, host, precision, learning)}
+SECTIONS = {
+    each.__name__: each
+    for each in (
+        first_batch,
+        tuning,
+        convolutions,
+        training,
+        models,
+        trainings,
+        host,
+        precision,
+        batch_norm,
+        learning,
+    )
+}
 
 
 def _layers(model: str, batch: int) -> list[ConvProblem]:

@@ -1,0 +1,117 @@
+"""Training steps of eight models by every way, taken in turn, so that a shared processor slows all alike."""
+
+from __future__ import annotations
+
+import gc
+import operator
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+import patches
+from patches import dispatch
+from toolkit.training.settling import Step
+from toolkit.training.steps import TrainingStep
+
+WAYS = ("no patches", "triton", "auto, batch norm off", "auto")
+
+CLASSIFIERS = {"resnet50": 32, "mobilenet_v3_large": 32, "convnext_tiny": 16, "regnet_y_800mf": 32}
+"""Of torchvision, at 224 px, by images a step."""
+
+DETECTORS = {
+    "yolov8n": (16, 3, 640),
+    "yolov8m": (8, 3, 640),
+    "yolo11s": (16, 3, 640),
+    "yolo26n": (16, 1, 480),
+}
+"""Of Ultralytics, by images a step, channels and side of the images."""
+
+MODELS = (*CLASSIFIERS, *DETECTORS)
+
+Steps = tuple[Callable[[], object], Callable[[], object]]
+"""A training step, and one that leaves no gradient, by which the patches settle."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a step costs by one way.
+
+    Attributes:
+        seconds: median; ratio: median, over rounds, of its time to that without patches.
+        peak: most bytes held.
+        settled: who serves, for "auto" (:func:`patches.settle`).
+    """
+
+    name: str
+    seconds: float
+    ratio: float
+    peak: int
+    settled: str
+
+
+def steps(model: str, mixed: bool) -> Steps:
+    """The steps of one of :data:`MODELS`, in fp32 and NCHW or in mixed precision and channels_last."""
+    if model in DETECTORS:
+        batch, channels, size = DETECTORS[model]
+        whole = TrainingStep(f"{model}.yaml", batch, size, "cuda", channels, mixed, channels_last=mixed)
+        return whole, Step(whole.model, (batch, channels, size), torch.float16 if mixed else None)
+    return _classifier(model, mixed)
+
+
+def _classifier(name: str, mixed: bool) -> Steps:
+    import torchvision
+
+    torch.manual_seed(0)
+    layout = torch.channels_last if mixed else torch.contiguous_format
+    model = getattr(torchvision.models, name)().cuda().train().to(memory_format=layout)
+    images = torch.rand(CLASSIFIERS[name], 3, 224, 224, device="cuda").contiguous(memory_format=layout)
+    classes = torch.zeros(len(images), dtype=torch.int64, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step(update: bool) -> None:
+        with torch.autocast("cuda", enabled=mixed):
+            loss = torch.nn.functional.cross_entropy(model(images), classes)
+        torch.autograd.backward(loss)
+        if update:
+            optimizer.step()
+        model.zero_grad()
+
+    return partial(step, True), partial(step, False)
+
+
+def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
+    """Time a model's step by each of :data:`WAYS`, one step of each a round."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    step, gradients = steps(model, mixed)
+    sessions: dict[str, dispatch.Session | None] = dict.fromkeys(WAYS)
+    settled = dict.fromkeys(WAYS, "")
+    for name, route, normalization in (
+        ("auto", "auto", "auto"),
+        ("auto, batch norm off", "auto", "off"),
+        ("triton", "triton", "auto"),
+    ):
+        patches.enable("cuda", route, normalization=normalization)
+        settled[name] = patches.settle(gradients)
+        sessions[name] = dispatch.current()
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    peaks = dict.fromkeys(WAYS, 0)
+    for turn in range(rounds + 1):
+        for name in WAYS if turn % 2 else reversed(WAYS):
+            dispatch.resume(sessions[name])
+            torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            if turn:  # of the first, each way has kernels to compile
+                seconds[name].append(time.perf_counter() - start)
+                peaks[name] = torch.cuda.max_memory_allocated()
+    patches.disable()
+    plain = seconds[WAYS[0]]
+    for name in WAYS:
+        ratio = statistics.median(map(operator.truediv, seconds[name], plain))
+        yield Way(name, statistics.median(seconds[name]), ratio, peaks[name], settled[name])
