@@ -79,10 +79,14 @@ def closed_devices() -> list[Finding]:
 
 def enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
     """Whether there is as much of something, bytes, as is needed."""
-    words = f"{have / GIB:.1f} GiB free; {purpose}: {need / GIB:.1f} GiB"
+    words = f"{_size(have)} free; {purpose}: {_size(need)}"
     if have >= need:
         return Finding(subject, Verdict.FINE, words)
     return Finding(subject, Verdict.LIMITS, words, advice)
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB // 10 or not count else f"{count / 2**20:.0f} MiB"
 
 
 def loader_bytes(batch: int, workers: int, imgsz: int, *, validating: bool = True) -> int:
