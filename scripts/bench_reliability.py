@@ -6,8 +6,8 @@
 DATA is a prepared dataset, such as `toolkit dataset sample` and `prepare` make. "added" is the processor
 time of all that `toolkit train` does in a batch and Ultralytics does not: callbacks, seeding, warm-up, the
 check of the gradient's norm. That is steadier than the difference of two runs, which is shown as well:
-"plain" is Ultralytics' own loop, step and preprocessing over the same loader, "durable" what `toolkit train`
-runs. One thread of a CPU. A checkpoint is timed by the clock and spread over five minutes.
+"plain" is Ultralytics' own loop, step and preprocessing over the same loader, "resumable" what `toolkit
+train` runs. One thread of a CPU. A checkpoint is timed by the clock and spread over five minutes.
 
 --hang measures instead how long it takes until a trainer that was frozen (SIGSTOP) has been found and the
 next one has trained a batch, beyond the limit of its rule, which is 20 s here instead of 120.
@@ -52,7 +52,7 @@ HANG = 20.0
 
 
 def make_plain(trainer: LTDv2Trainer) -> None:
-    """Leave nothing of the durable trainer but its loader."""
+    """Leave nothing of the resumable trainer but its loader."""
     for event, handlers in trainer.callbacks.items():
         if event != "on_train_epoch_start":  # tells the sampler the epoch
             trainer.callbacks[event] = [h for h in handlers if "ResumableTrainer" not in h.__qualname__]
@@ -205,10 +205,10 @@ def main() -> None:
             if not plain:
                 added.append(extra)
                 saves.append(saving)
-    plain_step, durable_step = min(steps[True]), min(steps[False])
+    plain_step, resumable_step = min(steps[True]), min(steps[False])
     checkpoint, extra = statistics.median(saves), statistics.median(added)
     print(f"plain       {plain_step * 1e3:8.2f} ms a batch (best of {options.rounds} medians)")
-    print(f"durable     {durable_step * 1e3:8.2f} ms a batch, {durable_step / plain_step - 1:+.2%}")
+    print(f"resumable   {resumable_step * 1e3:8.2f} ms a batch, {resumable_step / plain_step - 1:+.2%}")
     print(f"added       {extra * 1e3:8.2f} ms a batch, {extra / plain_step:.2%}")
     print(f"checkpoint  {checkpoint * 1e3:8.0f} ms, {checkpoint / 300:.2%} of five minutes")
 
