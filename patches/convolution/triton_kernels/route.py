@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .launch import Launch
     from .tiles import Tiles
 
-Strides = tuple[int, ...]
 Forward = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | None, Tensor | None]"]
 
