@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""What each lever is worth: trainings of equal time on one card, several seeds, mean and spread.
+
+Usage: scripts/bench_levers.py DATA [DATA ...] [--minutes 4] [--seeds 3] [--jobs 1] [--levers NAME ...]
+                               [--model yolo11n.yaml] [--batch 16] [--device 0] [--out build/levers] [--table]
+
+DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit dataset sample --scene harbour`), or
+real frames that were converted to it; with --moving the camera moves: levers that need a still one are left
+out. A lever is one entry of LEVERS. Each training first takes two epochs for the seconds of one, then as many
+as fit into the minutes, so that its schedule ends when the time does; with --jobs all share the card alike.
+Levers that change nothing before prediction share the training of their like. Results are lines of
+OUT/results.jsonl; what is there is not done again. --table prints them alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from submission import Detections
+from toolkit import workspace
+from toolkit.dataset.annotations import CATEGORIES
+from toolkit.evaluation.matching import match
+from toolkit.evaluation.scoring import align, is_number, score
+from toolkit.evaluation.sequences import link
+from toolkit.evaluation.truth import GroundTruth
+from toolkit.prediction import PredictionOptions, predict
+from toolkit.supervision import supervisor
+from toolkit.training import deciding
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One change against the preset ``thermal``.
+
+    Attributes:
+        arguments: Ultralytics' training arguments.
+        options: what ``toolkit train`` takes beside them (:class:`toolkit.training.deciding.Options`).
+        predicting: of :class:`toolkit.prediction.PredictionOptions`.
+        linked: whether the boxes of a clip are joined.
+        still: whether it needs a camera that does not move.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    predicting: Mapping[str, Any] = field(default_factory=dict)
+    linked: bool = False
+    still: bool = False
+
+    @property
+    def recipe(self) -> str:
+        """What training depends on, as a key."""
+        return json.dumps([self.arguments, self.options], sort_keys=True)
+
+
+LEVERS: Mapping[str, Lever] = {
+    "thermal": Lever(),
+    "640 px": Lever(arguments={"imgsz": 640}),
+    "960 px": Lever(arguments={"imgsz": 960}),
+    "1280 px": Lever(arguments={"imgsz": 1280}),
+    "YOLO11s": Lever(options={"model": "yolo11s.yaml"}),
+    "YOLO12n": Lever(options={"model": "yolo12n.yaml"}),
+    "YOLO26n": Lever(options={"model": "yolo26n.yaml"}),
+    "YOLOv8n": Lever(options={"model": "yolov8n.yaml"}),
+    "YOLOv8n, P2 head": Lever(options={"model": "yolov8n-p2.yaml"}),
+    "AdamW": Lever(arguments={"optimizer": "AdamW", "lr0": 0.002}),
+    "learning rate 0.02": Lever(arguments={"lr0": 0.02}),
+    "warm-up of 1 epoch": Lever(arguments={"warmup_epochs": 1.0}),
+    "no mosaic": Lever(arguments={"mosaic": 0.0}),
+    "mosaic to the end": Lever(arguments={"close_mosaic": 0}),
+    "no mixup": Lever(arguments={"mixup": 0.0}),
+    "scale 0.2": Lever(arguments={"scale": 0.2}),
+    "brightness 0.2": Lever(arguments={"hsv_v": 0.2}),
+    "class loss 1.0": Lever(arguments={"cls": 1.0}),
+    "half of the clips": Lever(options={"subset": "50%"}),
+    "best by global_map_bal": Lever(options={"select_by": "global_map_bal"}),
+    "three sizes (TTA)": Lever(predicting={"tta": True}),
+    "suppression at 0.7": Lever(predicting={"iou": 0.7}),
+    "300 boxes a frame": Lever(predicting={"max_det": 300}),
+    "linked": Lever(linked=True, still=True),
+}
+
+SIZES = {"below 12 px": (0, 12), "12 to 32 px": (12, 32), "above 32 px": (32, 10_000)}
+"""Square roots of areas of boxes."""
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", nargs="+", type=Path)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, all alike")
+    parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS))
+    parser.add_argument("--moving", action="store_true", help="leave out levers that need a still camera")
+    parser.add_argument("--model", default="yolo11n.yaml", help="where the lever names none")
+    parser.add_argument("--imgsz", type=int, help="where the lever names none")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--device")
+    parser.add_argument("--out", type=Path, default=Path("build/levers"))
+    parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    results = options.out / "results.jsonl"
+    if options.one:
+        one(options, options.data[0], *json.loads(options.one))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.table:
+        wanted = missing(options, read(results))
+        with ThreadPoolExecutor(options.jobs) as pool:
+            failed = [name for name, status in pool.map(lambda job: run(options, *job), wanted) if status]
+        if failed:
+            print(f"failed: {', '.join(failed)}; their logs are in {options.out}", file=sys.stderr)
+    for data in options.data:
+        print(f"\n{data}, {options.minutes:g} minutes each, {options.seeds} seeds\n")
+        print(table(read(results), data))
+
+
+def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list[tuple[Path, int, list[str]]]:
+    """Data, seed and levers of each training that is to be done; levers of one recipe together."""
+    have = {(row["data"], row["lever"], row["seed"]) for row in done}
+    jobs: dict[tuple[Path, int, str], list[str]] = {}
+    for data in options.data:
+        for seed in range(options.seeds):
+            for name in options.levers:
+                if (data.name, name, seed) not in have and not (LEVERS[name].still and options.moving):
+                    jobs.setdefault((data, seed, LEVERS[name].recipe), []).append(name)
+    return [(data, seed, names) for (data, seed, _), names in jobs.items()]
+
+
+def run(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> tuple[str, int]:
+    """One training in a process of its own, its words in a log beside the results."""
+    label = f"{data.name} {names[0]} {seed}"
+    job = json.dumps([seed, names])
+    command = [sys.executable, __file__, str(data), "--one", job, "--out", options.out]
+    for name in ("minutes", "model", "imgsz", "batch", "workers", "device"):
+        if (value := getattr(options, name)) is not None:
+            command += [f"--{name}", value]
+    with (options.out / f"{label}.log").open("w") as log:
+        status = subprocess.run(list(map(str, command)), stdout=log, stderr=log, check=False).returncode
+    print(f"{label}: {'failed' if status else 'done'}", file=sys.stderr)
+    return label, status
+
+
+def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> None:
+    """Train the recipe of these levers for the minutes, and score each of them."""
+    place, first = workspace.Workspace(options.out / "workspace"), LEVERS[names[0]]
+    place.runs.mkdir(parents=True, exist_ok=True)
+    slug = "".join(c if c.isalnum() else "-" for c in f"{data.name}-{names[0]}-{seed}")
+
+    def train(epochs: int, name: str) -> Path:
+        given = {"model": options.model, "imgsz": options.imgsz, **first.options}
+        asked = deciding.Options(
+            data=data,
+            preset="thermal",
+            epochs=epochs,
+            batch=options.batch,
+            workers=options.workers,
+            device=options.device,
+            seed=seed,
+            name=name,
+            **given,
+        )
+        plan = deciding.plan(place, asked)
+        arguments = {**plan.arguments, "patience": 0, "plots": False, **first.arguments}
+        return supervisor.train(replace(plan, arguments=arguments))
+
+    seconds = seconds_of_an_epoch(train(2, f"{slug}-probe").parents[1])
+    epochs = max(1, int(options.minutes * 60 / seconds))
+    weights = train(epochs, slug)
+    truth = GroundTruth.read(data / workspace.ANNOTATIONS["val"])
+    for name in names:
+        lever = LEVERS[name]
+        asked = PredictionOptions(device=options.device, batch=options.batch, **lever.predicting)
+        found = predict(weights, data, "val", asked)
+        row = {"data": data.name, "lever": name, "seed": seed, "epochs": epochs, "minutes": options.minutes}
+        row |= numbers(truth, link(found).detections if lever.linked else found)
+        with (options.out / "results.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def seconds_of_an_epoch(run: Path) -> float:
+    """From results.csv, column time, which counts from the start: the last epoch, without what comes once."""
+    with (run / "results.csv").open() as file:
+        times = [float(row["time"]) for row in csv.DictReader(file, skipinitialspace=True)]
+    return times[-1] - times[-2]
+
+
+def numbers(truth: GroundTruth, found: Detections) -> dict[str, float]:
+    """Scores, AP@0.5 by class, and by the size of the true box."""
+    scores, matches = score(truth, found), match(align(truth, found))
+    # Where every month has 0 the formula gives none; nothing ranks lower.
+    balanced = scores.balanced if is_number(scores.balanced) else 0.0
+    told = {"bal": balanced, "mAP@0.5": scores.overall.map_50, "CoV": scores.consistency}
+    by_class = scores.overall.map_50_per_class or {}
+    told |= {CATEGORIES[label]: ap for label, ap in by_class.items() if label in CATEGORIES and ap >= 0}
+    p = matches.problem
+    side, true_side = (np.sqrt(boxes[:, 2] * boxes[:, 3]) for boxes in (p.boxes, p.truth_boxes))
+    # A detection belongs to the size of what it found, a false alarm to its own.
+    side = np.where(matches.found >= 0, np.append(true_side, 0)[matches.found], side)
+    for name, (low, high) in SIZES.items():
+        inside = ((sides >= low) & (sides < high) for sides in (side, true_side))
+        told[name] = matches.mean_ap(*inside)
+    return told
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """The rows of what was done."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def table(rows: Sequence[dict[str, Any]], data: Path) -> str:
+    """Markdown: a row a lever, mean and standard deviation over seeds, and the gain over ``thermal``."""
+    columns = ["bal", "mAP@0.5", "CoV", *CATEGORIES.values(), *SIZES]
+    lines = [f"| lever | epochs | gain of bal | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    of_data = [row for row in rows if row["data"] == data.name]
+    base = {row["seed"]: row["bal"] for row in of_data if row["lever"] == "thermal"}
+    for name in LEVERS:
+        mine = [row for row in of_data if row["lever"] == name]
+        if mine:
+            gains = [row["bal"] - base[row["seed"]] for row in mine if row["seed"] in base]
+            cells = [spread([row[column] for row in mine if column in row]) for column in columns]
+            epochs = "/".join(str(row["epochs"]) for row in mine)
+            lines.append(f"| {name} | {epochs} | {spread(gains, '+')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and sample standard deviation."""
+    if not values:
+        return "-"
+    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.3f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The table of levers: what is trained, what is shared, and what its numbers are."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from synthetic import synthetic
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from toolkit.evaluation.scoring import score
+from toolkit.prediction import PredictionOptions
+from toolkit.training.deciding import Options
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parents[2] / "scripts" / "bench_levers.py"
+    spec = importlib.util.spec_from_file_location("bench_levers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_levers"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_lever_names_what_exists(bench: ModuleType) -> None:
+    for name, lever in bench.LEVERS.items():
+        assert set(lever.arguments) <= set(DEFAULT_CFG_DICT), name
+        assert set(lever.options) <= {f.name for f in fields(Options)}, name
+        assert set(lever.predicting) <= {f.name for f in fields(PredictionOptions)}, name
+        assert name == "thermal" or lever != bench.LEVERS["thermal"]
+
+
+def test_levers_after_training_share_it_and_what_is_done_is_not_done_again(bench: ModuleType) -> None:
+    options = argparse.Namespace(
+        data=[Path("a")], seeds=2, levers=["thermal", "640 px", "linked", "suppression at 0.7"], moving=False
+    )
+    done = [{"data": "a", "lever": "640 px", "seed": 1}]
+    assert bench.missing(options, done) == [
+        (Path("a"), 0, ["thermal", "linked", "suppression at 0.7"]),
+        (Path("a"), 0, ["640 px"]),
+        (Path("a"), 1, ["thermal", "linked", "suppression at 0.7"]),
+    ]
+    options.moving = True
+    assert bench.missing(options, done)[0] == (Path("a"), 0, ["thermal", "suppression at 0.7"])
+
+
+def test_numbers_are_the_scores_and_gains_are_against_the_same_seed(bench: ModuleType) -> None:
+    truth, found, _ = synthetic()
+    told, scores = bench.numbers(truth, found), score(truth, found)
+    assert told["bal"] == scores.balanced
+    assert told["motorcycle"] == (scores.overall.map_50_per_class or {})[3]
+    rows = [
+        {"data": "a", "lever": lever, "seed": seed, "epochs": 9, **told, "bal": bal}
+        for lever, seed, bal in (
+            ("thermal", 0, 0.2),
+            ("thermal", 1, 0.4),
+            ("linked", 0, 0.25),
+            ("linked", 1, 0.47),
+        )
+    ]
+    lines = bench.table(rows, Path("data/a")).splitlines()
+    assert lines[2].startswith("| thermal | 9/9 | +0.000 ± 0.000 | 0.300 ± 0.141 |")
+    assert lines[3].startswith("| linked | 9/9 | +0.060 ± 0.014 | 0.360 ± ")
