@@ -4,6 +4,28 @@ Ultralytics' own loop runs unchanged. What it keeps in local variables (the numb
 update) is kept here as well, because a run that enters an epoch in the middle has to continue both: the
 warm-up and the moment of each update are set in :meth:`ResumableTrainer.preprocess_batch`, which the loop
 calls after its own warm-up and before it decides about an update.
+
+Which step of ``BaseTrainer._do_train`` (read in 8.4.190) calls what here, in its order::
+
+    _setup_ddp, _setup_train          gloo on CPUs; setup_model: the network of the checkpoint
+      _build_train_pipeline           get_dataloader: a loader that can enter an epoch anywhere
+      resume_training                 everything back to where the checkpoint was written
+    on_train_start                    convolutions are settled before the clocks run
+    an epoch
+      on_train_epoch_start            the loader enters the epoch; gradients that waited come back
+      a batch
+        on_train_batch_start          the cursor
+        (its warm-up, which the next line replaces)
+        preprocess_batch              seeds; learning rate and momentum; whether an update follows
+        (forward, backward)
+        optimizer_step                the update, unless a gradient is not finite
+        on_train_batch_end            losses, heartbeat, a checkpoint if one is due, the stop
+      on_train_epoch_end              as the last batch would have left it
+      validate                        on_val_start, on_val_batch_start, on_val_end: heartbeat, the stop
+      _handle_nan_recovery            never: updates are guarded one by one
+      save_metrics, save_model        a row and the weights, whole or not at all
+      on_fit_epoch_end                the next epoch begins
+    final_eval                        the optimiser is dropped (in toolkit.training.trainer)
 """
 
 from __future__ import annotations
