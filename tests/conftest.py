@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-from toolkit.offline import keep_ultralytics_offline
+from toolkit.quiet import keep_libraries_quiet
 
-keep_ultralytics_offline()
+keep_libraries_quiet()
 
 settings.register_profile(
     "project",

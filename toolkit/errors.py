@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+"""What would break a line, or speak to the terminal."""
 
 
 class ToolkitError(Exception):
@@ -25,7 +29,7 @@ class ToolkitError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The message as one line: what; found ...; expected ...; fix."""
+        """The message as one line: what; found ...; expected ...; fix. Names may hold any character."""
         parts = [self.what]
         if self.found:
             parts.append(f"found {self.found}")
@@ -33,7 +37,7 @@ class ToolkitError(Exception):
             parts.append(f"expected {self.expected}")
         if self.fix:
             parts.append(self.fix)
-        return "; ".join(parts)
+        return _CONTROL.sub(" ", "; ".join(parts))
 
 
 @contextmanager

@@ -9,13 +9,12 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from toolkit import __version__
-from toolkit.cli import bench, container, dataset
+from toolkit.cli import bench, border, container, dataset
 from toolkit.cli.compare import compare
 from toolkit.cli.doctor import doctor
 from toolkit.cli.ensemble import ensemble
@@ -28,6 +27,7 @@ from toolkit.cli.soup import soup
 from toolkit.cli.submissions import submissions
 from toolkit.cli.submit import submit
 from toolkit.cli.train import train
+from toolkit.quiet import keep_libraries_quiet
 
 app = typer.Typer(
     name="toolkit",
@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(dataset.app, name="dataset")
 app.command()(train)
@@ -54,10 +55,6 @@ app.add_typer(container.app, name="container")
 app.add_typer(bench.app, name="bench")
 
 
-# Typer's newer versions carry a click of their own; this class is the one that both ways have in common.
-_UsageError: Any = typer.BadParameter.__base__
-
-
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"ltdv2-toolkit {__version__}")
@@ -68,6 +65,9 @@ def _version(value: bool) -> None:
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the whole trace of an unexpected error.")
     ] = False,
 ) -> None:
     pass
@@ -93,34 +93,6 @@ def main() -> None:
     # every 700 objects, and among all of them at the end, took a third of a short command's time.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
-    from toolkit import console
-    from toolkit.errors import ToolkitError
-    from toolkit.offline import keep_ultralytics_offline
-
-    keep_ultralytics_offline()
-
+    keep_libraries_quiet()
     _speak_as_called()
-    try:
-        status = app(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
-        else:
-            command = error.ctx.command_path if error.ctx else "toolkit"
-            message = " ".join(error.format_message().split()).rstrip(".")  # choices come a line each
-            console.fail(ToolkitError(message, fix=f"{command} --help"))
-        sys.exit(error.exit_code)
-    except ToolkitError as error:
-        console.fail(error)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        console.note("interrupted; nothing half-written was left behind")
-        sys.exit(130)
-    except Exception as error:
-        from submission import SubmissionError  # imports numpy, which --help can do without
-
-        if not isinstance(error, SubmissionError):
-            raise
-        console.fail(ToolkitError(error.what, error.found, error.expected, error.fix))
-        sys.exit(1)
+    border.run(lambda: app(standalone_mode=False))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import number
+
 app = typer.Typer(
     help="Measure this machine: loading, convolutions, endurance, training steps.", no_args_is_help=True
 )
@@ -16,8 +18,8 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, or a GPU number; default: the first GPU, else the CPU.")
 ]
 Model = Annotated[str, typer.Option(help="An Ultralytics configuration (yolov8n) or a checkpoint.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images a step.")]
-ImageSize = Annotated[int, typer.Option(min=32, help="Side of the square images, pixels.")]
+Batch = Annotated[int, number("batch", "Images a step.")]
+ImageSize = Annotated[int, number("imgsz", "Side of the square images, pixels.")]
 Amp = Annotated[bool, typer.Option("--amp", help="The model's layers in fp16, as mixed precision has them.")]
 Route = Annotated[str, typer.Option(help="auto, native, library, gemm or triton.")]
 
@@ -83,7 +85,7 @@ def conv(
 
 @app.command()
 def stress(
-    iterations: Annotated[int, typer.Option(min=10, help="Steps to run.")] = 1000,
+    iterations: Annotated[int, typer.Option(min=10, max=10**9, help="Steps to run.")] = 1000,
     batch: Batch = 4,
     device: Device = None,
     route: Route = "auto",
@@ -103,8 +105,8 @@ def train(
     model: Model = "yolov8n",
     batch: Batch = 8,
     imgsz: ImageSize = 640,
-    iterations: Annotated[int, typer.Option(min=10, help="Steps to time, after ten to warm up.")] = 100,
-    epochs: Annotated[int, typer.Option(min=1, help="Length of the schedule that is estimated.")] = 50,
+    iterations: Annotated[int, typer.Option(min=10, max=10**9, help="Steps to time, ten are not.")] = 100,
+    epochs: Annotated[int, number("epochs", "Length of the schedule that is estimated.")] = 50,
     channels: Annotated[
         int | None, typer.Option(help="1 for grey frames, 3 for colour weights; default: as toolkit train.")
     ] = None,
@@ -130,8 +132,8 @@ def train(
 @app.command()
 def data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared dataset.")],
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
-    imgsz: Annotated[int, typer.Option(min=32, help="Side of a sample, pixels.")] = 640,
+    batch: Annotated[int, number("batch", "Images in a batch.")] = 16,
+    imgsz: Annotated[int, number("imgsz", "Side of a sample, pixels.")] = 640,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 for colour weights.")] = 1,
     device: Annotated[str, typer.Option(help="Where batches go: cpu, or a GPU's number.")] = "cpu",
     workers: Annotated[str, typer.Option(help="Numbers of workers to try; default: up to the cores.")] = "",
@@ -169,8 +171,8 @@ def data(
     table.add_column("images/s", justify="right")
     for stage, rate in rates.stages.items():
         table.add_row(stage, f"{rate:,.0f}")
-    for number, rate in rates.workers.items():
-        table.add_row(f"loader, {number} workers", f"{rate:,.0f}")
+    for count, rate in rates.workers.items():
+        table.add_row(f"loader, {count} workers", f"{rate:,.0f}")
     console.out.print(table)
     console.note(
         f"the stages decoded {rates.frames_per_sample:.1f} frames a sample and had the others at hand"

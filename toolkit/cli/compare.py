@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli.evaluate import EngineName, Split
+from toolkit.cli.options import number
 
 
 def compare(
@@ -16,8 +17,8 @@ def compare(
     split: Annotated[Split, typer.Option(help="Split that both were predicted on.")] = Split.val,
     truth: Annotated[Path | None, typer.Option(help="A COCO file; default: the split's.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap samples.")] = 1000,
+    seed: Annotated[int, number("seed", "Of the bootstrap.")] = 0,
     engine: Annotated[EngineName, typer.Option(help="Both give the same numbers.")] = EngineName.auto,
     json: Annotated[bool, typer.Option("--json", help="Print numbers instead of tables.")] = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.options import number
+
 if TYPE_CHECKING:
     from toolkit.doctor import Report
 
@@ -23,8 +25,10 @@ def doctor(
         Path | None,
         typer.Option(help="Folder that holds or will hold the data; default: the workspace's."),
     ] = None,
-    imgsz: Annotated[int, typer.Option(help="Side of the training images, pixels.", min=32)] = 640,
-    timeout: Annotated[float, typer.Option(help="Seconds that each self-test may take.", min=1)] = 300.0,
+    imgsz: Annotated[int, number("imgsz", "Side of the training images, pixels.")] = 640,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that each self-test may take.", min=1, max=86_400)
+    ] = 300.0,
 ) -> None:
     """Examine the card, its true architecture, driver, PyTorch, permissions and memory; recommend settings.
 

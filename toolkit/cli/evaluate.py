@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import number
+
 
 class Split(str, Enum):
     """Splits whose truth is published."""
@@ -50,8 +52,8 @@ def evaluate(
         bool, typer.Option("--strict", help="Refuse missing and unknown ids instead of counting them.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
-    imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 16,
+    imgsz: Annotated[int | None, number("imgsz", "Default: as trained.")] = None,
+    batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
     tta: Annotated[
         bool, typer.Option("--tta", help="Predict each frame at three sizes, one of them mirrored.")
     ] = False,

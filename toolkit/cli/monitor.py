@@ -29,7 +29,8 @@ def monitor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One look, as JSON.")] = False,
     interval: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds between two looks; default 1, piped 10.")
+        float | None,
+        typer.Option(min=0.1, max=86_400, help="Seconds from look to look; default 1, piped 10."),
     ] = None,
 ) -> None:
     """Watch a run until it ends: progress, losses, GPU, events. Plain lines when piped.

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import number
+
 
 class Split(str, Enum):
     """Splits that predictions are made for."""
@@ -22,13 +24,13 @@ def predict(
     split: Annotated[Split, typer.Option(help="val is the development phase, test the testing phase.")],
     out: Annotated[Path | None, typer.Option(help="Default: predictions-SPLIT.json in the run.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
-    imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 16,
+    imgsz: Annotated[int | None, number("imgsz", "Default: as trained.")] = None,
+    batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 4,
+    workers: Annotated[int, number("workers", "Loader processes.")] = 4,
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.6,
-    max_det: Annotated[int, typer.Option(min=1, help="Boxes kept in a frame.")] = 100,
+    max_det: Annotated[int, typer.Option(min=1, max=100_000, help="Boxes kept in a frame.")] = 100,
     tta: Annotated[
         bool, typer.Option("--tta", help="Each frame at three sizes, one of them mirrored: twice the time.")
     ] = False,

@@ -54,7 +54,8 @@ def submit(
         bool, typer.Option("--upload-again", help="Upload even an archive that was uploaded before.")
     ] = False,
     phase_id: Annotated[
-        int | None, typer.Option(help="Codabench's number of the phase; default: found by its name.")
+        int | None,
+        typer.Option(min=1, max=2**31 - 1, help="Codabench's number of the phase; default: by its name."),
     ] = None,
     wait: Annotated[
         bool,

@@ -6,11 +6,12 @@ import os
 from enum import Enum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from toolkit import settings
+from toolkit.cli.options import number
 from toolkit.errors import ToolkitError
 
 
@@ -19,12 +20,6 @@ class SelectBy(str, Enum):
 
     fitness = "fitness"
     global_map_bal = "global_map_bal"
-
-
-def _number(name: str, words: str) -> Any:
-    """An option with the bounds that toolkit.toml's key of that name has."""
-    low, high = settings.bounds(name)
-    return typer.Option(min=low, max=high, help=words)
 
 
 def train(
@@ -36,17 +31,17 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke.")
     ] = None,
-    epochs: Annotated[int | None, _number("epochs", "Passes over the training split.")] = None,
-    batch: Annotated[int | None, _number("batch", "Frames in a step.")] = None,
-    imgsz: Annotated[int | None, _number("imgsz", "Side of the network's input, pixels.")] = None,
+    epochs: Annotated[int | None, number("epochs", "Passes over the training split.")] = None,
+    batch: Annotated[int | None, number("batch", "Frames in a step.")] = None,
+    imgsz: Annotated[int | None, number("imgsz", "Side of the network's input, pixels.")] = None,
     channels: Annotated[
         int | None, typer.Option(help="1 for grey frames, 3 for pretrained colour weights.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, 0, 0,1; default: the first GPU or the CPU.")
     ] = None,
-    workers: Annotated[int | None, _number("workers", "Loader processes.")] = None,
-    seed: Annotated[int | None, _number("seed", "Of weights, order and augmentation.")] = None,
+    workers: Annotated[int | None, number("workers", "Loader processes.")] = None,
+    seed: Annotated[int | None, number("seed", "Of weights, order and augmentation.")] = None,
     subset: Annotated[
         str | None, typer.Option(help="Train on a part such as 10%: whole clips, months in proportion.")
     ] = None,
@@ -54,7 +49,9 @@ def train(
     val_months: Annotated[str | None, typer.Option(help="Validate on these months alone.")] = None,
     score_every: Annotated[
         int | None,
-        typer.Option(min=1, help="Score as the challenge does after every N epochs; default: never."),
+        typer.Option(
+            min=1, max=1_000_000, help="Score as the challenge does after every N epochs; else never."
+        ),
     ] = None,
     select_by: Annotated[
         SelectBy | None, typer.Option(help="What chooses best.pt and stops early; default: fitness.")

@@ -24,6 +24,9 @@ from toolkit.training.preset import DEFAULT_PRESET, load_preset
 OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
 """Ultralytics' arguments that a flag or toolkit.toml may set."""
 
+LONGEST_NAME = 200
+"""Bytes of a run's name; file systems take 255."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -315,11 +318,22 @@ def _newest_run(runs: Path) -> RunFiles:
     return newest
 
 
+def _check_name(name: str) -> None:
+    """A run's name is that of a folder in runs/, and files get longer names beside it."""
+    a_folder = Path(name).name == name and name not in ("", "..")
+    if a_folder and name.isprintable() and len(os.fsencode(name)) <= LONGEST_NAME:
+        return
+    shown = name if len(name) <= 40 else f"{name[:40]}... ({len(name)} characters)"
+    raise ToolkitError(
+        f"{shown or 'nothing'} is no name for a run",
+        expected=f"at most {LONGEST_NAME} bytes of printable characters without a slash",
+    )
+
+
 def _new_run(place: workspace.Workspace, name: str | None) -> Path:
     if name is None:
         return next_number(place.runs)
-    if Path(name).name != name:
-        raise ToolkitError(f"{name} is no name for a run", expected="a name without a slash")
+    _check_name(name)
     run = place.runs / name
     if (run / "run.json").exists():
         raise ToolkitError(

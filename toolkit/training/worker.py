@@ -19,7 +19,7 @@ import psutil
 from toolkit import console
 from toolkit.dataset import loader
 from toolkit.errors import ToolkitError
-from toolkit.offline import keep_ultralytics_offline
+from toolkit.quiet import keep_libraries_quiet
 from toolkit.runs import events
 from toolkit.runs.folder import ORPHAN_GRACE, SPARE, Exit, Instructions, RunFiles
 from toolkit.runs.plan import TrainingPlan, read_plan
@@ -60,7 +60,7 @@ class StopRequest:
 
 def main(run: Path) -> int:
     """Train a run as its plan and its instructions say; the return value is an :class:`Exit`."""
-    keep_ultralytics_offline()
+    keep_libraries_quiet()
     files = RunFiles(run)
     if os.environ.pop(SPARE, None) and not _told_to_begin(files):
         return Exit.STOPPED
