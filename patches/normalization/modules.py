@@ -99,6 +99,7 @@ class Server:
             None if weight is None else (weight.dtype, weight.device),
             None if running is None else (running.dtype, running.device),
             norm.momentum is None,
+            torch.is_grad_enabled(),
         )
         try:
             by = self._known[key]

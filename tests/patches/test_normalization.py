@@ -169,6 +169,16 @@ def test_what_is_not_plain_goes_pytorchs_way(name: str) -> None:
 
 
 @pytest.mark.usefixtures("served")
+def test_a_pass_without_gradients_decides_nothing_for_one_with_them() -> None:
+    model, x = block(), torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        model(x)
+    assert calls() == 0, "nothing is kept where no gradient is wanted, and PyTorch's own kernels are as quick"
+    gradients(model, x)
+    assert calls() == 1
+
+
+@pytest.mark.usefixtures("served")
 def test_errors_and_edges_are_pytorchs() -> None:
     model = block().train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
