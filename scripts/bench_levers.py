@@ -87,7 +87,8 @@ LEVERS: Mapping[str, Lever] = {
     "best by global_map_bal": Lever(options={"select_by": "global_map_bal"}),
     "three sizes (TTA)": Lever(predicting={"tta": True}),
     "suppression at 0.7": Lever(predicting={"iou": 0.7}),
-    "300 boxes a frame": Lever(predicting={"max_det": 300}),
+    "25 boxes a class": Lever(predicting={"max_det": 25}),
+    "agnostic suppression": Lever(predicting={"agnostic": True}),
     "linked": Lever(linked=True, still=True),
 }
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex, SplitName
 
 
+ALL_BOXES = 3_000
+"""Boxes that suppression keeps in a frame before the best of each class are chosen: more than there are."""
+
+
 @dataclass(frozen=True)
 class PredictionOptions:
     """How detections are made.
@@ -41,7 +45,9 @@ class PredictionOptions:
             add area behind the others: the default keeps nearly all.
         iou: of boxes of one class that overlap more than this the best is kept. In the ranking a second box
             on one object is a false alarm, and boxes are on one object from an overlap of about 0.5 on.
-        max_det: boxes kept in a frame; the metric looks at 100 of each class.
+        max_det: boxes kept of each class in a frame; the metric looks at 100.
+        agnostic: whether a box suppresses boxes of other classes too. A rider and a machine are two objects
+            that overlap, so the default leaves them alone.
         tta: predict each frame at three sizes, one of them mirrored, and merge what is found.
         patches: whether convolutions go through the patches.
         bad_frames: part of the split's frames that may be missing or unreadable; they get no boxes.
@@ -54,6 +60,7 @@ class PredictionOptions:
     conf: float = 0.001
     iou: float = 0.6
     max_det: int = 100
+    agnostic: bool = False
     tta: bool = False
     patches: bool = True
     bad_frames: float = BAD_FRAMES
@@ -172,7 +179,8 @@ def detect(
                 options.conf,
                 options.iou,
                 multi_label=True,
-                max_det=options.max_det,
+                agnostic=options.agnostic,
+                max_det=ALL_BOXES,
                 end2end=end2end,
                 max_time_img=math.inf,  # a slow machine must not cost frames their boxes
             )
@@ -182,6 +190,7 @@ def detect(
                     continue  # what was found in the blank frame that stands for it
                 ops.scale_boxes(images.shape[2:], rows[:, :4], batch["ori_shape"][i], batch["ratio_pad"][i])
                 inside = (rows[:, 2:4] > rows[:, :2]).all(1)
+                inside &= place_in_class(rows[:, 5].long()) < options.max_det
                 found[batch["row"][i]] = rows[inside, :6].cpu().numpy().astype(np.float64)
             advance(len(kept))
             on_batch()
@@ -194,6 +203,12 @@ def detect(
         scores=rows[:, 4],
         labels=rows[:, 5].astype(np.int64) + 1,
     )
+
+
+def place_in_class(classes: torch.Tensor) -> torch.Tensor:
+    """How many of the same class come before each of ``classes``, (n,) int64 from 0; int64."""
+    of_class = classes[:, None] == classes.unique()
+    return (of_class.cumsum(0) * of_class).sum(1) - 1
 
 
 class _Unread:

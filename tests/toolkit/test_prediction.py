@@ -21,7 +21,7 @@ from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
-from toolkit.prediction import PredictionOptions, detect, predict
+from toolkit.prediction import PredictionOptions, detect, place_in_class, predict
 
 TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 
@@ -213,3 +213,25 @@ def test_suppression_of_overlaps_takes_as_long_as_it_takes(
     monkeypatch.setattr(nms.time, "time", lambda: next(hours))
     found = detect(Says((116, 116, 20, 40)), frames, "val", PredictionOptions())  # type: ignore[arg-type]
     assert found.counts.tolist() == [1] * 6
+
+
+def test_boxes_are_counted_by_class(frames: DatasetIndex) -> None:
+    """Three persons and a motorcycle of a lower score, all apart: two persons and the motorcycle stay."""
+    model = Says((60, 60, 20, 40), (120, 60, 20, 40), (180, 60, 20, 40), (240, 60, 40, 20))
+    model.found.data[4:, 3] = torch.tensor([0.0, 0, 0.3, 0])
+    found = detect(model, frames, "val", PredictionOptions(max_det=2))  # type: ignore[arg-type]
+    assert found.labels[:3].tolist() == [1, 1, 3]
+    assert found.counts.tolist() == [3] * 6
+
+
+def test_a_rider_stays_on_the_machine_unless_suppression_is_agnostic(frames: DatasetIndex) -> None:
+    model = Says((60, 60, 20, 40), (60, 62, 20, 40))
+    model.found.data[4:, 1] = torch.tensor([0.0, 0.4, 0, 0])
+    for agnostic, labels in ((False, [1, 2]), (True, [1])):
+        found = detect(model, frames, "val", PredictionOptions(agnostic=agnostic))  # type: ignore[arg-type]
+        assert found.labels[: found.offsets[1]].tolist() == labels
+
+
+def test_places_are_counted_within_each_class() -> None:
+    assert place_in_class(torch.tensor([0, 2, 0, 0, 2])).tolist() == [0, 0, 1, 2, 1]
+    assert place_in_class(torch.empty(0, dtype=torch.long)).tolist() == []

@@ -54,6 +54,14 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
     imgsz: Annotated[int | None, number("imgsz", "Default: as trained.")] = None,
     batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
+    conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.6,
+    max_det: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Boxes kept of each class in a frame.")
+    ] = 100,
+    agnostic: Annotated[
+        bool, typer.Option("--agnostic", help="A box suppresses those of other classes too.")
+    ] = False,
     tta: Annotated[
         bool, typer.Option("--tta", help="Predict each frame at three sizes, one of them mirrored.")
     ] = False,
@@ -99,6 +107,10 @@ def evaluate(
             imgsz=imgsz,
             batch=batch,
             device=device,
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            agnostic=agnostic,
             tta=tta,
             patches=not no_patches,
             bad_frames=health.load(place.defaults(frames).health).frames_allowed(),

@@ -30,7 +30,12 @@ def predict(
     workers: Annotated[int, number("workers", "Loader processes.")] = 4,
     conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.6,
-    max_det: Annotated[int, typer.Option(min=1, max=100_000, help="Boxes kept in a frame.")] = 100,
+    max_det: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Boxes kept of each class in a frame.")
+    ] = 100,
+    agnostic: Annotated[
+        bool, typer.Option("--agnostic", help="A box suppresses those of other classes too.")
+    ] = False,
     tta: Annotated[
         bool, typer.Option("--tta", help="Each frame at three sizes, one of them mirrored: twice the time.")
     ] = False,
@@ -56,6 +61,7 @@ def predict(
         conf=conf,
         iou=iou,
         max_det=max_det,
+        agnostic=agnostic,
         tta=tta,
         patches=not no_patches,
         bad_frames=health.load(place.defaults(source).health).frames_allowed(),
