@@ -17,6 +17,7 @@ import torch
 from submission import Detections
 from submission.validate import check_values
 from toolkit import console
+from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.device import resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
@@ -206,8 +207,8 @@ def detect(
 
 
 def place_in_class(classes: torch.Tensor) -> torch.Tensor:
-    """How many of the same class come before each of ``classes``, (n,) int64 from 0; int64."""
-    of_class = classes[:, None] == classes.unique()
+    """How many of the same class come before each of ``classes``, (n,) int64, 0 to 3; int64."""
+    of_class: torch.Tensor = classes[:, None] == torch.arange(len(CATEGORIES), device=classes.device)
     return (of_class.cumsum(0) * of_class).sum(1) - 1
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.options import number
+
 if TYPE_CHECKING:
     from toolkit.workspace import Workspace
 
@@ -27,8 +29,8 @@ def soup(
     out: Annotated[Path, typer.Option(help="Where the averaged weights go.")] = Path("soup.pt"),
     select_by: Annotated[Key, typer.Option(help="Validation score that decides what is kept.")] = Key.map_50,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
-    imgsz: Annotated[int | None, typer.Option(min=32, help="Default: as trained.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 16,
+    imgsz: Annotated[int | None, number("imgsz", "Default: as trained.")] = None,
+    batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
 ) -> None:
     """Average the weights of checkpoints of one model, greedily by their validation score.
