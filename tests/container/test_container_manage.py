@@ -83,7 +83,8 @@ def test_prune_removes_only_what_nothing_here_needs(client: FakeClient, tmp_path
     client.image("ltdv2-toolkit:cpu-old", **ours)
     named = client.image("ltdv2-toolkit:cpu-of-a-run", **ours)
     used = client.image("ltdv2-toolkit:cpu-used", **ours)
-    client.image("ltdv2-toolkit:cpu-now", **ours)
+    client.image("ltdv2-toolkit:cpu-now-on-another-base", **ours, **{images.REVISION: "now"})
+    client.image("ltdv2-wheels-cpu:1", **ours)
     client.image("ltdv2-toolkit:cpu-theirs", **theirs)
     client.image("postgres:17")
     client.image("derived:1", **ours)
@@ -93,10 +94,10 @@ def test_prune_removes_only_what_nothing_here_needs(client: FakeClient, tmp_path
     ended, alive = FakeContainer("ended", "exited"), FakeContainer("alive", "running", image=used.id)
     client.running = [ended, alive]
     expected = ["container ended", "image ltdv2-toolkit:cpu-old"]
-    current = ["ltdv2-toolkit:cpu-now"]
-    assert manage.prune(client, current, tmp_path, dry_run=True) == expected  # type: ignore[arg-type]
+    needed = ("now", ["ltdv2-wheels-cpu:1"], tmp_path)
+    assert manage.prune(client, *needed, dry_run=True) == expected  # type: ignore[arg-type]
     assert ended.did == []
-    assert manage.prune(client, current, tmp_path, dry_run=False) == expected  # type: ignore[arg-type]
+    assert manage.prune(client, *needed, dry_run=False) == expected  # type: ignore[arg-type]
     assert (ended.did, alive.did) == (["remove"], [])
     assert "ltdv2-toolkit:cpu-old" not in [tag for image in client.known for tag in image.tags]
-    assert len(client.known) == 6
+    assert len(client.known) == 7

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit import console
 from toolkit.container import running
 from toolkit.container.create import COMMAND, OWNER, STOP_SECONDS
-from toolkit.container.images import BUILDER, REPOSITORY, builder, of_runs
+from toolkit.container.images import BUILDER, REPOSITORY, REVISION, builder, of_runs
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -103,13 +103,16 @@ def _has_terminal(one: Container) -> bool:
     return bool(one.attrs["Config"]["Tty"])
 
 
-def prune(client: DockerClient, current: Sequence[str], runs: Path, *, dry_run: bool) -> list[str]:
+def prune(
+    client: DockerClient, commit: str, current: Sequence[str], runs: Path, *, dry_run: bool
+) -> list[str]:
     """Remove this checkout's ended containers and the images that nothing here needs any more.
 
     Images stay that are of this source, that a run's environment.json names, or that a container uses. What
     is another user's, checkout's or project's stays.
 
     Args:
+        commit: of this checkout; images of it stay, whatever they are built on.
         current: names of images to keep.
         runs: the folder of runs.
 
@@ -128,7 +131,7 @@ def prune(client: DockerClient, current: Sequence[str], runs: Path, *, dry_run: 
     ours: list[Any] = client.images.list(filters={"label": f"{BUILDER}={builder()}"})
     used = {one.attrs["Image"] for one in client.containers.list(all=True, ignore_removed=True)}
     for image in ours:
-        if image.id in kept | used or set(image.tags) & set(current):
+        if image.labels.get(REVISION) == commit or image.id in kept | used or set(image.tags) & set(current):
             continue
         names = list(image.tags)
         if not any(name.startswith((f"{REPOSITORY}:", "ltdv2-wheels-")) for name in names):

@@ -180,15 +180,11 @@ def name_for(line: Sequence[str]) -> str:
 
 
 def prune(client: DockerClient, *, dry_run: bool) -> list[str]:
-    """Remove what :func:`toolkit.container.manage.prune` finds, and say how to see the rest."""
-    commit = images.source(profiles.load_profile("cpu")).commit
-    kept = []
-    for name in profiles.profile_names():
-        profile = profiles.load_profile(name)
-        variants = [profile, *(profile.for_card(card) for card in profile.cards)]
-        kept += [images.Source(one, commit).tag for one in variants]
-        kept.append(build.wheels_tag(client, profile))
-    gone = manage.prune(client, kept, workspace.current().runs, dry_run=dry_run)
+    """Remove what :func:`toolkit.container.manage.prune` finds, for this checkout as it is now."""
+    every = [profiles.load_profile(name) for name in profiles.profile_names()]
+    wheels = {build.wheels_tag(client, profile) for profile in every}
+    runs = workspace.current().runs
+    gone = manage.prune(client, images.source(every[0]).commit, sorted(wheels), runs, dry_run=dry_run)
     if not gone:
         console.note("nothing to remove")
     return gone
