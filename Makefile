@@ -9,6 +9,8 @@ DEMO        ?= runs/demo
 DEMO_DATA   ?= data/demo
 # Processes that the test suite runs in, one thread of PyTorch each.
 JOBS        ?= 2
+# Variants for AMD cards that `make isa` executes, others every day; `make amdgcn` executes all.
+SAMPLE      ?= 24
 
 # The Triton that the images for AMD cards hold; the environment's own is the one of its torch.
 ISA_TRITON := $(shell sed -n 's/^TRITON=//p' docker/profiles/rdna1.env)
@@ -18,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types isa unit wheel clean
+.PHONY: help setup demo test lint types isa amdgcn unit wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +50,10 @@ types: setup  ## mypy, strict
 
 isa: setup $(ISA)/.installed  ## compile the Triton kernels for AMD cards and look for faults
 	PYTHONPATH=$(ISA) $(BIN)/python scripts/check_amd_isa.py
+	PYTHONPATH=$(ISA):. $(BIN)/python scripts/execute_amd_kernels.py --sample $(SAMPLE)
+
+amdgcn: setup $(ISA)/.installed  ## execute every variant of the kernels as machine code of its card (hours)
+	PYTHONPATH=$(ISA):. $(BIN)/python scripts/execute_amd_kernels.py
 
 $(ISA)/.installed:
 	rm -rf $(ISA)

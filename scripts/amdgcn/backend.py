@@ -161,6 +161,10 @@ class EmulatedBuilder(Builder):
         super().__init__(0, tiles.Tiles(units, table), upcast=upcast)
         self.settings = settings
 
+    def _upcasts(self, p: ConvProblem) -> bool:
+        """As on the card, though the tensors are on a processor."""
+        return self.upcast and p.dtype == torch.float16
+
     def launch(
         self, kernel: Any, grid: Grid, scalars: tuple[int, ...], constants: dict[str, Any], warps: int = 4,
         stages: int = 1,

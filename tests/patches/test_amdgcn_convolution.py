@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import KINDS, PLAIN, assert_correct, poison
+from convolution_cases import KINDS, PLAIN, assert_correct, poison, tensors
 
 pytest.importorskip("triton", minversion="3.6", reason="Triton's AMD backend needs Triton")
 
 from amdgcn.backend import EmulatedRoute, Settings
+from amdgcn.faults import Fault
+
+from patches.convolution import selftest
 
 __all__ = ["poison"]
 
@@ -69,3 +72,31 @@ def test_offsets_beyond_32_bits_reach_the_right_bytes(name: str, monkeypatch: py
     monkeypatch.setattr(route, "_wide", lambda *tensors: True)
     far = {name: (1 << 46) + (k << 34) for k, name in enumerate(("src", "grad", "x", "out", "partial"))}
     assert_correct(EmulatedRoute(Settings("gfx1010", addresses=far)), KINDS[name])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "buffer_operations", "said"),
+    [("gfx1010", True, "is wrong"), ("gfx1010", False, ""), ("gfx1030", True, "")],
+)
+def test_the_self_test_refuses_buffer_operations_where_they_write_nothing(
+    architecture: str, buffer_operations: bool, said: str
+) -> None:
+    """As on the card: the descriptor that Triton makes for gfx101x puts every offset out of bounds."""
+    settings = Settings(architecture, buffer_operations=buffer_operations)
+    problem = replace(KINDS["1x1"], batch=1)
+    verdict = selftest._compare(EmulatedRoute(settings), problem, "cpu")
+    assert said in verdict if said else verdict == "", verdict
+
+
+def test_a_wrong_stride_is_noticed() -> None:
+    """The gradient's stride in place of the input's: addresses leave the tensor, or the numbers are wrong."""
+    route = EmulatedRoute(Settings("gfx1010"))
+    x, weight, bias, _ = tensors(PLAIN)
+    call = route._builder.forward(PLAIN, x, weight, bias)
+    turned = x.permute(0, 1, 3, 2).contiguous()
+    try:
+        wrong = call(turned, weight, bias)
+    except Fault:
+        return
+    right = torch.nn.functional.conv2d(x, weight, bias, PLAIN.stride, PLAIN.padding)
+    assert not torch.allclose(wrong, right, atol=1e-3)

@@ -1,0 +1,155 @@
+"""Executing each variant of a kernel on a small problem that needs exactly that variant.
+
+A variant is what the compiler sees: constants, alignments, warps, stages, the type. The sizes are
+arguments, so a layer of 80 x 80 pixels and 256 channels shares its kernel with a problem a hundred times
+smaller; ``smallest`` looks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels import route
+from patches.convolution.triton_kernels.ahead import Recorder, variant
+from patches.convolution.triton_kernels.tiles import RDNA, Table, Tiles
+
+from .backend import WITHOUT_PACKED_DOT, EmulatedRoute, Settings
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Largest relative error in the Frobenius norm, as in the route's tests."""
+
+Key = tuple[Any, ...]
+# Rows and columns: odd, and such that planes keep the divisibility of the layers' 80, 40 and 20.
+SIDES = ((3, 5), (4, 4), (6, 6), (5, 8), (8, 8), (16, 16), (20, 20), (40, 40), (48, 48), (96, 96))
+
+
+def variants(problem: ConvProblem, architecture: str, units: int, table: Table = RDNA) -> list[Key]:
+    """The variants that the route would launch for a problem, in order."""
+    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=problem.dtype, device="meta").to(memory_format=layout)
+
+    p = problem
+    x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
+    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
+    builder = Recorder(0, Tiles(units, table), upcast=architecture in WITHOUT_PACKED_DOT)
+    builder.forward(p, x, weight, bias)
+    builder.backward(p, grad, x, weight, (True, True, p.bias))
+    return [variant(launch) for launch in builder.made]
+
+
+def smallest(
+    problem: ConvProblem, index: int, architecture: str, units: int, table: Table = RDNA
+) -> ConvProblem | None:
+    """The smallest problem found with the same variant as launch ``index``; None where none was."""
+    with wide_offsets(problem):
+        wanted = variants(problem, architecture, units, table)[index]
+        for candidate in sorted(candidates(problem), key=cost):
+            made = variants(candidate, architecture, units, table)
+            if index < len(made) and made[index] == wanted:
+                return candidate
+    return None
+
+
+def candidates(problem: ConvProblem) -> Iterator[ConvProblem]:
+    """Smaller problems of the kind, the problem's own channels among them."""
+    p = problem
+    if p.groups > 1:
+        widths = {(p.channels_in, p.channels_out, p.groups)}
+        widths |= {
+            (p.channels_in * n // p.groups, p.channels_out * n // p.groups, n)
+            for n in (2, 8, 32)
+            if n < p.groups
+        }
+    else:
+        inputs = {p.channels_in, *(n for n in (16, 32, 48, 64) if n < p.channels_in)}
+        outputs = {p.channels_out, *(n for n in (16, 32, 48, 64, 80, 96) if n < p.channels_out)}
+        widths = {(c, o, 1) for c, o in product(inputs, outputs)}
+    for (height, width), (c_in, c_out, groups), batch in product(SIDES, widths, (1, 2)):
+        smaller = replace(
+            p, batch=batch, height=height, width=width, channels_in=c_in, channels_out=c_out, groups=groups,
+        )  # fmt: skip
+        if min(smaller.output_size) >= 1:
+            yield smaller
+
+
+def cost(problem: ConvProblem) -> int:
+    """Products of a problem, roughly what executing it takes."""
+    p = problem
+    taps = p.kernel[0] * p.kernel[1]
+    return p.batch * p.height * p.width * p.channels_in * p.channels_out * taps // p.groups
+
+
+@contextmanager
+def wide_offsets(problem: ConvProblem) -> Iterator[None]:
+    """Offsets of 64 bits for smaller problems too, where the problem itself is too large for 32."""
+    sizes = (
+        problem.batch * problem.channels_in * problem.height * problem.width,
+        problem.batch * problem.channels_out * problem.output_size[0] * problem.output_size[1],
+    )
+    if max(sizes) < 2**31 - 2**22:
+        yield
+        return
+    before = route._wide
+    route._wide = lambda *tensors: True
+    try:
+        yield
+    finally:
+        route._wide = before
+
+
+def errors(emulated: EmulatedRoute, problem: ConvProblem, seed: int = 0) -> dict[str, float]:
+    """Relative errors, in the Frobenius norm, of the output and the gradients against float64."""
+    generator = torch.Generator().manual_seed(seed)
+    p = problem
+    layout = torch.channels_last if p.channels_last else torch.contiguous_format
+
+    def normal(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator).to(p.dtype)
+        return values.to(memory_format=layout) if len(shape) == 4 else values
+
+    x = normal(p.batch, p.channels_in, p.height, p.width)
+    weight = normal(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    bias = normal(p.channels_out) if p.bias else None
+    grad = normal(p.batch, p.channels_out, *p.output_size)
+    leaves = [each.double().requires_grad_() for each in (x, weight, bias) if each is not None]
+    out = F.conv2d(
+        leaves[0], leaves[1], leaves[2] if p.bias else None, p.stride, p.padding, p.dilation, p.groups
+    )
+    wanted = [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
+    got = [
+        emulated.forward(p, x, weight, bias),
+        *emulated.backward(p, grad, x, weight, (True, True, p.bias)),
+    ]
+    names = ("output", "gradient of input", "gradient of weight", "gradient of bias")
+    return {
+        name: _error(value, truth)
+        for name, value, truth in zip(names, got, wanted, strict=False)
+        if value is not None
+    }
+
+
+def _error(value: Tensor, wanted: Tensor) -> float:
+    error = float((value.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    return error if error == error else float("inf")
+
+
+def execute(
+    problem: ConvProblem, original: ConvProblem, architecture: str, units: int, table: Table = RDNA
+) -> str:
+    """Execute all launches of the problem; "" where all is right, else what is wrong."""
+    with wide_offsets(original):
+        found = errors(EmulatedRoute(Settings(architecture), units, table), problem)
+    wrong = {name: error for name, error in found.items() if error > TOLERANCE[problem.dtype]}
+    return ", ".join(f"{name} is off by {error:.1e}" for name, error in wrong.items())
