@@ -19,11 +19,13 @@ import numpy as np
 
 from .faults import Fault
 from .launch import Kernel
+from .operands import put
 from .step import Control, Step
-from .team import EXEC, Team
+from .team import EXEC, POISON, Team
 
 NOTICED, WRONG, REDUNDANT, MISSED = "a fault", "wrong numbers", "redundant", "missed"
 SCC = ("scc", 0)
+Case = Callable[[Callable[[Kernel], Kernel]], bool]
 
 
 @dataclass
@@ -127,6 +129,18 @@ def dropped(kernel: Kernel, k: int) -> Kernel:
     return replace(kernel, steps=steps)
 
 
+def poisoned(kernel: Kernel, k: int, registers: list[int]) -> Kernel:
+    """The kernel with NaN in the place of what one instruction writes, in the lanes that execute it."""
+
+    def run(machine: Any, team: Team) -> None:
+        for index in registers:
+            put(team, index, POISON)
+
+    steps = list(kernel.steps)
+    steps[k] = replace(steps[k], run=run)
+    return replace(kernel, steps=steps)
+
+
 @dataclass
 class Planter:
     """Drops instructions of the kernel ``name`` in runs of some cases.
@@ -137,7 +151,7 @@ class Planter:
     """
 
     name: str
-    cases: list[Callable[[Callable[[Kernel], Kernel]], bool]]
+    cases: list[Case]
     kernel: Kernel | None = None
     _watchers: list[Watcher] = field(default_factory=list)
 
@@ -173,17 +187,22 @@ class Planter:
         """Drop one instruction and run the cases until one notices."""
         assert self.kernel is not None
         step = self.kernel.steps[k]
-        reasons = []
-        for case, watcher in zip(self.cases, self._watchers, strict=True):
-            try:
-                if not case(lambda kernel: self._changed(kernel, lambda sound: dropped(sound, k))):
-                    return Drop(self.name, k, step.source.text, WRONG)
-            except Fault as fault:
-                return Drop(self.name, k, step.source.text, NOTICED, type(fault).__name__)
-            reasons.append(watcher.redundant(k, step))
+        drop = partial(Drop, self.name, k, step.source.text)
+        found = self._notices(partial(dropped, k=k))
+        if found is not None:
+            return drop(*found)
+        reasons = [watcher.redundant(k, step) for watcher in self._watchers]
         if all(reasons):
-            return Drop(self.name, k, step.source.text, REDUNDANT, reasons[0])
-        return Drop(self.name, k, step.source.text, MISSED)
+            return drop(REDUNDANT, reasons[0])
+        vectors = [index for kind, index in step.writes if kind == "v"]
+        if vectors and self._notices(partial(poisoned, k=k, registers=vectors)) is None:
+            return drop(REDUNDANT, "no output depends on it: NaN in its place changes nothing")
+        return drop(MISSED)
+
+    def _notices(self, change: Callable[[Kernel], Kernel]) -> tuple[str, str] | None:
+        """What the first case that notices a changed kernel says."""
+        found = (_verdict(case, partial(self._changed, change=change)) for case in self.cases)
+        return next((each for each in found if each is not None), None)
 
     def drops(self, kind: str, count: int | None = None, seed: int = 0) -> Iterator[Drop]:
         """Drop all instructions of a kind, or ``count`` of them at random."""
@@ -192,3 +211,10 @@ class Planter:
             places = sorted(random.Random(seed).sample(places, count))
         for k in places:
             yield self.drop(k)
+
+
+def _verdict(case: Case, rewrite: Callable[[Kernel], Kernel]) -> tuple[str, str] | None:
+    try:
+        return None if case(rewrite) else (WRONG, "")
+    except Fault as fault:
+        return NOTICED, type(fault).__name__
