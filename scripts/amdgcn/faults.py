@@ -28,9 +28,7 @@ class Unwritten(Fault):
 
 
 class MissingWait(Fault):
-    """A register was used that a load or a store still owes, or a barrier was reached with accesses to LDS
-    under way.
-    """
+    """A register was used that a load still owes."""
 
 
 class EndlessLoop(Fault):

@@ -79,8 +79,6 @@ class Machine:
                     raise Unwritten(f"{kind}{index} was never written")
                 if step.run is not None:
                     step.run(self, team)
-                if step.control is Control.BARRIER:
-                    team.waits.barrier()
             except Fault as fault:
                 raise type(fault)(f"{fault}: {step.source.text} (instruction {team.pc})") from None
             team.written |= step.writes

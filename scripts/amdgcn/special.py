@@ -40,8 +40,7 @@ def registers(operands: tuple[Operand, ...]) -> Owed:
 
 
 def signal(machine: Any, team: Team) -> None:
-    """A wave announces itself at a split barrier: what it did to LDS must be done."""
-    team.waits.barrier()
+    """A wave announces itself at a split barrier."""
     if team.signalled:
         raise Stuck("a second signal before the wait for the first")
     team.signalled = True

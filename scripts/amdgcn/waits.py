@@ -5,6 +5,10 @@ are under way ("RDNA" ISA, 4.4 "Manually Inserted Wait States" and "S_WAITCNT"; 
 dependency resolution", with a counter for each kind). Loads from memory come back in order, LDS too; scalar
 loads in any order, so with one of them under way nothing but a wait for zero says which has arrived.
 
+A barrier needs no wait for LDS: accesses of all waves to it are executed in one order, that of their issue
+(LLVM's SIMemoryLegalizer: "LDS operations for all waves are executed in a total global ordering"). Triton 3.8
+leaves the wait out.
+
 The queues belong to a team of waves that execute together. Where two teams meet the longer queue of each
 counter wins, entry by entry from its newest end, as the compiler's own pass has to assume.
 """
@@ -74,13 +78,6 @@ class Waits:
                 return
             kind, index = min(wrong)
             raise MissingWait(f"{kind}{index} is used before the load that writes it has been waited for")
-
-    def barrier(self) -> None:
-        """A wave must not pass a barrier with accesses to LDS under way: another may overwrite what it
-        reads.
-        """
-        if self.queues[LDS]:
-            raise MissingWait(f"{len(self.queues[LDS])} accesses to LDS are under way at a barrier")
 
     def copy(self) -> Waits:
         return Waits({counter: list(queue) for counter, queue in self.queues.items()}, set(self.owed))

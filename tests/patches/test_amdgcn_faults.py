@@ -131,18 +131,23 @@ def test_a_write_before_the_other_wave_has_read_is_a_race() -> None:
     assert (execute(barrier, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_dropped_wait_for_lds_is_noticed(which: int) -> None:
-    head, *waits = re.split(r"(?=s_waitcnt lgkmcnt)", EXCHANGE)
-    waits[1 + which] = waits[1 + which].replace("s_waitcnt lgkmcnt(0)\n", "")
-    with pytest.raises(faults.MissingWait):
-        execute(head + "".join(waits), waves=2, lds=256)
+def test_a_dropped_wait_for_lds_is_noticed() -> None:
+    *head, _, _ = re.split(r"(?=s_waitcnt lgkmcnt|global_store)", EXCHANGE)
+    with pytest.raises(faults.MissingWait, match="v2"):
+        execute("".join(head) + EXCHANGE[EXCHANGE.index("global_store") :], waves=2, lds=256)
+
+
+def test_a_barrier_needs_no_wait_for_what_was_written_to_lds() -> None:
+    """Accesses to LDS are executed in the order of their issue, those of all waves."""
+    early = EXCHANGE.replace("s_waitcnt lgkmcnt(0)\ns_barrier", "s_barrier")
+    assert (execute(early, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
 
 
 @pytest.mark.parametrize("line", ["s_wait_kmcnt 0x0", "s_wait_dscnt 0x0", "s_barrier_signal -1"])
 def test_the_split_counters_and_barrier_of_gfx12_are_kept(line: str) -> None:
+    head, _, tail = SPLIT.rpartition(line + "\n")
     with pytest.raises(faults.Stuck if "barrier" in line else faults.MissingWait):
-        execute(without(SPLIT, line), "gfx1201", waves=2, lds=256)
+        execute(head + tail, "gfx1201", waves=2, lds=256)
 
 
 def test_a_barrier_that_one_wave_skips_hangs_no_longer_than_this() -> None:
