@@ -7,6 +7,7 @@ constants.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Settings:
     Attributes:
         architecture: "gfx1010"; buffer_operations: as Triton's AMDGCN_USE_BUFFER_OPS.
         addresses: false addresses by argument name, for offsets beyond 2^31.
+        counting: whether counters are kept.
+        sample: workgroups to execute, from the middle of each launch; 0: all.
         rewrite: called with each kernel before it executes; returns the one to execute.
         log: what was launched: name, grid, waves, counters.
     """
@@ -51,7 +54,7 @@ class Settings:
     addresses: dict[str, int] = field(default_factory=dict)
     rewrite: Any = None
     counting: bool = False
-    only: Any = None
+    sample: int = 0
     log: list[tuple[str, Grid, int, Counters | None]] = field(default_factory=list)
 
 
@@ -139,8 +142,12 @@ class Emulated:
         waves = self.options["num_warps"]
         packed = pack_arguments(kernel.program, [*values, ("*u8", 0), ("*u8", 0)], self.grid, 32 * waves)
         counters = Counters(kernel.steps) if self.settings.counting else None
-        launch(kernel, self.grid, waves, lds, packed, list(spans.values()), counters, self.settings.only)
+        launch(kernel, self.grid, waves, lds, packed, list(spans.values()), counters, self._sample())
         self.settings.log.append((self.kernel.__name__, self.grid, waves, counters))
+
+    def _sample(self) -> range | None:
+        count, wanted = math.prod(self.grid), self.settings.sample
+        return range((count - wanted) // 2, (count + wanted) // 2) if 0 < wanted < count else None
 
     def _span(self, name: str, tensor: Tensor, spans: dict[int, Span]) -> int:
         """The tensor's address; its storage becomes a span once, whole, since views share it."""

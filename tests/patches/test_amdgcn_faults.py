@@ -7,59 +7,9 @@ import re
 import numpy as np
 import pytest
 from amdgcn import faults
-from amdgcn.launch import Kernel, launch, pack_arguments
-from amdgcn.memory import Span
+from amdgcn.launch import Kernel, pack_arguments
+from amdgcn_programs import COPY, HEADER, SOURCE, START, run
 
-HEADER = """
-.amdgcn_target "amdgcn-amd-amdhsa--{target}"
-kernel:
-{body}
-.Lfunc_end0:
-.amdhsa_kernel kernel
-.amdhsa_kernarg_size 16
-.amdhsa_user_sgpr_count 2
-.amdhsa_user_sgpr_kernarg_segment_ptr 1
-.amdhsa_system_sgpr_workgroup_id_x 1
-.amdhsa_next_free_vgpr 32
-.end_amdhsa_kernel
-  .args:
-      - .offset: 0
-        .size: 8
-        .value_kind: global_buffer
-      - .offset: 8
-        .size: 8
-        .value_kind: global_buffer
-    .group_segment_fixed_size: 0
-"""
-# Loads both addresses, and the lane's byte offset into v1.
-START = """
-s_load_dwordx4 s[4:7], s[0:1], 0x0
-v_lshlrev_b32_e32 v1, 2, v0
-s_waitcnt lgkmcnt(0)
-"""
-SOURCE, TARGET = 0x7F0000000000, 0x7F1000000000
-
-
-def execute(body: str, target: str = "gfx1010", waves: int = 1, lds: int = 0, groups: int = 1) -> np.ndarray:
-    """Run a program on 64 words of input, and return 64 words of output."""
-    lines = "\n".join(f"\t{line}" if not line.endswith(":") else line for line in body.split("\n"))
-    kernel = Kernel.from_assembly(HEADER.format(target=target, body=lines))
-    source, result = np.arange(64, dtype=np.uint32), np.zeros(64, np.uint32)
-    arguments = pack_arguments(kernel.program, [("*i32", SOURCE), ("*i32", TARGET)])
-    spans = [
-        Span(SOURCE, source.view(np.uint8), "source", writable=False),
-        Span(TARGET, result.view(np.uint8)),
-    ]
-    launch(kernel, (groups, 1, 1), waves, lds, arguments, spans)
-    return result
-
-
-COPY = f"""{START}
-global_load_dword v2, v1, s[4:5]
-s_waitcnt vmcnt(0)
-v_add_nc_u32_e32 v2, 1, v2
-global_store_dword v1, v2, s[6:7]
-s_endpgm"""
 # Each wave writes its part of LDS and reads the other's.
 EXCHANGE = f"""{START}
 v_xor_b32_e32 v3, 0x80, v1
@@ -85,28 +35,28 @@ def without(body: str, line: str) -> str:
 
 
 def test_a_sound_program_does_what_it_says() -> None:
-    assert (execute(COPY, waves=2) == np.arange(64) + 1).all()
-    assert (execute(EXCHANGE, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
-    assert (execute(SPLIT, "gfx1201", waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
+    assert (run(COPY, waves=2) == np.arange(64) + 1).all()
+    assert (run(EXCHANGE, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
+    assert (run(SPLIT, "gfx1201", waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
 
 
 @pytest.mark.parametrize("line", ["s_waitcnt vmcnt(0)", "s_waitcnt lgkmcnt(0)"])
 def test_a_dropped_wait_for_memory_is_noticed(line: str) -> None:
     with pytest.raises(faults.MissingWait, match="before the load"):
-        execute(without(COPY, line))
+        run(without(COPY, line))
 
 
 def test_a_wait_that_leaves_one_load_too_many_is_noticed() -> None:
     two = COPY.replace("s_waitcnt vmcnt(0)", "global_load_dword v3, v1, s[4:5]\ns_waitcnt vmcnt({})")
-    assert (execute(two.format(1), waves=2) == np.arange(64) + 1).all()
+    assert (run(two.format(1), waves=2) == np.arange(64) + 1).all()
     with pytest.raises(faults.MissingWait):
-        execute(two.format(2))
+        run(two.format(2))
 
 
 def test_with_a_scalar_load_under_way_only_zero_waits_for_lds() -> None:
     mixed = EXCHANGE.replace("ds_read_b32 v2, v3", "ds_read_b32 v2, v3\ns_load_dword s9, s[0:1], 0x0")
     with pytest.raises(faults.MissingWait, match="v2"):
-        execute(
+        run(
             mixed.replace("s9, s[0:1], 0x0\ns_waitcnt lgkmcnt(0)", "s9, s[0:1], 0x0\ns_waitcnt lgkmcnt(1)"),
             lds=256,
             waves=2,
@@ -115,39 +65,39 @@ def test_with_a_scalar_load_under_way_only_zero_waits_for_lds() -> None:
 
 def test_a_register_is_not_overwritten_while_a_load_owes_it() -> None:
     with pytest.raises(faults.MissingWait, match="v2"):
-        execute(COPY.replace("s_waitcnt vmcnt(0)", "v_mov_b32_e32 v2, 0"))
+        run(COPY.replace("s_waitcnt vmcnt(0)", "v_mov_b32_e32 v2, 0"))
 
 
 def test_a_dropped_barrier_is_a_race() -> None:
     with pytest.raises(faults.LdsRace):
-        execute(without(EXCHANGE, "s_barrier"), waves=2, lds=256)
+        run(without(EXCHANGE, "s_barrier"), waves=2, lds=256)
 
 
 def test_a_write_before_the_other_wave_has_read_is_a_race() -> None:
     late = EXCHANGE.replace("global_store", "ds_write_b32 v1, v0\nglobal_store")
     with pytest.raises(faults.LdsRace):
-        execute(late, waves=2, lds=256)
+        run(late, waves=2, lds=256)
     barrier = late.replace("ds_write_b32 v1, v0", "s_barrier\nds_write_b32 v1, v0")
-    assert (execute(barrier, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
+    assert (run(barrier, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
 
 
 def test_a_dropped_wait_for_lds_is_noticed() -> None:
     *head, _, _ = re.split(r"(?=s_waitcnt lgkmcnt|global_store)", EXCHANGE)
     with pytest.raises(faults.MissingWait, match="v2"):
-        execute("".join(head) + EXCHANGE[EXCHANGE.index("global_store") :], waves=2, lds=256)
+        run("".join(head) + EXCHANGE[EXCHANGE.index("global_store") :], waves=2, lds=256)
 
 
 def test_a_barrier_needs_no_wait_for_what_was_written_to_lds() -> None:
     """Accesses to LDS are executed in the order of their issue, those of all waves."""
     early = EXCHANGE.replace("s_waitcnt lgkmcnt(0)\ns_barrier", "s_barrier")
-    assert (execute(early, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
+    assert (run(early, waves=2, lds=256) == (np.arange(64) ^ 32) * 4).all()
 
 
 @pytest.mark.parametrize("line", ["s_wait_kmcnt 0x0", "s_wait_dscnt 0x0", "s_barrier_signal -1"])
 def test_the_split_counters_and_barrier_of_gfx12_are_kept(line: str) -> None:
     head, _, tail = SPLIT.rpartition(line + "\n")
     with pytest.raises(faults.Stuck if "barrier" in line else faults.MissingWait):
-        execute(head + tail, "gfx1201", waves=2, lds=256)
+        run(head + tail, "gfx1201", waves=2, lds=256)
 
 
 def test_a_barrier_that_one_wave_skips_hangs_no_longer_than_this() -> None:
@@ -155,7 +105,7 @@ def test_a_barrier_that_one_wave_skips_hangs_no_longer_than_this() -> None:
         "s_barrier", "v_readfirstlane_b32 s8, v0\ns_cmp_eq_u32 s8, 0\ns_cbranch_scc1 .L1\ns_barrier\n.L1:"
     )
     with pytest.raises(faults.Fault):
-        execute(skipped, waves=2, lds=256)
+        run(skipped, waves=2, lds=256)
 
 
 @pytest.mark.parametrize(
@@ -176,18 +126,18 @@ def test_a_fault_has_its_name(
 ) -> None:
     monkeypatch.setattr("amdgcn.machine.MOST_STEPS", 10_000)
     with pytest.raises(fault):
-        execute(COPY.replace(old, new, 1))
+        run(COPY.replace(old, new, 1))
 
 
 @pytest.mark.parametrize("lds", [0, 128, 252])
 def test_lds_beyond_the_request_is_a_fault(lds: int) -> None:
     with pytest.raises(faults.LdsBounds):
-        execute(EXCHANGE, waves=2, lds=lds)
+        run(EXCHANGE, waves=2, lds=lds)
 
 
 def test_lds_that_nothing_wrote_is_not_read() -> None:
     with pytest.raises(faults.Unwritten):
-        execute(without(EXCHANGE, "ds_write_b32 v1, v1"), waves=2, lds=256)
+        run(without(EXCHANGE, "ds_write_b32 v1, v1"), waves=2, lds=256)
 
 
 def test_arguments_of_the_wrong_size_are_refused() -> None:
@@ -208,5 +158,5 @@ s_endpgm"""
 
 def test_a_buffer_store_needs_the_bounds_check_of_its_generation() -> None:
     """With OOB_SELECT 0 and no stride, as Triton leaves it on gfx101x, every offset is out of bounds."""
-    assert (execute(DESCRIPTOR.format("0x31027000"), waves=2) == np.arange(64) * 4).all()
-    assert (execute(DESCRIPTOR.format("0x27000"), waves=2) == 0).all()
+    assert (run(DESCRIPTOR.format("0x31027000"), waves=2) == np.arange(64) * 4).all()
+    assert (run(DESCRIPTOR.format("0x27000"), waves=2) == 0).all()
