@@ -26,6 +26,9 @@ Which step of ``BaseTrainer._do_train`` (read in 8.4.190) calls what here, in it
       save_metrics, save_model        a row and the weights, whole or not at all
       on_fit_epoch_end                the next epoch begins
     final_eval                        the optimiser is dropped (in toolkit.training.trainer)
+
+docs/ultralytics.md has the loop line by line and every name that this relies on; a test holds both against
+the installed version.
 """
 
 from __future__ import annotations
