@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -271,12 +272,15 @@ def locate(wanted: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDA
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file.
+    """The bytes of a file, or of a pipe.
 
     Raises:
-        SubmissionError: it is missing or cannot be read.
+        SubmissionError: it is missing, a device (which may never end), or cannot be read.
     """
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+            raise SubmissionError(f"cannot read {path}", found="a device", expected="a file")
         return path.read_bytes()
     except OSError as error:
         raise SubmissionError(f"cannot read {path}", found=error.strerror or str(error)) from error

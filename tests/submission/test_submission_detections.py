@@ -276,3 +276,19 @@ def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         columns({A: []}).write(tmp_path / "predictions.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full", "/dev/null"])
+def test_a_device_is_no_file_of_predictions(device: str) -> None:
+    with pytest.raises(SubmissionError, match=f"cannot read {device}; a device; a file"):
+        Detections.read(Path(device))
+
+
+def test_a_pipe_is_read_as_a_file_is() -> None:
+    read, write = os.pipe()
+    os.write(write, b'{"20200514222307015": {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": [1]}}')
+    os.close(write)
+    try:
+        assert len(Detections.read(Path(f"/dev/fd/{read}")).scores) == 1
+    finally:
+        os.close(read)
