@@ -1,5 +1,7 @@
-"""The report's pictures. Colours are Okabe and Ito's, told apart without colour vision, and every colour
-is doubled by a marker, a line style, a hatch or a number, so that a grey print says the same."""
+"""The report's pictures, which say the same in colour, in grey, and without colour vision.
+
+Colours are Okabe and Ito's, and every colour is doubled by a marker, a line style, a hatch or a number.
+"""
 
 from __future__ import annotations
 

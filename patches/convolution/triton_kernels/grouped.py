@@ -1,5 +1,4 @@
-"""Depthwise convolutions and groups of few channels: no product of tiles, every output is a short sum of its
-own.
+"""Depthwise convolutions and groups of few channels: no product of tiles, each output is a sum of its own.
 
 A group of a few channels fills a corner of a matrix tile and leaves the rest to zeros; here a thread keeps
 one output (or, for the weight gradient, one tap) in a register and walks the group's channels and taps. Tiles

@@ -1,6 +1,4 @@
-"""The weight gradient (and the bias gradient with it): a product over all pixels, reduced in two fixed-order
-steps.
-"""
+"""The gradient of weight and bias: a product over all pixels, reduced in two steps of fixed order."""
 
 from __future__ import annotations
 
