@@ -374,5 +374,13 @@ def test_what_a_preset_leaves_to_ultralytics_is_in_the_plan(
     assert status.describe(RunFiles(one.run)).state == "interrupted"
 
 
+def test_a_run_of_a_version_that_left_epochs_and_batch_to_ultralytics_is_listed(place: Workspace) -> None:
+    one = begun(place, "one")
+    few = {key: value for key, value in one.arguments.items() if key not in ULTRALYTICS}
+    reproduction.record(replace(one, arguments=few))
+    line = status.describe(RunFiles(one.run))
+    assert (line.state, line.epochs_planned) == ("interrupted", ULTRALYTICS["epochs"])
+
+
 def test_what_ultralytics_takes_is_what_it_takes() -> None:
     assert {name: getattr(get_cfg(), name) for name in ULTRALYTICS} == ULTRALYTICS

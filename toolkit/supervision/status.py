@@ -203,7 +203,7 @@ def _describe(files: RunFiles) -> RunLine:
         preset=plan.preset,
         model=Path(plan.model).stem,
         epochs=beat.epoch if beat else summary.epochs if summary else 0,
-        epochs_planned=int(plan.arguments["epochs"]),
+        epochs_planned=plan.number("epochs"),
         map50=map50,
         global_map_bal=score if evaluated is None else evaluated,
         bytes=_size(files.run),
