@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import modules
@@ -56,3 +58,33 @@ def test_files_that_are_named_exist(title: str) -> None:
     for name in named:
         there = (modules.ROOT / name).exists() or (modules.ROOT / "toolkit" / name).exists()
         assert there or any(path.name == name for path in known), f"{title}: no {name}"
+
+
+def documented(text: str, title: str) -> set[str]:
+    """Names that a section of a docstring explains."""
+    found = re.search(rf"^{title}:\n((?: {{4}}.*\n|\n)*)", text + "\n", flags=re.M)
+    lines = re.findall(r"^ {4}(\w+(?:, \w+)*):\s", found[1], flags=re.M) if found else []
+    return {name for line in lines for name in line.split(", ")}
+
+
+def has(kind: ast.ClassDef) -> Iterator[str]:
+    """Names of what a class declares, defines, or sets on itself."""
+    for node in ast.walk(kind):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+            yield node.attr
+
+
+@pytest.mark.parametrize("package", modules.PACKAGES)
+def test_a_class_has_the_attributes_that_its_docstring_explains(package: str) -> None:
+    explained = 0
+    for path in (modules.ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                names = documented(ast.get_docstring(node) or "", "Attributes")
+                explained += len(names)
+                assert names <= {*has(node)}, f"{path}: {node.name} has no {names - {*has(node)}}"
+    assert explained > 20
