@@ -1,8 +1,8 @@
 """Instructions that reach memory: scalar loads, global and buffer accesses, LDS.
 
-"RDNA 1.0 Instruction Set Architecture" chapters 7 (scalar memory), 8 (vector memory; 8.1.5 the buffer"
-" resource),
-9.? (flat and global) and 10 (data share); "RDNA4 Instruction Set Architecture" chapters 8 to 12.
+"RDNA 1.0 Instruction Set Architecture", chapters 7 (scalar memory), 8 (vector memory, with the buffer
+resource), 9 (flat and global) and 10 (data share), and the chapters of these names in "RDNA4 Instruction Set
+Architecture".
 """
 
 from __future__ import annotations

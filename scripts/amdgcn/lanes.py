@@ -1,8 +1,7 @@
 """Moving values between lanes: data-parallel primitives, permutations, swizzles.
 
-"RDNA 1.0 Instruction Set Architecture" 6.? "DPP" names the patterns; see chapter 13 ("Microcode formats",
-DPP16)
-for their encodings and chapter 12 for v_permlanex16_b32, ds_swizzle_b32 and ds_bpermute_b32.
+"RDNA 1.0 Instruction Set Architecture": chapter 6 (vector ALU) names DPP's patterns, chapter 13 their
+encodings (format DPP16), chapter 12 has v_permlanex16_b32, ds_swizzle_b32 and ds_bpermute_b32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each scalar instruction computes: one row for each, for all waves of a team at once.
 
-The meaning is that of "RDNA 1.0 Instruction Set Architecture" chapter 12 (12.1 SOP2, 12.2 SOPK, 12.3 SOP1,
-12.4 SOPC) and "RDNA4 Instruction Set Architecture" chapter 16 for the floating-point ones. A function
+The meaning is that of "RDNA 1.0 Instruction Set Architecture", chapter 12, formats SOP2, SOPK, SOP1 and SOPC;
+of the floating-point ones that of the same formats in "RDNA4 Instruction Set Architecture". A function
 returns the result, or the result and the condition (SCC); it gets the old condition as ``scc`` where the
 row says so.
 """

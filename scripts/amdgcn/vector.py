@@ -1,9 +1,9 @@
 """What each vector instruction computes: one row for each.
 
 A row reads "results = operands", by kind (see ``operands``), and gives the function. The meaning is that of
-"RDNA 1.0 Instruction Set Architecture" chapter 12 (12.7 VOP2, 12.8 VOP1, 12.9 VOPC, 12.10 VOP3P, 12.11 VOP3),
-"RDNA3" and "RDNA4 Instruction Set Architecture" chapter 16 for what those add. Where the documents allow an
-error of a unit in the last place (v_rcp_f32) the result here is the correctly rounded one. A fused
+"RDNA 1.0 Instruction Set Architecture", chapter 12, formats VOP1, VOP2, VOP3, VOP3P and VOPC; of what later
+cards add, that of the same formats in "RDNA3" and "RDNA4 Instruction Set Architecture". Where the documents
+allow an error of a unit in the last place (v_rcp_f32) the result here is the correctly rounded one. A fused
 multiply-add is rounded from float64, which differs from a single rounding for one in 2^29 of random operands.
 """
 
