@@ -34,6 +34,9 @@ EMPTY = 0.5
 SMALLEST = 1.0
 """Pixels; a smaller box matches no object of two pixels."""
 
+CORNER = 1.5
+"""Pixels; a box that ends before this is in parts of the frame, also one of the whole frame (0 to 1)."""
+
 
 @dataclass(frozen=True)
 class Usual:
@@ -73,7 +76,8 @@ def assess(detections: Detections, usual: Usual | None = None) -> Worth:
     objections = []
     if small.any() and useful < wanted:
         objections.append(
-            f"{int(small.sum()):,} of {boxes:,} boxes are smaller than a pixel" + _scale_hint(detections)
+            f"{int(small.sum()):,} of {boxes:,} boxes are in the frame's first pixel or smaller than a pixel"
+            + _scale_hint(detections)
         )
     if outside.mean() > MANY_OUTSIDE:
         reach = detections.boxes.max(axis=0)[2:]
@@ -94,15 +98,15 @@ def assess(detections: Detections, usual: Usual | None = None) -> Worth:
 
 
 def _faults(detections: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes,) two masks: smaller than a pixel; more than half outside of the frame."""
+    """(boxes,) two masks: in the first pixel or smaller than one; more than half outside of the frame."""
     x1, y1, x2, y2 = detections.boxes.T
-    small = np.minimum(x2 - x1, y2 - y1) < SMALLEST
+    small = (np.minimum(x2 - x1, y2 - y1) < SMALLEST) | (np.maximum(x2, y2) <= CORNER)
     inside = (x2.clip(0, FRAME[0]) - x1.clip(0, FRAME[0])) * (y2.clip(0, FRAME[1]) - y1.clip(0, FRAME[1]))
     return small, ~small & (2 * inside < (x2 - x1) * (y2 - y1))
 
 
 def _scale_hint(detections: Detections) -> str:
-    if detections.boxes.max() > 1.5:
+    if detections.boxes.max() > CORNER:
         return ""
     return f": they are parts of the frame, pixels are x times {FRAME[0]}, y times {FRAME[1]}"
 

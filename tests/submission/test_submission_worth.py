@@ -56,6 +56,10 @@ FAULTS: dict[str, tuple[Callable[[Detections], Detections], str]] = {
         "not one box in 200 images",
     ),
     "parts of the frame": (parts, "smaller than a pixel: they are parts of the frame, .* 384, .* 288"),
+    "the whole frame in parts of it": (
+        lambda d: replace(d, boxes=np.broadcast_to([0.0, 0.0, 1.0, 1.0], d.boxes.shape)),
+        "smaller than a pixel: they are parts of the frame",
+    ),
     "points": (lambda d: replace(d, boxes=d.boxes[:, [0, 1, 0, 1]]), "smaller than a pixel"),
     "outside of every frame": (lambda d: moved(d, by=400), "more than half outside of a frame of 384 x 288"),
     "coordinates of 1280 pixels": (lambda d: moved(d, 1280 / 384), r"reach to 12\d\d x 9\d\d"),
