@@ -163,11 +163,28 @@ def _refusal(source: str, content: Mapping[str, Any], error: msgspec.ValidationE
             found=f"{unknown.group(1)} in {table}",
             expected="" if place else ", ".join(Defaults.__struct_fields__),
         )
-    key = place.rstrip("`")
-    value: Any = content
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    key, value = _refused_value(content, place.rstrip("`"), words)
     expected = words.removeprefix("Expected ").partition(", got")[0].replace("`", "")
     if words.startswith("Invalid enum value"):
         expected = "1 or 3"
     return ToolkitError(f"{source} cannot be used", found=f"{key} = {value}", expected=expected)
+
+
+def _refused_value(content: Mapping[str, Any], place: str, words: str) -> tuple[str, Any]:
+    """Key and value at ``place``, where msgspec writes ``[...]`` for a key of a table with free names."""
+    found: list[tuple[str, Any]] = [("", content)]
+    for part in re.findall(r"\[\.\.\.\]|[^.\[]+", place):
+        found = [
+            (f"{above}.{name}" if above else name, value)
+            for above, table in found
+            if isinstance(table, Mapping)
+            for name, value in table.items()
+            if part in (name, "[...]")
+        ]
+    named: dict[type, str] = {list: "array", dict: "object"}
+    same = [
+        (key, value)
+        for key, value in found
+        if f"got `{named.get(type(value), type(value).__name__)}`" in words
+    ]
+    return (same or found or [(place, None)])[0]

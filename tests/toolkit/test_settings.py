@@ -156,3 +156,19 @@ def test_a_word_that_is_no_option_gets_the_hint_that_fits_it(
     assert result.status == 1
     assert hint in result.err
     assert ("--resume" in result.err) is (word == "first")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("[health]\nhang = 3\n", "found health.hang = 3; expected object"),
+        ('[logging]\nwandb = true\ntensorboard = "yes"\n', "found logging.tensorboard = yes; expected bool"),
+        ("[health.hot]\nlimit = 70\n[health.hang]\nlimit = [1]\n", "found health.hang.limit = .1.; expected"),
+        ("[health.hang]\nlimit = 60\naction = true\n", "found health.hang.action = True; expected"),
+    ],
+)
+def test_a_value_of_a_table_with_free_names_is_named(tmp_path: Path, content: str, found: str) -> None:
+    file = tmp_path / "toolkit.toml"
+    file.write_text(content)
+    with pytest.raises(ToolkitError, match=found):
+        settings.read([file])
