@@ -114,7 +114,7 @@ def check(values: Mapping[str, Any], source: str) -> None:
     try:
         msgspec.convert(known, Numbers)
     except msgspec.ValidationError as error:
-        raise _refusal(source, known, error) from error
+        raise refusal(f"{source} cannot be used", known, error) from error
 
 
 def read(files: Sequence[Path]) -> Defaults:
@@ -129,7 +129,7 @@ def read(files: Sequence[Path]) -> Defaults:
         try:
             msgspec.convert(content, Defaults)  # each by itself: the error names the file
         except msgspec.ValidationError as error:
-            raise _refusal(str(path), content, error) from error
+            raise refusal(f"{path} cannot be used", content, error) from error
         merged = _merge(merged, content)
     return msgspec.convert(merged, Defaults)
 
@@ -152,22 +152,28 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return both
 
 
-def _refusal(source: str, content: Mapping[str, Any], error: msgspec.ValidationError) -> ToolkitError:
-    """msgspec's words as an error: which key, what it was, what it may be."""
+def refusal(what: str, content: Mapping[str, Any], error: msgspec.ValidationError) -> ToolkitError:
+    """msgspec's words as an error: which key, what it was, what it may be.
+
+    Args:
+        what: the first words of the error.
+        content: what was converted.
+        error: what came of it.
+    """
     words, _, place = str(error).partition(" - at `$.")
     unknown = re.search(r"unknown field `(.+)`", words)
     if unknown:
         table = place.rstrip("`") or "the file"
         return ToolkitError(
-            f"{source} cannot be used",
+            what,
             found=f"{unknown.group(1)} in {table}",
             expected="" if place else ", ".join(Defaults.__struct_fields__),
         )
     key, value = _refused_value(content, place.rstrip("`"), words)
     expected = words.removeprefix("Expected ").partition(", got")[0].replace("`", "")
     if words.startswith("Invalid enum value"):
-        expected = "1 or 3"
-    return ToolkitError(f"{source} cannot be used", found=f"{key} = {value}", expected=expected)
+        expected = "1 or 3" if key == "channels" else ""
+    return ToolkitError(what, found=f"{key} = {value}", expected=expected)
 
 
 def _refused_value(content: Mapping[str, Any], place: str, words: str) -> tuple[str, Any]:

@@ -223,6 +223,15 @@ class Workspace:
             recorded = Path(self.record(run).data)
             if recorded.is_dir():
                 return recorded
+            try:
+                return self.data_dir()
+            except ToolkitError as error:
+                raise ToolkitError(
+                    f"the data of run {run.name} is not here",
+                    found=f"no folder {recorded}; {error.found}",
+                    expected=error.expected,
+                    fix="name its place with --data",
+                ) from error
         return self.data_dir(flag)
 
 

@@ -104,6 +104,13 @@ def test_a_red_flag_that_would_end_a_healthy_trainer_is_refused(rule: str, value
         health.load({rule: values})
 
 
+def test_a_refused_red_flag_is_named_with_its_value_and_what_it_may_be() -> None:
+    with pytest.raises(ToolkitError) as refused:
+        health.load({"hang": {"limit": -1}})
+    assert "[health] in toolkit.toml" in refused.value.line()
+    assert "hang.limit = -1" in refused.value.line() and "float >= 0.0" in refused.value.line()
+
+
 def test_infinity_switches_a_red_flag_off() -> None:
     assert health.load({"hang": {"limit": float("inf")}}).hang.limit == float("inf")
 

@@ -113,6 +113,14 @@ def test_a_file_of_a_run_brings_the_runs_data(place: Workspace) -> None:
     assert place.data_of(run / "weights" / "best.pt", place.root / "data" / "b").name == "b"
 
 
+def test_a_run_whose_data_is_gone_is_named_with_its_folder(place: Workspace) -> None:
+    run = make_run(place, "run", age=1, data=place.root / "moved" / "away")
+    with pytest.raises(ToolkitError, match="the data of run run is not here") as refused:
+        place.data_of(run / "weights" / "best.pt")
+    assert str(place.root / "moved" / "away") in refused.value.found
+    assert place.data_of(run / "weights" / "best.pt", make_dataset(place.root / "here")).name == "here"
+
+
 def test_defaults_beside_the_data_win_over_the_workspaces(place: Workspace) -> None:
     data = make_dataset(place.root / "data")
     (place.root / "toolkit.toml").write_text("epochs = 1")

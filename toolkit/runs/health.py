@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
+from toolkit import settings
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.runs.heartbeat import Beat, Phase
@@ -437,7 +438,8 @@ def load(table: Mapping[str, Any]) -> Rules:
     try:
         return msgspec.convert(merged, Rules)
     except msgspec.ValidationError as error:
-        raise ToolkitError("a health rule cannot be used", found=str(error)) from error
+        what = "a health rule cannot be used ([health] in toolkit.toml)"
+        raise settings.refusal(what, merged, error) from error
 
 
 def table() -> str:

@@ -325,7 +325,7 @@ def _check_name(name: str) -> None:
         return
     shown = name if len(name) <= 40 else f"{name[:40]}... ({len(name)} characters)"
     raise ToolkitError(
-        f"{shown or 'nothing'} is no name for a run",
+        f"{shown or 'an empty text'} is no name for a run",
         expected=f"at most {LONGEST_NAME} bytes of printable characters without a slash",
     )
 
