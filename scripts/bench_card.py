@@ -30,21 +30,25 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+from toolkit.quiet import keep_libraries_quiet
 
-import patches  # noqa: E402
-from patches import dispatch  # noqa: E402
-from patches.convolution.planfile import PATH_VARIABLE  # noqa: E402
-from patches.convolution.problem import ConvProblem  # noqa: E402
-from toolkit.benchmark import accuracy, norm_accuracy, steps  # noqa: E402
-from toolkit.benchmark.measure import (  # noqa: E402
+keep_libraries_quiet()
+
+import torch
+
+import patches
+from patches import dispatch
+from patches.convolution.planfile import PATH_VARIABLE
+from patches.convolution.problem import ConvProblem
+from toolkit.benchmark import accuracy, norm_accuracy, steps
+from toolkit.benchmark.measure import (
     BASELINE,
     forced_route,
     load_layers,
     measure,
     missing_device,
 )
-from toolkit.training.steps import TrainingStep, determinism  # noqa: E402
+from toolkit.training.steps import TrainingStep, determinism
 
 MIB, GIB = 2**20, 2**30
 T = TypeVar("T")

@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from toolkit.benchmark.measure import (  # noqa: E402
+from toolkit.benchmark.measure import (
     BASELINE,
     Measurement,
     forced_route,

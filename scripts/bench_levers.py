@@ -26,6 +26,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from toolkit.quiet import keep_libraries_quiet
+
+keep_libraries_quiet()
+
 import numpy as np
 
 from submission import Detections

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from submission import Detections
+from toolkit.quiet import keep_libraries_quiet
+
+keep_libraries_quiet()
+
 from toolkit import console, workspace
 from toolkit.dataset import index
 from toolkit.device import resolve_device, running, torch_device

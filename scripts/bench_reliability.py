@@ -29,6 +29,10 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+from toolkit.quiet import keep_libraries_quiet
+
+keep_libraries_quiet()
+
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 

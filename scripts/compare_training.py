@@ -19,6 +19,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from toolkit.quiet import keep_libraries_quiet
+
+keep_libraries_quiet()
+
 import torch
 
 from patches.convolution.registry import NAMES

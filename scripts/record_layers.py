@@ -17,9 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ultralytics import YOLO  # noqa: E402
+from toolkit.quiet import keep_libraries_quiet
 
-from toolkit.benchmark.measure import layers_of  # noqa: E402
+keep_libraries_quiet()
+
+from ultralytics import YOLO
+
+from toolkit.benchmark.measure import layers_of
 
 RUNTIME = ("batch", "dtype", "device", "channels_last")
 """What a benchmark decides, not the model."""

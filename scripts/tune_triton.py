@@ -29,15 +29,15 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from patches.convolution.problem import ConvProblem  # noqa: E402
-from patches.convolution.triton_kernels.ahead import Recorder  # noqa: E402
-from patches.convolution.triton_kernels.route import tiles_of  # noqa: E402
-from patches.convolution.triton_kernels.tiles import SHORTEST_SPLIT, Table, Tile, Tiles  # noqa: E402
-from patches.convolution.tuning import AGREEMENT  # noqa: E402
-from toolkit.benchmark.measure import load_layers, missing_device, positive  # noqa: E402
+from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels.ahead import Recorder
+from patches.convolution.triton_kernels.route import tiles_of
+from patches.convolution.triton_kernels.tiles import SHORTEST_SPLIT, Table, Tile, Tiles
+from patches.convolution.tuning import AGREEMENT
+from toolkit.benchmark.measure import load_layers, missing_device, positive
 
 LAYERS = ROOT / "scripts" / "layers"
 PASSES = ("forward", "input", "weight")
