@@ -63,9 +63,14 @@ class Operand:
     absolute: bool = False
     sign_extended: bool = False
 
+    @property
+    def is_null(self) -> bool:
+        """Whether it is the scalar register that reads as 0 and keeps nothing; v124 has its number too."""
+        return self.kind == "s" and self.index == NAMED["null"]
+
     def registers(self, words: int | None = None) -> tuple[tuple[str, int], ...]:
         """The 32-bit registers that an access to the operand touches."""
-        if self.kind not in "vs" or self.index == NAMED["null"]:
+        if self.kind not in "vs" or self.is_null:
             return ()
         return tuple((self.kind, self.index + k) for k in range(words or self.count))
 

@@ -134,7 +134,7 @@ def scalar_reader(operand: Operand, kind: str) -> Callable[[Team], Any]:
 
 def put_scalar(team: Team, operand: Operand, value: Any, kind: str) -> None:
     """Write a scalar result of all waves."""
-    if operand.index == NAMED["null"]:
+    if operand.is_null:
         return
     array = np.asarray(value).astype(special.DTYPES[kind], copy=False)
     if kind in WORDS:

@@ -60,7 +60,7 @@ def words(operand: Operand, k: int = 0) -> Reader:
         index = operand.index + k
         return lambda team: team.v[index]
     if operand.kind == "s":
-        if operand.index == 124:
+        if operand.is_null:
             return lambda team: U32(0)
         index = operand.index + k
         return lambda team: team.s[index][:, None]
@@ -214,7 +214,7 @@ def _mask_writer(operand: Operand) -> Writer:
         raise UnknownInstruction("a mask for a vector register")
 
     def write(team: Team, value: Any) -> None:
-        if index == 124:
+        if operand.is_null:
             return
         flags = np.broadcast_to(value, (team.size, LANES))
         team.s[index] = bits_of(flags if team.on is None else flags & team.on)

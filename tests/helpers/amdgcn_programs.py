@@ -17,7 +17,7 @@ kernel:
 .amdhsa_user_sgpr_count 2
 .amdhsa_user_sgpr_kernarg_segment_ptr 1
 .amdhsa_system_sgpr_workgroup_id_x 1
-.amdhsa_next_free_vgpr 32
+.amdhsa_next_free_vgpr 128
 .end_amdhsa_kernel
   .args:
       - .offset: 0

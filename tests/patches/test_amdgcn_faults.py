@@ -46,6 +46,13 @@ def test_a_dropped_wait_for_memory_is_noticed(line: str) -> None:
         run(without(COPY, line))
 
 
+def test_the_vector_register_with_the_number_of_null_is_a_register() -> None:
+    high = COPY.replace("v2", "v124")
+    assert (run(high, waves=2) == np.arange(64) + 1).all()
+    with pytest.raises(faults.MissingWait, match="v124"):
+        run(without(high, "s_waitcnt vmcnt(0)"))
+
+
 def test_a_wait_that_leaves_one_load_too_many_is_noticed() -> None:
     two = COPY.replace("s_waitcnt vmcnt(0)", "global_load_dword v3, v1, s[4:5]\ns_waitcnt vmcnt({})")
     assert (run(two.format(1), waves=2) == np.arange(64) + 1).all()
