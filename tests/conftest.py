@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
+from toolkit import console
 from toolkit.quiet import keep_libraries_quiet
 
 keep_libraries_quiet()
@@ -14,3 +18,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def _own_words() -> Iterator[None]:
+    """A command for containers puts messages into its caller's words for the rest of its process."""
+    yield
+    console.reword_with(str)

@@ -207,7 +207,6 @@ def void_score(run: Path) -> None:
     ("damage", "file"),
     [
         (break_plan, "plan.json"),
-        (forget_epochs, "epochs"),
         (lose_record, "run.json"),
         (garble_results, "results.csv"),
         (void_score, "scores.json"),
@@ -232,6 +231,14 @@ def test_a_damaged_run_is_listed_as_such_and_hides_no_other(
     assert file in listed["broken"]["reason"]
     assert "damaged" in toolkit(monkeypatch, capsys, "runs")
     assert toolkit(monkeypatch, capsys, "monitor").startswith("first: ")
+
+
+def test_a_run_that_left_the_number_of_epochs_to_ultralytics_is_not_damaged(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget_epochs(files.run)
+    (listed,) = json.loads(toolkit(monkeypatch, capsys, "runs", "--json"))
+    assert (listed["state"], listed["epochs_planned"]) == ("interrupted", 100)
 
 
 def test_results_that_cannot_be_read_keep_nobody_from_watching(files: RunFiles) -> None:

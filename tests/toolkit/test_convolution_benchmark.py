@@ -183,6 +183,7 @@ def test_every_layer_of_training_is_tuned_in_the_dtype_asked_for(
 
     class Card:
         file = SimpleNamespace(path="plan.json")
+        device = "cuda"
 
         def __init__(self, *_: object) -> None:
             pass

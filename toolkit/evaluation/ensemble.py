@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from submission import Detections
 from submission.detections import to_offsets
+from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.errors import ToolkitError, reason
 
@@ -133,7 +134,7 @@ def weights_by_class(scores: Sequence[Path]) -> dict[int, tuple[float, ...]]:
     for path in scores:
         try:
             found = msgspec.json.decode(path.read_bytes(), type=_ScoresFile)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *NO_JSON) as error:
             raise ToolkitError(
                 f"{path} says nothing of the classes",
                 found=reason(error) if isinstance(error, OSError) else str(error),
