@@ -61,7 +61,9 @@ def test_enabling_does_not_warn_of_what_it_is_for(before: str, monkeypatch: pyte
     monkeypatch.setattr(dispatch, "_open_library", Library)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dispatch.Session("cuda", "auto", 2**20).install()
+        session = dispatch.Session("cuda", "auto", 2**20)
+        session.install()
+    session.uninstall()
 
 
 def test_importing_the_package_imports_no_torch() -> None:
