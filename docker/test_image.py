@@ -38,9 +38,9 @@ BASE = os.environ.get("LTDV2_BASE", "")
 UID, GID = 12345, 23456
 ROOT = Path(__file__).resolve().parents[1]
 SAY_WHEN_STOPPED = """
-import signal, sys, time
-def end(number, frame):
-    print("got", signal.Signals(number).name, flush=True)
+import os, signal, sys, time
+def end(number, frame):  # which may interrupt the print below, so that it prints nothing itself
+    os.write(1, f"got {signal.Signals(number).name}\n".encode())
     sys.exit(40 + number)
 signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
@@ -445,7 +445,7 @@ def test_the_convolution_tests_pass_inside(workspace: Path) -> None:
 
 
 def test_the_demo_on_read_only_data_leaves_a_submission_that_the_caller_owns(workspace: Path) -> None:
-    sample = ["toolkit", "dataset", "sample", "data", "--train=160", "--val=48", "--test=54"]
+    sample = ["toolkit", "dataset", "sample", "data", "--train=320", "--val=48", "--test=54"]
     assert call(command("run", workspace, "--writable-data", *sample), workspace).returncode == 0
     demo = ["/opt/ltdv2/scripts/demo", "data", "runs/demo"]
     assert call(command("run", workspace, *demo), workspace).returncode == 0
