@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAY_WHEN_STOPPED = """
 import os, signal, sys, time
 def end(number, frame):  # which may interrupt the print below, so that it prints nothing itself
-    os.write(1, f"got {signal.Signals(number).name}\n".encode())
+    os.write(1, f"got {signal.Signals(number).name}\\n".encode())
     sys.exit(40 + number)
 signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
