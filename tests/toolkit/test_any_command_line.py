@@ -442,6 +442,7 @@ def run(line: Line, stage: Path, place: Path, monkeypatch: pytest.MonkeyPatch, t
 @settings(max_examples=COUNT, derandomize=True, database=None, phases=[Phase.generate])
 @given(line=st.integers(0, 2**32).map(command_line))
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # 500 commands in one test
 def test_no_command_line_ends_in_a_traceback_or_a_result_that_cannot_be_used(
     line: Line, stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
