@@ -7,6 +7,7 @@ import hashlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,7 +104,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(module, "TIMEOUT", 0.5)
     monkeypatch.setattr(module, "SPARE_BYTES", 0)
     state.pauses = []  # type: ignore[attr-defined]
-    monkeypatch.setattr(module.time, "sleep", state.pauses.append)  # type: ignore[attr-defined]
+    asleep = time.sleep
+
+    def pause(seconds: float) -> None:
+        """Other threads of the process (a watch of sensors, say) sleep as ever."""
+        if threading.current_thread() is threading.main_thread():
+            state.pauses.append(seconds)  # type: ignore[attr-defined]
+        else:
+            asleep(seconds)
+
+    monkeypatch.setattr(module.time, "sleep", pause)  # type: ignore[attr-defined]
     yield state
     server.shutdown()
     thread.join()
