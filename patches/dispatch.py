@@ -152,7 +152,12 @@ class Session:
             self._miopen_before = None
 
     def _attach(self) -> None:
-        """Serve batch norms too, of models whose classes exist by now; on a CPU only when asked to."""
+        """Serve batch norms too, of models whose classes exist by now; on a CPU only when asked to.
+
+        PyTorch 1 keeps its own: hooks, transforms and half precision answer otherwise there.
+        """
+        if torch.__version__.startswith("1."):
+            return
         if self.normalization != "off" and (self.device, self.normalization) != ("cpu", "auto"):
             self._attachment.attach()
 

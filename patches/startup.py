@@ -87,7 +87,8 @@ def autoload() -> None:
 
 def watch() -> None:
     """Call :func:`autoload` once torch has been imported, if that torch does not do so itself."""
-    if wanted() is not None and "torch" not in sys.modules:
+    waits = any(isinstance(each, _Watcher) and each.name == "torch" for each in sys.meta_path)
+    if wanted() is not None and "torch" not in sys.modules and not waits:  # .pth files may be read twice
         _after_import("torch", _autoload_under_older_torch)
 
 

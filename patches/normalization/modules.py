@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as modules
 
 from .operation import ComputationError, Implementation, apply
 from .problem import NormProblem, Parameters
@@ -39,9 +39,16 @@ def _never() -> bool:
     return False
 
 
+def _has_global_hook() -> bool:
+    """Whether a hook is on all modules of the process."""
+    return bool(
+        modules._global_forward_hooks or modules._global_forward_pre_hooks or modules._global_backward_hooks
+    )
+
+
 _compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
 _unusual: tuple[Callable[[], Any], ...] = (
-    _has_any_global_hook,
+    _has_global_hook,
     torch._C._get_tracing_state,
     *(
         getattr(torch._C, name)
