@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.options import number
+from toolkit.cli.options import Agnostic, Conf, Iou, MaxDet, number
 
 
 class Split(str, Enum):
@@ -28,14 +28,10 @@ def predict(
     batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
     workers: Annotated[int, number("workers", "Loader processes.")] = 4,
-    conf: Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")] = 0.001,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap at which boxes are merged.")] = 0.6,
-    max_det: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Boxes kept of each class in a frame.")
-    ] = 100,
-    agnostic: Annotated[
-        bool, typer.Option("--agnostic", help="A box suppresses those of other classes too.")
-    ] = False,
+    conf: Conf = 0.001,
+    iou: Iou = 0.6,
+    max_det: MaxDet = 100,
+    agnostic: Agnostic = False,
     tta: Annotated[
         bool, typer.Option("--tta", help="Each frame at three sizes, one of them mirrored: twice the time.")
     ] = False,
