@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,24 +60,27 @@ def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | N
 def in_background(device: str) -> Callable[[], Sensors | None]:
     """The last reading of a thread that takes one every second; None when it is older than :data:`STALE`.
 
-    A driver that hangs holds whoever asks it for as long as it likes: here that thread alone.
+    A driver that hangs holds whoever asks it for as long as it likes: here that thread alone. The thread
+    ends when nobody holds the returned function any more.
     """
     read = reader(device)
     if device == "cpu":
         return read
     newest: tuple[float, Sensors | None] = (-STALE, None)
+    unused = threading.Event()
 
     def watch() -> None:
         nonlocal newest
-        while True:
+        while not unused.is_set():
             with suppress(Exception):  # whatever a driver may answer: the next answer may be a better one
                 newest = time.monotonic(), read()
-            time.sleep(1.0)
+            unused.wait(1.0)
 
     def look() -> Sensors | None:
         at, reading = newest
         return reading if time.monotonic() - at < STALE else None
 
+    weakref.finalize(look, unused.set)
     threading.Thread(target=watch, daemon=True).start()
     return look
 

@@ -427,6 +427,16 @@ def test_a_driver_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatc
         answered.set()
 
 
+def test_nobody_is_asked_when_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
+    monkeypatch.setattr(sensors, "reader", lambda _: lambda: Sensors(busy=50.0))
+    look = sensors.in_background("0")
+    (watcher,) = set(threading.enumerate()) - before
+    del look
+    watcher.join(60)
+    assert not watcher.is_alive()
+
+
 def test_a_loss_that_is_not_finite_has_no_total() -> None:
     assert beat(1, loss={"box": 1.0, "cls": None}).total_loss is None
     assert beat(1).total_loss == 2.0
