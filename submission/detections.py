@@ -340,12 +340,18 @@ def _parse(
         return json.loads(data, object_pairs_hook=object_pairs_hook)
     except (ValueError, RecursionError) as error:
         packed = next((kind for start, kind in _PACKED.items() if data.startswith(start)), "")
+        zipped = source.lower().endswith(".zip")
         raise SubmissionError(
-            f"{source} is no JSON, or is cut off",
-            found=packed or str(error),
-            expected="one JSON object that closes",
+            f"{source} is no zip archive, and no JSON" if zipped else f"{source} is no JSON, or is cut off",
+            found=packed or _why(error),
+            expected="a zip with predictions.json in it" if zipped else "one JSON object that closes",
             fix="unpack it first" if packed else "",
         ) from error
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """What a parser stumbled over, without its advice to programmers."""
+    return "a number with thousands of digits" if type(error) is ValueError else str(error)
 
 
 def _explain(value: Any, source: str) -> dict[str, _Entry]:

@@ -197,6 +197,18 @@ def test_labels_are_taken_as_the_organisers_evaluator_takes_whole_numbers(labels
             Detections.loads(data)
 
 
+def test_text_that_is_called_a_zip_is_told_that_it_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    path.write_bytes(b"<html>Please log in</html>")
+    with pytest.raises(SubmissionError, match=r"zip is no zip archive, and no JSON.*zip with predictions"):
+        Detections.read(path)
+
+
+def test_a_number_that_nobody_can_read_is_said_without_advice_to_programmers() -> None:
+    with pytest.raises(SubmissionError, match="; a number with thousands of digits; one JSON"):
+        Detections.loads(b'{"1": {"boxes": [[%b, 1, 2, 3]], "scores": [1], "labels": [1]}}' % (b"9" * 5000))
+
+
 @pytest.mark.parametrize(("start", "kind"), [(b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "gzip")])
 def test_a_packed_file_is_named_as_such(start: bytes, kind: str) -> None:
     with pytest.raises(SubmissionError, match=rf"{kind}.*unpack it"):
