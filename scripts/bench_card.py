@@ -153,7 +153,7 @@ def _training(kind: str, batch: int) -> list[Row]:
 def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
     """Median seconds of a step and the most bytes held, by a route or as PyTorch comes."""
     from toolkit.benchmark.commands import timed_training
-    from toolkit.device import running
+    from toolkit.machine.device import running
 
     gc.collect()
     torch.cuda.empty_cache()

@@ -21,10 +21,10 @@ keep_libraries_quiet()
 
 from toolkit import console, workspace
 from toolkit.dataset import index
-from toolkit.device import resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import Scores, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.machine.device import resolve_device, running, torch_device
 from toolkit.prediction import PredictionOptions, detect
 from toolkit.weights import load_model
 

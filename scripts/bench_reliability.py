@@ -37,8 +37,8 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from toolkit.dataset import index
-from toolkit.device import running
 from toolkit.errors import ToolkitError
+from toolkit.machine.device import running
 from toolkit.runs import heartbeat
 from toolkit.runs.folder import RunFiles
 from toolkit.runs.health import Action, Rule, Rules

@@ -29,8 +29,8 @@ from patches.convolution.registry import NAMES
 from toolkit import console
 from toolkit.benchmark.measure import positive
 from toolkit.dataset import index
-from toolkit.device import resolve_device, running
 from toolkit.errors import ToolkitError
+from toolkit.machine.device import resolve_device, running
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training.preset import load_preset
 from toolkit.training.trainer import LTDv2Trainer

@@ -1,8 +1,8 @@
 """What this machine is, what will work on it, and which settings fit it.
 
-:func:`diagnose` is a function of what was found (``toolkit.machine``, ``toolkit.runtime``, the routes'
-self-tests); :func:`examine` finds it. The verdicts of the findings add up to the exit code of
-``toolkit doctor``: 0 fine, 1 works with limits, 2 will not work.
+:func:`diagnose` is a function of what was found (``toolkit.machine``, the routes' self-tests);
+:func:`examine` finds it. The verdicts of the findings add up to the exit code of ``toolkit doctor``: 0 fine,
+1 works with limits, 2 will not work.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 import msgspec
 
 from patches.convolution import selftest
-from toolkit import __version__, checks, machine
-from toolkit.cards import PROFILES, best_card, default_number
-from toolkit.checks import GIB, Finding, Verdict
-from toolkit.machine import Card, LeftOut, Machine
-from toolkit.runtime import Runtime, RuntimeDevice, ask
+from toolkit import __version__
+from toolkit.dataset.loader import loader_bytes
+from toolkit.machine import checks, kernel
+from toolkit.machine.cards import PROFILES, best_card, default_number
+from toolkit.machine.checks import GIB, Finding, Verdict
+from toolkit.machine.kernel import Card, LeftOut, Machine
+from toolkit.machine.runtime import Runtime, RuntimeDevice, ask
+from toolkit.runs.needs import shared_memory
 
 NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 """Architectures on which Triton's buffer operations write nothing and report success."""
@@ -95,7 +98,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def examine(
-    sysfs: Path = machine.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = selftest.TIMEOUT
+    sysfs: Path = kernel.SYSFS, data: Path = Path(), imgsz: int = 640, timeout: float = selftest.TIMEOUT
 ) -> Report:
     """Examine this machine, or a recorded one.
 
@@ -109,8 +112,8 @@ def examine(
     Raises:
         ToolkitError: the tree cannot be read.
     """
-    found = machine.read(sysfs, data)
-    if sysfs != machine.SYSFS:
+    found = kernel.read(sysfs, data)
+    if sysfs != kernel.SYSFS:
         return diagnose(found, found.surroundings.runtime or Runtime(), (), imgsz)
     # Importing torch takes most of the time, in every child: the first ones run side by side.
     with ThreadPoolExecutor() as pool:
@@ -202,7 +205,7 @@ def _left_out(found: Machine, card: LeftOut) -> Finding:
 
 def _hiders(found: Machine) -> str:
     environment = found.surroundings.environment
-    return " ".join(f"{name}={environment[name]}" for name in machine.VISIBILITY if name in environment)
+    return " ".join(f"{name}={environment[name]}" for name in kernel.VISIBILITY if name in environment)
 
 
 def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
@@ -210,7 +213,7 @@ def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
         return []
     true = [card.arch for card in found.visible]
     value = found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", "")
-    override = machine.override_name(value)
+    override = kernel.override_name(value)
     if value and not override:
         advice = "the runtime expects three numbers such as 10.3.0 and does not start: unset it"
         return [Finding("override", Verdict.FAILS, f"HSA_OVERRIDE_GFX_VERSION={value}", advice)]
@@ -223,7 +226,7 @@ def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
         advice = "an override adds no kernels: unset HSA_OVERRIDE_GFX_VERSION, except with the profile rocm52"
     elif reported and sorted(reported) != sorted(true):
         verdict = Verdict.LIMITS
-        advice = f"PyTorch sees other cards than the kernel: see {', '.join(machine.VISIBILITY)}"
+        advice = f"PyTorch sees other cards than the kernel: see {', '.join(kernel.VISIBILITY)}"
     return [Finding("architecture", verdict, words, advice)]
 
 
@@ -270,7 +273,7 @@ def _vendor_library(found: Machine, runtime: Runtime, self_tests: Sequence[SelfT
     """MIOpen compiles for the true architecture; rocBLAS loads kernels of the one that is reported."""
     if not runtime.hip:
         return
-    override = machine.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
+    override = kernel.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
     covered = any(test.passed and test.route not in VENDOR_ROUTES for test in self_tests)
     for arch in dict.fromkeys(card.arch for card in found.visible):
         if arch in runtime.kernel_databases:
@@ -323,7 +326,7 @@ def _room(found: Machine, recommendation: Recommendation, imgsz: int) -> list[Fi
                 "close what uses the card, or lower --batch",
             )
         )
-    findings.append(checks.shared_memory(here.shared_memory_bytes, batch, max(workers, 1), imgsz))
+    findings.append(shared_memory(here.shared_memory_bytes, batch, max(workers, 1), imgsz))
     findings.append(
         checks.enough(
             "RAM",
@@ -460,7 +463,7 @@ def _workers(found: Machine, batch: int, imgsz: int) -> Choice:
     limits = {
         f"{MOST_WORKERS} keep up with a card of this class": MOST_WORKERS,
         f"{here.cpus} processors, one for the training process": here.cpus - 1,
-        f"{shared / GIB:.2f} GiB of shared memory": shared // checks.loader_bytes(batch, 1, imgsz),
+        f"{shared / GIB:.2f} GiB of shared memory": shared // loader_bytes(batch, 1, imgsz),
         f"{free / GIB:.1f} GiB of free RAM": (free - TRAINER_BYTES - SERVER_BYTES) // WORKER_BYTES,
     }
     reason = min(limits, key=lambda words: limits[words])

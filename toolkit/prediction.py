@@ -19,8 +19,8 @@ from submission.validate import check_values
 from toolkit import console
 from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.frames import BAD_FRAMES
-from toolkit.device import resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
+from toolkit.machine.device import resolve_device, running, torch_device
 from toolkit.weights import image_size, input_channels, load_model
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def detect(
     options: PredictionOptions,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Detections:
-    """Detect objects in every frame of a split, inside :func:`toolkit.device.running`.
+    """Detect objects in every frame of a split, inside :func:`toolkit.machine.device.running`.
 
     Args:
         model: what :func:`toolkit.weights.load_model` or :func:`as_saved` returned, on the device to use.

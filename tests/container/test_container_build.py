@@ -15,10 +15,10 @@ from docker.errors import APIError, DockerException
 from docker.utils.build import exclude_paths
 from recorded_engine import COMMIT, FakeClient, source
 
-from toolkit.checks import GIB
 from toolkit.container import build, images, profiles
 from toolkit.container.engine import engine
 from toolkit.errors import ToolkitError
+from toolkit.machine.checks import GIB
 
 TAG = "ltdv2-toolkit:cpu-0123456789ab"
 

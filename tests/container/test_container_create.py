@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from recorded_engine import TREES, arguments
 
-from toolkit import machine
-from toolkit.checks import GIB
 from toolkit.container import create, profiles
 from toolkit.container.mounts import Mounts
 from toolkit.container.request import EngineOptions
 from toolkit.errors import ToolkitError
+from toolkit.machine import kernel
+from toolkit.machine.checks import GIB
 from toolkit.supervision.recovery import Patience
 
 WORKSPACE = ("TOOLKIT_WORKSPACE", "TOOLKIT_DATA")
@@ -82,7 +82,7 @@ def test_defaults_of_the_workspace_hold_inside_but_where_its_data_is(tmp_path: P
 
 def test_shared_memory_is_ample_but_within_the_ram(places: create.Places) -> None:
     assert arguments("rdna1", "rx5600xt", "true", places=places)["host_config"]["shm_size"] == 8 * GIB
-    small = machine.Machine((), (), "", machine.Surroundings(memory_bytes=4 * GIB))
+    small = kernel.Machine((), (), "", kernel.Surroundings(memory_bytes=4 * GIB))
     given = create.create_arguments(profiles.load_profile("cpu"), small, places, ["true"], "1:1")
     assert given["host_config"]["shm_size"] == 2 * GIB
 
@@ -137,7 +137,7 @@ def test_only_named_variables_go_in(places: create.Places) -> None:
 def test_a_container_sees_no_card_that_its_image_has_no_kernels_for(
     name: str | None, environment: dict[str, str], left: dict[str, str], places: create.Places
 ) -> None:
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     found = replace(found, surroundings=msgspec.structs.replace(found.surroundings, environment=environment))
     profile = profiles.choose_profile(name, found)
     given = create.create_arguments(profile, found, places, ["true"], "1:1", environment=environment)
@@ -145,7 +145,7 @@ def test_a_container_sees_no_card_that_its_image_has_no_kernels_for(
 
 
 def test_all_cards_that_the_image_has_kernels_for_are_seen(places: create.Places) -> None:
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     pair = replace(found, cards=(found.cards[1], replace(found.cards[1], node=3)))
     profile = profiles.choose_profile(None, pair)
     given = create.create_arguments(profile, pair, places, ["true"], "1:1", environment={})
@@ -153,7 +153,7 @@ def test_all_cards_that_the_image_has_kernels_for_are_seen(places: create.Places
 
 
 def test_a_profile_without_kernels_for_the_card_is_built_but_not_run(places: create.Places) -> None:
-    found = machine.read(TREES / "rx5600xt")
+    found = kernel.read(TREES / "rx5600xt")
     profile = profiles.choose_profile("rdna3", found)
     assert profile.variant == "rdna3"
     with pytest.raises(ToolkitError, match=r"rdna3 holds no kernels for gfx1010; say --profile=rdna1"):
@@ -214,7 +214,7 @@ def test_the_toolkits_own_verbs_get_a_read_only_root(places: create.Places) -> N
 
 
 def test_root_keeps_what_it_needs_to_write_others_files(places: create.Places) -> None:
-    chosen, found = profiles.load_profile("cpu"), machine.read(TREES / "no-card")
+    chosen, found = profiles.load_profile("cpu"), kernel.read(TREES / "no-card")
     host = create.create_arguments(chosen, found, places, ["true"], "0:0")["host_config"]
     assert (host["cap_drop"], host["cap_add"]) == (["ALL"], ["CHOWN", "DAC_OVERRIDE", "FOWNER"])
 

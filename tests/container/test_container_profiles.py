@@ -12,10 +12,10 @@ import pytest
 from packaging.requirements import Requirement
 from recorded_engine import TREES
 
-from toolkit import machine
-from toolkit.cards import PROFILES
 from toolkit.container import profiles
 from toolkit.errors import ToolkitError
+from toolkit.machine import kernel
+from toolkit.machine.cards import PROFILES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,19 +34,19 @@ else:
     ],
 )
 def test_the_card_chooses_profile_and_kernels(tree: str, variant: str, extra: str) -> None:
-    profile = profiles.choose_profile(None, machine.read(TREES / tree))
+    profile = profiles.choose_profile(None, kernel.read(TREES / tree))
     assert (profile.variant, profile.pins["TORCH_EXTRA"]) == (variant, extra)
 
 
 def test_a_hidden_card_chooses_no_profile() -> None:
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     hidden = msgspec.structs.replace(found.surroundings, environment={"HIP_VISIBLE_DEVICES": "0"})
     assert profiles.choose_profile(None, replace(found, surroundings=hidden)).name == "rdna1"
 
 
 def test_without_a_card_the_cpu_profile_is_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(profiles, "NVIDIA_SIGNS", (tmp_path / "nvidiactl",))
-    found = machine.read(TREES / "no-card")
+    found = kernel.read(TREES / "no-card")
     with pytest.raises(ToolkitError, match="--profile=cpu"):
         profiles.choose_profile(None, found)
     assert profiles.choose_profile("cpu", found).variant == "cpu"
@@ -98,6 +98,6 @@ def test_nvidias_driver_chooses_its_profile_where_amds_has_no_card(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(profiles, "NVIDIA_SIGNS", (tmp_path,))
-    chosen = profiles.choose_profile(None, machine.read(TREES / "no-card"))
+    chosen = profiles.choose_profile(None, kernel.read(TREES / "no-card"))
     assert (chosen.name, chosen.nvidia, chosen.cards) == ("nvidia", True, ())
-    assert profiles.choose_profile(None, machine.read(TREES / "rx5600xt")).name == "rdna1"
+    assert profiles.choose_profile(None, kernel.read(TREES / "rx5600xt")).name == "rdna1"

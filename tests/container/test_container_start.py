@@ -14,25 +14,25 @@ from docker.errors import DockerException
 from recorded_engine import COMMIT, TREES, FakeClient, FakeImage
 from typer.testing import CliRunner
 
-from toolkit import machine
 from toolkit.cli import app
 from toolkit.container import images, profiles, running, start
 from toolkit.container.request import Request
 from toolkit.container.verbs import VERBS
 from toolkit.errors import ToolkitError
+from toolkit.machine import kernel
 
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeClient:
     """An engine without images, a workspace, a machine without cards and a checkout that is clean."""
-    fake, recorded = FakeClient(), machine.read(TREES / "no-card")
+    fake, recorded = FakeClient(), kernel.read(TREES / "no-card")
 
     @contextmanager
     def engine() -> Iterator[FakeClient]:
         yield fake
 
     monkeypatch.setattr(start, "engine", engine)
-    monkeypatch.setattr(machine, "read", lambda: recorded)
+    monkeypatch.setattr(kernel, "read", lambda: recorded)
     monkeypatch.setattr(images, "commit", lambda: COMMIT)
     monkeypatch.setattr(images, "additions", lambda base: "")
     monkeypatch.setattr(images, "published", lambda wanted: None)

@@ -10,10 +10,10 @@ from typing import Any
 
 from docker.errors import APIError, ImageNotFound
 
-from toolkit import machine
 from toolkit.container import create, profiles, running
 from toolkit.container.images import Source
 from toolkit.container.mounts import Mounts
+from toolkit.machine import kernel
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -30,7 +30,7 @@ def arguments(
     profile: str, tree: str, *command: str, places: create.Places, **options: Any
 ) -> dict[str, Any]:
     """What the engine is asked for on the machine recorded in ``tree``."""
-    chosen, found = profiles.load_profile(profile), machine.read(TREES / tree)
+    chosen, found = profiles.load_profile(profile), kernel.read(TREES / tree)
     return create.create_arguments(chosen, found, places, command, "1000:100", **options)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.dataset import index
-from toolkit.device import running
+from toolkit.machine.device import running
 from toolkit.runs import reproduction
 from toolkit.runs.folder import Instructions
 from toolkit.runs.plan import TrainingPlan

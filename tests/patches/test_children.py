@@ -14,8 +14,8 @@ import pytest
 
 from patches import cache, children
 from patches.convolution import selftest
-from toolkit import runtime
 from toolkit.dataset.loader import start_server
+from toolkit.machine import runtime
 from toolkit.supervision.supervisor import trainer_command
 
 SHADOWS = ("patches", "submission", "toolkit", "torch", "numpy", "runpy", "random", "tempfile", "msgspec")

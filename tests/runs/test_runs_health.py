@@ -21,13 +21,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit import sensors
 from toolkit.errors import ToolkitError
+from toolkit.machine import sensors
+from toolkit.machine.sensors import Sensors, reader
 from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles
 from toolkit.runs.health import Action, History, Rule, Rules
 from toolkit.runs.heartbeat import Beat, MemoryGauge
-from toolkit.sensors import Sensors, reader
 from toolkit.training.resumable import WINDOW
 
 GIB = 2**30

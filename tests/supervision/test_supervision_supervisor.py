@@ -18,8 +18,8 @@ import psutil
 import pytest
 from tiny_run import HELPERS, plan
 
-from toolkit import checks
 from toolkit.errors import ToolkitError
+from toolkit.machine import checks
 from toolkit.runs import checkpoints, events, reproduction
 from toolkit.runs.folder import Exit, Instructions, RunFiles, read_summary, state_of, write_json
 from toolkit.runs.health import Action, Rule, Rules
@@ -421,7 +421,7 @@ def test_a_trainer_that_the_kernel_killed_for_memory_says_so(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter(range(100))
-    monkeypatch.setattr("toolkit.machine.killed_for_memory", lambda: next(kills))
+    monkeypatch.setattr("toolkit.machine.kernel.killed_for_memory", lambda: next(kills))
     with pytest.raises(ToolkitError, match=r"RAM: the kernel was out of it.*--workers"):
         stage.play({"exit": -9, "place": [3, 112, 8]})
     assert all(order["skip"] == [] for order in stage.instructions)

@@ -35,13 +35,14 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from patches.convolution import selftest
-from toolkit import doctor, runtime
+from toolkit import doctor
 from toolkit.benchmark import commands
 from toolkit.benchmark import data as loading
 from toolkit.dataset import index
 from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
+from toolkit.machine import runtime
 from toolkit.supervision import supervisor
 from toolkit.training import probe
 

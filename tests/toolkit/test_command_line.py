@@ -120,7 +120,10 @@ def test_a_program_that_reads_json_never_meets_a_nan(capsys: pytest.CaptureFixtu
 def test_the_first_import_in_an_empty_home_leaves_standard_output_alone(tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "YOLO_CONFIG_DIR": str(tmp_path)}
     result = subprocess.run(
-        [sys.executable, "-c", "import toolkit.device"], env=environment, capture_output=True, check=True
+        [sys.executable, "-c", "import toolkit.machine.device"],
+        env=environment,
+        capture_output=True,
+        check=True,
     )
     assert result.stdout == b""
     assert list(tmp_path.rglob("settings.json"))

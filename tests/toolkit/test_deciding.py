@@ -18,11 +18,11 @@ import torch
 from command import Command
 from ultralytics.cfg import get_cfg
 
-from toolkit import checks
 from toolkit.dataset.index import prepare
 from toolkit.dataset.sample import write_sample
-from toolkit.device import resolve_device
 from toolkit.errors import ToolkitError
+from toolkit.machine import checks
+from toolkit.machine.device import resolve_device
 from toolkit.runs import reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
 from toolkit.runs.plan import ULTRALYTICS, TrainingPlan

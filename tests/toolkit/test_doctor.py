@@ -17,21 +17,22 @@ from typer.testing import CliRunner
 
 from patches.convolution import routes, selftest
 from patches.convolution.problem import ConvProblem
-from toolkit import doctor, machine
-from toolkit.checks import GIB, Verdict
+from toolkit import doctor
 from toolkit.cli import app
-from toolkit.device import resolve_device
 from toolkit.doctor import CPU_ROUTES, ROUTES, Report, SelfTest, diagnose, step_bytes
 from toolkit.errors import ToolkitError
-from toolkit.machine import Card, Machine
-from toolkit.runtime import Runtime, RuntimeDevice, ask
+from toolkit.machine import kernel
+from toolkit.machine.checks import GIB, Verdict
+from toolkit.machine.device import resolve_device
+from toolkit.machine.kernel import Card, Machine
+from toolkit.machine.runtime import Runtime, RuntimeDevice, ask
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
 
 
 def changed(tree: str, **surroundings: Any) -> Machine:
     """A machine of the fixtures with other surroundings."""
-    found = machine.read(TREES / tree)
+    found = kernel.read(TREES / tree)
     return replace(found, surroundings=msgspec.structs.replace(found.surroundings, **surroundings))
 
 
@@ -97,7 +98,7 @@ def test_a_missing_permission_names_the_group_to_join() -> None:
 def test_where_no_group_can_help_none_is_advised(mode: int, gid: int) -> None:
     devices = [
         msgspec.structs.replace(node, mode=mode, gid=gid)
-        for node in machine.read(TREES / "rx5600xt").surroundings.devices
+        for node in kernel.read(TREES / "rx5600xt").surroundings.devices
     ]
     report = diagnosed("rx5600xt", *PASSED, devices=tuple(devices))
     assert verdicts(report)["/dev/kfd"] == Verdict.FAILS
@@ -106,7 +107,7 @@ def test_where_no_group_can_help_none_is_advised(mode: int, gid: int) -> None:
 
 
 def test_integrated_graphics_count_the_memory_they_share() -> None:
-    (card,) = machine.read(TREES / "strix-halo").cards
+    (card,) = kernel.read(TREES / "strix-halo").cards
     assert card.integrated
     assert card.shared
     assert card.memory_bytes > 60 * GIB
@@ -125,7 +126,7 @@ def test_memory_shared_with_the_system_is_no_more_than_is_free_there() -> None:
 def test_a_carve_out_is_memory_of_the_cards_own(tmp_path: Path) -> None:
     shutil.copytree(TREES / "strix-halo", tmp_path, dirs_exist_ok=True)
     (tmp_path / "class/drm/renderD128/device/mem_info_vram_total").write_text(f"{96 * GIB}\n")
-    (card,) = machine.read(tmp_path).cards
+    (card,) = kernel.read(tmp_path).cards
     assert not card.shared
     assert card.memory_bytes == 96 * GIB
     assert card.memory_used_bytes > 0
@@ -184,7 +185,7 @@ def test_a_card_is_chosen_by_the_name_that_the_runtime_gives_it() -> None:
 
 
 def test_one_card_of_two_that_the_container_does_not_get_leaves_the_other_fine() -> None:
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     runtime = found.surroundings.runtime
     assert runtime is not None
     one = replace(found, cards=found.cards[:1], hidden_nodes=(2,))
@@ -205,7 +206,7 @@ def test_a_card_that_kfd_leaves_out_is_named_with_where_the_reason_is() -> None:
 def test_a_kernel_without_kfd_is_another_reason(tmp_path: Path) -> None:
     shutil.copytree(TREES / "no-atomics", tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "class/kfd")
-    found = machine.read(tmp_path)
+    found = kernel.read(tmp_path)
     report = diagnose(found, Runtime(torch="2.11.0", torchvision="0.26.0", hip="7.14"), ())
     assert "CONFIG_HSA_AMD" in said(report, "card")
     assert "atomics" not in said(report, "card")
@@ -216,17 +217,17 @@ def test_a_card_left_out_beside_one_that_computes_is_no_limit(tmp_path: Path) ->
     other = tmp_path / "class/drm/renderD129/device"
     other.mkdir(parents=True)
     (other / "mem_info_vram_total").write_text(f"{8 * GIB}\n")  # its PCI numbers were not recorded
-    found = machine.read(tmp_path)
+    found = kernel.read(tmp_path)
     report = diagnose(found, found.surroundings.runtime or Runtime(), PASSED)
     assert "8.0 GiB VRAM, /dev/dri/renderD129" in said(report, "card")
     assert report.verdict == Verdict.FINE
 
 
 def test_without_a_flag_commands_take_the_card_that_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     runtime = found.surroundings.runtime
     assert runtime is not None
-    monkeypatch.setattr(machine, "read", lambda *_: found)
+    monkeypatch.setattr(kernel, "read", lambda *_: found)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(runtime.devices))
     monkeypatch.setattr(torch.version, "hip", "7.14.0")
     assert resolve_device(None) == diagnose(found, runtime, PASSED).recommendation.device.value == "1"
@@ -234,9 +235,9 @@ def test_without_a_flag_commands_take_the_card_that_is_recommended(monkeypatch: 
 
 def test_a_torch_for_other_cards_does_not_count_amds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cards of AMD's for the pictures, two others to compute: PyTorch's numbers are theirs."""
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     runtime = Runtime(torch="2.14.1", torchvision="0.29.1", cuda="13.0", devices=(GPU, GPU))
-    monkeypatch.setattr(machine, "read", lambda *_: found)
+    monkeypatch.setattr(kernel, "read", lambda *_: found)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.version, "hip", None)
     assert resolve_device(None) == diagnose(found, runtime, PASSED).recommendation.device.value == "0"
@@ -245,8 +246,8 @@ def test_a_torch_for_other_cards_does_not_count_amds(monkeypatch: pytest.MonkeyP
 def test_a_device_that_may_not_be_opened_says_so_where_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = machine.read(TREES / "no-permission")
-    monkeypatch.setattr(machine, "read", lambda *_: found)
+    found = kernel.read(TREES / "no-permission")
+    monkeypatch.setattr(kernel, "read", lambda *_: found)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "hip", "7.14.0")
     with pytest.raises(ToolkitError, match=r"no device 0.*/dev/kfd mode 0660.*usermod -aG render"):
@@ -266,7 +267,7 @@ def card(arch: str, memory: int, *, integrated: bool = False) -> Card:
     ],
 )
 def test_the_reason_for_a_card_is_true_of_it(other: Card, reason: str) -> None:
-    found = machine.read(TREES / "rx5600xt")
+    found = kernel.read(TREES / "rx5600xt")
     both = replace(found, cards=(other, *found.cards))
     runtime = found.surroundings.runtime
     assert runtime is not None
@@ -326,9 +327,9 @@ def test_every_route_is_tried_where_it_can_run(
 
 
 def test_the_routes_are_tried_on_the_card_that_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = machine.read(TREES / "two-cards")
+    found = kernel.read(TREES / "two-cards")
     runtime = found.surroundings.runtime
-    monkeypatch.setattr(machine, "read", lambda sysfs, data: found)
+    monkeypatch.setattr(kernel, "read", lambda sysfs, data: found)
     monkeypatch.setattr(doctor, "ask", lambda timeout: runtime)
     monkeypatch.setattr(
         selftest, "run", lambda route, device, timeout: selftest.SelfTestResult(route, True, "", 1.0)
@@ -361,7 +362,7 @@ def test_buffer_operations_left_on_are_found() -> None:
     [(100100, "gfx1010"), (100302, "gfx1032"), (110501, "gfx1151"), (90010, "gfx90a"), (120001, "gfx1201")],
 )
 def test_architecture_names_are_those_of_llvm(version: int, arch: str) -> None:
-    assert machine.arch_name(version) == arch
+    assert kernel.arch_name(version) == arch
 
 
 @pytest.mark.parametrize("value", ["gfx1030", "99.3.0", "10.300.0", "10.3", "10.3.0.0", "-1.3.0", "ten"])
@@ -375,12 +376,12 @@ def test_a_malformed_override_is_a_row_of_the_report(value: str) -> None:
     ("uid", "groups", "allowed"), [(0, {5}, True), (1000, {992}, True), (1000, {44}, False), (7, {44}, True)]
 )
 def test_permissions_follow_owner_group_and_others(uid: int, groups: set[int], allowed: bool) -> None:
-    node = machine.DeviceNode("/dev/kfd", 0o660, 7, 992)
+    node = kernel.DeviceNode("/dev/kfd", 0o660, 7, 992)
     assert node.allows(uid, frozenset(groups)) is allowed
 
 
 def test_a_right_that_is_no_groups_counts() -> None:
-    node = machine.DeviceNode("/dev/kfd", 0o660, 0, 992, usable=True)
+    node = kernel.DeviceNode("/dev/kfd", 0o660, 0, 992, usable=True)
     assert node.allows(1000, frozenset())
     assert not msgspec.structs.replace(node, usable=False).allows(1000, frozenset({992}))
 
@@ -393,7 +394,7 @@ def test_what_a_limited_container_keeps_of_files_is_free(tmp_path: Path) -> None
         ("memory.stat", f"anon {60 * mib}\ninactive_file {400 * mib}"),
     ):
         (tmp_path / name).write_text(f"{content}\n")
-    assert machine.memory(tmp_path) == (512 * mib, 412 * mib)
+    assert kernel.memory(tmp_path) == (512 * mib, 412 * mib)
 
 
 def test_the_part_of_the_dataset_that_is_there_needs_no_more_room() -> None:
@@ -406,8 +407,8 @@ def test_a_card_that_the_container_does_not_get_is_counted_as_hidden(monkeypatch
     def refuse(path: Path) -> dict[str, int]:
         raise PermissionError
 
-    monkeypatch.setattr(machine, "_properties", refuse)
-    found = machine.read(TREES / "rx5600xt")
+    monkeypatch.setattr(kernel, "_properties", refuse)
+    found = kernel.read(TREES / "rx5600xt")
     report = diagnose(found, Runtime(torch="2.11.0", torchvision="0.26.0"), ())
     assert found.hidden_nodes == (0, 1)
     assert report.verdict == Verdict.FAILS
@@ -416,11 +417,11 @@ def test_a_card_that_the_container_does_not_get_is_counted_as_hidden(monkeypatch
 
 def test_what_was_recorded_reads_like_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = TREES / "two-cards"
-    monkeypatch.setattr(machine, "SYSFS", source)
-    machine.record(tmp_path / "copy", Runtime(torch="2.11.0"), tmp_path)
+    monkeypatch.setattr(kernel, "SYSFS", source)
+    kernel.record(tmp_path / "copy", Runtime(torch="2.11.0"), tmp_path)
     monkeypatch.undo()
-    copy = machine.read(tmp_path / "copy")
-    assert copy.cards == machine.read(source).cards
+    copy = kernel.read(tmp_path / "copy")
+    assert copy.cards == kernel.read(source).cards
     assert copy.driver == "6.12.12"
     assert copy.surroundings.runtime == Runtime(torch="2.11.0")
     assert copy.surroundings.disk_free_bytes
@@ -435,10 +436,10 @@ def test_what_cannot_be_recorded_is_left_out(
     unreadable = tmp_path / "sys/class/kfd/kfd/topology/nodes/1/properties"
     unreadable.unlink()
     unreadable.mkdir()  # root may read whatever is a file
-    monkeypatch.setattr(machine, "SYSFS", tmp_path / "sys")
-    machine.record(tmp_path / "copy", Runtime())
+    monkeypatch.setattr(kernel, "SYSFS", tmp_path / "sys")
+    kernel.record(tmp_path / "copy", Runtime())
     assert "not recorded" in capsys.readouterr().err
-    assert [card.arch for card in machine.read(tmp_path / "copy").cards] == ["gfx1031"]
+    assert [card.arch for card in kernel.read(tmp_path / "copy").cards] == ["gfx1031"]
 
 
 @pytest.mark.parametrize("content", [b"gfx_target_version abc\n", b"\xff\xfe 1\n"])
@@ -513,7 +514,7 @@ def test_a_runtime_that_hangs_or_dies_is_reported(
     monkeypatch.setattr(sys, "executable", str(fake))
     runtime = ask(timeout=1.0)
     assert reason in runtime.error
-    report = diagnose(machine.read(TREES / "rx5600xt"), runtime, ())
+    report = diagnose(kernel.read(TREES / "rx5600xt"), runtime, ())
     assert verdicts(report)["torch"] == Verdict.FAILS
 
 

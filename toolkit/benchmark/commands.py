@@ -31,9 +31,9 @@ from toolkit.benchmark.measure import (
     six_layers,
     stress_step,
 )
-from toolkit.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.machine.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.training.model import check_model
 from toolkit.training.preset import DEFAULT_PRESET, load_preset
 from toolkit.training.steps import CLASSES, TrainingStep, determinism, mixed_precision, run_steps

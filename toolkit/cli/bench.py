@@ -151,8 +151,8 @@ def data(
     from toolkit.benchmark.data import measure, worker_counts
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
-    from toolkit.device import resolve_device, torch_device
     from toolkit.errors import ToolkitError
+    from toolkit.machine.device import resolve_device, torch_device
 
     target = torch_device(resolve_device(device))
     numbers = workers.split(",") if workers else worker_counts()

@@ -45,13 +45,13 @@ def build(
 
     Example: [bold]toolkit container build --profile cpu[/bold]
     """
-    from toolkit import machine
     from toolkit.container import build as builder
     from toolkit.container import images, profiles
     from toolkit.container.engine import engine
+    from toolkit.machine import kernel
 
     _speak(Request(profile, base))
-    wanted = images.source(profiles.choose_profile(profile, machine.read()), base, tag)
+    wanted = images.source(profiles.choose_profile(profile, kernel.read()), base, tag)
     with engine() as client:
         if again or tag is not None:
             builder.build(client, wanted)
@@ -144,9 +144,9 @@ def doctor(
 
     Example: [bold]toolkit container doctor --json[/bold]
     """
-    from toolkit.checks import Verdict
     from toolkit.container import start
     from toolkit.errors import ending_with
+    from toolkit.machine.checks import Verdict
 
     with ending_with(Verdict.FAILS):
         request = Request(profile, base, image, None, runs, user)

@@ -36,10 +36,11 @@ def doctor(
 
     Example: [bold]toolkit doctor --json | jq .recommendation[/bold]
     """
-    from toolkit import console, machine, workspace
-    from toolkit.checks import Verdict
+    from toolkit import console, workspace
     from toolkit.doctor import examine
     from toolkit.errors import ToolkitError, ending_with
+    from toolkit.machine import kernel
+    from toolkit.machine.checks import Verdict
 
     with ending_with(Verdict.FAILS):  # 1 is a verdict
         if sysfs is not None and record is not None:
@@ -50,14 +51,14 @@ def doctor(
             except ToolkitError:  # none there yet
                 data = Path("data")
         try:
-            report = examine(sysfs or machine.SYSFS, data, imgsz, timeout)
+            report = examine(sysfs or kernel.SYSFS, data, imgsz, timeout)
         except ToolkitError:
             raise
         except Exception as error:
             raise ToolkitError("the examination failed", f"{type(error).__name__}: {error}") from error
         _show(report, as_json)
         if record is not None:
-            machine.record(record, report.runtime, data)
+            kernel.record(record, report.runtime, data)
             console.note(f"recorded in {record}")
     raise typer.Exit(report.verdict)
 
@@ -68,7 +69,7 @@ def _show(report: Report, as_json: bool) -> None:
     from rich.table import Table
 
     from toolkit import console
-    from toolkit.checks import Verdict
+    from toolkit.machine.checks import Verdict
 
     if as_json:
         console.print_json(msgspec.to_builtins(report))

@@ -156,8 +156,8 @@ def _view(snapshot: Snapshot, title: str) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    from toolkit.checks import GIB
     from toolkit.console import duration
+    from toolkit.machine.checks import GIB
     from toolkit.supervision.status import number
 
     beat = snapshot.beat

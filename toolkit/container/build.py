@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from patches import children
 from toolkit import __version__, console
-from toolkit.checks import GIB
 from toolkit.container import images, profiles
 from toolkit.container.images import BUILDER, Source, Unreachable, builder
 from toolkit.container.profiles import Profile
 from toolkit.errors import ToolkitError, reason
+from toolkit.machine.checks import GIB
 
 if TYPE_CHECKING:
     from docker import DockerClient

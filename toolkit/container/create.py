@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import console
-from toolkit.cards import best_card
-from toolkit.checks import GIB
 from toolkit.container.images import builder
 from toolkit.container.mounts import Mounts, lexical
 from toolkit.container.profiles import Profile, has_nvidia
 from toolkit.container.request import EngineOptions
 from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError, reason
-from toolkit.machine import VISIBILITY, Machine
+from toolkit.machine.cards import best_card
+from toolkit.machine.checks import GIB
+from toolkit.machine.kernel import VISIBILITY, Machine
 
 SHARED_MEMORY = 8 * GIB
 """Most that a container gets of ``/dev/shm``; never more than half of the RAM. Docker's own default, 64 MiB,

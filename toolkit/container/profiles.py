@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.cards import best_card
 from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError
-from toolkit.machine import Machine
+from toolkit.machine.cards import best_card
+from toolkit.machine.kernel import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout that images are built from."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import console, machine, workspace
+from toolkit import console, workspace
 from toolkit.container import build, create, images, manage, mounts, profiles, running
 from toolkit.container.create import Places
 from toolkit.container.engine import engine
@@ -19,6 +19,7 @@ from toolkit.container.request import Request
 from toolkit.container.verbs import VERBS, compose
 from toolkit.container.words import VARIABLE
 from toolkit.errors import ToolkitError
+from toolkit.machine import kernel
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -104,7 +105,7 @@ def _start(
                 shown.add(other)
     if line[0] == "toolkit" or closed:
         shown.add_arguments([*line, *_models(place, data)])
-    found = machine.read()
+    found = kernel.read()
     chosen = profiles.choose_profile(request.profile, found)
     where = Places(place.root.absolute(), runs, data, shown)
     arguments = create.create_arguments(

@@ -27,7 +27,7 @@ from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing, turn
-from toolkit.machine import memory
+from toolkit.machine.kernel import memory
 
 BLOCK = 512
 """Frames written, hashed and recorded together: 57 MB."""

@@ -34,6 +34,20 @@ RING = PREFETCH + 2
 """Batches of a worker in shared memory: those ready, the one that is handed out, the one in the making."""
 
 
+def loader_bytes(batch: int, workers: int, imgsz: int, *, validating: bool = True) -> int:
+    """Shared memory of the batches that loaders keep ready: uint8, one channel (three share it).
+
+    Args:
+        batch: frames in a step.
+        workers: loader processes.
+        imgsz: side of the network's input, pixels.
+        validating: with Ultralytics' loader for validation, which has twice the workers and twice the batch
+            and stays; training comes to its first batches without.
+    """
+    ahead = RING + (2 * 2 * PREFETCH if validating else 0)
+    return ahead * workers * batch * imgsz * imgsz
+
+
 def start_server() -> BaseContext:
     """Start the server unless it runs; it imports on its own while this process goes on.
 

@@ -21,8 +21,8 @@ import msgspec
 from toolkit import settings
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
+from toolkit.machine.sensors import Sensors
 from toolkit.runs.heartbeat import Beat, Phase
-from toolkit.sensors import Sensors
 
 GIB = 2**30
 

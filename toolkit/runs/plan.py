@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from submission.errors import NO_JSON
-from toolkit import checks, workspace
+from toolkit import workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs import health
 from toolkit.runs.folder import RunFiles, decode_path
+from toolkit.runs.needs import Needs
 from toolkit.settings import Restarts, Saving
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class TrainingPlan:
         preset: name of the recipe that the rest started from.
         model: architecture or checkpoint.
         channels: of the images, 1 or 3.
-        device: what :func:`toolkit.device.resolve_device` returned.
+        device: what :func:`toolkit.machine.device.resolve_device` returned.
         patches: whether convolutions go through the patches.
         arguments: Ultralytics' training arguments.
         score_every: epochs from one scoring of the validation split, as the challenge does it, to the next;
@@ -83,10 +84,10 @@ class TrainingPlan:
         """Which images of a split the run uses."""
         return self.subsets.get(split, Subset())
 
-    def needs(self) -> checks.Needs:
+    def needs(self) -> Needs:
         """What the run asks of the machine."""
         workers = min(self.number("workers"), os.cpu_count() or 1)
-        return checks.Needs(self.run, self.device, self.number("batch"), workers, self.number("imgsz"))
+        return Needs(self.run, self.device, self.number("batch"), workers, self.number("imgsz"))
 
     def number(self, name: str) -> int:
         """One of :data:`ULTRALYTICS`; of a plan by an older version it may be left to Ultralytics."""

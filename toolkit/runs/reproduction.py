@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolkit import __version__, machine, workspace
+from toolkit import __version__, workspace
 from toolkit.errors import ToolkitError, reason
+from toolkit.machine import kernel
+from toolkit.machine.runtime import TRITON, installed
 from toolkit.provenance import sha256
 from toolkit.runs.folder import Instructions, RunFiles, encode_json, write_json
 from toolkit.runs.plan import TrainingPlan, describe
-from toolkit.runtime import TRITON, installed
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -120,7 +121,7 @@ def here(plan: TrainingPlan) -> Environment:
     """
     from toolkit.dataset import index
 
-    found, frames = machine.read(), index.load(plan.data)
+    found, frames = kernel.read(), index.load(plan.data)
     return Environment(
         plan=msgspec.json.decode(encode_json(plan)),
         image=os.environ.get("TOOLKIT_IMAGE", ""),
@@ -132,9 +133,9 @@ def here(plan: TrainingPlan) -> Environment:
             "triton": installed(*TRITON),
             **{name: installed(name) for name in PACKAGES},
         },
-        cards=(*(card.arch for card in found.cards), *machine.nvidia_cards()),
+        cards=(*(card.arch for card in found.cards), *kernel.nvidia_cards()),
         driver=found.driver,
-        cpu=machine.processor(),
+        cpu=kernel.processor(),
         data=sha256(frames.path),
         labels=labels(frames),
         model=sha256(Path(plan.model)) if Path(plan.model).is_file() else "",

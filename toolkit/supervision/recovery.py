@@ -18,9 +18,10 @@ from typing import NoReturn
 
 import msgspec
 
-from toolkit import checks, console, machine, sensors
+from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.runs import checkpoints, events, health, heartbeat, summary
+from toolkit.machine import kernel, sensors
+from toolkit.runs import checkpoints, events, health, heartbeat, needs, summary
 from toolkit.runs.folder import Batch, Exit, Instructions, RunFiles, RunState, Summary
 from toolkit.runs.health import Action
 from toolkit.runs.plan import TrainingPlan
@@ -128,7 +129,7 @@ class RecoveryPolicy:
         self._start = time.monotonic()
         self._active: set[str] = set()
         self._read_sensors = sensors.in_background(self.plan.device)
-        self._killed_for_memory = machine.killed_for_memory()
+        self._killed_for_memory = kernel.killed_for_memory()
 
     def look(self, history: health.History) -> health.Verdict | None:
         """Observe the trainer; note what is to be noted; return what needs more than that."""
@@ -225,9 +226,9 @@ class RecoveryPolicy:
         """What is wrong with the machine rather than with the data, now that a trainer has died."""
         found = [
             f"{finding.subject}: {finding.found}: {finding.advice}"
-            for finding in checks.after_a_death(self.plan.needs())
+            for finding in needs.after_a_death(self.plan.needs())
         ]
-        before, self._killed_for_memory = self._killed_for_memory, machine.killed_for_memory()
+        before, self._killed_for_memory = self._killed_for_memory, kernel.killed_for_memory()
         if code == -signal.SIGKILL and self._killed_for_memory > before:
             found.append("RAM: the kernel was out of it and killed processes: lower --workers or --batch")
         error = self._reported()

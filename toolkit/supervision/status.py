@@ -11,9 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from toolkit import console, sensors
-from toolkit.checks import GIB
+from toolkit import console
 from toolkit.errors import ToolkitError, reason
+from toolkit.machine import sensors
+from toolkit.machine.checks import GIB
 from toolkit.provenance import origin_of
 from toolkit.runs import checkpoints, events, heartbeat, results
 from toolkit.runs.folder import RunFiles, RunState, all_runs, named, read_summary, state_of

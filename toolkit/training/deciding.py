@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from toolkit import checks, settings, workspace
+from toolkit import settings, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
-from toolkit.runs import checkpoints, health, reproduction
+from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
 from toolkit.runs.plan import TRACKERS, ULTRALYTICS, SelectBy, TrainingPlan, describe, read_plan
 from toolkit.training.model import check_model
@@ -68,7 +68,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         ToolkitError: the data, the model, the preset or the device is not there; the name is taken; the
             machine could not train it.
     """
-    from toolkit.device import resolve_device
+    from toolkit.machine.device import resolve_device
 
     data = place.data_dir(options.data)
     defaults = place.defaults(data)
@@ -116,7 +116,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         subsets=subsets,
         trackers=_trackers(defaults.logging),
     )
-    checks.refuse_at_start(planned.needs())
+    needs.refuse_at_start(planned.needs())
     return planned
 
 
@@ -178,7 +178,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         rules=health.load(defaults.health),
         trackers=_trackers(defaults.logging),
     )
-    checks.refuse_at_start(planned.needs())
+    needs.refuse_at_start(planned.needs())
     return planned
 
 
@@ -251,7 +251,7 @@ def _check_selection(data: Path, score_every: int) -> None:
 
 def _device_again(files: RunFiles, flag: str | None, before: str) -> str:
     """The device of a run that goes on; cards come and go between two starts."""
-    from toolkit.device import resolve_device
+    from toolkit.machine.device import resolve_device
 
     if flag:
         return resolve_device(flag)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from toolkit.checks import GIB
 from toolkit.console import duration
 from toolkit.dataset import index
 from toolkit.errors import ToolkitError
+from toolkit.machine.checks import GIB
 from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles, read_summary
 from toolkit.runs.plan import TrainingPlan, count_images, describe, read_plan

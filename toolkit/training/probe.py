@@ -17,8 +17,8 @@ from toolkit import console, doctor
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.order import epoch_order
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
-from toolkit.device import running, torch_device
 from toolkit.errors import ToolkitError
+from toolkit.machine.device import running, torch_device
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training.preset import configuration
 from toolkit.training.steps import TrainingStep, determinism, mixed_precision, run_steps

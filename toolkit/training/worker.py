@@ -81,7 +81,7 @@ def run(plan: TrainingPlan, instructions: Instructions, stop_wanted: Callable[[]
     """
     import patches
     from toolkit.dataset import index
-    from toolkit.device import running
+    from toolkit.machine.device import running
 
     frames = index.load(plan.data)
     with running(plan.device, patched=plan.patches):

@@ -13,9 +13,9 @@ import torch
 
 import patches
 import patches.ultralytics
-from toolkit import checks, machine
-from toolkit.cards import default_number
 from toolkit.errors import ToolkitError
+from toolkit.machine import checks, kernel
+from toolkit.machine.cards import default_number
 
 with redirect_stdout(sys.stderr):
     # When it is first imported, Ultralytics announces the settings file that it makes.
@@ -37,7 +37,7 @@ def resolve_device(flag: str | None) -> str:
         return "cpu"
     if not flag:
         hip = bool(torch.version.hip)
-        return str(default_number(machine.read(), gpus, hip=hip)) if hip and gpus > 1 else "0"
+        return str(default_number(kernel.read(), gpus, hip=hip)) if hip and gpus > 1 else "0"
     flag = flag.removeprefix("cuda:")
     if flag == "cpu":
         return flag

@@ -1,21 +1,18 @@
-"""Checks of a machine: the doctor makes them, a training at its start and when its trainer dies."""
+"""Checks of a machine, and how bad what they find is."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
 import msgspec
 
-from toolkit import machine
-from toolkit.dataset.loader import PREFETCH, RING
 from toolkit.errors import ToolkitError, reason
-from toolkit.machine import Machine
-from toolkit.runtime import built_for_nvidia
+from toolkit.machine import kernel
+from toolkit.machine.kernel import Machine
 
 GIB = 1 << 30
 
@@ -74,7 +71,7 @@ def permissions(found: Machine) -> list[Finding]:
 
 def closed_devices() -> list[Finding]:
     """Device files of this machine's AMD cards that this process may not open, or that are missing."""
-    return [each for each in permissions(machine.read()) if each.verdict is Verdict.FAILS]
+    return [each for each in permissions(kernel.read()) if each.verdict is Verdict.FAILS]
 
 
 def enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Finding:
@@ -87,76 +84,6 @@ def enough(subject: str, have: int, need: int, purpose: str, advice: str) -> Fin
 
 def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB // 10 or not count else f"{count / 2**20:.0f} MiB"
-
-
-def loader_bytes(batch: int, workers: int, imgsz: int, *, validating: bool = True) -> int:
-    """Shared memory of the batches that loaders keep ready: uint8, one channel (three share it).
-
-    Args:
-        batch: frames in a step.
-        workers: loader processes.
-        imgsz: side of the network's input, pixels.
-        validating: with Ultralytics' loader for validation, which has twice the workers and twice the batch
-            and stays; training comes to its first batches without.
-    """
-    ahead = RING + (2 * 2 * PREFETCH if validating else 0)
-    return ahead * workers * batch * imgsz * imgsz
-
-
-def shared_memory(free: int, batch: int, workers: int, imgsz: int) -> Finding:
-    """Whether ``/dev/shm`` holds what the loader's workers put there."""
-    return enough(
-        "shared memory",
-        free,
-        loader_bytes(batch, workers, imgsz),
-        f"{workers} loader workers with batches of {batch} at {imgsz} px",
-        "give the container --shm-size 2g or --ipc host, or train with --workers 0",
-    )
-
-
-class Needs(msgspec.Struct, frozen=True):
-    """What a training asks of the machine.
-
-    Attributes:
-        run: folder that it writes.
-        device: "cpu", or numbers of GPUs.
-        batch, workers, imgsz: as :func:`loader_bytes` takes them.
-    """
-
-    run: Path
-    device: str
-    batch: int
-    workers: int
-    imgsz: int
-
-
-def refuse_at_start(needs: Needs) -> None:
-    """Stop what could not train, before anything starts.
-
-    Raises:
-        ToolkitError: the folder cannot be written, the devices cannot be opened, or shared memory does not
-            hold the first batches.
-    """
-    writable(needs.run)
-    for finding in _devices(needs):
-        raise ToolkitError(f"{finding.subject} cannot be used", found=finding.found, fix=finding.advice)
-    free = free_bytes(SHARED)
-    if free is not None and free < loader_bytes(needs.batch, needs.workers, needs.imgsz, validating=False):
-        finding = shared_memory(free, needs.batch, needs.workers, needs.imgsz)
-        raise ToolkitError("shared memory is too small to train", found=finding.found, fix=finding.advice)
-
-
-def after_a_death(needs: Needs) -> list[Finding]:
-    """What is wrong with the machine now that a trainer has died: each may be why, whatever the data are."""
-    found = list(_devices(needs))
-    free = free_bytes(SHARED)
-    if free is not None and needs.workers:
-        found.append(shared_memory(free, needs.batch, needs.workers, needs.imgsz))
-    try:
-        writable(needs.run)
-    except ToolkitError as error:
-        found.append(Finding("runs", Verdict.FAILS, error.found, error.fix))
-    return [finding for finding in found if finding.verdict is not Verdict.FINE]
 
 
 def writable(folder: Path) -> None:
@@ -188,11 +115,6 @@ def free_bytes(folder: Path) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
-
-
-def _devices(needs: Needs) -> Iterator[Finding]:
-    if needs.device != "cpu" and not built_for_nvidia():
-        yield from closed_devices()
 
 
 def _exists(path: Path) -> bool:

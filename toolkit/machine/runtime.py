@@ -1,7 +1,7 @@
 """What PyTorch reports on this machine, asked in a child process with a time limit.
 
 A broken driver makes ``import torch`` or the first question to the GPU hang or die; the child does that, not
-the caller. ``python -m toolkit.runtime`` is the child: it prints one line of JSON.
+the caller. ``python -m toolkit.machine.runtime`` is the child: it prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ask(timeout: float = 60.0) -> Runtime:
     """
     try:
         child = subprocess.run(
-            children.command("toolkit.runtime"),
+            children.command("toolkit.machine.runtime"),
             env=children.environment(),
             capture_output=True,
             timeout=timeout,

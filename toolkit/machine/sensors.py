@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit import machine
-from toolkit.runtime import built_for_nvidia
+from toolkit.machine import kernel
+from toolkit.machine.runtime import built_for_nvidia
 
 STALE = 15.0
 """Seconds after which a reading says nothing any more."""
@@ -36,7 +36,7 @@ class Sensors:
     memory_total: int | None = None
 
 
-def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | None]:
+def reader(device: str, sysfs: Path = kernel.SYSFS) -> Callable[[], Sensors | None]:
     """A function that reads the GPUs of ``device`` ("cpu", "0", "0,1"), of several the worst of each value.
 
     AMD's by amdgpu's files below ``/sys/class/drm``, in the order in which the kernel numbers its cards;
@@ -45,7 +45,7 @@ def reader(device: str, sysfs: Path = machine.SYSFS) -> Callable[[], Sensors | N
     if device == "cpu":
         return lambda: None
     numbers = [int(number) for number in device.split(",")]
-    cards = () if built_for_nvidia() else machine.read(sysfs).visible
+    cards = () if built_for_nvidia() else kernel.read(sysfs).visible
     if max(numbers) < len(cards):
         nodes = [Path(cards[number].render_node).name for number in numbers]
         folders = [sysfs / "class" / "drm" / node / "device" for node in nodes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from toolkit.machine import Card, Machine
+from toolkit.machine.kernel import Card, Machine
 
 PROFILES = {
     "gfx1010": "rdna1",

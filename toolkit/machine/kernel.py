@@ -21,7 +21,7 @@ import msgspec
 from toolkit import console
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
-from toolkit.runtime import Runtime
+from toolkit.machine.runtime import Runtime
 
 SYSFS = Path("/sys")
 RECORDED = "recorded.json"

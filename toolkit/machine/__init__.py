@@ -1,0 +1,1 @@
+"""What this computer is: what the kernel and PyTorch say of it, its cards and sensors, checks of it."""

@@ -1,0 +1,75 @@
+"""What a training asks of the machine: looked at before it starts, and again when its trainer dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from toolkit.dataset.loader import loader_bytes
+from toolkit.errors import ToolkitError
+from toolkit.machine import checks
+from toolkit.machine.checks import SHARED, Finding, Verdict
+from toolkit.machine.runtime import built_for_nvidia
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What a training asks of the machine.
+
+    Attributes:
+        run: folder that it writes.
+        device: "cpu", or numbers of GPUs.
+        batch, workers, imgsz: as :func:`loader_bytes` takes them.
+    """
+
+    run: Path
+    device: str
+    batch: int
+    workers: int
+    imgsz: int
+
+
+def refuse_at_start(needs: Needs) -> None:
+    """Stop what could not train, before anything starts.
+
+    Raises:
+        ToolkitError: the folder cannot be written, the devices cannot be opened, or shared memory does not
+            hold the first batches.
+    """
+    checks.writable(needs.run)
+    for finding in _devices(needs):
+        raise ToolkitError(f"{finding.subject} cannot be used", found=finding.found, fix=finding.advice)
+    free = checks.free_bytes(SHARED)
+    if free is not None and free < loader_bytes(needs.batch, needs.workers, needs.imgsz, validating=False):
+        finding = shared_memory(free, needs.batch, needs.workers, needs.imgsz)
+        raise ToolkitError("shared memory is too small to train", found=finding.found, fix=finding.advice)
+
+
+def after_a_death(needs: Needs) -> list[Finding]:
+    """What is wrong with the machine now that a trainer has died: each may be why, whatever the data are."""
+    found = list(_devices(needs))
+    free = checks.free_bytes(SHARED)
+    if free is not None and needs.workers:
+        found.append(shared_memory(free, needs.batch, needs.workers, needs.imgsz))
+    try:
+        checks.writable(needs.run)
+    except ToolkitError as error:
+        found.append(Finding("runs", Verdict.FAILS, error.found, error.fix))
+    return [finding for finding in found if finding.verdict is not Verdict.FINE]
+
+
+def shared_memory(free: int, batch: int, workers: int, imgsz: int) -> Finding:
+    """Whether ``/dev/shm`` holds what the loader's workers put there."""
+    return checks.enough(
+        "shared memory",
+        free,
+        loader_bytes(batch, workers, imgsz),
+        f"{workers} loader workers with batches of {batch} at {imgsz} px",
+        "give the container --shm-size 2g or --ipc host, or train with --workers 0",
+    )
+
+
+def _devices(needs: Needs) -> Iterator[Finding]:
+    if needs.device != "cpu" and not built_for_nvidia():
+        yield from checks.closed_devices()
