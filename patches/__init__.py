@@ -44,8 +44,8 @@ def enable(
     """Send all 2-d convolutions on ``device`` through a route; what was enabled before is replaced.
 
     On a ROCm build ``enable("cuda")`` also switches MIOpen off for everything else (batch norm, RNN).
-    The environment variable ``TOOLKIT_CONV_ROUTE`` overrules ``route`` and says so, ``TOOLKIT_NORM_ROUTE``
-    overrules ``normalization``.
+    The environment variable ``CONVROUTES_ROUTE`` overrules ``route`` and says so,
+    ``CONVROUTES_NORMALIZATION`` overrules ``normalization``.
 
     What records a program keeps the convolution itself, for any size: PyTorch's own kernels serve
     ``torch.jit.trace``, and the ONNX exporter built on it, while they record. ``torch.export``, ``make_fx``

@@ -9,7 +9,6 @@ serves it.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import miopen
+from . import miopen, variables
 from .convolution.native import call_backward, call_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
@@ -31,14 +30,12 @@ from .normalization import routes as normalizations
 from .normalization.modules import Attachment, Server
 from .report import FallThrough, ProblemUse, Report
 
-ROUTE_VARIABLE = "TOOLKIT_CONV_ROUTE"
-
 MOST_KEYS = 8192
 """Distinct calls remembered; a run with random image sizes must not grow without bound."""
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_log = logging.getLogger("patches")
+_log = logging.getLogger(str(__package__))
 _open_library: Callable[..., Any] = torch.library.Library
 _cpu_autocast: Callable[[], bool] = (
     torch.is_autocast_cpu_enabled
@@ -95,13 +92,13 @@ class Session:
             raise ValueError(f"column budget {column_budget}: expected a positive number of bytes")
         self.device = device
         self.notes: list[str] = []
-        self.route = os.environ.get(ROUTE_VARIABLE) or route
-        forced = self.route != route
+        forced = variables.ROUTE.read()
+        self.route = forced.value if forced else route
         if self.route not in ("auto", *NAMES):
-            named = f"{ROUTE_VARIABLE}={self.route}" if forced else f"route {route!r}"
+            named = f"{forced.name}={self.route}" if forced else f"route {route!r}"
             raise ValueError(f"{named}: expected one of auto, {', '.join(NAMES)}")
-        if forced:
-            self.note(f"{ROUTE_VARIABLE}={self.route} overrules route {route!r}")
+        if forced and self.route != route:
+            self.note(f"{forced.name}={self.route} overrules route {route!r}{forced.advice}")
         self.normalization = normalizations.setting(normalization)
         self._norms = Server(
             device, normalizations.chooser(self.normalization, device, self._trusts), self.note

@@ -37,8 +37,7 @@ keep_libraries_quiet()
 import torch
 
 import patches
-from patches import dispatch
-from patches.convolution.planfile import PATH_VARIABLE
+from patches import dispatch, variables
 from patches.convolution.problem import ConvProblem
 from toolkit.benchmark import accuracy, norm_accuracy, steps
 from toolkit.benchmark.measure import (
@@ -64,7 +63,7 @@ def tuning() -> Iterator[Row]:
 
 
 def _tune_twice(folder: str) -> tuple[float, float]:
-    os.environ[PATH_VARIABLE] = folder
+    os.environ[variables.PLAN.name] = folder
     os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
     return _tune(), _tune()
 
@@ -176,7 +175,7 @@ def first_batch() -> Iterator[Row]:
 
 
 def _first_batch(folder: str) -> tuple[float, float, str]:
-    os.environ[PATH_VARIABLE] = folder
+    os.environ[variables.PLAN.name] = folder
     os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
     _, gradients = steps.steps("yolov8n", mixed=False)
     start = time.perf_counter()

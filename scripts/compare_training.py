@@ -60,7 +60,7 @@ def train(route: str, seed: int, options: argparse.Namespace, run: Path) -> tupl
         arguments={**preset.arguments, **chosen, "warmup_epochs": 1.0, "optimizer": "SGD"},
     )
     losses: list[float] = []
-    os.environ["TOOLKIT_CONV_ROUTE"] = "auto" if own else route
+    os.environ["CONVROUTES_ROUTE"] = "auto" if own else route
     with running(plan.device, patched=plan.patches):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         trainer = LTDv2Trainer(plan, index.load(plan.data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from patches.cache import cache_folder
+from toolkit import NAME
 
 
 def keep_libraries_quiet() -> None:
@@ -19,4 +20,4 @@ def keep_libraries_quiet() -> None:
     os.environ["MATPLOTLIBRC"] = os.devnull
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder() / "ultralytics"))
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder(NAME) / "ultralytics"))

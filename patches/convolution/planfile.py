@@ -24,11 +24,10 @@ from typing import Any
 
 import torch
 
+from .. import variables
 from ..cache import cache_folder
 from .selftest import SelfTestResult
 from .triton_kernels import amd_architectures
-
-PATH_VARIABLE = "TOOLKIT_CONV_PLAN"
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ class Card:
         return cls(architecture, _driver(), torch.__version__, _version_of("triton"))
 
     def path(self) -> Path:
-        """Where the plan of this card is kept; ``TOOLKIT_CONV_PLAN`` names another file or folder."""
-        named = os.environ.get(PATH_VARIABLE)
+        """Where the plan of this card is kept; ``CONVROUTES_PLAN`` names another file or folder."""
+        setting = variables.PLAN.read()
+        named = setting and setting.value
         if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
             return Path(named)
         digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
@@ -214,7 +214,7 @@ class PlanFile:
                 self._foreign = True
                 self._note(
                     f"the convolution plan {self.path} is of another card ({card}): it is neither used nor "
-                    f"written; name another file in {PATH_VARIABLE}, or delete this one"
+                    f"written; name another file in {variables.PLAN.name}, or delete this one"
                 )
                 return
             if content.get("version") != version():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .. import variables
 from .operation import Implementation
 from .problem import NormProblem
 from .torch_only import TorchOnly
-
-VARIABLE = "TOOLKIT_NORM_ROUTE"
 
 CHOICES = ("auto", "off", "torch", "triton")
 """The best that is trusted, PyTorch as it comes, PyTorch's kernels in one operation, fused kernels."""
@@ -30,10 +28,10 @@ def setting(wanted: str) -> str:
     Raises:
         ValueError: it is none of them.
     """
-    forced = os.environ.get(VARIABLE)
-    found = forced or wanted
+    forced = variables.NORMALIZATION.read()
+    found = forced.value if forced else wanted
     if found not in CHOICES:
-        named = f"{VARIABLE}={found}" if forced else f"normalization {wanted!r}"
+        named = f"{forced.name}={found}" if forced else f"normalization {wanted!r}"
         raise ValueError(f"{named}: expected one of {', '.join(CHOICES)}")
     return found
 

@@ -477,7 +477,7 @@ def test_every_card_driver_and_version_has_a_file_of_its_own(monkeypatch: pytest
     paths = {card.path() for card in cards}
     monkeypatch.setattr(planfile, "version", lambda: "another")
     assert len(paths | {CARD.path()}) == 6
-    assert CARD.path().is_relative_to("/cache/ltdv2-toolkit")
+    assert CARD.path().is_relative_to("/cache/convroutes")
 
 
 def test_this_machine_has_a_card() -> None:

@@ -17,7 +17,7 @@ from normalization_cases import assert_correct, problems
 from torch import Tensor, nn
 
 import patches
-from patches import dispatch
+from patches import dispatch, variables
 from patches.normalization import modules, routes
 from patches.normalization.problem import NormProblem
 from patches.normalization.torch_only import TorchOnly
@@ -265,14 +265,16 @@ def test_a_forward_that_somebody_else_replaced_stays(monkeypatch: pytest.MonkeyP
 
 
 def test_one_setting_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(routes.VARIABLE, "off")
+    monkeypatch.setenv(variables.NORMALIZATION.name, "off")
     with patches.enabled("cpu", normalization="torch"):
         block()(torch.randn(2, 3, 9, 9))
         assert calls() == 0
-    monkeypatch.setenv(routes.VARIABLE, "fast")
-    with pytest.raises(ValueError, match="TOOLKIT_NORM_ROUTE=fast: expected one of auto, off, torch, triton"):
+    monkeypatch.setenv(variables.NORMALIZATION.name, "fast")
+    with pytest.raises(
+        ValueError, match="CONVROUTES_NORMALIZATION=fast: expected one of auto, off, torch, triton"
+    ):
         patches.enable("cpu")
-    monkeypatch.delenv(routes.VARIABLE)
+    monkeypatch.delenv(variables.NORMALIZATION.name)
     with pytest.raises(ValueError, match="normalization 'quick': expected one of"):
         patches.enable("cpu", normalization="quick")
 

@@ -14,8 +14,7 @@ import pytest
 from command import Command
 from test_command_line import VERBS
 
-from patches import cache
-from toolkit import workspace
+from toolkit import NAME, workspace
 from toolkit.cli import border
 
 TOOLKIT = [sys.executable, "-m", "toolkit"]
@@ -26,7 +25,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     """A cache of the test's own."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / cache.NAME
+    return folder / NAME
 
 
 def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

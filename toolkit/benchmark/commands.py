@@ -19,7 +19,6 @@ from ultralytics.cfg import get_cfg
 import patches
 from patches import dispatch
 from patches.convolution.problem import ConvProblem
-from patches.dispatch import ROUTE_VARIABLE
 from toolkit import console
 from toolkit.benchmark.measure import (
     BASELINE,
@@ -220,9 +219,8 @@ def _on(device: str | None) -> Iterator[str]:
     """
     forced = forced_route()
     if forced:
-        raise ToolkitError(
-            forced, fix=f"unset {ROUTE_VARIABLE}; `bench stress` and `bench train` take --route"
-        )
+        name = forced.partition("=")[0]
+        raise ToolkitError(forced, fix=f"unset {name}; `bench stress` and `bench train` take --route")
     flag = resolve_device(device)
     chosen = torch_device(flag)
     with running(flag, patched=False):

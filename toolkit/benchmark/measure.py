@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import statistics
 import time
@@ -24,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import patches
+from patches import variables
 from patches.convolution.problem import ConvProblem
-from patches.dispatch import ROUTE_VARIABLE, answers_channels_last
+from patches.dispatch import answers_channels_last
 
 BASELINE = "unfold"
 """The name of unfold + matmul, the convolution that people copy when the vendor's library fails."""
@@ -221,8 +221,8 @@ def _steps(
 
 def forced_route() -> str | None:
     """Why nothing can be compared: the environment puts one route in place of all; None if it does not."""
-    forced = os.environ.get(ROUTE_VARIABLE)
-    return f"{ROUTE_VARIABLE}={forced} would be measured in place of every route" if forced else None
+    forced = variables.ROUTE.read()
+    return f"{forced.name}={forced.value} would be measured in place of every route" if forced else None
 
 
 def missing_device(device: str) -> str | None:

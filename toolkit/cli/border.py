@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import typer
 
 from patches.cache import cache_folder
-from toolkit import __version__, console
+from toolkit import NAME, __version__, console
 from toolkit.errors import ToolkitError, reason
 
 UsageError: Any = typer.BadParameter.__base__
@@ -208,7 +208,7 @@ def _short(text: str, length: int = 300) -> str:
 
 def _keep(text: str) -> Path:
     """Write a trace, and drop all but the newest :data:`KEPT_TRACES`."""
-    folder = cache_folder() / "traces"
+    folder = cache_folder(NAME) / "traces"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patches import variables
 from toolkit import console
 from toolkit.container.images import builder
 from toolkit.container.mounts import Mounts, lexical
@@ -28,7 +29,7 @@ STOP_SECONDS = 70
 """What ``docker stop`` waits before it kills, ten seconds more than the supervisor does for a trainer.
 Docker's own default is ten seconds in all."""
 
-PASSED_ON = ("TOOLKIT_CONV_ROUTE", "HF_TOKEN", "HF_ENDPOINT", "CODABENCH_TOKEN", *VISIBILITY, "TERM")
+PASSED_ON = (*variables.ROUTE, "HF_TOKEN", "HF_ENDPOINT", "CODABENCH_TOKEN", *VISIBILITY, "TERM")
 """Environment variables that a container gets from its caller."""
 
 COMMAND = "io.ltdv2-toolkit.command"

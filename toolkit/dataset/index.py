@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from patches.cache import cache_folder
 from submission.errors import NO_JSON
-from toolkit import console
+from toolkit import NAME, console
 from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
 from toolkit.dataset.frames import (
     FolderFrames,
@@ -141,7 +141,7 @@ def writable_folder(data: Path) -> Path:
         return inside
     files = [path for path in (data / name for name in (*FILES.values(), "frames.zip")) if path.exists()]
     path, content = hashlib.sha256(str(data.resolve()).encode()).hexdigest(), _fingerprint(files, False)
-    return cache_folder() / f"data-{path[:12]}-{content[:12]}"
+    return cache_folder(NAME) / f"data-{path[:12]}-{content[:12]}"
 
 
 def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from patches import variables
 from toolkit import console
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
@@ -36,7 +37,7 @@ VARIABLES = (
     "AMDGCN_USE_BUFFER_OPS",
     "TRITON_CACHE_DIR",
     "MIOPEN_USER_DB_PATH",
-    "TOOLKIT_CONV_ROUTE",
+    *variables.ROUTE,
     "TOOLKIT_PROFILE",
 )
 """Environment variables that change what a GPU does."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from patches import variables
 from toolkit import __version__, workspace
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import kernel
@@ -32,7 +33,8 @@ PACKAGES = ("torch", "torchvision", "ultralytics-opencv-headless", "numpy", "pol
 """Packages that compute, beside Triton, which has several names."""
 
 VARIABLES = (
-    "TOOLKIT_CONV_ROUTE",
+    *variables.ROUTE,
+    *variables.NORMALIZATION,
     "HSA_OVERRIDE_GFX_VERSION",
     "AMDGCN_USE_BUFFER_OPS",
     "ATEN_CPU_CAPABILITY",

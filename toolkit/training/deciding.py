@@ -216,13 +216,13 @@ def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
 
 def _check_route() -> None:
     """The route that the environment forces must be one; the patches would say so only in the trainer."""
+    from patches import variables
     from patches.convolution.registry import NAMES
 
-    route = os.environ.get("TOOLKIT_CONV_ROUTE", "auto")
-    if route != "auto" and route not in NAMES:
-        raise ToolkitError(
-            "TOOLKIT_CONV_ROUTE names no route", found=route, expected="auto, " + ", ".join(NAMES)
-        )
+    forced = variables.ROUTE.read()
+    if forced and forced.value not in ("auto", *NAMES):
+        expected = "auto, " + ", ".join(NAMES)
+        raise ToolkitError(f"{forced.name} names no route", found=forced.value, expected=expected)
 
 
 def _check_selection(data: Path, score_every: int) -> None:

@@ -1,0 +1,43 @@
+"""The environment variables of this package that overrule a program's own settings. Imports no torch.
+
+Each has an older name, from the time when this package belonged to one toolkit alone. The older names are
+read here and nowhere else; the newer one counts where both are set.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """The name of a variable, and the older one that still works."""
+
+    name: str
+    older: str
+
+    def read(self) -> Setting | None:
+        """What the environment says; None where it says nothing."""
+        for name in self:
+            value = os.environ.get(name)
+            if value:
+                return Setting(name, value, "" if name == self.name else f" (its name is {self.name} now)")
+        return None
+
+
+class Setting(NamedTuple):
+    """The variable that was found, its value, and what to say of its name."""
+
+    name: str
+    value: str
+    advice: str
+
+
+ROUTE = Variable("CONVROUTES_ROUTE", "TOOLKIT_CONV_ROUTE")
+"""Overrules the route of every ``enable``."""
+
+NORMALIZATION = Variable("CONVROUTES_NORMALIZATION", "TOOLKIT_NORM_ROUTE")
+"""Overrules the normalization of every ``enable``."""
+
+PLAN = Variable("CONVROUTES_PLAN", "TOOLKIT_CONV_PLAN")
+"""Names the file of the plan, or the folder for plans."""
