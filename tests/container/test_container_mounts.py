@@ -69,6 +69,18 @@ def test_a_link_to_nothing_is_one_clear_line(target: str, data: Path) -> None:
         shown(data)
 
 
+def test_a_run_on_another_disk_can_be_written_and_a_stale_link_stops_nothing(tmp_path: Path) -> None:
+    runs, disk = tmp_path / "runs", tmp_path / "disk/first"
+    (runs / "second").mkdir(parents=True)
+    disk.mkdir(parents=True)
+    (runs / "first").symlink_to(disk)
+    (runs / "newest").symlink_to("second")
+    (runs / "best.pt").symlink_to("gone.pt")
+    made = Mounts()
+    made.add_runs(runs)
+    assert made.writable == {runs: True, disk: True}
+
+
 @pytest.mark.parametrize("folder", ["/", "/opt", "/usr", "/home", "/proc"])
 def test_a_folder_that_hides_the_images_own_is_refused(folder: str) -> None:
     with pytest.raises(ToolkitError, match="would hide"):

@@ -171,6 +171,23 @@ def test_paths_are_the_hosts_inside(started: list[dict[str, Any]], tmp_path: Pat
     assert modes(predict)[str(tmp_path)] == "rw"  # a new folder is made in it
 
 
+@pytest.mark.usefixtures("client", "built")
+def test_what_toolkit_toml_names_is_shown(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    for folder in ("disk/ltdv2", "weights", "home"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "disk/ltdv2/Train.json").touch()
+    (tmp_path / "weights/model.pt").touch()
+    (tmp_path / "home/toolkit.toml").write_text(
+        f'data = "{tmp_path}/disk/ltdv2"\nmodel = "{tmp_path}/weights/model.pt"\n'
+    )
+    place = {"TOOLKIT_WORKSPACE": str(tmp_path / "home")}
+    assert CliRunner().invoke(app, ["container", "train", "--profile=cpu"], env=place).exit_code == 0
+    shown = modes(started[0])
+    assert [
+        shown[f"{tmp_path}/{path}"] for path in ("home/toolkit.toml", "disk/ltdv2", "weights/model.pt")
+    ] == [*["ro", "ro", "ro"]]
+
+
 def modes(call: dict[str, Any]) -> dict[str, str]:
     """Whether the container may write, by path."""
     return {mount["Target"]: "ro" if mount["ReadOnly"] else "rw" for mount in call["host_config"]["mounts"]}

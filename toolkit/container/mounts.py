@@ -74,7 +74,15 @@ class Mounts:
                     if entry.is_symlink():
                         self._follow(entry)
 
-    def _follow(self, link: Path) -> None:
+    def add_runs(self, runs: Path) -> None:
+        """Show the folder for runs, writable, and so the runs in it that are links to another disk."""
+        self.writable[lexical(runs)] = True
+        with suppress(OSError):  # what this user may not list, the container's may not either
+            for entry in runs.iterdir():
+                if entry.is_symlink() and entry.is_dir():
+                    self._follow(entry, write=True)
+
+    def _follow(self, link: Path, *, write: bool = False) -> None:
         """Show what ``link`` points to, step by step, until it is outside of what is shown already."""
         where = link
         for _ in range(40):  # the kernel's own limit
@@ -85,7 +93,7 @@ class Mounts:
                 break
         if link.exists():
             if not self.shows(where):
-                self.writable[where] = False
+                self.writable[where] = write
                 self.sources[where] = Path(os.path.realpath(link))
         elif link.suffix in FILES:
             raise ToolkitError(

@@ -97,6 +97,8 @@ def _start(
 ) -> int:
     runs = request.runs or place.runs
     create.make_folder(runs, user)
+    if request.runs is None:
+        shown.add_runs(runs)
     if (place.root / "toolkit.toml").is_file():
         shown.add(place.root / "toolkit.toml")
     if request.data is None:
