@@ -161,7 +161,9 @@ def _build_error(base: str, image: str, error: str, step: str, last: str) -> Too
         return ToolkitError("the disk is too full for the image", error, fix=f"make room; {MAKE_ROOM}")
     if " : FROM ${BASE}" in step:
         return Unreachable(
-            f"cannot get the base image {base}", error, fix="pull it, or name another with --base"
+            f"cannot get the base image {base}",
+            error,
+            fix="pull it, or name another with --base; `sudo scripts/make-cpu-base` makes one for cpu",
         )
     return ToolkitError(f"building {image} failed", f"{error} (after: {''.join(last.splitlines()[-1:])})")
 
