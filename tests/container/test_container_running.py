@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -151,12 +153,19 @@ def test_a_detached_container_is_left_to_itself_and_named(
 
 def test_what_a_killed_command_left_behind_goes_at_the_next(places: create.Places) -> None:
     engine, removed = Engine(), []
-    left = SimpleNamespace(remove=lambda: removed.append("left"))
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE)
+    left = SimpleNamespace(
+        labels={create.STANDS: ended.stdout.decode().strip()}, remove=lambda: removed.append("left")
+    )
+    # Another command of this checkout, which is about to read how its container ended.
+    read = SimpleNamespace(
+        labels={create.STANDS: str(os.getppid())}, remove=lambda: removed.append("another's")
+    )
 
-    def listed(*, all: bool, filters: dict[str, Any]) -> list[Any]:
+    def listed(*, all: bool, filters: dict[str, Any], ignore_removed: bool) -> list[Any]:
         assert filters["status"] == "exited"
         assert filters["label"] == [f"{create.OWNER}={builder()}", f"{create.ATTACHED}=yes"]
-        return [left]
+        return [read, left]
 
     engine.containers = SimpleNamespace(list=listed)
     assert engine.run(places) == 0

@@ -35,7 +35,9 @@ PASSED_ON = (*variables.ROUTE, "HF_TOKEN", "HF_ENDPOINT", "CODABENCH_TOKEN", *VI
 COMMAND = "io.ltdv2-toolkit.command"
 OWNER = "io.ltdv2-toolkit.owner"
 ATTACHED = "io.ltdv2-toolkit.attached"
-"""Labels of a container: what runs in it, whose it is, whether a command in the foreground stands for it."""
+STANDS = "io.ltdv2-toolkit.stands"
+"""Labels of a container: what runs in it, whose it is, whether a command in the foreground stands for it, and
+the number of that command's process."""
 
 ROOT_NEEDS = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
 """Capabilities without which root could not write other users' files."""
@@ -126,6 +128,7 @@ def create_arguments(
             COMMAND: shlex.join(command),
             OWNER: builder(),
             ATTACHED: "no" if given.detach else "yes",
+            STANDS: str(os.getpid()),
         },
         "stop_timeout": STOP_SECONDS,
         "host_config": host,

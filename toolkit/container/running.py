@@ -10,10 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import console
-from toolkit.container.create import ATTACHED, OWNER
+from toolkit.container.create import ATTACHED, OWNER, STANDS
 from toolkit.container.images import builder
 from toolkit.errors import ToolkitError
 
@@ -121,11 +122,22 @@ class Made:
 
 
 def sweep(client: DockerClient) -> None:
-    """Remove what a command that was killed left behind: ended containers that it stood for."""
+    """Remove what a command that was killed left behind: ended containers that it stood for.
+
+    A command that is still there may not have read yet how its container ended.
+    """
     labels = [f"{OWNER}={builder()}", f"{ATTACHED}=yes"]
     with suppress(OSError):  # another sweep was faster; APIError is one
-        for container in client.containers.list(all=True, filters={"label": labels, "status": "exited"}):
-            container.remove()
+        for container in client.containers.list(
+            all=True, filters={"label": labels, "status": "exited"}, ignore_removed=True
+        ):
+            if not _is_alive(container.labels.get(STANDS, "")):
+                container.remove()
+
+
+def _is_alive(number: str) -> bool:
+    """Whether a process of this machine has this number; the kernel lists those of other users too."""
+    return number.isdecimal() and Path("/proc", number).exists()
 
 
 def _say_how_to_follow(name: str) -> None:
