@@ -2,7 +2,8 @@
 # PROFILE: a file of docker/profiles; empty: the one for this machine's card. DATA: LTDv2's files; empty: the
 # workspace's. ARGS: of the toolkit's verb. IMAGE: an image to run instead of this checkout's. BASE: an image to
 # build on instead of the profile's own. RUNS: a folder for runs. ENGINE: options for the engine, as
-# ENGINE="-e WANDB_MODE=offline --memory 16g --detach". NAME: a container, for logs, attach and stop.
+# ENGINE="-e WANDB_MODE=offline --memory 16g --detach". NAME: a container, for logs, attach and stop. PORT: of
+# this machine, for docker-notebook.
 # The work is done by `toolkit container`, from .venv or from a small environment of its own, so that nobody
 # installs PyTorch twice.
 PROFILE ?=
@@ -12,6 +13,7 @@ IMAGE   ?=
 RUNS    ?=
 ENGINE  ?=
 NAME    ?=
+PORT    ?= 8888
 ARGS    ?=
 # A Python 3.10 for test-rocm52; empty: the one on the path, or of pyenv.
 PYTHON310 ?=
@@ -61,8 +63,10 @@ docker-run: $(ENGINE_VENV)/.installed  ## any command in the container: ARGS="to
 docker-shell: $(ENGINE_VENV)/.installed  ## a shell in the container
 	@$(CONTAINER) shell $(RUN_OPTIONS)
 
-docker-notebook: $(ENGINE_VENV)/.installed  ## Jupyter on port 8888, once docker/extra.txt says jupyterlab
-	@$(CONTAINER) run -p 127.0.0.1:8888:8888 $(RUN_OPTIONS) -- jupyter lab --ip=0.0.0.0 --no-browser $(ARGS)
+docker-notebook: $(ENGINE_VENV)/.installed  ## Jupyter on PORT, once docker/extra.txt says jupyterlab
+	@$(CONTAINER) run --name ltdv2-notebook -p 127.0.0.1:$(PORT):$(PORT) $(RUN_OPTIONS) -- sh -c '\
+		cd "$$TOOLKIT_WORKSPACE" && mkdir -p runs/notebooks && \
+		exec jupyter lab --ip=0.0.0.0 --port=$(PORT) --no-browser --notebook-dir=runs/notebooks "$$@"' sh $(ARGS)
 
 docker-doctor: $(ENGINE_VENV)/.installed  ## what this machine is, seen from inside the container
 	@$(CONTAINER) doctor $(IMAGE_OPTIONS) $(if $(IMAGE),--image "$(IMAGE)") $(ARGS) || [ $$? -eq 1 ]
