@@ -1,4 +1,4 @@
-"""What a person sees: progress, tables, messages, and errors as one line with an exit code.
+"""What a person sees: progress, tables, messages, and errors with their hint.
 
 Standard output carries results (tables, JSON); progress, notes and errors go to standard error, so
 that ``toolkit ... --json | jq`` works.
@@ -6,6 +6,7 @@ that ``toolkit ... --json | jq`` works.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -85,8 +86,11 @@ def warn(message: str) -> None:
 
 
 def fail(error: ToolkitError) -> None:
-    """Print an error, one line (standard error)."""
-    err.print(f"[bold red]error:[/bold red] {escape(_reword(error.line()))}", highlight=False, soft_wrap=True)
+    """Print an error (standard error): one line, or on a terminal a line for each part of it."""
+    lines = error.lines() if err.file.isatty() else [error.line()]
+    what, *others = (escape(_reword(line)) for line in lines)
+    others = [re.sub("^hint:", "[bold cyan]hint:[/bold cyan]", line) for line in others]
+    err.print("\n".join([f"[bold red]error:[/bold red] {what}", *others]), highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -39,6 +39,17 @@ class ToolkitError(Exception):
             parts.append(self.fix)
         return _CONTROL.sub(" ", "; ".join(parts))
 
+    def lines(self) -> list[str]:
+        """The message for a terminal: what; below it what was found and expected; then the hint."""
+        parts = [self.what]
+        if self.found:
+            parts.append(f"  found     {self.found}")
+        if self.expected:
+            parts.append(f"  expected  {self.expected}")
+        if self.fix:
+            parts.append(f"hint: {self.fix}")
+        return [_CONTROL.sub(" ", part) for part in parts]
+
 
 @contextmanager
 def ending_with(exit_code: int) -> Iterator[None]:
