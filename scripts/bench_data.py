@@ -216,7 +216,7 @@ def prepare(folder: Path) -> Iterator[str]:
 
 def first_batch(folder: Path) -> Iterator[str]:
     """From the start of a process to the first batch of the full index, two workers; memory of a worker."""
-    from toolkit.dataset.index import prepare as prepare_index
+    from toolkit.dataset.prepare import prepare as prepare_index
 
     prepare_index(folder)
     output = subprocess.run(
@@ -305,7 +305,7 @@ def kit_child(data: Path, scratch: Path) -> None:
 
 def frames(folder: Path) -> Path:
     """20,000 frames of the real size (about 43 kB), drawn once."""
-    from toolkit.dataset.index import prepare as prepare_index
+    from toolkit.dataset.prepare import prepare as prepare_index
     from toolkit.dataset.sample import write_sample
 
     write_sample(folder / "frames-20000", train=9_600, val=9_600, test=800)

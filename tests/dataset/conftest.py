@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.index import DatasetIndex, load
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 
 

@@ -17,9 +17,10 @@ from ultralytics.cfg import get_cfg
 
 from toolkit.cli import app
 from toolkit.dataset import cache
-from toolkit.dataset import index as index_module
+from toolkit.dataset import prepare as prepare_module
 from toolkit.dataset.cache import CachedFrames, build, check, choose, open_cache, plan, remove
-from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.index import DatasetIndex, load
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
@@ -274,7 +275,7 @@ def test_a_run_that_ends_before_it_has_tidied_up_leaves_that_to_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(index_module, "_remove_older", interrupt)
+        patch.setattr(prepare_module, "_remove_older", interrupt)
         prepare(copy)
     result = prepare(copy)
     assert result.unchanged

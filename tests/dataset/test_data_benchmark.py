@@ -13,8 +13,9 @@ from toolkit.benchmark import data
 from toolkit.cli import app
 from toolkit.dataset import ultralytics
 from toolkit.dataset.cache import build
-from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.loader import use_server
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 

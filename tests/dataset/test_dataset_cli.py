@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from submission import Detections, archive
 from toolkit.cli import app
+from toolkit.dataset.archive import ZipFrames
 from toolkit.dataset.export import export_yolo
-from toolkit.dataset.frames import ZipFrames
-from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.index import DatasetIndex, load
+from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
 
 runner = CliRunner()

@@ -19,7 +19,7 @@ import pytest
 
 from toolkit.dataset import download as module
 from toolkit.dataset.download import ATTEMPTS, FILES, REPOSITORY, REVISION, download
-from toolkit.dataset.index import prepare
+from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
 
 CONTENT = {

@@ -18,8 +18,9 @@ from ultralytics.utils.instance import Instances
 
 from toolkit.dataset import ultralytics
 from toolkit.dataset.export import export_yolo
-from toolkit.dataset.index import DatasetIndex, load, prepare
+from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.order import epoch_order
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.ultralytics import LTDv2Dataset, _GreyFormat, build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from toolkit import cli
-from toolkit.dataset.frames import ZipFrames
+from toolkit.dataset.archive import ZipFrames
 from toolkit.training import trainer, worker
 
 rank = int(os.environ.get("RANK", "0"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.dataset import index
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 
 
@@ -16,7 +16,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of 44 training and 8 validation frames: six batches of eight, the last one short."""
     folder = tmp_path_factory.mktemp("data") / "ltdv2"
     write_sample(folder, train=44, val=8, test=8, seed=0)
-    index.prepare(folder)
+    prepare(folder)
     return folder
 
 

@@ -38,8 +38,8 @@ from patches.convolution import selftest
 from toolkit import doctor
 from toolkit.benchmark import commands
 from toolkit.benchmark import data as loading
-from toolkit.dataset import index
 from toolkit.dataset.annotations import CATEGORIES
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.machine import runtime
@@ -300,7 +300,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stage")
     data, run = root / "data" / "sample", root / "runs" / "first"
     write_sample(data, train=2, val=2, test=2, seed=0)
-    index.prepare(data)
+    prepare(data)
     (root / "data" / "empty").mkdir()
     (run / "weights").mkdir(parents=True)
     record = {"model": "yolov8n.yaml", "preset": "smoke", "channels": 1, "patches": True, "command": []}

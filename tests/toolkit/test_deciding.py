@@ -18,7 +18,7 @@ import torch
 from command import Command
 from ultralytics.cfg import get_cfg
 
-from toolkit.dataset.index import prepare
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.machine import checks

@@ -19,6 +19,7 @@ from submission import Detections, SubmissionError
 from toolkit.dataset import index
 from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.prediction import PredictionOptions, detect, place_in_class, predict
@@ -30,7 +31,7 @@ TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prediction") / "data"
     write_sample(folder, train=4, val=6, test=6, seed=0)
-    index.prepare(folder)
+    prepare(folder)
     return folder
 
 
@@ -173,7 +174,7 @@ def test_frames_that_the_archive_lacks_count_as_unreadable(data: Path, tmp_path:
     with zipfile.ZipFile(data / "frames.zip") as old, zipfile.ZipFile(folder / "frames.zip", "w") as new:
         for member in set(old.namelist()) - {name}:
             new.writestr(member, old.read(member))
-    index.prepare(folder)
+    prepare(folder)
     with pytest.raises(ToolkitError, match=f"1 of 6 frames of val.*frame {name} is not there"):
         predict(tiny, folder, "val", PredictionOptions(device="cpu"))
 

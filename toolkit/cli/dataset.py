@@ -95,7 +95,7 @@ def prepare(
     import msgspec
 
     from toolkit import console
-    from toolkit.dataset.index import prepare as prepare_index
+    from toolkit.dataset.prepare import prepare as prepare_index
     from toolkit.workspace import ANNOTATIONS
 
     result = prepare_index(folder, drop_bad=drop_bad)

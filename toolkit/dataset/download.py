@@ -25,7 +25,7 @@ import msgspec
 from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.dataset.annotations import read_annotations
-from toolkit.dataset.frames import read_directory
+from toolkit.dataset.archive import read_directory
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 

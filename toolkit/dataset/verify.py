@@ -9,8 +9,9 @@ from itertools import islice
 import msgspec
 
 from toolkit import console
+from toolkit.dataset.archive import ZipFrames
 from toolkit.dataset.download import is_the_hubs
-from toolkit.dataset.frames import FrameError, Frames, ZipFrames, decode_listening
+from toolkit.dataset.frames import FrameError, Frames, decode_listening
 from toolkit.dataset.index import FILES, DatasetIndex
 from toolkit.errors import ToolkitError
 
