@@ -427,6 +427,32 @@ def test_a_driver_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatc
         answered.set()
 
 
+def told(phases: str, rules: Rules) -> list[int]:
+    """When starving is told: ``s`` starves, ``f`` is fed, ``v`` validates, a letter a second."""
+    noted, seen, found = health.Noted(), History(), []
+    for second, phase in enumerate(phases):
+        wait = 0.9 if phase == "s" else 0.1
+        looked = beat(second, loader_wait=wait, phase="validating" if phase == "v" else "training")
+        seen.add(float(second), looked, None, 100 * GIB)
+        new = noted.news(seen, health.check(seen, rules), rules)
+        found += [second for verdict in new if verdict.rule == "starving"]
+    return found
+
+
+def test_what_lasts_over_validations_is_told_once() -> None:
+    rules = Rules(starving=Rule(0.5, Action.NOTE, seconds=10.0))
+    (once,) = told("s" * 30 + "v" * 60 + "s" * 30 + "v" * 5 + "s" * 30, rules)
+    assert told("s" * 30 + "v" * 60 + "f" * 5 + "s" * 30, rules) == [once]
+    first, again = told("s" * 30 + "f" * 60 + "s" * 30, rules)
+    assert first == once
+    assert again >= 100
+
+
+def test_what_needs_no_time_is_told_each_time() -> None:
+    rules = Rules(starving=Rule(0.5, Action.NOTE, seconds=0.0))
+    assert len(told("sfsfs", rules)) == 3
+
+
 def test_nobody_is_asked_when_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(threading.enumerate())
     monkeypatch.setattr(sensors, "reader", lambda _: lambda: Sensors(busy=50.0))

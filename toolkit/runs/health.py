@@ -416,6 +416,29 @@ def check(history: History, rules: Rules) -> list[Verdict]:
     return sorted(verdicts, key=lambda verdict: -severity.index(verdict.action))
 
 
+class Noted:
+    """The red flags that somebody was told of, so that each is told once while it lasts.
+
+    What must apply for some seconds ends with every validation and applies again that many seconds later: it
+    is over when it did not apply for twice that time of training.
+    """
+
+    def __init__(self) -> None:
+        self._absent: dict[str, float] = {}
+        self._looked = 0.0
+
+    def news(self, history: History, verdicts: list[Verdict], rules: Rules) -> list[Verdict]:
+        """The verdicts of the newest look that were not told before, or were over since."""
+        passed, self._looked = history.now - self._looked, history.now
+        if history.beat is not None and history.beat.phase != "training":
+            passed = 0.0
+        new = [verdict for verdict in verdicts if verdict.rule not in self._absent]
+        absent = {rule: seconds + passed for rule, seconds in self._absent.items()}
+        lasting = {rule: s for rule, s in absent.items() if s < 2 * getattr(rules, rule).seconds}
+        self._absent = lasting | {verdict.rule: 0.0 for verdict in verdicts}
+        return new
+
+
 def hang_is_near(history: History, rules: Rules) -> bool:
     """Whether half of the time after which training or validation counts as hanging has passed in silence."""
     for rule_function, rule in ((_hang, rules.hang), (_hang_validating, rules.hang_validating)):

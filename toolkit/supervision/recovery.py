@@ -127,23 +127,22 @@ class RecoveryPolicy:
 
     def __post_init__(self) -> None:
         self._start = time.monotonic()
-        self._active: set[str] = set()
+        self._noted = health.Noted()
         self._read_sensors = sensors.in_background(self.plan.device)
         self._killed_for_memory = kernel.killed_for_memory()
 
     def look(self, history: health.History) -> health.Verdict | None:
         """Observe the trainer; note what is to be noted; return what needs more than that."""
         if history.newest is None:
-            self._active.clear()
+            self._noted = health.Noted()
         free = sys.maxsize
         with suppress(OSError):  # a folder that is away for a moment is no full disk
             free = shutil.disk_usage(self.files.run).free
         history.add(time.monotonic(), heartbeat.read(self.files), self._read_sensors(), free)
         verdicts = health.check(history, self.plan.rules)
-        for verdict in verdicts:
-            if verdict.action is Action.NOTE and verdict.rule not in self._active:
+        for verdict in self._noted.news(history, verdicts, self.plan.rules):
+            if verdict.action is Action.NOTE:
                 self.record(verdict.rule, "noted", verdict.detail)
-        self._active = {verdict.rule for verdict in verdicts}
         return next((verdict for verdict in verdicts if verdict.action is not Action.NOTE), None)
 
     def decide(self, end: End) -> None:
