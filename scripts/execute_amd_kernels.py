@@ -2,45 +2,129 @@
 """Execute the variants that `make isa` compiles, each on the smallest problem that needs it.
 
     python3 scripts/execute_amd_kernels.py --arch gfx1010
-    python3 scripts/execute_amd_kernels.py --sample 20
+    python3 scripts/execute_amd_kernels.py --sample 300
+    python3 scripts/execute_amd_kernels.py --record build/executed.txt
 
-Each runs as machine code of its card on this processor (scripts/amdgcn) and is held against float64. A run
-covers every launch of its problem, so variants are ticked off as they come by. Fails on a fault, on a wrong
-number and on a variant for which no small problem was found. Needs Triton 3.6 or later, no GPU.
+Each runs as machine code of its card on this processor (scripts/amdgcn) and is held against float64. Fails
+on a fault, on a wrong number and on a variant for which no small problem was found. A record names what was
+right, a line a variant: what it names is not executed again, until its kernel or Triton changes. Needs
+Triton 3.6 or later, no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
+import hashlib
 import os
 import random
 import sys
-import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import check_amd_isa
 import torch
+from amdgcn import norms, variants
 from amdgcn.faults import Fault
-from amdgcn.variants import Key, execute, smallest, variants, wide_offsets
+from check_amd_isa import Job, NormJob
+
+from patches.convolution.problem import ConvProblem
+from patches.normalization.problem import NormProblem
 
 
-def run(job: check_amd_isa.Job) -> tuple[check_amd_isa.Job, list[Key], str]:
-    """Execute one job's variant: the variants that were launched, and what is wrong ("" for nothing)."""
+@dataclass(frozen=True)
+class Execution:
+    """One pass over a small problem, which launches one or several variants.
+
+    Attributes:
+        units: compute units of the card; wide: whether offsets have 64 bits; index: a launch of the pass.
+    """
+
+    architecture: str
+    problem: ConvProblem | NormProblem
+    units: int
+    wide: bool
+    index: int
+
+    def names(self) -> list[str]:
+        """The variants that it launches."""
+        p = self.problem
+        if isinstance(p, NormProblem):
+            found = norms.variants(p, self.units)
+        else:
+            with variants.wide_offsets(self.wide):
+                found = variants.launched(p, self.index, self.architecture, self.units)
+        return [_name(self.architecture, p, each) for each in found]
+
+    def run(self) -> str:
+        """Execute it; "" where all is right, else what is wrong."""
+        try:
+            if isinstance(self.problem, NormProblem):
+                return norms.execute(self.problem, self.architecture, self.units)
+            with variants.wide_offsets(self.wide):
+                return variants.execute(self.problem, self.index, self.architecture, self.units)
+        except Fault as fault:
+            return f"{type(fault).__name__}: {fault}"
+
+
+def execution(job: Job | NormJob) -> Execution | None:
+    """The cheapest execution of a job's variant; None where no small problem was found."""
+    if isinstance(job, NormJob):
+        found: Any = norms.smallest(job.problem, job.index, job.units)
+        return Execution(job.architecture, found, job.units, False, 0)
+    found = variants.smallest(job.problem, job.index, job.architecture, job.units)
+    wide = variants.is_wide(job.problem)
+    return found and Execution(job.architecture, found, job.units, wide, min(job.index, 2))
+
+
+def name(job: Job | NormJob) -> str:
+    """What tells the job's variant from another, its kernel's source and Triton's version included."""
+    if isinstance(job, NormJob):
+        return _name(job.architecture, job.problem, norms.variants(job.problem, job.units)[job.index])
+    from patches.convolution.triton_kernels.ahead import variant
+
+    return _name(job.architecture, job.problem, variant(check_amd_isa.launches(job)[job.index]))
+
+
+def _name(architecture: str, problem: ConvProblem | NormProblem, variant: variants.Key) -> str:
+    import triton
+
+    from patches.convolution.triton_kernels import gather, grouped, weight
+    from patches.normalization import kernels
+
+    modules = (gather, grouped, weight, kernels)
+    source = next(vars(module)[variant[0]] for module in modules if variant[0] in vars(module))
+    text = repr((source.cache_key, triton.__version__, problem.dtype, variant))
+    return f"{architecture} {variant[0]} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _start() -> None:
+    """Of a process: one thread, and a collector that does not count decoded instructions again and again."""
     torch.set_num_threads(1)
-    problem = smallest(job.problem, job.index, job.architecture, job.units)
-    if problem is None:
-        return job, [], "no small problem needs this variant"
-    try:
-        wrong = execute(problem, job.problem, job.architecture, job.units)
-    except Fault as fault:
-        wrong = f"{type(fault).__name__}: {fault}"
-    with wide_offsets(job.problem):
-        return job, variants(problem, job.architecture, job.units), wrong
+    gc.set_threshold(200_000, 50, 50)
+
+
+def plan(jobs: Iterable[Job | NormJob], done: set[str]) -> tuple[dict[Execution, list[str]], list[str]]:
+    """Executions that cover jobs, each with its variants, and what is wrong with jobs that nothing covers."""
+    executions: dict[Execution, list[str]] = {}
+    covered, wrong = set(done), []
+    for job in jobs:
+        if name(job) in covered:
+            continue
+        chosen = execution(job)
+        if chosen is None:
+            wrong.append(f"{job.architecture} {check_amd_isa.describe(job)}: no small problem needs it")
+            continue
+        executions[chosen] = chosen.names()
+        covered.update(executions[chosen])
+    return executions, wrong
 
 
 def main() -> int:
@@ -49,40 +133,36 @@ def main() -> int:
     )
     parser.add_argument("--arch", nargs="+", default=list(check_amd_isa.ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--sample", type=int, help="so many jobs, another choice every day")
+    parser.add_argument("--sample", type=int, help="so many variants, another choice every day")
     parser.add_argument("--seed", type=int, default=datetime.date.today().toordinal())
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so long")
+    parser.add_argument("--record", type=Path, help="add each variant that was right to this file")
     options = parser.parse_args()
 
-    jobs = [job for job in check_amd_isa.jobs(options.arch) if isinstance(job, check_amd_isa.Job)]
+    jobs = [*check_amd_isa.jobs(options.arch), *check_amd_isa.norm_jobs(options.arch)]
     random.Random(options.seed).shuffle(jobs)
     jobs = jobs[: options.sample]
-    left = {(job.architecture, job.problem.dtype, key(job)): job for job in jobs}
-    count, done, failed = len(left), Counter[str](), 0
-    end = time.monotonic() + 60 * options.minutes
-    with ProcessPoolExecutor(options.processes) as pool:
-        while left and time.monotonic() < end:
-            batch = list(left.values())[: 4 * options.processes]
-            for job, launched, wrong in pool.map(run, batch):
-                if wrong:
-                    failed += 1
-                    left.pop((job.architecture, job.problem.dtype, key(job)), None)
-                    print(f"{job.architecture} {check_amd_isa.describe(job)}: {wrong}", file=sys.stderr)
-                for each in () if wrong else set(launched):
-                    done[job.architecture] += (job.architecture, job.problem.dtype, each) in left
-                    left.pop((job.architecture, job.problem.dtype, each), None)
-    for architecture, number in sorted(done.items()):
-        print(f"{architecture}: {number} variants executed and right")
-    said = f"{done.total()} of {count} variants executed and right, {failed} at fault, {len(left)} left"
-    print(f"{said} (seed {options.seed})")
-    return 1 if failed else 0
-
-
-def key(job: check_amd_isa.Job) -> Key:
-    """What tells the job's variant from another."""
-    from patches.convolution.triton_kernels.ahead import variant
-
-    return variant(check_amd_isa.launches(job)[job.index])
+    wanted = {name(job) for job in jobs}
+    record = options.record
+    done = set(record.read_text().splitlines()) if record and record.exists() else set()
+    executions, wrong = plan(jobs, done)
+    right = wanted & done
+    with ProcessPoolExecutor(options.processes, initializer=_start) as pool:
+        running = {pool.submit(Execution.run, each): each for each in executions}
+        for future in as_completed(running):
+            each = running[future]
+            if future.result():
+                wrong.append(f"{each.architecture} {each.problem}: {future.result()}")
+                print(wrong[-1], file=sys.stderr, flush=True)
+                continue
+            right |= wanted & set(executions[each])
+            if record:
+                with record.open("a") as file:
+                    file.writelines(f"{line}\n" for line in executions[each])
+    for kernel, count in sorted(Counter(tuple(each.split()[:2]) for each in right).items()):
+        print(f"{kernel[0]:<9} {kernel[1]:<24} {count:>5}")
+    said = f"{len(right)} of {len(wanted)} variants executed and right"
+    print(f"{said}, {len(wrong)} at fault (seed {options.seed})")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from .faults import UnknownInstruction
 from .lanes import swizzle_offset, swizzle_source
 from .lds import offsets
 from .operands import put, words
-from .step import Step
+from .step import Step, Surroundings
 from .team import EXEC, Team
 from .waits import LDS, LOAD, SCALAR, STORE, Owed
 
@@ -61,7 +61,7 @@ def _scalar_load(instruction: Instruction) -> Step:
     start, offset = address(base), words(rest[0]) if rest else None
     fixed = int(instruction.modifiers.get("offset", "0"), 0)
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         at = np.broadcast_to(start(team), (team.size, 1))[:, 0]
         if offset is not None:
             at = at + np.broadcast_to(offset(team), (team.size, 1))[:, 0].astype(U64)
@@ -108,7 +108,7 @@ def _transfer(
     registers = _registers(data, count)
     high = kind in SMALL and SMALL[kind][1] == "high"
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         on = team.lanes()
         if inside is not None:
             on = on & inside(team)
@@ -209,7 +209,7 @@ def _lds(instruction: Instruction) -> Step:
     where, high = words(place), kind in SMALL and SMALL[kind][1] == "high"
     registers = frozenset(("v", index) for index, _ in moves)
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         on = team.lanes()
         at = np.broadcast_to(where(team), on.shape)[on].astype(np.int64)
         groups, waves = offsets(team.group, on), offsets(team.wave, on)
@@ -244,7 +244,7 @@ def _lane_exchange(instruction: Instruction) -> Step:
     text = instruction.modifiers.get("offset", "0")
     fixed = swizzle_source(swizzle_offset(text)) if swizzle else int(text, 0)
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         value = np.broadcast_to(word(team), (team.size, 32))
         lane = fixed if swizzle else (index(team).astype(np.int64) + fixed) >> 2 & 31
         chosen = np.broadcast_to(lane, value.shape)

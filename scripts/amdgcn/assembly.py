@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 
 from .faults import UnknownInstruction
 
@@ -136,6 +137,7 @@ def _between(text: str, start: str, end: str) -> str:
     return text.partition(start)[2].partition(end)[0] if start in text else ""
 
 
+@cache
 def parse_line(text: str) -> Instruction:
     """One line, dual instructions with both halves."""
     first, _, second = text.partition("::")

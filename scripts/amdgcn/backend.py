@@ -1,8 +1,7 @@
 """Triton kernels of the project, compiled for a card and executed here, in the place of a launch.
 
-``EmulatedBuilder`` builds the calls of the convolution route; ``Emulated`` is one launch. Any other kernel
-of the project goes through ``Emulated`` too, which needs nothing but the kernel, its arguments and its
-constants.
+``EmulatedBuilder`` builds the calls of the convolution route, ``EmulatedNorm`` those of batch norm and
+activation; ``Emulated`` is one launch, which needs nothing but the kernel, its arguments and its constants.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from patches.cache import cache_folder
 from patches.convolution.problem import ConvProblem, Gradients
 from patches.convolution.triton_kernels import tiles
 from patches.convolution.triton_kernels.route import Builder
+from patches.normalization.launches import Cut, Kernels, Shape
+from patches.normalization.problem import NormProblem
 
 from .counters import Counters
 from .launch import Grid, Kernel, launch, pack_arguments
@@ -200,3 +201,17 @@ class EmulatedRoute:
         self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
     ) -> Gradients:
         return self._builder.backward(problem, grad, x, weight, needs)(grad, x, weight)
+
+
+class EmulatedNorm(Kernels):
+    """The launches of a batch norm with its activation, as machine code of a card, for tensors on the CPU."""
+
+    def __init__(self, problem: NormProblem, settings: Settings, units: int = 4) -> None:
+        super().__init__(problem, 0, units)
+        self.settings = settings
+
+    def _launch(
+        self, kernel: Any, c: Cut, shape: Shape, scalars: tuple[float, ...], constants: dict[str, Any]
+    ) -> Any:
+        constants = {**constants, "BLOCK_A": c.a, "BLOCK_B": c.b}
+        return Emulated(self.settings, kernel, (c.groups, c.splits, 1), scalars, constants, shape.warps)

@@ -15,7 +15,7 @@ from .lanes import dpp_source, dpp_written
 from .operands import WORDS, Reader, Writer, literal_bits, narrow, reader, writer
 from .scalar import SAVE_EXEC, SCALAR
 from .special import Computed
-from .step import Control, Step
+from .step import Control, Step, Surroundings
 from .team import EXEC, Team
 from .vector import VECTOR, Row
 from .waits import parse_wait
@@ -64,9 +64,23 @@ KNOWN = frozenset(
 )
 
 
+# Instructions by generation and text: of those of a hundred kernels two fifths are different ones.
+_DECODED: dict[tuple[int, str], Step] = {}
+
+
 def decode(program: Program) -> list[Step]:
-    """All instructions of a program."""
-    return [_attempt(instruction, program) for instruction in program.instructions]
+    """All instructions of a program; equal ones, branches apart, share a step."""
+    return [_decoded(instruction, program) for instruction in program.instructions]
+
+
+def _decoded(instruction: Instruction, program: Program) -> Step:
+    if instruction.name in CONDITIONS:
+        return _attempt(instruction, program)
+    key = (program.generation, instruction.text)
+    step = _DECODED.get(key)
+    if step is None:
+        step = _DECODED[key] = _attempt(instruction, program)
+    return step
 
 
 def _attempt(instruction: Instruction, program: Program) -> Step:
@@ -106,7 +120,7 @@ def _decode(instruction: Instruction, program: Program) -> Step:
 def _wait(instruction: Instruction) -> Step:
     waits = parse_wait(instruction.name, instruction.target)
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         for counters, left in waits:
             team.waits.finish(counters, left)
 
@@ -171,7 +185,7 @@ def _scalar(instruction: Instruction) -> Step:
     writes = registers(operands[0], entry.result) if entry.result else set()
     compute, sets, carries, result = entry.compute, entry.sets, entry.carries, entry.result
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         values = [read(team) for read in readers]
         value = compute(team.scc, *values) if carries else compute(*values)
         if sets == "given" and result:
@@ -191,7 +205,7 @@ def _save_exec(instruction: Instruction) -> Step:
     target, source = instruction.operands
     compute, read = SAVE_EXEC[instruction.name], scalar_reader(source, "b32")
 
-    def run(machine: Any, team: Team) -> None:
+    def run(machine: Surroundings, team: Team) -> None:
         old = team.s[EXEC].copy()
         team.s[EXEC] = compute(read(team), old)
         put_scalar(team, target, old, "b32")
@@ -217,13 +231,13 @@ def _vector(instruction: Instruction, program: Program) -> Step:
     first = parts[0]
     if len(parts) == 1:
 
-        def run(machine: Any, team: Team) -> None:
+        def run(machine: Surroundings, team: Team) -> None:
             first.write(team, first.compute(team))
 
     else:
         second = parts[1]
 
-        def run(machine: Any, team: Team) -> None:
+        def run(machine: Surroundings, team: Team) -> None:
             values = first.compute(team), second.compute(team)
             first.write(team, values[0])
             second.write(team, values[1])

@@ -17,6 +17,7 @@ from .assembly import Instruction, Operand, Program
 from .faults import Stuck, UnknownInstruction
 from .operands import DTYPES as DTYPES
 from .operands import literal_bits, put, put_float, reader, words, writer
+from .step import Surroundings
 from .team import EXEC, Team
 from .vector import fma
 from .waits import Owed
@@ -39,14 +40,14 @@ def registers(operands: tuple[Operand, ...]) -> Owed:
     return frozenset(r for each in operands for r in each.registers() if r != ("s", EXEC))
 
 
-def signal(machine: Any, team: Team) -> None:
+def signal(machine: Surroundings, team: Team) -> None:
     """A wave announces itself at a split barrier."""
     if team.signalled:
         raise Stuck("a second signal before the wait for the first")
     team.signalled = True
 
 
-def arrive(machine: Any, team: Team) -> None:
+def arrive(machine: Surroundings, team: Team) -> None:
     """A wave waits at a split barrier, which only waves that signalled will pass."""
     if not team.signalled:
         raise Stuck("a wait at a barrier that the wave has not signalled")

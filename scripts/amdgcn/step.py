@@ -5,14 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from .assembly import Instruction
+from .lds import Lds
+from .memory import Memory
 from .team import Team
 from .waits import Owed
 
-if TYPE_CHECKING:
-    from .machine import Machine
+
+class Surroundings(Protocol):
+    """What an instruction reaches outside the registers of its waves.
+
+    Attributes:
+        memory: of the launch; lds: of the workgroups that execute together.
+    """
+
+    memory: Memory
+    lds: Lds
+
+    def traffic(
+        self, team: Team, instruction: Instruction, at: Any, on: Any, size: int, stores: bool
+    ) -> None:
+        """An access to memory is about to happen: ``size`` bytes at each of the addresses (n,)."""
+
+    def banks(
+        self, team: Team, instruction: Instruction, at: Any, on: Any, size: int, shifts: list[int]
+    ) -> None:
+        """An access to LDS is about to happen: ``size`` bytes at offsets (n,) plus each shift."""
 
 
 class Control(Enum):
@@ -39,7 +59,7 @@ class Step:
 
     source: Instruction
     unit: str
-    run: Callable[[Machine, Team], None] | None = None
+    run: Callable[[Surroundings, Team], None] | None = None
     reads: Owed = frozenset()
     writes: Owed = frozenset()
     control: Control | None = None

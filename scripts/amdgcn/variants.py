@@ -20,7 +20,7 @@ from torch import Tensor
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels import route
 from patches.convolution.triton_kernels.ahead import Recorder, variant
-from patches.convolution.triton_kernels.tiles import RDNA, Table, Tiles
+from patches.convolution.triton_kernels.tiles import RDNA, Tiles
 
 from .backend import WITHOUT_PACKED_DOT, EmulatedRoute, Settings
 
@@ -32,7 +32,7 @@ Key = tuple[Any, ...]
 SIDES = ((3, 5), (4, 4), (6, 6), (5, 8), (8, 8), (16, 16), (20, 20), (40, 40), (48, 48), (96, 96))
 
 
-def variants(problem: ConvProblem, architecture: str, units: int, table: Table = RDNA) -> list[Key]:
+def variants(problem: ConvProblem, architecture: str, units: int) -> list[Key]:
     """The variants that the route would launch for a problem, in order."""
     layout = torch.channels_last if problem.channels_last else torch.contiguous_format
 
@@ -43,20 +43,18 @@ def variants(problem: ConvProblem, architecture: str, units: int, table: Table =
     x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
     weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
     bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
-    builder = Recorder(0, Tiles(units, table), upcast=architecture in WITHOUT_PACKED_DOT)
+    builder = Recorder(0, Tiles(units, RDNA), upcast=architecture in WITHOUT_PACKED_DOT)
     builder.forward(p, x, weight, bias)
     builder.backward(p, grad, x, weight, (True, True, p.bias))
     return [variant(launch) for launch in builder.made]
 
 
-def smallest(
-    problem: ConvProblem, index: int, architecture: str, units: int, table: Table = RDNA
-) -> ConvProblem | None:
+def smallest(problem: ConvProblem, index: int, architecture: str, units: int) -> ConvProblem | None:
     """The smallest problem found with the same variant as launch ``index``; None where none was."""
-    with wide_offsets(problem):
-        wanted = variants(problem, architecture, units, table)[index]
+    with wide_offsets(is_wide(problem)):
+        wanted = variants(problem, architecture, units)[index]
         for candidate in sorted(candidates(problem), key=cost):
-            made = variants(candidate, architecture, units, table)
+            made = variants(candidate, architecture, units)
             if index < len(made) and made[index] == wanted:
                 return candidate
     return None
@@ -91,26 +89,39 @@ def cost(problem: ConvProblem) -> int:
     return p.batch * p.height * p.width * p.channels_in * p.channels_out * taps // p.groups
 
 
-@contextmanager
-def wide_offsets(problem: ConvProblem) -> Iterator[None]:
-    """Offsets of 64 bits for smaller problems too, where the problem itself is too large for 32."""
+def is_wide(problem: ConvProblem) -> bool:
+    """Whether offsets of the problem need 64 bits."""
     sizes = (
         problem.batch * problem.channels_in * problem.height * problem.width,
         problem.batch * problem.channels_out * problem.output_size[0] * problem.output_size[1],
     )
-    if max(sizes) < 2**31 - 2**22:
-        yield
-        return
+    return max(sizes) >= 2**31 - 2**22
+
+
+@contextmanager
+def wide_offsets(wide: bool) -> Iterator[None]:
+    """Offsets of 64 bits whatever the problem, if ``wide``."""
     before = route._wide
-    route._wide = lambda *tensors: True
+    if wide:
+        route._wide = lambda *tensors: True
     try:
         yield
     finally:
         route._wide = before
 
 
-def errors(emulated: EmulatedRoute, problem: ConvProblem, seed: int = 0) -> dict[str, float]:
-    """Relative errors, in the Frobenius norm, of the output and the gradients against float64."""
+PASSES = ("output", "gradient of input", "gradient of weight", "gradient of weight")
+"""The pass in which the route makes each of its launches."""
+
+
+def errors(
+    emulated: EmulatedRoute, problem: ConvProblem, wanted: str | None = None, seed: int = 0
+) -> dict[str, float]:
+    """Relative errors, in the Frobenius norm, of the output and the gradients against float64.
+
+    Args:
+        wanted: one of ``PASSES``, to execute that pass alone; all when None.
+    """
     generator = torch.Generator().manual_seed(seed)
     p = problem
     layout = torch.channels_last if p.channels_last else torch.contiguous_format
@@ -123,21 +134,28 @@ def errors(emulated: EmulatedRoute, problem: ConvProblem, seed: int = 0) -> dict
     weight = normal(p.channels_out, p.channels_in // p.groups, *p.kernel)
     bias = normal(p.channels_out) if p.bias else None
     grad = normal(p.batch, p.channels_out, *p.output_size)
+    found: dict[str, Tensor | None] = {}
+    if wanted in (None, PASSES[0]):
+        found[PASSES[0]] = emulated.forward(p, x, weight, bias)
+    needs = (wanted in (None, PASSES[1]), wanted in (None, PASSES[2]), p.bias and wanted in (None, PASSES[2]))
+    if any(needs):
+        names = (*PASSES[1:3], "gradient of bias")
+        found.update(zip(names, emulated.backward(p, grad, x, weight, needs), strict=True))
+    truths = _truths(p, x, weight, bias, grad)
+    return {name: _error(value, truths[name]) for name, value in found.items() if value is not None}
+
+
+def _truths(
+    p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor
+) -> dict[str, Tensor]:
+    """Output and gradients in float64."""
     leaves = [each.double().requires_grad_() for each in (x, weight, bias) if each is not None]
     out = F.conv2d(
         leaves[0], leaves[1], leaves[2] if p.bias else None, p.stride, p.padding, p.dilation, p.groups
     )
-    wanted = [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
-    got = [
-        emulated.forward(p, x, weight, bias),
-        *emulated.backward(p, grad, x, weight, (True, True, p.bias)),
-    ]
-    names = ("output", "gradient of input", "gradient of weight", "gradient of bias")
-    return {
-        name: _error(value, truth)
-        for name, value, truth in zip(names, got, wanted, strict=False)
-        if value is not None
-    }
+    gradients = torch.autograd.grad(out, leaves, grad.double())
+    names = (*PASSES[:3], "gradient of bias")
+    return dict(zip(names, (out.detach(), *gradients), strict=False))
 
 
 def _error(value: Tensor, wanted: Tensor) -> float:
@@ -145,11 +163,14 @@ def _error(value: Tensor, wanted: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def execute(
-    problem: ConvProblem, original: ConvProblem, architecture: str, units: int, table: Table = RDNA
-) -> str:
-    """Execute all launches of the problem; "" where all is right, else what is wrong."""
-    with wide_offsets(original):
-        found = errors(EmulatedRoute(Settings(architecture), units, table), problem)
+def execute(problem: ConvProblem, index: int, architecture: str, units: int) -> str:
+    """Execute the pass that makes launch ``index``; "" where it is right, else what is wrong."""
+    found = errors(EmulatedRoute(Settings(architecture), units), problem, PASSES[index])
     wrong = {name: error for name, error in found.items() if error > TOLERANCE[problem.dtype]}
     return ", ".join(f"{name} is off by {error:.1e}" for name, error in wrong.items())
+
+
+def launched(problem: ConvProblem, index: int, architecture: str, units: int) -> list[Key]:
+    """The variants that ``execute`` launches."""
+    made = variants(problem, architecture, units)
+    return [key for key, name in zip(made, PASSES, strict=True) if name == PASSES[index]]

@@ -171,6 +171,66 @@ def pack(x: Any, y: Any) -> Any:
     return np.asarray(x).view(np.uint16).astype(U32) | np.asarray(y).view(np.uint16).astype(U32) << U32(16)
 
 
+def exponent(x: Any) -> Any:
+    """The biased exponent of fp32."""
+    return (np.asarray(x).view(U32) >> U32(23) & U32(255)).astype(np.int32)
+
+
+def subnormal(x: Any) -> Any:
+    """Whether a float64 would be a denormal as fp32."""
+    return (x != 0) & (np.abs(x) < 2.0**-126)
+
+
+def scale_for_division(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
+    """The denominator or the numerator (whichever ``x`` is), so scaled that the quotient stays normal.
+
+    Also whether the quotient has to be scaled back (V_DIV_SCALE_F32).
+    """
+    up, down = x * F32(2.0**64), x * F32(2.0**-64)
+    d, n = np.asarray(denominator).astype(F64), np.asarray(numerator).astype(F64)
+    undefined = (n == 0) | (d == 0)
+    large = exponent(numerator) - exponent(denominator) >= 96
+    inverse, quotient = subnormal(1 / d), subnormal(n / d)
+    scaled = np.select(
+        [undefined, large, subnormal(d), inverse & quotient, inverse, quotient, exponent(numerator) <= 23],
+        [
+            F32(np.nan),
+            np.where(x == denominator, up, x),
+            up,
+            np.where(x == denominator, up, x),
+            down,
+            np.where(x == numerator, up, x),
+            up,
+        ],
+        x,
+    )
+    return scaled.astype(F32), ~undefined & (large | ~subnormal(d) & quotient)
+
+
+def scale_back(x: Any, y: Any, z: Any, scaled: Any) -> Any:
+    """x * y + z, scaled where ``scale_for_division`` said so (V_DIV_FMAS_F32)."""
+    total = fma(x, y, z)
+    return np.where(scaled, total * np.where(exponent(z) > 127, F32(2.0**64), F32(2.0**-64)), total)
+
+
+def fix_quotient(quotient: Any, denominator: Any, numerator: Any) -> Any:
+    """The quotient, with what IEEE 754 wants for zeros, infinities and NaN (V_DIV_FIXUP_F32)."""
+    d, n = np.asarray(denominator), np.asarray(numerator)
+    sign = np.where(np.signbit(d) ^ np.signbit(n), F32(-1), F32(1))
+    invalid = (d == 0) & (n == 0) | np.isinf(d) & np.isinf(n)
+    return np.select(
+        [
+            np.isnan(n),
+            np.isnan(d),
+            invalid,
+            (d == 0) | np.isinf(n),
+            np.isinf(d) | (n == 0) | (exponent(n) - exponent(d) < -150),
+        ],
+        [n, d, F32(np.nan), sign * F32(np.inf), sign * F32(0)],
+        sign * np.abs(quotient),
+    ).astype(F32)
+
+
 VECTOR: dict[str, Row] = {
     "v_mov_b32": row("b32 = b32", lambda x: x),
     "v_mov_b16": row("b16 = b16", lambda x: x),
@@ -268,6 +328,9 @@ VECTOR: dict[str, Row] = {
     "v_sqrt_f32": row("f32 = f32", np.sqrt),
     "v_exp_f32": row("f32 = f32", np.exp2),
     "v_log_f32": row("f32 = f32", np.log2),
+    "v_div_scale_f32": row("f32 mask = f32 f32 f32", scale_for_division),
+    "v_div_fmas_f32": row("f32 = f32 f32 f32 mask", scale_back),
+    "v_div_fixup_f32": row("f32 = f32 f32 f32", fix_quotient),
     "v_ldexp_f32": row("f32 = f32 i32", lambda x, n: np.ldexp(x, n).astype(F32)),
     "v_trunc_f32": row("f32 = f32", np.trunc),
     "v_floor_f32": row("f32 = f32", np.floor),

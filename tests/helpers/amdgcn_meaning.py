@@ -78,6 +78,52 @@ def carry(total: int) -> tuple[int, bool]:
     return total, not 0 <= total <= WORD
 
 
+def tiny(x: float) -> bool:
+    """Whether it is a denormal as fp32."""
+    return 0 < abs(x) < 2.0**-126
+
+
+def power(x: int) -> int:
+    """The biased exponent."""
+    return x >> 23 & 255
+
+
+def div_scale(x: int, d: int, n: int) -> tuple[int, bool]:
+    """V_DIV_SCALE_F32 of "RDNA3 Instruction Set Architecture", 16.9, branch for branch."""
+    up, down = b(f(x) * 2.0**64), b(f(x) * 2.0**-64)
+    if f(n) == 0 or f(d) == 0:
+        return 0x7FC00000, False
+    if power(n) - power(d) >= 96:
+        return up if f(x) == f(d) else x, True
+    if tiny(f(d)):
+        return up, False
+    if tiny(1 / f(d)) and tiny(f(n) / f(d)):
+        return up if f(x) == f(d) else x, True
+    if tiny(1 / f(d)):
+        return down, False
+    if tiny(f(n) / f(d)):
+        return up if f(x) == f(n) else x, True
+    return up if power(n) <= 23 else x, False
+
+
+def div_fmas(x: int, y: int, z: int, scaled: int) -> int:
+    total = b(f(x) * f(y) + f(z))
+    return b(f(total) * 2.0 ** (64 if power(z) > 127 else -64)) if scaled else total
+
+
+def div_fixup(q: int, d: int, n: int) -> int:
+    sign = (d ^ n) & 0x80000000
+    if math.isnan(f(n)) or math.isnan(f(d)):
+        return n if math.isnan(f(n)) else d
+    if f(d) == f(n) == 0 or (math.isinf(f(d)) and math.isinf(f(n))):
+        return 0xFFC00000
+    if f(d) == 0 or math.isinf(f(n)):
+        return sign | 0x7F800000
+    if math.isinf(f(d)) or f(n) == 0 or power(n) - power(d) < -150:
+        return sign
+    return sign | q & 0x7FFFFFFF
+
+
 VECTOR: dict[str, Callable[..., Any]] = {
     "v_mov_b32": lambda x: x,
     "v_mov_b16": lambda x: x,
@@ -168,6 +214,9 @@ VECTOR: dict[str, Callable[..., Any]] = {
     "v_sqrt_f32": lambda x: b(np.sqrt(f(x))),
     "v_exp_f32": lambda x: b(np.exp2(f(x))),
     "v_log_f32": lambda x: b(np.log2(f(x))),
+    "v_div_scale_f32": div_scale,
+    "v_div_fmas_f32": div_fmas,
+    "v_div_fixup_f32": div_fixup,
     "v_ldexp_f32": lambda x, n: b(np.ldexp(f(x), max(-400, min(400, s(n))))),
     "v_trunc_f32": lambda x: b(np.trunc(f(x))),
     "v_floor_f32": lambda x: b(np.floor(f(x))),
