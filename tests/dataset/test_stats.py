@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from toolkit.cli import app
 from toolkit.dataset.index import DatasetIndex
-from toolkit.dataset.stats import COLOURS, describe, sheet, write_report
+from toolkit.dataset.stats import describe
+from toolkit.report.dataset import COLOURS, sheet, write_report
 
 
 def test_counts_agree_with_the_annotation_file(index: DatasetIndex) -> None:

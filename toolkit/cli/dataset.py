@@ -217,7 +217,8 @@ def stats(
 
     from toolkit import console
     from toolkit.dataset.index import load, writable_folder
-    from toolkit.dataset.stats import describe, write_report
+    from toolkit.dataset.stats import describe
+    from toolkit.report.dataset import write_report
 
     index = load(folder)
     counts = describe(index)

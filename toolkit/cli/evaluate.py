@@ -131,7 +131,7 @@ def evaluate(
         console.out.print(month_table(scores))
     console.note(f"{folder / 'scores.json'} (engine {scores.engine})")
     if report:
-        from toolkit.evaluation.report import report_on
+        from toolkit.report.page import report_on
 
         title = f"{run.name if run else path.stem}, split {split.value}"
         console.note(str(report_on(folder, title, scores, true, detections, answers, source, split.value)))

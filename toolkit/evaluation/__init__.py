@@ -1,1 +1,1 @@
-"""The challenge's numbers, and pictures of them."""
+"""The challenge's numbers, and what lies below them."""

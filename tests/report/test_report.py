@@ -18,14 +18,14 @@ from synthetic import synthetic
 
 from submission.validate import LABELS
 from toolkit.errors import ToolkitError
-from toolkit.evaluation import figures
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.figures import Evaluated
-from toolkit.evaluation.gallery import gallery
 from toolkit.evaluation.matching import match
-from toolkit.evaluation.report import findings, write_report
 from toolkit.evaluation.scoring import Scores, align, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.report import figures
+from toolkit.report.figures import Evaluated
+from toolkit.report.gallery import gallery
+from toolkit.report.page import findings, write_report
 
 FROM_BOXES = ["months", "classes", "precision_recall", "sizes", "counts"]
 """What truth and detections alone can draw."""

@@ -17,13 +17,13 @@ from submission import Detections, SubmissionError
 from submission.validate import LABELS
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.figures import Evaluated, Picture, operating_point, pictures, save
-from toolkit.evaluation.gallery import Reader, frames_of, gallery
 from toolkit.evaluation.leverage import CAUSES, STEP, Cell, causes, cells
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import MONTHS, Scores, align, is_number
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
+from toolkit.report.figures import Evaluated, Picture, operating_point, pictures, save
+from toolkit.report.gallery import Reader, frames_of, gallery
 from toolkit.workspace import ANNOTATIONS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_report(
         with replacing(folder / f"{picture.name}.png") as temporary:
             save(picture, temporary)
         embedded.append(_figure(picture, (folder / f"{picture.name}.png").read_bytes()))
-    template = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
+    template = Template((files(__package__) / "page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=html.escape(title),
         subtitle=html.escape(

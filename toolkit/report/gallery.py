@@ -18,7 +18,7 @@ from submission.detections import locate
 from submission.validate import LABELS
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.evaluation.figures import INK, ORANGE, SKY, VERMILION, Evaluated, Picture
+from toolkit.report.figures import INK, ORANGE, SKY, VERMILION, Evaluated, Picture
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import SplitName

@@ -1,0 +1,1 @@
+"""Every picture and page: of an evaluation and of a dataset. Numbers come from below."""
