@@ -33,8 +33,8 @@ keep_libraries_quiet()
 import numpy as np
 
 from submission import Detections
-from toolkit import workspace
-from toolkit.dataset.annotations import CATEGORIES
+from submission.validate import LABELS
+from toolkit import ltdv2, workspace
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, is_number, score
 from toolkit.evaluation.sequences import link
@@ -186,7 +186,7 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     seconds = seconds_of_an_epoch(train(2, f"{slug}-probe").parents[1])
     epochs = max(1, int(options.minutes * 60 / seconds))
     weights = train(epochs, slug)
-    truth = GroundTruth.read(data / workspace.ANNOTATIONS["val"])
+    truth = GroundTruth.read(data / ltdv2.ANNOTATIONS["val"])
     for name in names:
         lever = LEVERS[name]
         asked = PredictionOptions(device=options.device, batch=options.batch, **lever.predicting)
@@ -211,7 +211,7 @@ def numbers(truth: GroundTruth, found: Detections) -> dict[str, float]:
     balanced = scores.balanced if is_number(scores.balanced) else 0.0
     told = {"bal": balanced, "mAP@0.5": scores.overall.map_50, "CoV": scores.consistency}
     by_class = scores.overall.map_50_per_class or {}
-    told |= {CATEGORIES[label]: ap for label, ap in by_class.items() if label in CATEGORIES and ap >= 0}
+    told |= {LABELS[label]: ap for label, ap in by_class.items() if label in LABELS and ap >= 0}
     p = matches.problem
     side, true_side = (np.sqrt(boxes[:, 2] * boxes[:, 3]) for boxes in (p.boxes, p.truth_boxes))
     # A detection belongs to the size of what it found, a false alarm to its own.
@@ -229,7 +229,7 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]], data: Path) -> str:
     """Markdown: a row a lever, mean and standard deviation over seeds, and the gain over ``thermal``."""
-    columns = ["bal", "mAP@0.5", "CoV", *CATEGORIES.values(), *SIZES]
+    columns = ["bal", "mAP@0.5", "CoV", *LABELS.values(), *SIZES]
     lines = [f"| lever | epochs | gain of bal | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
     of_data = [row for row in rows if row["data"] == data.name]
     base = {row["seed"]: row["bal"] for row in of_data if row["lever"] == "thermal"}

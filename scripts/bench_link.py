@@ -20,7 +20,8 @@ import numpy as np
 from submission import Detections
 from submission.detections import to_offsets
 from submission.templates import template
-from toolkit.evaluation.sequences import link, read_ids
+from toolkit.evaluation.sequences import link
+from toolkit.ltdv2 import read_ids
 
 
 def predictions(images: int, boxes: int) -> Detections:

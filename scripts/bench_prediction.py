@@ -19,7 +19,7 @@ from toolkit.quiet import keep_libraries_quiet
 
 keep_libraries_quiet()
 
-from toolkit import console, workspace
+from toolkit import console, ltdv2, workspace
 from toolkit.dataset import index
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import Scores, score
@@ -61,7 +61,7 @@ def change(now: Scores, before: Scores) -> tuple[str, str]:
 
 def compare(weights: Path, data: Path, device: str, imgsz: int | None) -> None:
     """Predict and score with each change; print two tables."""
-    truth = GroundTruth.read(data / workspace.ANNOTATIONS["val"])
+    truth = GroundTruth.read(data / ltdv2.ANNOTATIONS["val"])
     frames, model = index.load(data), load_model(weights, torch_device(device))
     defaults = PredictionOptions(imgsz=imgsz)
     exact: list[Detections] = []

@@ -118,7 +118,7 @@ def organisers_way(folder: Path) -> None:
     import torch
     from torchmetrics.detection import MeanAveragePrecision
 
-    from toolkit.evaluation.scoring import MONTHS
+    from toolkit.ltdv2 import MONTHS
 
     def tensors(entry: dict[str, Any]) -> dict[str, torch.Tensor]:
         kinds = {"boxes": torch.float32, "scores": torch.float32, "labels": torch.uint8}

@@ -31,9 +31,9 @@ from toolkit.dataset.export import stems
 from toolkit.dataset.index import load, prepared_folder, read_manifest
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS, SPLITS
 from toolkit.provenance import origin_of, sha256
-from toolkit.workspace import ANNOTATIONS, Workspace
-from toolkit.workspace import PHASES as SPLITS
+from toolkit.workspace import Workspace
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""

@@ -15,9 +15,8 @@ import numpy.typing as npt
 import torch
 
 from submission import Detections
-from submission.validate import check_values
+from submission.validate import LABELS, check_values
 from toolkit import console
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.machine.device import resolve_device, running, torch_device
@@ -26,7 +25,8 @@ from toolkit.weights import image_size, input_channels, load_model
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-    from toolkit.dataset.index import DatasetIndex, SplitName
+    from toolkit.dataset.index import DatasetIndex
+    from toolkit.ltdv2 import SplitName
 
 
 ALL_BOXES = 3_000
@@ -208,7 +208,7 @@ def detect(
 
 def place_in_class(classes: torch.Tensor) -> torch.Tensor:
     """How many of the same class come before each of ``classes``, (n,) int64, 0 to 3; int64."""
-    of_class: torch.Tensor = classes[:, None] == torch.arange(len(CATEGORIES), device=classes.device)
+    of_class: torch.Tensor = classes[:, None] == torch.arange(len(LABELS), device=classes.device)
     return (of_class.cumsum(0) * of_class).sum(1) - 1
 
 

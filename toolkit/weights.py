@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from submission.validate import LABELS
 from toolkit import console
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.errors import ToolkitError, reason
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def require_classes(model: nn.Module, weights: Path) -> None:
         ToolkitError: it is no detector, or one of other classes.
     """
     check_detector(model, str(weights))
-    wanted = {label - 1: name for label, name in CATEGORIES.items()}
+    wanted = {label - 1: name for label, name in LABELS.items()}
     names: Any = getattr(model, "names", {})
     found = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))  # lists, once
     count = int(model.model[-1].nc)  # type: ignore[index, union-attr]

@@ -28,12 +28,7 @@ from submission import competitions
 from submission.errors import NO_JSON
 from toolkit import settings
 from toolkit.errors import ToolkitError, reason
-
-ANNOTATIONS = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
-"""The annotation file of each split, as the organisers name it."""
-
-PHASES = {"development": "val", "testing": "test"}
-"""The split that each phase of the challenge is scored on."""
+from toolkit.ltdv2 import ANNOTATIONS
 
 
 class RunRecord(msgspec.Struct, frozen=True):

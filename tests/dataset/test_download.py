@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from toolkit.dataset import download as module
-from toolkit.dataset.download import ATTEMPTS, FILES, REPOSITORY, REVISION, download
+from toolkit.dataset.download import ATTEMPTS, download
 from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
+from toolkit.ltdv2 import FILES, REPOSITORY, REVISION
 
 CONTENT = {
     name: np.random.default_rng(i).bytes(300_000 + 7 * i) if name == "frames.zip" else b'{"x": %d}' % i

@@ -9,16 +9,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from toolkit.dataset import index as index_module
 from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
+from toolkit.ltdv2 import ANNOTATIONS
 
 Edit = Callable[[str, Callable[[dict[str, Any]], None]], None]
 
 
 def test_the_index_holds_exactly_what_the_files_say(index: DatasetIndex) -> None:
-    for name, file in index_module.FILES.items():
+    for name, file in ANNOTATIONS.items():
         content = json.loads((index.data / file).read_text())
         split = index.split(name)
         assert sorted(split.image_ids.tolist()) == sorted(i["id"] for i in content["images"])

@@ -42,10 +42,10 @@ def test_training_beats_no_training(demo: Demo, tmp_path: Path) -> None:
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from toolkit.dataset.annotations import CATEGORIES
+    from submission.validate import LABELS
 
     model = DetectionModel("yolov8n.yaml", ch=1, nc=4, verbose=False)
-    model.names = {label - 1: name for label, name in CATEGORIES.items()}
+    model.names = {label - 1: name for label, name in LABELS.items()}
     untrained = tmp_path / "untrained.pt"
     torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 192}}, untrained)
     demo.toolkit("evaluate", str(untrained), "--data", str(demo.data), "--out", str(tmp_path / "scores"))

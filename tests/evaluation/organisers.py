@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from submission import Detections
-from toolkit.evaluation.scoring import MONTHS
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import MONTHS
 
 Entries = dict[str, dict[str, list[Any]]]
 

@@ -13,8 +13,9 @@ from submission import Detections
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.compare import _bootstrap, _month_of, _values, compare
 from toolkit.evaluation.matching import match
-from toolkit.evaluation.scoring import MONTHS, align, score
+from toolkit.evaluation.scoring import align, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import MONTHS
 
 
 def worse(

@@ -18,8 +18,9 @@ from synthetic import synthetic
 from submission import Detections, SubmissionError
 from toolkit.evaluation import engines
 from toolkit.evaluation.matching import match
-from toolkit.evaluation.scoring import MONTHS, align, balance, month_masks, score
+from toolkit.evaluation.scoring import align, balance, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import MONTHS
 
 ENGINES: tuple[engines.Engine, ...] = ("pycocotools", "hotcoco")
 PREFIXES = [*MONTHS.values(), "202009"]

@@ -21,8 +21,9 @@ from toolkit.dataset.sample.harbour.thermal import boxes_of
 from toolkit.dataset.sample.harbour.tracks import deal
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
-from toolkit.evaluation.sequences import LinkOptions, check_one_split, link, overlaps, read_ids
+from toolkit.evaluation.sequences import LinkOptions, check_one_split, link, overlaps
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import read_ids
 
 CLIP = 20200502214230700  # May 2020, clip 22 of day 14, 23:07:00
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from submission import Detections
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.scoring import MONTHS
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import MONTHS
 
 
 def synthetic(images_a_month: int = 40) -> tuple[GroundTruth, Detections, Context]:

@@ -35,10 +35,10 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from patches.convolution import selftest
+from submission.validate import LABELS
 from toolkit import doctor
 from toolkit.benchmark import commands
 from toolkit.benchmark import data as loading
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
@@ -307,7 +307,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "run.json").write_text(json.dumps({**record, "data": str(data), "version": "0"}))
     torch.manual_seed(0)
     model = DetectionModel(str(TINY), ch=1, nc=4, verbose=False)
-    model.names = {label - 1: name for label, name in CATEGORIES.items()}
+    model.names = {label - 1: name for label, name in LABELS.items()}
     torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 64}}, run / "weights" / "best.pt")
     for split, name in (("val", "Valid.json"), ("test", "TestNoLabels.json")):
         ids = [image["id"] for image in json.loads((data / name).read_text())["images"]]

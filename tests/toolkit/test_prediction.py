@@ -16,8 +16,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from submission import Detections, SubmissionError
+from submission.validate import LABELS
 from toolkit.dataset import index
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
@@ -79,7 +79,7 @@ def checkpoint(path: Path, model: str, bias: float | None = None) -> Path:
     made = DetectionModel(model, ch=1, nc=4, verbose=False)
     for branch in made.model[-1].cv3 if bias is not None else []:
         torch.nn.init.constant_(branch[-1].bias, bias or 0)
-    made.names = {label - 1: name for label, name in CATEGORIES.items()}
+    made.names = {label - 1: name for label, name in LABELS.items()}
     torch.save({"model": made, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 192}}, path)
     return path
 

@@ -32,13 +32,11 @@ from toolkit.benchmark.measure import (
 )
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.ltdv2 import TRAINING_IMAGES
 from toolkit.machine.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.training.model import check_model
 from toolkit.training.preset import DEFAULT_PRESET, load_preset
 from toolkit.training.steps import CLASSES, TrainingStep, determinism, mixed_precision, run_steps
-
-TRAINING_IMAGES = 329_299
-"""Images of LTDv2's training split."""
 
 GROWTH_LIMIT = 32 * 2**20
 """Bytes by which memory may differ between early and late steps of a stress test."""

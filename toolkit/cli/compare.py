@@ -31,7 +31,7 @@ def compare(
     """
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
-    from toolkit import console, workspace
+    from toolkit import console, ltdv2, workspace
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context
     from toolkit.evaluation.table import class_difference_table, difference_table
@@ -44,7 +44,7 @@ def compare(
         check_values(detections, str(path))
     for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):
         console.warn(f"{line}; scored as if nothing was found there")
-    answers = truth or place.data_of(paths[0], data) / workspace.ANNOTATIONS[split.value]
+    answers = truth or place.data_of(paths[0], data) / ltdv2.ANNOTATIONS[split.value]
     true = GroundTruth.read(answers)
     for path, detections in zip(paths, both, strict=True):
         check_overlap(detections, true.image_ids, str(path), str(answers))

@@ -74,8 +74,9 @@ def download(
     """
     from toolkit import console
     from toolkit.dataset import download as hub
+    from toolkit.ltdv2 import REVISION
 
-    missing = hub.download(folder, revision=revision or hub.REVISION, source=source)
+    missing = hub.download(folder, revision=revision or REVISION, source=source)
     done = f"{folder} lacks {', '.join(missing)}" if missing else f"{folder} is complete"
     console.note(f"{done}; next: `toolkit dataset prepare {quote(str(folder))}`")
 
@@ -96,7 +97,7 @@ def prepare(
 
     from toolkit import console
     from toolkit.dataset.prepare import prepare as prepare_index
-    from toolkit.workspace import ANNOTATIONS
+    from toolkit.ltdv2 import ANNOTATIONS
 
     result = prepare_index(folder, drop_bad=drop_bad)
     manifest = result.manifest

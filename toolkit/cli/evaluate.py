@@ -70,7 +70,7 @@ def evaluate(
     """
     from submission import Detections
     from submission.validate import check_overlap, check_values
-    from toolkit import console, provenance, workspace
+    from toolkit import console, ltdv2, provenance, workspace
     from toolkit.evaluation.scoring import score
     from toolkit.evaluation.table import month_table
     from toolkit.evaluation.truth import GroundTruth
@@ -87,7 +87,7 @@ def evaluate(
         check_weights(path)  # before its data is looked for
     needs_data = truth is None or not is_predictions or data is not None
     source = place.data_of(path, data) if needs_data or run is not None else None
-    answers = truth or (source or place.data_dir()) / workspace.ANNOTATIONS[split.value]
+    answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split.value]
     folder = out or (run or path.parent) / "evaluation"
 
     if is_predictions:

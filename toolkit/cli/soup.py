@@ -38,7 +38,7 @@ def soup(
     Example: [bold]toolkit soup runs/a runs/b runs/c[/bold]
     Example: [bold]toolkit soup runs/a/weights/best.pt runs/a/weights/epoch40.pt --out soup.pt[/bold]
     """
-    from toolkit import console, prediction, workspace
+    from toolkit import console, ltdv2, prediction, workspace
     from toolkit import soup as soups
     from toolkit.evaluation.scoring import score
     from toolkit.evaluation.truth import GroundTruth
@@ -47,7 +47,7 @@ def soup(
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
     source = place.data_of(paths[0], data)
-    truth = GroundTruth.read(source / workspace.ANNOTATIONS["val"])
+    truth = GroundTruth.read(source / ltdv2.ANNOTATIONS["val"])
     options = prediction.PredictionOptions(
         imgsz=imgsz,
         batch=batch,

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission.errors import NO_JSON
+from submission.validate import LABELS
 from toolkit.errors import ToolkitError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -28,9 +29,6 @@ Pixels = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 
 PIECE_BYTES = 8 << 20
 """Bytes of an array decoded at a time: 8 MiB of annotations are about 40,000 objects, 20 MB decoded."""
-
-CATEGORIES = {1: "person", 2: "bicycle", 3: "motorcycle", 4: "vehicle"}
-"""The challenge's labels. LTDv2's files list a fifth category, 0 background, which no box may have."""
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -231,7 +229,7 @@ def _refusal(path: Path, error: Exception, where: str) -> ToolkitError:
             return ToolkitError(
                 f"{path} has a category that is not an integer ({where}, {place})",
                 found=kind,
-                expected=", ".join(f"{i} {name}" for i, name in CATEGORIES.items()),
+                expected=", ".join(f"{i} {name}" for i, name in LABELS.items()),
             )
         if key in ("id", "image_id") and where and no_integer:
             return ToolkitError(
@@ -258,10 +256,10 @@ def _not_readable(path: Path, found: str) -> ToolkitError:
 
 def _check_categories(path: Path, categories: list[_Category]) -> None:
     found = {c.id: c.name for c in categories}
-    wrong = {i: name for i, name in found.items() if i in CATEGORIES and name.lower() != CATEGORIES[i]}
+    wrong = {i: name for i, name in found.items() if i in LABELS and name.lower() != LABELS[i]}
     if wrong:
         raise ToolkitError(
             f"{path} names the categories differently",
             found=", ".join(f"{i} {name}" for i, name in wrong.items()),
-            expected=", ".join(f"{i} {name}" for i, name in CATEGORIES.items()),
+            expected=", ".join(f"{i} {name}" for i, name in LABELS.items()),
         )

@@ -28,10 +28,7 @@ from toolkit.dataset.annotations import read_annotations
 from toolkit.dataset.archive import read_directory
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
-
-REPOSITORY = "vapaau/LTDv2"
-REVISION = "4431e6229f60e934843f2780b4829ec6939f3b9b"
-FILES = ("Train.json", "Valid.json", "TestNoLabels.json", "frames.zip")
+from toolkit.ltdv2 import ARCHIVE, FILES, REPOSITORY, REVISION
 
 ENDPOINT = "https://huggingface.co"
 """Address of the hub; the environment's HF_ENDPOINT names a mirror."""
@@ -223,7 +220,7 @@ def _check_sizes(source: Path, entries: dict[str, _Entry]) -> None:
     Annotation files that it lacks are fetched.
     """
     sizes = {name: (source / name).stat().st_size if (source / name).is_file() else None for name in FILES}
-    fetched = {name for name in FILES if sizes[name] is None} if sizes["frames.zip"] is not None else set()
+    fetched = {name for name in FILES if sizes[name] is None} if sizes[ARCHIVE] is not None else set()
     if wrong := [name for name in FILES if name not in fetched and sizes[name] != entries[name].size]:
         raise ToolkitError(
             f"{source} is no copy of LTDv2 at this revision",

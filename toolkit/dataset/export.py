@@ -7,12 +7,13 @@ from pathlib import Path
 
 import yaml
 
+from submission.validate import LABELS
 from toolkit import console
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.frames import FolderFrames, FrameError
-from toolkit.dataset.index import FILES, DatasetIndex, Split
+from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS
 
 
 def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, channels: int = 1) -> Path:
@@ -49,14 +50,14 @@ def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, cha
     listed = folder / "data.yaml"
     if folder.exists() and any(folder.iterdir()) and not listed.is_file():
         raise ToolkitError(f"{folder} is not empty", expected="a new folder, or an earlier export")
-    splits = [name for name in FILES if index.manifest.images.get(name)]
+    splits = [name for name in ANNOTATIONS if index.manifest.images.get(name)]
     for name in splits:
         _export_split(index.split(name), folder)
     content: dict[str, object] = {
         "path": str(folder.resolve()),
         **{name: f"images/{name}" for name in splits},
         "channels": channels,
-        "names": {label - 1: name for label, name in CATEGORIES.items()},
+        "names": {label - 1: name for label, name in LABELS.items()},
     }
     with replacing(listed) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -67,7 +68,7 @@ def stems(index: DatasetIndex) -> dict[str, int]:
     """Image id of each file stem of an export: what Ultralytics writes as ``image_id`` of its predictions."""
     return {
         Path(_flat(name.decode())).stem: image_id
-        for split in FILES
+        for split in ANNOTATIONS
         if index.manifest.images.get(split)
         for name, image_id in zip(
             index.split(split).file_names.tolist(), index.split(split).image_ids.tolist(), strict=True

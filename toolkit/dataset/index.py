@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -29,14 +29,11 @@ from toolkit.dataset.frames import (
     Frames,
 )
 from toolkit.errors import ToolkitError, reason
+from toolkit.ltdv2 import ANNOTATIONS, FILES
 
 if TYPE_CHECKING:
     import polars as pl
 
-SplitName = Literal["train", "val", "test"]
-
-FILES: dict[SplitName, str] = {"train": "Train.json", "val": "Valid.json", "test": "TestNoLabels.json"}
-"""LTDv2's annotation file of each split."""
 
 FORMAT = 3
 """Version of the index. Part of the fingerprint: an index of another version is made anew."""
@@ -103,7 +100,7 @@ def writable_folder(data: Path) -> Path:
     inside = data / "prepared"
     if os.access(inside if inside.is_dir() else data, os.W_OK):
         return inside
-    files = [path for path in (data / name for name in (*FILES.values(), "frames.zip")) if path.exists()]
+    files = [path for path in (data / name for name in FILES) if path.exists()]
     path, content = hashlib.sha256(str(data.resolve()).encode()).hexdigest(), fingerprint_of(files, False)
     return cache_folder(NAME) / f"data-{path[:12]}-{content[:12]}"
 
@@ -132,7 +129,7 @@ def load(data: Path) -> DatasetIndex:
     try:
         manifest = read_manifest(folder)
     except ToolkitError as error:
-        below = None if any((data / name).exists() for name in FILES.values()) else folder_below(data)
+        below = None if any((data / name).exists() for name in ANNOTATIONS.values()) else folder_below(data)
         raise ToolkitError(
             f"{data} is not prepared",
             found=f"LTDv2's files in {below}" if below else error.found,
@@ -147,7 +144,7 @@ def load(data: Path) -> DatasetIndex:
 
 def _is_stale(data: Path, manifest: Manifest) -> bool:
     """Whether the files are others than the index was made from. False if one of them is gone."""
-    annotations = {split: data / name for split, name in FILES.items() if (data / name).exists()}
+    annotations = {split: data / name for split, name in ANNOTATIONS.items() if (data / name).exists()}
     if not manifest.images.keys() <= annotations.keys():
         return False
     inputs = [*annotations.values(), data / manifest.frames]
@@ -174,12 +171,12 @@ class DatasetIndex:
 
     def split(self, name: str) -> Split:
         """The split ``train``, ``val`` or ``test``. Raises ToolkitError if there is none."""
-        if name not in FILES:
+        if name not in ANNOTATIONS:
             raise ToolkitError(f"no split named {name}", expected="train, val or test")
         if not self.manifest.images.get(name):
             raise ToolkitError(
                 f"{self.data} has no {name} split",
-                expected=str(self.data / FILES[name]),
+                expected=str(self.data / ANNOTATIONS[name]),
             )
         return Split(self, name)
 
@@ -324,7 +321,7 @@ def frame_cache(folder: Path, index: str, split: str) -> tuple[Path, Path, Path]
 
 def folder_below(data: Path) -> Path | None:
     """A folder below with annotation files: the hub's layout has them in data/, its cache in snapshots/."""
-    return next((f for f in folders_below(data) if any((f / n).exists() for n in FILES.values())), None)
+    return next((f for f in folders_below(data) if any((f / n).exists() for n in ANNOTATIONS.values())), None)
 
 
 def folders_below(data: Path) -> list[Path]:

@@ -18,15 +18,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from submission.validate import LABELS
 from toolkit import console
-from toolkit.dataset.annotations import CATEGORIES, Annotations, read_annotations
+from toolkit.dataset.annotations import Annotations, read_annotations
 from toolkit.dataset.archive import count_members, leaves, read_directory
 from toolkit.dataset.discrepancies import REFUSED, Discrepancies, Discrepancy
 from toolkit.dataset.index import (
-    FILES,
     DatasetIndex,
     Manifest,
-    SplitName,
     fingerprint_of,
     folder_below,
     folders_below,
@@ -38,12 +37,10 @@ from toolkit.dataset.index import (
 )
 from toolkit.errors import ToolkitError
 from toolkit.files import remove_abandoned, replacing, turn
+from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, MONTH_DIGITS, SplitName
 
 if TYPE_CHECKING:
     import polars as pl
-
-MONTH_DIGITS = 10**11
-"""An id of 17 digits divided by this leaves its first six, YYYYMM. Nothing else is read from an id."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,13 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
         ToolkitError: a file is missing, damaged or unsafe, or contradicts itself. The index stays as it was.
     """
     data = Path(data)
-    sources = {split: data / name for split, name in FILES.items() if (data / name).exists()}
+    sources = {split: data / name for split, name in ANNOTATIONS.items() if (data / name).exists()}
     if not sources:
         below = folder_below(data)
         raise ToolkitError(
             f"{data} has no annotation files",
             found=f"some in {below}" if below else "",
-            expected=" ".join(FILES.values()),
+            expected=" ".join(ANNOTATIONS.values()),
             fix=f"toolkit dataset prepare {below}"
             if below
             else "toolkit dataset download DIR fetches LTDv2, toolkit dataset sample DIR draws a small one",
@@ -196,7 +193,7 @@ def _older(folder: Path, manifest: Manifest) -> list[Path]:
 def _remove_older(folder: Path, manifest: Manifest) -> None:
     for old in _older(folder, manifest):
         if "-grey.npy" in old.name:
-            zipped = manifest.frames == "frames.zip"
+            zipped = manifest.frames == ARCHIVE
             why = "the split has other frames now" if zipped else "files in a folder are not compared"
             size = old.stat().st_size / 1e9
             console.warn(f"removing {old.name} ({size:.1f} GB of decoded frames): {why}")
@@ -206,7 +203,7 @@ def _remove_older(folder: Path, manifest: Manifest) -> None:
 
 def _has_same_frames(folder: Path, split: str, manifest: Manifest, before: Manifest) -> bool:
     """Whether two indexes have the same frames in a split, by name, size and checksum; a folder has none."""
-    if not manifest.frames == before.frames == "frames.zip":
+    if not manifest.frames == before.frames == ARCHIVE:
         return False
     paths = (training_paths(folder, m.index, split)[0] for m in (manifest, before))
     columns = ("name", "width", "height", "raw_size", "crc")
@@ -258,7 +255,7 @@ def _write_training_tables(images: pl.DataFrame, folder: Path, index: str, split
 
 def _frames_of(data: Path) -> Path:
     """frames.zip or frames/. Of both the archive, unless it is cut off or holds fewer frames."""
-    archive, folder = data / "frames.zip", data / "frames"
+    archive, folder = data / ARCHIVE, data / "frames"
     if archive.exists() and folder.is_dir():
         members, files = count_members(archive), sum(1 for _ in _files(folder, folder.name))
         if members >= files:
@@ -269,9 +266,7 @@ def _frames_of(data: Path) -> Path:
     for path in (archive, folder):
         if path.exists():
             return path
-    below = next(
-        (f for f in folders_below(data) if (f / "frames.zip").is_file() or (f / "frames").is_dir()), None
-    )
+    below = next((f for f in folders_below(data) if (f / ARCHIVE).is_file() or (f / "frames").is_dir()), None)
     raise ToolkitError(
         f"{data} has no frames",
         found=f"some in {below}" if below else "",
@@ -327,7 +322,7 @@ def _table(split: SplitName, annotations: Annotations, log: Discrepancies) -> pl
     order = np.argsort(ids, kind="stable")
     at = np.searchsorted(ids, a.box_image_ids, sorter=order).clip(max=max(len(ids) - 1, 0))
     known = ids[order[at]] == a.box_image_ids if len(ids) else np.zeros(len(a.labels), bool)
-    labelled = np.isin(a.labels, list(CATEGORIES))
+    labelled = np.isin(a.labels, list(LABELS))
 
     def report(kind: str, rows: npt.NDArray[np.bool_], detail: bool = True) -> None:
         log.add(
@@ -438,7 +433,7 @@ def _locate(
             else "images in the annotations",
         )
     for split, name, number in missing.select("split", "file_name", "image_id").iter_rows():
-        log.add([Discrepancy("frame missing", FILES[split], frame=name, image_id=str(number))])
+        log.add([Discrepancy("frame missing", ANNOTATIONS[split], frame=name, image_id=str(number))])
     unlisted = where.join(images, on="file_name", how="anti")["file_name"]
     return located.sort("offset", maintain_order=True), unlisted, prefixes
 
@@ -479,9 +474,9 @@ def _summary(
     for split, month, n in months:
         by_month.setdefault(split, {})[str(month)] = n
     for split, label, n in classes.sort("label").iter_rows():
-        by_class.setdefault(split, {})[CATEGORIES[label]] = n
+        by_class.setdefault(split, {})[LABELS[label]] = n
     counts = {row["split"]: row for row in by_split.iter_rows(named=True)}
-    order = [split for split in FILES if split in counts]
+    order = [split for split in ANNOTATIONS if split in counts]
     return Manifest(
         fingerprint=fingerprint,
         index=f"index-{fingerprint[:12]}.parquet",

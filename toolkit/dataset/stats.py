@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.index import FILES, DatasetIndex, Split
+from submission.validate import LABELS
+from toolkit.dataset.index import DatasetIndex, Split
+from toolkit.ltdv2 import ANNOTATIONS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -64,7 +65,7 @@ class SplitStats(msgspec.Struct, frozen=True):
 
 def describe(index: DatasetIndex) -> dict[str, SplitStats]:
     """Count every split of the index."""
-    return {name: _describe(index.split(name)) for name in FILES if index.manifest.images.get(name)}
+    return {name: _describe(index.split(name)) for name in ANNOTATIONS if index.manifest.images.get(name)}
 
 
 def _describe(split: Split) -> SplitStats:
@@ -77,7 +78,7 @@ def _describe(split: Split) -> SplitStats:
     place = np.searchsorted(list(SIZES.values()), np.maximum(widths * heights, 0), side="right") - 1
     boxes = pl.DataFrame(
         {
-            "class": np.array(["", *CATEGORIES.values()])[split.labels],
+            "class": np.array(["", *LABELS.values()])[split.labels],
             "month": np.repeat(split.months, counts),
             "size": np.array(list(SIZES))[place],
             "hour": images["hour"].gather(np.repeat(np.arange(len(split)), counts)),
@@ -106,7 +107,7 @@ def _counts(table: pl.DataFrame, column: str) -> dict[str, int]:
 
 
 def _cross(boxes: pl.DataFrame, column: str) -> Counts:
-    found: Counts = {name: {} for name in CATEGORIES.values()}
+    found: Counts = {name: {} for name in LABELS.values()}
     for kind, key, n in boxes.drop_nulls(column).group_by("class", column).len().sort(column).iter_rows():
         found[kind][str(key)] = n
     return found

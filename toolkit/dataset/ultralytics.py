@@ -22,8 +22,8 @@ import torch
 from ultralytics.data.augment import Compose, Format, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
+from submission.validate import LABELS
 from toolkit import console
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.cache import choose, open_cache
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split
@@ -63,8 +63,8 @@ def data_dictionary(index: DatasetIndex, channels: int) -> dict[str, Any]:
     return {
         "path": index.data,
         **splits,
-        "nc": len(CATEGORIES),
-        "names": {label - 1: name for label, name in CATEGORIES.items()},
+        "nc": len(LABELS),
+        "names": {label - 1: name for label, name in LABELS.items()},
         "channels": channels,
     }
 
@@ -210,7 +210,7 @@ class LTDv2Dataset(YOLODataset):
         kinds = tables.boxes["label"][np.repeat(chosen, tables.images["boxes"])] - 1
         if self.classes is not None:
             kinds = kinds[np.isin(kinds, self.classes)]
-        return np.bincount(kinds * (not self.single_cls), minlength=len(CATEGORIES))
+        return np.bincount(kinds * (not self.single_cls), minlength=len(LABELS))
 
     def update_labels(self, include_class: list[int] | None) -> None:
         """Keep the boxes of these classes only."""

@@ -12,8 +12,9 @@ from toolkit import console
 from toolkit.dataset.archive import ZipFrames
 from toolkit.dataset.download import is_the_hubs
 from toolkit.dataset.frames import FrameError, Frames, decode_listening
-from toolkit.dataset.index import FILES, DatasetIndex
+from toolkit.dataset.index import DatasetIndex
 from toolkit.errors import ToolkitError
+from toolkit.ltdv2 import ANNOTATIONS
 
 THREADS = 4
 """Reading and decoding release the interpreter lock; more threads than this do not help a single disk."""
@@ -50,7 +51,7 @@ def verify(index: DatasetIndex, *, deep: bool = False) -> Verification:
     bad: list[BadFrame] = []
     warned: list[BadFrame] = []
     total = 0
-    for name in FILES:
+    for name in ANNOTATIONS:
         if not index.manifest.images.get(name):
             continue
         split = index.split(name)

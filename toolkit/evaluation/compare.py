@@ -20,8 +20,9 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.engines import RECALL_THRESHOLDS, Engine
 from toolkit.evaluation.matching import Matches, match
-from toolkit.evaluation.scoring import MONTHS, Scores, align, is_number, month_masks, score
+from toolkit.evaluation.scoring import Scores, align, is_number, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import MONTHS
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

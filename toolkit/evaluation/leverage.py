@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from submission.detections import spans
 from toolkit.evaluation.matching import IOU, Curve, Matches, box_iou
-from toolkit.evaluation.scoring import MONTHS, Scores, balance, is_number, month_masks
+from toolkit.evaluation.scoring import Scores, balance, is_number, month_masks
+from toolkit.ltdv2 import MONTHS
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -26,18 +26,7 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.engines import IOU_THRESHOLDS, Curves, Engine, Problem, accumulate, resolve
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
-
-MONTHS: Mapping[str, str] = {
-    "jan": "202101",
-    "feb": "202102",
-    "mar": "202103",
-    "apr": "202104",
-    "may": "202005",
-    "jun": "202006",
-    "jul": "202007",
-    "aug": "202008",
-}
-"""The months that the consistency is taken over, and the digits by which an id belongs to one."""
+from toolkit.ltdv2 import MONTHS
 
 ABSENT = -1.0
 """The value of a metric that nothing in the truth can decide, in pycocotools and here."""

@@ -21,6 +21,7 @@ from submission.detections import to_offsets
 from submission.templates import Phase, template
 from toolkit import console
 from toolkit.errors import ToolkitError
+from toolkit.ltdv2 import read_ids
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -141,31 +142,6 @@ def check_one_split(detections: Detections, source: str) -> None:
             expected="one split a file",
             fix="link the file of each split alone",
         )
-
-
-def read_ids(image_ids: Ints) -> tuple[Ints, Ints]:
-    """The clip of each id and the second in its day, from YYYYMM CCC DD HH MM SS; (images,) int64 both.
-
-    Raises:
-        ToolkitError: an id does not read so.
-    """
-    clip, time = image_ids // 10**6, image_ids % 10**6
-    hour, minute, of_minute = time // 10_000, time // 100 % 100, time % 100
-    day, month = clip % 100, clip // 10**5 % 100
-    sound = (image_ids >= 10**16) & (image_ids < 10**17) & (month >= 1) & (month <= 12)
-    sound &= (day >= 1) & (day <= 31) & (hour < 24) & (minute < 60) & (of_minute < 60)
-    if not sound.all():
-        raise ToolkitError(
-            f"{int((~sound).sum()):,} ids have no clip and time to read",
-            found=str(image_ids[~sound][0]),
-            expected="LTDv2's ids, YYYYMM CCC DD HH MM SS, such as 20200502214230715",
-        )
-    seconds = hour * 3600 + minute * 60 + of_minute
-    # A clip of two minutes that began before midnight ends after it.
-    names, inverse = np.unique(clip, return_inverse=True)
-    latest = np.zeros(len(names), np.int64)
-    np.maximum.at(latest, inverse, seconds)
-    return clip, seconds + np.where(latest[inverse] - seconds > 12 * 3600, 24 * 3600, 0)
 
 
 class _Active:

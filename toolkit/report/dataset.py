@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.dataset.annotations import CATEGORIES
+from submission.validate import LABELS
 from toolkit.dataset.frames import FrameError
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.stats import SIZES, ClipRange, SplitStats, WeatherRange
@@ -58,7 +58,7 @@ def sheet(split: Split) -> npt.NDArray[np.uint8]:
 
 def _legend() -> Any:
     strip = np.zeros((28, COLUMNS * 256, 3), np.uint8)
-    for place, (label, name) in enumerate(CATEGORIES.items()):
+    for place, (label, name) in enumerate(LABELS.items()):
         x = 12 + 140 * place
         cv2.rectangle(strip, (x, 8), (x + 16, 20), COLOURS[label], 2)
         cv2.putText(strip, name, (x + 24, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1, cv2.LINE_AA)

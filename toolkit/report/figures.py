@@ -21,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from submission.validate import LABELS
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.matching import Curve, Matches
-from toolkit.evaluation.scoring import MONTHS, Scores, is_number, month_masks
+from toolkit.evaluation.scoring import Scores, is_number, month_masks
+from toolkit.ltdv2 import MONTHS
 
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e7eb"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (

@@ -21,7 +21,7 @@ from toolkit.errors import ToolkitError
 from toolkit.report.figures import INK, ORANGE, SKY, VERMILION, Evaluated, Picture
 
 if TYPE_CHECKING:
-    from toolkit.dataset.index import SplitName
+    from toolkit.ltdv2 import SplitName
 
 Grey = npt.NDArray[np.uint8]
 Reader = Callable[[int], Grey | None]

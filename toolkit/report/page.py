@@ -19,15 +19,15 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.leverage import CAUSES, STEP, Cell, causes, cells
 from toolkit.evaluation.matching import match
-from toolkit.evaluation.scoring import MONTHS, Scores, align, is_number
+from toolkit.evaluation.scoring import Scores, align, is_number
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS, MONTHS
 from toolkit.report.figures import Evaluated, Picture, operating_point, pictures, save
 from toolkit.report.gallery import Reader, frames_of, gallery
-from toolkit.workspace import ANNOTATIONS
 
 if TYPE_CHECKING:
-    from toolkit.dataset.index import SplitName
+    from toolkit.ltdv2 import SplitName
 
 WIDE = ("months", "classes", "counts", "conditions", "gallery")
 """Pictures that take the whole width of the page."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from submission.errors import NO_JSON
-from toolkit import workspace
+from toolkit import ltdv2
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs import health
@@ -131,7 +131,7 @@ def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
             raise ToolkitError(
                 f"nothing to train with in {plan.data}",
                 found=f"no {name} images in the index",
-                expected=f"{workspace.ANNOTATIONS[name]} beside the frames",
+                expected=f"{ltdv2.ANNOTATIONS[name]} beside the frames",
                 fix=f"put it there, then: toolkit dataset prepare {plan.data}",
             )
         counts[name] = len(plan.subset(name).rows(index.split(name)))

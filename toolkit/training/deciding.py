@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from toolkit import settings, workspace
+from toolkit import ltdv2, settings, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
@@ -243,7 +243,7 @@ def _check_selection(data: Path, score_every: int) -> None:
     if empty:
         raise ToolkitError(
             "--select-by global_map_bal has nothing to choose by",
-            found=f"no true boxes in {', '.join(empty)} in {data / workspace.ANNOTATIONS['val']}",
+            found=f"no true boxes in {', '.join(empty)} in {data / ltdv2.ANNOTATIONS['val']}",
             expected="true boxes in each of the eight months",
             fix="leave --select-by out",
         )

@@ -23,11 +23,11 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.runs.plan import TRACKERS, TrainingPlan
 from toolkit.training.resumable import MAIN, ResumableTrainer
-from toolkit.workspace import ANNOTATIONS
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
 """What results.csv keeps of the challenge's numbers."""

@@ -11,15 +11,10 @@ from typing import Protocol
 
 import msgspec
 
+from submission.validate import FRAME
 from toolkit.errors import ToolkitError
 
-WIDTH, HEIGHT = 384, 288
-
-EIGHT_MONTHS = ("202101", "202102", "202103", "202104", "202005", "202006", "202007", "202008")
-"""Months of training and validation, and those that the score is taken over."""
-
-TEST_MONTHS = (*EIGHT_MONTHS, "202009")
-"""September occurs in the testing ids alone."""
+WIDTH, HEIGHT = FRAME
 
 MOST_IMAGES = 9_600
 """Of a split."""

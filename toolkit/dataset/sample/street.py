@@ -13,17 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.sample.layout import (
-    EIGHT_MONTHS,
-    HEIGHT,
-    TEST_MONTHS,
-    WIDTH,
-    Box,
-    Frame,
-    check_count,
-    template_ids,
-)
+from submission.validate import LABELS
+from toolkit.dataset.sample.layout import HEIGHT, WIDTH, Box, Frame, check_count, template_ids
+from toolkit.ltdv2 import EIGHT_MONTHS, TEST_MONTHS
 
 Image = npt.NDArray[np.float32]
 
@@ -124,7 +116,7 @@ def meta(frame: Frame, seed: int) -> dict[str, float]:
 def draw(frames: Sequence[Frame], seed: int) -> Iterator[tuple[Frame, bytes, list[Box]]]:
     """JPEG and boxes (COCO x, y, width, height, whole pixels) of each frame; clips come whole."""
     noise = np.random.default_rng(seed).standard_normal((HEIGHT + 96, WIDTH + 96), np.float32)
-    shapes = {label: _shape(label) for label in CATEGORIES}
+    shapes = {label: _shape(label) for label in LABELS}
     clip, scene = "", None
     for frame in frames:
         if scene is None or frame.clip != clip:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import msgspec
 
 from submission.errors import NO_JSON
+from submission.validate import LABELS
 from toolkit import console
-from toolkit.dataset.annotations import CATEGORIES
-from toolkit.dataset.index import FILES
 from toolkit.dataset.sample import harbour, street
 from toolkit.dataset.sample.layout import HEIGHT, WIDTH, Box, Frame, Scene
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, FILES
 
 SceneName = Literal["harbour", "street"]
 
@@ -62,7 +62,7 @@ def write_sample(
     """
     folder = Path(folder)
     parameters = _Parameters(train, val, test, seed, VERSIONS[scene], scene)
-    existing = [name for name in [*FILES.values(), "frames.zip"] if (folder / name).exists()]
+    existing = [name for name in FILES if (folder / name).exists()]
     receipt = folder / "sample.json"
     if existing and (found := _read_parameters(receipt)) != parameters:
         raise ToolkitError(
@@ -71,7 +71,7 @@ def write_sample(
             expected=f"an empty folder or this sample: {parameters}",
             fix="name another folder, or delete this one",
         )
-    if len(existing) == len(FILES) + 1:
+    if len(existing) == len(FILES):
         return False
     drawing = SCENES[scene]
     counts = {"train": train, "val": val, "test": test}
@@ -79,15 +79,15 @@ def write_sample(
     with replacing(receipt) as temporary:
         temporary.write_bytes(msgspec.json.encode(parameters))
 
-    records: dict[str, tuple[list[Any], list[Any]]] = {split: ([], []) for split in FILES}
-    with replacing(folder / "frames.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    records: dict[str, tuple[list[Any], list[Any]]] = {split: ([], []) for split in ANNOTATIONS}
+    with replacing(folder / ARCHIVE) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         drawn = console.track(drawing.draw(frames, seed), "drawing frames", total=len(frames))
         for frame, image, boxes in drawn:
             archive.writestr(zipfile.ZipInfo(frame.name, (2021, 6, 1, 0, 0, 0)), image)
             images, annotations = records[frame.split]
             images.append(_image_record(frame, drawing.meta(frame, seed)))
             annotations += [_box_record(frame, box) for box in boxes]
-    for split, name in FILES.items():
+    for split, name in ANNOTATIONS.items():
         with replacing(folder / name) as temporary:
             temporary.write_bytes(msgspec.json.encode(_content(split, seed, scene, *records[split])))
     return True
@@ -102,7 +102,7 @@ def _read_parameters(receipt: Path) -> _Parameters | None:
 def _content(
     split: str, seed: int, scene: SceneName, images: list[Any], annotations: list[Any]
 ) -> dict[str, Any]:
-    names = {0: "background", **CATEGORIES}
+    names = {0: "background", **LABELS}
     content: dict[str, Any] = {
         "info": {
             "description": f"a drawn {scene} in the layout of LTDv2, no camera's, {split} split, seed {seed}"

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from toolkit.dataset.sample.layout import EIGHT_MONTHS, TEST_MONTHS, Frame, check_count, template_ids
+from toolkit.dataset.sample.layout import Frame, check_count, template_ids
+from toolkit.ltdv2 import EIGHT_MONTHS, TEST_MONTHS
 
 CLIP_FRAMES = 120
 MINUTES_BETWEEN_CLIPS = 27

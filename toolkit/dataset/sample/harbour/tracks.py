@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from toolkit.dataset.sample.harbour.geometry import foot, scale
 from toolkit.dataset.sample.harbour.sprites import LOOKS, width_over_height
-from toolkit.dataset.sample.layout import EIGHT_MONTHS, WIDTH, Frame
+from toolkit.dataset.sample.layout import WIDTH, Frame
+from toolkit.ltdv2 import EIGHT_MONTHS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
