@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from patches.convolution import selftest
+from patches.convolution import registry, selftest
 from toolkit import __version__
 from toolkit.dataset.loader import loader_bytes
 from toolkit.machine import checks, kernel
@@ -26,13 +26,13 @@ from toolkit.runs.needs import shared_memory
 NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 """Architectures on which Triton's buffer operations write nothing and report success."""
 
-ROUTES = ("library", "native", "gemm", "triton")
-"""Ways to compute a convolution that are tried on a GPU, as ``patches.convolution.routes`` names them."""
+ROUTES = registry.NAMES
+"""Ways to compute a convolution that are tried on a GPU."""
 
-CPU_ROUTES = ("native", "gemm")
+CPU_ROUTES = tuple(route.name for route in registry.ROUTES if "cpu" in route.devices)
 """Those that are tried without a GPU: no vendor library is called there, and Triton's kernels need one."""
 
-VENDOR_ROUTES = frozenset({"library", "native"})
+VENDOR_ROUTES = frozenset(route.name for route in registry.ROUTES if route.own)
 """Those of them that are PyTorch's own kernels, with the vendor library and without."""
 
 MODEL_BYTES, IMAGE_BYTES = GIB // 4, GIB // 5

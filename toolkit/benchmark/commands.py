@@ -18,6 +18,7 @@ from ultralytics.cfg import get_cfg
 
 import patches
 from patches import dispatch
+from patches.convolution import registry
 from patches.convolution.problem import ConvProblem
 from toolkit import console
 from toolkit.benchmark.measure import (
@@ -80,12 +81,8 @@ def convolutions(
     """Time the six published layers at batch 4 in fp32 and all layers of a model, by every route."""
     with _on(device) as kind:
         layers = layers_of(_network(model, image_size), batch, image_size, kind, _dtype(amp))
-        routes = (
-            [BASELINE, "gemm", "native"]
-            if kind == "cpu"
-            else [BASELINE, "gemm", "native", "library", "triton"]
-        )
-        routes = [route for route in routes if route == BASELINE or _serves(route, kind, layers)]
+        routes = [route.name for route in registry.ROUTES if kind in route.devices]
+        routes = [BASELINE, *(route for route in routes if _serves(route, kind, layers))]
         six = _measured("six layers", six_layers(4, kind), routes)
         found = _measured(model, layers, routes)
     title = f"{model}, batch {batch}, {image_size} px" + ", fp16" * amp

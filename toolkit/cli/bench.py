@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from patches.convolution import registry
 from toolkit.cli.options import number
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ Model = Annotated[str, typer.Option(help="An Ultralytics configuration (yolov8n)
 Batch = Annotated[int, number("batch", "Images a step.")]
 ImageSize = Annotated[int, number("imgsz", "Side of the square images, pixels.")]
 Amp = Annotated[bool, typer.Option("--amp", help="The model's layers in fp16, as mixed precision has them.")]
-Route = Annotated[str, typer.Option(help="auto, native, library, gemm or triton.")]
+Route = Annotated[str, typer.Option(help=f"auto, {', '.join(registry.NAMES[:-1])} or {registry.NAMES[-1]}.")]
 
 
 def _new_file(path: Path | None) -> Path | None:
