@@ -113,5 +113,5 @@ def _write_error(path: Path, error: OSError) -> ToolkitError:
         f"cannot write {path}",
         found=error.strerror or str(error),
         expected="a writable folder with space left",
-        fix="free some space or choose another place",
+        fix="free some space or choose another disk",
     )

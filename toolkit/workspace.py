@@ -225,7 +225,7 @@ class Workspace:
                     f"the data of run {run.name} is not here",
                     found=f"no folder {recorded}; {error.found}",
                     expected=error.expected,
-                    fix="name its place with --data",
+                    fix="say with --data where it lies",
                 ) from error
         return self.data_dir(flag)
 

@@ -150,7 +150,7 @@ def verify(
     if result.warned:
         console.warn(
             f"the decoder warned of {len(result.warned):,} of {result.frames:,} frames: their pixels may be "
-            "wrong from some place on; they are used"
+            "wrong from some row on; they are used"
         )
     require_sound(result, index)
     console.note(f"{result.frames:,} frames checked{', all read and decoded' if deep else ''}: none is bad")

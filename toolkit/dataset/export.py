@@ -105,7 +105,7 @@ def _export_split(split: Split, folder: Path) -> None:
         raise ToolkitError(
             f"cannot write {folder}",
             found=error.strerror or str(error),
-            fix="free some space or choose another place",
+            fix="free some space or choose another disk",
         ) from error
 
 

@@ -105,7 +105,9 @@ def writable(folder: Path) -> None:
             f"cannot write in {path}",
             found=reason(error) + owner,
             expected="a folder that this user may write, with room",
-            fix=f"sudo chown -R $(id -u) {path}" if owner else "name another place: TOOLKIT_WORKSPACE=DIR",
+            fix=f"sudo chown -R $(id -u) {path}"
+            if owner
+            else "work in another folder: TOOLKIT_WORKSPACE=DIR",
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Checkpoints inside an epoch: written whole or not at all, each with its own checksum, a few kept.
 
-The name carries the place and the checksum, ``image-000012345-<16 hex digits of SHA-256>.pt``. The place is
+The name carries the cursor and the checksum, ``image-000012345-<16 hex digits of SHA-256>.pt``. The cursor is
 counted in images, because a run may go on with batches of another size. Renaming the finished file publishes
 both at once, and a reader can tell a damaged file without any other.
 """
@@ -87,7 +87,7 @@ def write(folder: Path, images: int, content: bytes | memoryview) -> Checkpoint:
         temporary.write_bytes(content)
     kept: set[int] = set()
     for one in listed(folder):
-        if len(kept) == KEEP or one.images in kept:  # a run that went back comes to the same place again
+        if len(kept) == KEEP or one.images in kept:  # a run that went back comes to the same cursor again
             with suppress(OSError):
                 one.path.unlink()
         kept.add(one.images)

@@ -1,4 +1,4 @@
-"""What a run was made with, and whether this place is the same: ``environment.json``."""
+"""What a run was made with, and whether machine and code are the same here: ``environment.json``."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def _check_data(files: RunFiles, data: Path) -> None:
             f"run {files.run.name} was begun with other data",
             found=f"images or boxes in {data} ({counts}) that are not those of its environment.json",
             expected="the data that its results.csv and best.pt are of",
-            fix="name their place with --data, start a new run, or go on all the same with --other-data",
+            fix="say with --data where they lie, start a new run, or go on all the same with --other-data",
         )
 
 
