@@ -20,6 +20,9 @@ else:
 
 FILE = "toolkit.toml"
 
+Argument = bool | int | float | str | list[Any] | None
+"""A value of one of Ultralytics' training arguments."""
+
 Count = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -81,6 +84,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
 class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
 
+    ``[arguments]`` are Ultralytics' training arguments; :func:`toolkit.training.arguments.check` knows them.
     ``[health.<rule>]`` is what :func:`toolkit.runs.health.load` takes; ``[logging]`` names those of
     :data:`toolkit.runs.plan.TRACKERS` that are told about a run.
     """
@@ -90,6 +94,7 @@ class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
     preset: str | None = None
     device: str | None = None
     name: str | None = None
+    arguments: dict[str, Argument] = {}
     health: dict[str, dict[str, float | str]] = {}
     saving: Saving = Saving()
     restarts: Restarts = Restarts()

@@ -154,7 +154,7 @@ def test_a_file_in_another_encoding_is_one_line(tmp_path: Path, content: bytes) 
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("lr0=0.1", "lr0 is the preset's"), ("epochs=3", "--epochs 3"), ("first", "--resume first")],
+    [("lrO=0.1", "did you mean lrf or lr0"), ("seeds=3", "did you mean seed"), ("first", "--resume first")],
 )
 def test_a_word_that_is_no_option_gets_the_hint_that_fits_it(
     toolkit: Command, workspace: Path, word: str, hint: str

@@ -17,8 +17,8 @@ from toolkit.runs.folder import RunFiles, Summary, write_json
 from toolkit.runs.heartbeat import Beat
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training import deciding, estimate, probe
+from toolkit.training.arguments import TOPICS
 from toolkit.training.deciding import Options
-from toolkit.training.estimate import SETTINGS
 from toolkit.workspace import Workspace
 
 SET_BY_THE_TOOLKIT = (
@@ -47,7 +47,7 @@ def tiny(data: Path) -> Options:
 
 
 def test_every_argument_of_ultralytics_is_shown_or_known_to_change_no_training() -> None:
-    shown = " ".join(SETTINGS.values()).split()
+    shown = " ".join(TOPICS.values()).split()
     left_out = " ".join((SET_BY_THE_TOOLKIT, OF_OTHER_TASKS, NOT_OF_TRAINING)).split()
     assert sorted(shown + left_out) == sorted(DEFAULT_CFG_DICT)
 

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from toolkit import settings
 from toolkit.cli.options import number
 from toolkit.errors import ToolkitError
 
@@ -23,13 +22,17 @@ class SelectBy(str, Enum):
 
 
 def train(
-    run: Annotated[
-        str | None, typer.Argument(help="With --resume: the run to continue, by its name or folder.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [NAME=VALUE]...",
+            help="With --resume: the run to continue, its name or folder. Ultralytics' training arguments.",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files, prepared.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint (.pt) or architecture (.yaml).")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke.")
+        str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke, or FILE.yaml.")
     ] = None,
     epochs: Annotated[int | None, number("epochs", "Passes over the training split.")] = None,
     batch: Annotated[int | None, number("batch", "Frames in a step.")] = None,
@@ -56,6 +59,12 @@ def train(
     select_by: Annotated[
         SelectBy | None, typer.Option(help="What chooses best.pt and stops early; default: fitness.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A training argument of Ultralytics; can be repeated."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or RUN.")] = False,
     other_data: Annotated[
@@ -71,14 +80,16 @@ def train(
     SIGTERM and Ctrl-C save and stop (status 75 and 130); --resume goes on at the next batch.
 
     Example: [bold]toolkit train --data data/ltdv2 --preset rx5600xt --name first[/bold]
+    Example: [bold]toolkit train --preset thermal lr0=0.005 mosaic=0.5[/bold]
     Example: [bold]toolkit train --months feb --val-months jan,mar,apr,may,jun,jul,aug[/bold]
     """
     from toolkit import console, workspace
     from toolkit.supervision import supervisor
-    from toolkit.training import deciding
+    from toolkit.training import arguments, deciding
 
-    if run is not None and (name or not resume):
-        raise _no_option(run)
+    names = [word for word in words or () if "=" not in word]
+    if names and (name or not resume or len(names) > 1):
+        raise _no_argument(names[-1])
     options = deciding.Options(
         data=data,
         model=model,
@@ -88,7 +99,7 @@ def train(
         imgsz=imgsz,
         device=device,
         workers=workers,
-        name=run or name,
+        name=names[0] if names else name,
         channels=channels,
         seed=seed,
         patches=not no_patches,
@@ -97,6 +108,7 @@ def train(
         val_months=val_months,
         score_every=score_every,
         select_by=select_by.value if select_by else None,
+        arguments=arguments.parse([*(word for word in words or () if "=" in word), *(settings or ())]),
         other_data=other_data,
     )
     place = workspace.current()
@@ -120,13 +132,10 @@ def train(
     typer.echo(best)
 
 
-def _no_option(word: str) -> ToolkitError:
-    """A word where none is expected: a setting as other tools write it, or the name of a run."""
-    name, equals, value = word.removeprefix("--").partition("=")
-    if not equals:
-        fix = f"continue that run: toolkit train --resume {word}; or begin one: toolkit train --name NAME"
-    elif name in settings.Defaults.__struct_fields__:
-        fix = f"write it as a flag: toolkit train --{name} {value}"
-    else:
-        fix = f"{name} is the preset's to set; toolkit train --help lists the flags, --dry-run every setting"
-    return ToolkitError(f"{word} is no option of toolkit train", fix=fix)
+def _no_argument(word: str) -> ToolkitError:
+    """A word that is neither a training argument nor the name of the run that goes on."""
+    return ToolkitError(
+        f"{word} is no option of toolkit train",
+        expected="name=value",
+        fix=f"continue that run: toolkit train --resume {word}; or begin one: toolkit train --name NAME",
+    )

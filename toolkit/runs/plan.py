@@ -17,12 +17,12 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.runs import health
 from toolkit.runs.folder import RunFiles, decode_path
 from toolkit.runs.needs import Needs
-from toolkit.settings import Restarts, Saving
+from toolkit.settings import Argument, Restarts, Saving
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
 
-ULTRALYTICS = {"epochs": 100, "batch": 16, "workers": 8, "imgsz": 640}
+ULTRALYTICS: Mapping[str, int] = {"epochs": 100, "batch": 16, "workers": 8, "imgsz": 640, "seed": 0}
 """What Ultralytics takes where nobody says anything; a plan says it."""
 
 TRACKERS = {
@@ -36,7 +36,6 @@ TRACKERS = {
 }
 """Where Ultralytics can report a run to, and the module that each needs."""
 
-Argument = bool | int | float | str
 SelectBy = Literal["fitness", "global_map_bal"]
 
 
@@ -47,7 +46,7 @@ class TrainingPlan:
     Attributes:
         data: folder with LTDv2's files.
         run: folder of the run, made by :func:`record`.
-        preset: name of the recipe that the rest started from.
+        preset: name of the recipe that the rest started from, or its file.
         model: architecture or checkpoint.
         channels: of the images, 1 or 3.
         device: what :func:`toolkit.machine.device.resolve_device` returned.
@@ -91,7 +90,10 @@ class TrainingPlan:
 
     def number(self, name: str) -> int:
         """One of :data:`ULTRALYTICS`; of a plan by an older version it may be left to Ultralytics."""
-        return int(self.arguments.get(name, ULTRALYTICS[name]))
+        value = self.arguments.get(name, ULTRALYTICS[name])
+        if not isinstance(value, int):
+            raise TypeError(f"{name}={value!r} is no whole number")
+        return value
 
     @property
     def ranks(self) -> int:

@@ -141,7 +141,7 @@ def here(plan: TrainingPlan) -> Environment:
         data=sha256(frames.path),
         labels=labels(frames),
         model=sha256(Path(plan.model)) if Path(plan.model).is_file() else "",
-        seed=int(plan.arguments.get("seed", 0)),
+        seed=plan.number("seed"),
         command=tuple(sys.argv[1:]),
         images=describe(plan.subsets),
         digests=tuple(os.environ.get("TOOLKIT_IMAGE_DIGESTS", "").split()),

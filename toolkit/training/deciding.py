@@ -5,24 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from toolkit import ltdv2, settings, workspace
+from toolkit import ltdv2, workspace
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
 from toolkit.runs.plan import TRACKERS, ULTRALYTICS, SelectBy, TrainingPlan, describe, read_plan
+from toolkit.settings import Argument, Defaults
+from toolkit.training.arguments import check, check_numbers, is_settled
 from toolkit.training.model import check_model
-from toolkit.training.preset import DEFAULT_PRESET, load_preset
+from toolkit.training.preset import DEFAULT_PRESET, Preset, configuration, load_preset, preset_name
 
 OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
 """Ultralytics' arguments that a flag or toolkit.toml may set."""
+
+CHANGEABLE = ("batch", "workers")
+"""Ultralytics' arguments that may change when a run goes on."""
 
 LONGEST_NAME = 200
 """Bytes of a run's name; file systems take 255."""
@@ -49,6 +54,7 @@ class Options:
     val_months: str | None = None
     score_every: int | None = None
     select_by: SelectBy | None = None
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
     other_data: bool = False
 
     def subsets(self) -> dict[str, Subset]:
@@ -72,16 +78,12 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
 
     data = place.data_dir(options.data)
     defaults = place.defaults(data)
-    preset_name = options.preset or defaults.preset or DEFAULT_PRESET
-    preset = load_preset(preset_name)
-    arguments = {**ULTRALYTICS, **preset.arguments}
-    for key in OVERRIDES:
-        value = getattr(options, key)
-        if value is None:
-            value = getattr(defaults, key)
-        if value is not None:
-            arguments[key] = value
-    settings.check(arguments, "a flag, toolkit.toml or the preset")
+    name = preset_name(options.preset or defaults.preset or DEFAULT_PRESET)
+    preset = load_preset(name)
+    arguments: dict[str, Argument] = dict(ULTRALYTICS)
+    for _, layer in layers(options, defaults, preset):
+        arguments |= layer
+    check_numbers(arguments, "a flag, toolkit.toml or the preset")
     if options.patches:
         _check_route()
     channels = options.channels or defaults.channels or preset.channels
@@ -102,7 +104,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     planned = TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
-        preset=preset_name,
+        preset=name,
         model=model,
         channels=channels,
         device=resolve_device(options.device or defaults.device),
@@ -116,8 +118,42 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         subsets=subsets,
         trackers=_trackers(defaults.logging),
     )
+    planned = _with_batch(planned)
     needs.refuse_at_start(planned.needs())
     return planned
+
+
+def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[str, dict[str, Argument]]]:
+    """Ultralytics' training arguments by where they are given, checked; a later one wins.
+
+    Raises:
+        ToolkitError: one is given twice in one place, is none of Ultralytics', or the toolkit's to decide.
+    """
+    given: list[tuple[str, dict[str, Argument]]] = [("preset", dict(preset.arguments))]
+    for source, words, numbers in (
+        ("toolkit.toml", defaults.arguments, defaults),
+        ("flag", options.arguments, options),
+    ):
+        where = "[arguments] of toolkit.toml" if source == "toolkit.toml" else "the command line"
+        check(words, where)
+        named = {key: value for key in OVERRIDES if (value := getattr(numbers, key)) is not None}
+        if twice := sorted(words.keys() & named.keys()):
+            raise ToolkitError(
+                f"{twice[0]} is given twice",
+                found=f"{named[twice[0]]} and {words[twice[0]]} ({where})",
+                fix="leave one of them out",
+            )
+        given.append((source, {**named, **words}))
+    return given
+
+
+def _with_batch(plan: TrainingPlan) -> TrainingPlan:
+    """The plan with the images in a batch measured where it wants as many as fit."""
+    if is_settled(plan.arguments["batch"]):
+        return plan
+    from toolkit.training import autobatch
+
+    return replace(plan, arguments={**plan.arguments, "batch": autobatch.settle(plan)})
 
 
 def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
@@ -139,6 +175,8 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         begun = before.arguments.get(key) if key in ("epochs", "imgsz", "seed") else getattr(before, key)
         if value is not None and key == "model":
             value = check_model(value)
+        if value is not None and key == "preset":
+            value = preset_name(value)
         if value not in (None, begun):
             flag = "--" + key.replace("_", "-")
             raise ToolkitError(
@@ -156,9 +194,10 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             expected=describe(before.subsets),
             fix="leave --subset, --months and --val-months out, or start a new run",
         )
-    changed = {key: value for key in ("batch", "workers") if (value := getattr(options, key)) is not None}
+    changed = {key: value for key in CHANGEABLE if (value := getattr(options, key)) is not None}
+    changed |= _arguments_again(files, options.arguments, before)
     arguments = {**before.arguments, **changed}
-    settings.check(arguments, f"a flag, or {files.plan}")
+    check_numbers(arguments, f"a flag, or {files.plan}")
     data = place.data_of(files.best, options.data).absolute()
     if not options.other_data:
         _check_data(files, data)
@@ -178,8 +217,26 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
         rules=health.load(defaults.health),
         trackers=_trackers(defaults.logging),
     )
+    planned = _with_batch(planned)
     needs.refuse_at_start(planned.needs())
     return planned
+
+
+def _arguments_again(
+    files: RunFiles, given: Mapping[str, Argument], before: TrainingPlan
+) -> dict[str, Argument]:
+    """Those of ``name=value`` that change how a run goes on; others must be what it was begun with."""
+    check(given, "the command line")
+    begun = vars(configuration(before))
+    for name, value in given.items():
+        if name not in CHANGEABLE and value != begun[name]:
+            raise ToolkitError(
+                f"run {files.run.name} was begun with another {name}",
+                found=f"{name}={value}",
+                expected=f"{name}={begun[name]}",
+                fix=f"leave {name} out, or start a new run",
+            )
+    return {name: value for name, value in given.items() if name in CHANGEABLE}
 
 
 def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Options) -> TrainingPlan:

@@ -18,22 +18,10 @@ from toolkit.runs.folder import RunFiles, read_summary
 from toolkit.runs.plan import TrainingPlan, count_images, describe, read_plan
 from toolkit.settings import Defaults
 from toolkit.training import deciding
+from toolkit.training.arguments import TOPICS
 from toolkit.training.deciding import Options
-from toolkit.training.preset import configuration
+from toolkit.training.preset import DEFAULT_PRESET, configuration, load_preset
 from toolkit.workspace import Workspace
-
-SETTINGS = {
-    "schedule": "epochs time patience batch nbs imgsz rect multi_scale fraction close_mosaic",
-    "optimiser": "optimizer lr0 lrf cos_lr momentum weight_decay warmup_epochs warmup_momentum "
-    "warmup_bias_lr",
-    "model": "pretrained cls_remap freeze amp channels_last compile quantize deterministic seed",
-    "loss": "box cls cls_pw dfl single_cls classes",
-    "augmentation": "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr mosaic "
-    "mixup cutmix",
-    "validation": "val conf iou max_det agnostic_nms plots save_period",
-    "loader": "workers",
-}
-"""Those of Ultralytics' arguments that say how a detector is trained."""
 
 WITHOUT_DATA = 1000
 """Images that the time is said for when there is no data to count."""
@@ -44,7 +32,8 @@ class Setting(msgspec.Struct, frozen=True):
 
     Attributes:
         name, value: as Ultralytics has them.
-        source: "flag", "toolkit.toml", "preset", "default" (Ultralytics' own), or "run" of one that goes on.
+        source: "flag", "toolkit.toml", "preset", "preset NAME" (which it builds on), "default" (Ultralytics'
+            own), or "run" of one that goes on.
         note: what becomes of it on this machine.
     """
 
@@ -119,7 +108,8 @@ class DryRun(msgspec.Struct, frozen=True):
         if self.images:
             in_epoch = -(-self.images["train"] // plan.number("batch"))
             all_batches = in_epoch * plan.number("epochs")
-            yield f"batches      {in_epoch:,} an epoch, {all_batches:,} in all"
+            in_all = "" if plan.arguments.get("time") else f", {all_batches:,} in all"
+            yield f"batches      {in_epoch:,} an epoch{in_all}"
         scored = (
             f", scored every {plan.score_every} epochs" if plan.score_every > 1 else ", every epoch scored"
         )
@@ -163,14 +153,23 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
             images = count_images(plan, frames)
     defaults = place.defaults(plan.data)
     expected = _of_earlier_run(plan, place.runs, frames, images) or _measured(plan, frames, images)
+    if hours := plan.arguments.get("time"):
+        expected = (Estimate(3600 * float(hours), "its argument time ends it"), expected[1])  # type: ignore[arg-type]
     sources = _sources(options, defaults, resume)
-    settings = _settings(plan, sources, "run" if resume else "preset")
+    settings = _settings(plan, sources, "run" if resume else "default")
     return DryRun(plan, place.settings_files(plan.data), sources, settings, missing, images, *expected)
 
 
 def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, str]:
     """Where each setting comes from that can be given in more than one place."""
-    sources = {}
+    sources: dict[str, str] = {}
+    if not resume:
+        preset = load_preset(options.preset or defaults.preset or DEFAULT_PRESET)
+        for source, layer in deciding.layers(options, defaults, preset):
+            sources |= dict.fromkeys(layer, source)
+            sources |= preset.sources if source == "preset" else {}
+    elif given := options.arguments.keys() & set(deciding.CHANGEABLE):
+        sources |= dict.fromkeys(given, "flag")
     for name in ("data", "model", "channels", "device", "preset", *deciding.OVERRIDES):
         if getattr(options, name) is not None:
             sources[name] = "flag"
@@ -193,10 +192,11 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
 
 
 def _settings(plan: TrainingPlan, sources: dict[str, str], planned: str) -> dict[str, tuple[Setting, ...]]:
-    """Every argument of :data:`SETTINGS`; those of the plan are from ``sources``, or else ``planned``."""
+    """Every argument that trains a detector; those of the plan are from ``sources``, or else ``planned``."""
     values = vars(configuration(plan))
     updates = max(round(values["nbs"] / values["batch"]), 1)
-    notes = {"nbs": f"an update every {updates} batches" if updates > 1 else "an update every batch"}
+    notes: dict[str, str] = {"epochs": "until the time is over"} if values["time"] else {}
+    notes |= {"nbs": f"an update every {updates} batches" if updates > 1 else "an update every batch"}
     if plan.device == "cpu" and values["amp"]:
         notes["amp"] = "off on a CPU"
     if values["workers"] > (os.cpu_count() or 1):
@@ -206,7 +206,7 @@ def _settings(plan: TrainingPlan, sources: dict[str, str], planned: str) -> dict
         source = sources.get(name) or (planned if name in plan.arguments else "default")
         return Setting(name, values[name], source, notes.get(name, ""))
 
-    return {topic: tuple(map(setting, names.split())) for topic, names in SETTINGS.items()}
+    return {topic: tuple(map(setting, names.split())) for topic, names in TOPICS.items()}
 
 
 def _of_earlier_run(

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
 
-from toolkit.errors import ToolkitError
-from toolkit.runs.plan import Argument, TrainingPlan
+from toolkit.errors import ToolkitError, reason
+from toolkit.runs.plan import TrainingPlan
+from toolkit.settings import Argument
+from toolkit.training.arguments import check
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "thermal"
 
 
-class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A named recipe, ``presets/<name>.yaml``.
+class Preset(msgspec.Struct, frozen=True):
+    """A recipe, complete.
 
     Attributes:
         model: a YAML of Ultralytics (architecture, random weights) or a checkpoint.
         channels: 1 trains on grey frames, 3 on the same frame three times (for pretrained colour weights).
-        arguments: Ultralytics' own training arguments.
+        arguments: Ultralytics' own training arguments, those of the presets that it builds on included.
+        sources: of model, channels and each argument that a preset below it names, which one that is.
     """
 
     model: str
     channels: int
     arguments: dict[str, Argument]
+    sources: dict[str, str] = {}
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file of a recipe may say; what it leaves out is its base's, or else Ultralytics'."""
+
+    base: str | None = None
+    model: str | None = None
+    channels: Literal[1, 3] | None = None
+    arguments: dict[str, Argument] = {}
 
 
 def presets() -> list[str]:
@@ -34,16 +47,65 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def preset_name(name: str, below: Path | None = None) -> str:
+    """A recipe by its name, or its file by an absolute path, whose name ends in .yaml or .yml.
+
+    Args:
+        name: as a person wrote it.
+        below: folder that a relative path starts from; the current one by default.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return str(((below or Path.cwd()) / Path(name).expanduser()).absolute())
+    return name
+
+
 def load_preset(name: str) -> Preset:
-    """Read a recipe.
+    """Read a recipe that ships with the toolkit, or a file ``NAME.yaml``, with what it builds on.
 
     Raises:
-        ToolkitError: there is no recipe of that name.
+        ToolkitError: there is no recipe of that name; the file is none, or builds on itself; an argument is
+            none that a preset may set.
     """
-    path = PRESETS / f"{name}.yaml"
-    if name not in presets():
-        raise ToolkitError(f"no preset {name}", expected="one of " + ", ".join(presets()))
-    return msgspec.convert(yaml.safe_load(path.read_text()), Preset)
+    return _load(preset_name(name), ())
+
+
+def _load(name: str, above: tuple[str, ...]) -> Preset:
+    if name in above:
+        raise ToolkitError(f"preset {name} builds on itself", found=" -> ".join((*above, name)))
+    path = Path(name) if Path(name).is_absolute() else PRESETS / f"{name}.yaml"
+    file = _read(name, path)
+    check(file.arguments, f"preset {name}")
+    if file.base is None:
+        if file.model is None:
+            raise ToolkitError(
+                f"preset {name} names no model", expected="model: such as yolo11n.yaml, or base: a preset"
+            )
+        return Preset(file.model, file.channels or 1, file.arguments)
+    base = _load(preset_name(file.base, path.parent), (*above, name))
+    below = {"model": base.model, "channels": base.channels, **base.arguments}
+    sources = {key: base.sources.get(key, f"preset {Path(file.base).stem}") for key in below}
+    own = {key for key in ("model", "channels") if getattr(file, key) is not None} | file.arguments.keys()
+    return Preset(
+        file.model or base.model,
+        file.channels or base.channels,
+        {**base.arguments, **file.arguments},
+        {key: source for key, source in sources.items() if key not in own},
+    )
+
+
+def _read(name: str, path: Path) -> _File:
+    """Raises ToolkitError for what is no recipe."""
+    if path.parent == PRESETS and name not in presets():
+        raise ToolkitError(
+            f"no preset {name}", expected="one of " + ", ".join(presets()) + ", or a file NAME.yaml"
+        )
+    expected = "YAML with base, model, channels, arguments, as in the toolkit's own"
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_bytes()), _File)
+    except (OSError, yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise ToolkitError(
+            f"preset {name} cannot be used", " ".join(reason(error).split()), expected
+        ) from error
 
 
 def configuration(plan: TrainingPlan) -> Any:

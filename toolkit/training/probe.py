@@ -79,6 +79,21 @@ def run(plan: TrainingPlan) -> Probe:
     raise ToolkitError(f"{plan.model} does not fit on the GPU with one image", fix="choose a smaller --model")
 
 
+def gpu_memory(plan: TrainingPlan, images: int) -> int | None:
+    """Bytes that training batches of ``images`` reserve on the GPU; None if they do not fit."""
+    device = torch_device(plan.device)
+    with running(plan.device, patched=plan.patches), determinism(configuration(plan).deterministic):
+        torch.cuda.set_device(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            for _ in run_steps(_Step(plan, images), 3, "cuda"):
+                pass
+        except torch.cuda.OutOfMemoryError:
+            return None
+        return torch.cuda.max_memory_reserved()
+
+
 def loader_processes(plan: TrainingPlan) -> int:
     """Processes that load for a rank, next to the trainer; 0: the trainer itself."""
     return min(int(configuration(plan).workers), os.cpu_count() or 1)

@@ -110,6 +110,7 @@ class ResumableTrainer(DetectionTrainer):
     model: Any
     last: Path
     best: Path
+    epochs: int
 
     def __init__(
         self,
@@ -223,6 +224,9 @@ class ResumableTrainer(DetectionTrainer):
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        if self.args.time:
+            self.epochs = self.args.epochs = state.get("epochs", self.epochs)
+            super()._setup_scheduler()
         self._scale_learning_rate()
         self.start_epoch = state["epoch"]
         model.criterion = model.init_criterion()
@@ -265,6 +269,17 @@ class ResumableTrainer(DetectionTrainer):
         distributed.broadcast_object_list(first, src=0)
         if first[0] != place:
             raise RuntimeError(f"rank {RANK} would go on at {place} (epoch, image), the first at {first[0]}")
+
+    def _setup_scheduler(self) -> None:
+        """With a time instead of epochs, Ultralytics counts how many fit whenever one is over.
+
+        It divides the time by the epochs of this process, which is wrong for a run that goes on: what went
+        before is in the time. The epochs are those of the whole run here.
+        """
+        if self.args.time and hasattr(self, "train_time_start"):
+            of_one = (time.time() - self.train_time_start) / (self.epoch + 1)
+            self.epochs = self.args.epochs = math.ceil(self.args.time * 3600 / of_one)
+        super()._setup_scheduler()
 
     def _scale_learning_rate(self) -> None:
         rates = [rate * self.instructions.lr_scale for rate in self._planned_rates]
@@ -640,6 +655,7 @@ class ResumableTrainer(DetectionTrainer):
             "format": FORMAT,
             "epoch": progress.epoch,
             "samples": progress.samples,
+            "epochs": self.epochs,
             "architecture": model.yaml,
             "model": model.state_dict(),
             "ema": self.ema.ema.state_dict(),
