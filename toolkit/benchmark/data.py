@@ -70,7 +70,7 @@ def loader_rate(dataset: LTDv2Dataset, batch: int, workers: int) -> float:
 
 def training_loader(dataset: LTDv2Dataset, batch: int, workers: int) -> ResumableLoader:
     """The loader of a training on one device, in the order of its epochs."""
-    order = EpochSampler(len(dataset), batch, dataset.seed)
+    order = EpochSampler(len(dataset), batch, dataset.seed, order=dataset.order)
     return ResumableLoader(dataset, order, workers=workers, pin_memory=False, on_worker_death=console.warn)
 
 
@@ -119,7 +119,7 @@ class _Timed:
 
 
 def _stages(dataset: LTDv2Dataset, batch: int, device: torch.device) -> tuple[dict[str, float], int]:
-    order = EpochSampler(len(dataset), batch, dataset.seed)
+    order = EpochSampler(len(dataset), batch, dataset.seed, order=dataset.order)
     samples = (dataset[index] for index in epochs(order, order))
     timed: Any = _Timed(dataset.frames)
     original, dataset.frames = dataset.frames, timed

@@ -15,10 +15,12 @@ from toolkit.errors import ToolkitError
 
 
 class SelectBy(str, Enum):
-    """What best.pt is the best of: Ultralytics' mAP@0.5:0.95, or the number that ranks."""
+    """What best.pt is the best of: Ultralytics' mAP@0.5:0.95, the number that ranks, or the mean AP@0.5 of
+    classes in months with 20 boxes or more."""
 
     fitness = "fitness"
     global_map_bal = "global_map_bal"
+    cells = "cells"
 
 
 def train(
@@ -50,6 +52,16 @@ def train(
     ] = None,
     months: Annotated[str | None, typer.Option(help="Train on these months alone, such as feb,mar.")] = None,
     val_months: Annotated[str | None, typer.Option(help="Validate on these months alone.")] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(min=1, max=100_000, help="Each N-th frame of every clip an epoch, then others."),
+    ] = None,
+    repeat: Annotated[
+        str | None, typer.Option(help="Frames with a class come more often: motorcycle=8,bicycle=2.")
+    ] = None,
+    train_on: Annotated[
+        str | None, typer.Option(help="train, or train,val for the last run: nothing is left to choose by.")
+    ] = None,
     score_every: Annotated[
         int | None,
         typer.Option(
@@ -64,6 +76,10 @@ def train(
         typer.Option(
             "--set", metavar="NAME=VALUE", help="A training argument of Ultralytics; can be repeated."
         ),
+    ] = None,
+    save_period: Annotated[
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Keep the weights of every N-th epoch, for a soup."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the next train-N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run, or RUN.")] = False,
@@ -108,6 +124,10 @@ def train(
         val_months=val_months,
         score_every=score_every,
         select_by=select_by.value if select_by else None,
+        every=every,
+        repeat=repeat,
+        train_on=train_on,
+        save_period=save_period,
         arguments=arguments.parse([*(word for word in words or () if "=" in word), *(settings or ())]),
         other_data=other_data,
     )

@@ -26,9 +26,10 @@ from submission.validate import LABELS
 from toolkit import console
 from toolkit.dataset.cache import choose, open_cache
 from toolkit.dataset.frames import FrameError, Frames
+from toolkit.dataset.frequency import EVERY_FRAME, Frequency
 from toolkit.dataset.index import DatasetIndex, Split
+from toolkit.dataset.joined import JoinedFrames, JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
-from toolkit.dataset.order import epoch_order
 from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
@@ -80,6 +81,7 @@ def build_dataset(
     *,
     rect: bool | None = None,
     rows: Array | None = None,
+    frequency: Frequency = EVERY_FRAME,
     seed: int = 0,
     skip_log: Path | None = None,
 ) -> LTDv2Dataset:
@@ -87,7 +89,7 @@ def build_dataset(
 
     Args:
         index: the opened index.
-        split: "train", "val" or "test" (what :func:`data_dictionary` gives as paths).
+        split: "train", "val" or "test" (what :func:`data_dictionary` gives as paths), or several with commas.
         args: Ultralytics' configuration namespace.
         mode: "train" augments, anything else does not.
         batch: images a batch, for rectangular batches.
@@ -95,12 +97,13 @@ def build_dataset(
         stride: of the model, pixels.
         rect: rectangular batches; by default ``args.rect``, and always when not training.
         rows: images of the split to use, all by default; see ``toolkit.dataset.subset``.
+        frequency: how often they come in training.
         seed: see :class:`LTDv2Dataset`.
         skip_log: file that a line of JSON is appended to for each frame that could not be used.
     """
     train = mode == "train"
     return LTDv2Dataset(
-        index.split(split),
+        open_split(index, split),
         data=data,
         hyp=args,
         imgsz=args.imgsz,
@@ -114,6 +117,7 @@ def build_dataset(
         fraction=args.fraction if train else 1.0,
         prefix=f"{mode}: ",
         rows=rows,
+        frequency=frequency if train else EVERY_FRAME,
         seed=seed,
         skip_log=skip_log,
     )
@@ -139,9 +143,13 @@ class LTDv2Dataset(YOLODataset):
         augment, rect, batch_size, stride, pad, single_cls, classes, prefix: as in Ultralytics.
         fraction: use this part of the images, spread evenly over the split (a number above 1 is a count).
         rows: (n,) images of the split to use; all by default.
+        frequency: how often they come; see ``order``.
         seed: an augmented sample depends on the seed and its index alone, not on which worker made it or what
-            that worker made before. Indices count on over the epochs: ``epoch * len(dataset) + i``, and come
-            soonest in the order of :func:`toolkit.dataset.order.epoch_order`, in batches of ``batch_size``.
+            that worker made before. Indices count on over the epochs: ``epoch * order.span + sample``, and
+            come soonest in the order of ``order.samples(epoch)``, in batches of ``batch_size``.
+
+    Attributes:
+        order: the samples of each epoch (:class:`toolkit.dataset.order.EpochOrder`).
         skip_log: file for frames that could not be used.
     """
 
@@ -166,6 +174,7 @@ class LTDv2Dataset(YOLODataset):
         fraction: float = 1.0,
         prefix: str = "",
         rows: Array | None = None,
+        frequency: Frequency = EVERY_FRAME,
         seed: int = 0,
         skip_log: Path | None = None,
     ) -> None:
@@ -180,7 +189,10 @@ class LTDv2Dataset(YOLODataset):
         self.skipped: dict[str, int] = {}
 
         self.split = split
-        self.cached, self.source = choose(split)
+        self._parts = split.parts if isinstance(split, JoinedSplit) else [split]
+        chosen = [choose(part) for part in self._parts]
+        self.cached = [cached for cached, _ in chosen]
+        self.source = "; ".join(dict.fromkeys(words for _, words in chosen))
         self.frames: Frames = self._open_frames()
         self.classes = classes
         rows = np.arange(len(split)) if rows is None else np.sort(rows)
@@ -193,6 +205,7 @@ class LTDv2Dataset(YOLODataset):
         self.im_files: Any = _Lazy(self.ni, self._name)
         if rect:
             self.set_rectangle()
+        self.order = frequency.order(split, self._rows, seed)
 
         self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
@@ -200,7 +213,8 @@ class LTDv2Dataset(YOLODataset):
         self.transforms = self.build_transforms(hyp=copy(hyp))
 
     def __len__(self) -> int:
-        return self.ni
+        """Samples of an epoch."""
+        return self.order.size
 
     def class_counts(self) -> Array:
         """(4,) int64, boxes of each class in the chosen images, without a walk over ``labels``."""
@@ -232,11 +246,12 @@ class LTDv2Dataset(YOLODataset):
         self.batch_shapes = cells * self.stride
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, i = divmod(int(index), self.ni)
+        epoch, drawn = divmod(int(index), self.order.span)
+        copies, i = divmod(drawn, self.ni)
         if self.augment:
-            random.seed(f"{self.seed} {epoch} {i}")
+            random.seed(f"{self.seed} {epoch} {i}" + (f" {copies}" if copies else ""))
             np.random.seed(random.getrandbits(32))  # noqa: NPY002 (Ultralytics' augmentation draws from it)
-            lane, self.buffer = self._neighbours(epoch, i)
+            lane, self.buffer = self._neighbours(epoch, drawn)
             wanted, held = {i, *self.buffer}, self._lanes.get(lane, {})
             self._recent = {j: loaded for j, loaded in held.items() if j in wanted}
             if self.fused:
@@ -314,18 +329,22 @@ class LTDv2Dataset(YOLODataset):
             self._recent[i] = loaded
         return loaded
 
-    def _neighbours(self, epoch: int, i: int) -> tuple[int, list[int]]:
-        """An image's lane, and the images before it there; the epoch's end comes before its beginning."""
+    def _neighbours(self, epoch: int, drawn: int) -> tuple[int, list[int]]:
+        """A sample's lane, and the images before it there; the epoch's end comes before its beginning."""
         if self._order is None or self._order[0] != epoch:
-            order = epoch_order(self.ni, self.seed, epoch)
+            order = self.order.samples(epoch)
             self._order = epoch, order, np.argsort(order)
         _, order, places = self._order
-        count = max(1, min(NEIGHBOURS, self.ni - 1))
-        batch, column = divmod(int(places[i]), self.batch_size)
+        at = int(np.searchsorted(order, drawn, sorter=places))
+        if at == len(order) or order[places[at]] != drawn:
+            raise IndexError(f"sample {drawn} is none of epoch {epoch}")
+        size = self.order.size
+        count = max(1, min(NEIGHBOURS, size - 1))
+        batch, column = divmod(int(places[at]), self.batch_size)
         turn, lane = divmod(batch, LANES)
         turns, columns = np.divmod(turn * self.batch_size + column - np.arange(1, count + 1), self.batch_size)
         before = (turns * LANES + lane) * self.batch_size + columns
-        return lane, order[before % self.ni].tolist()
+        return lane, (order[before % size] % self.ni).tolist()
 
     def _kept(self, grey: Array) -> Array:
         """The frame in memory that an earlier one had.
@@ -407,8 +426,11 @@ class LTDv2Dataset(YOLODataset):
         self.frames = self._open_frames()
 
     def _open_frames(self) -> Frames:
-        cache = open_cache(self.split) if self.cached else None
-        return cache or self.split.frames()
+        opened = [
+            (open_cache(part) if cached else None) or part.frames()
+            for part, cached in zip(self._parts, self.cached, strict=True)
+        ]
+        return opened[0] if len(opened) == 1 else JoinedFrames(opened)
 
 
 class _Brightness:

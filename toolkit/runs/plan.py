@@ -12,6 +12,8 @@ import msgspec
 
 from submission.errors import NO_JSON
 from toolkit import ltdv2
+from toolkit.dataset.frequency import Frequency
+from toolkit.dataset.joined import open_split
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs import health
@@ -36,7 +38,7 @@ TRACKERS = {
 }
 """Where Ultralytics can report a run to, and the module that each needs."""
 
-SelectBy = Literal["fitness", "global_map_bal"]
+SelectBy = Literal["fitness", "global_map_bal", "cells"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ class TrainingPlan:
         score_every: epochs from one scoring of the validation split, as the challenge does it, to the next;
             0 for none.
         select_by: what best.pt is the best of, and what early stopping waits for: Ultralytics' fitness
-            (mAP@0.5:0.95) or the challenge's number.
+            (mAP@0.5:0.95), the challenge's number, or the mean of well filled cells of class and month
+            (:mod:`toolkit.evaluation.cells`).
         saving: when checkpoints inside an epoch are written.
         restarts: when the run is given up.
         rules: red flags and what they do.
         subsets: of the splits that are not used whole, by their names.
+        frequency: how often the training frames come.
+        train_on: splits that are trained on.
         trackers: those of :data:`TRACKERS` that are told about the run.
     """
 
@@ -77,11 +82,22 @@ class TrainingPlan:
     restarts: Restarts = field(default_factory=Restarts)
     rules: health.Rules = field(default_factory=health.Rules)
     subsets: Mapping[str, Subset] = field(default_factory=dict)
+    frequency: Frequency = field(default_factory=Frequency)
+    train_on: tuple[str, ...] = ("train",)
     trackers: tuple[str, ...] = ()
 
     def subset(self, split: str) -> Subset:
         """Which images of a split the run uses."""
         return self.subsets.get(split, Subset())
+
+    def source(self, split: str) -> str:
+        """The split whose images are used, for :func:`toolkit.dataset.joined.open_split`."""
+        return ",".join(self.train_on) if split == "train" else split
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation frames are unknown to the weights, so that scores on them choose best.pt."""
+        return "val" not in self.train_on
 
     def needs(self) -> Needs:
         """What the run asks of the machine."""
@@ -122,10 +138,11 @@ def describe(subsets: Mapping[str, Subset]) -> str:
 
 
 def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
-    """Images that a run uses of each split.
+    """Images that an epoch of a run uses of each split.
 
     Raises:
-        ToolkitError: a split is missing, or has no image of the months that are wanted.
+        ToolkitError: a split is missing, or has no image of the months that are wanted, or no
+            class that is to be repeated.
     """
     counts = {}
     for name in ("train", "val"):
@@ -136,5 +153,7 @@ def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
                 expected=f"{ltdv2.ANNOTATIONS[name]} beside the frames",
                 fix=f"put it there, then: toolkit dataset prepare {plan.data}",
             )
-        counts[name] = len(plan.subset(name).rows(index.split(name)))
+        split = open_split(index, plan.source(name))
+        rows = plan.subset(name).rows(split)
+        counts[name] = plan.frequency.order(split, rows, 0).size if name == "train" else len(rows)
     return counts

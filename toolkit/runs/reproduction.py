@@ -143,11 +143,17 @@ def here(plan: TrainingPlan) -> Environment:
         model=sha256(Path(plan.model)) if Path(plan.model).is_file() else "",
         seed=plan.number("seed"),
         command=tuple(sys.argv[1:]),
-        images=describe(plan.subsets),
+        images=_images(plan),
         digests=tuple(os.environ.get("TOOLKIT_IMAGE_DIGESTS", "").split()),
         variables={name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         threads=os.environ.get("OMP_NUM_THREADS") or "1",
     )
+
+
+def _images(plan: TrainingPlan) -> str:
+    """Which images are used, and how often, in words."""
+    often = "" if plan.frequency.is_plain else f"; {plan.frequency}"
+    return describe(plan.subsets) + often + ("" if plan.chooses else "; train and val are trained on")
 
 
 def labels(frames: DatasetIndex) -> str:

@@ -66,6 +66,13 @@ def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
     if plan.subsets:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets)} ({counted})")
+    if not plan.frequency.is_plain:
+        console.note(f"{plan.frequency}: {images['train']:,} samples an epoch")
+    if not plan.chooses:
+        console.warn(
+            "the validation split is trained on: nothing is left to choose by. Scores on it say nothing, and "
+            "best.pt is that of the last epoch"
+        )
     return supervise(claim(plan) if numbered else plan)
 
 

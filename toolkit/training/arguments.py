@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from submission.validate import LABELS
 from toolkit import settings
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.errors import ToolkitError
 from toolkit.settings import Argument
 from toolkit.training.model import check_model
@@ -158,11 +158,11 @@ def _other_than_wanted(name: str, value: Argument) -> str:
     if name == "time" and isinstance(value, (int, float)) and value <= 0:
         return "hours, more than 0"
     if name == "classes" and value is not None:
-        known = range(len(CATEGORIES))
+        known = range(len(LABELS))
         listed = value if isinstance(value, list) else [value]
         if not listed or any(isinstance(each, bool) or each not in known for each in listed):
             return "numbers of classes, such as [0,2]: " + ", ".join(
-                f"{label - 1} {title}" for label, title in CATEGORIES.items()
+                f"{label - 1} {title}" for label, title in LABELS.items()
             )
     if name == "freeze" and isinstance(value, str):
         return "a number of layers, or a list such as [0,1,2]"

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from toolkit import ltdv2, workspace
+from toolkit import console, ltdv2, workspace
+from toolkit.dataset.frequency import Frequency
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
@@ -54,6 +55,10 @@ class Options:
     val_months: str | None = None
     score_every: int | None = None
     select_by: SelectBy | None = None
+    every: int | None = None
+    repeat: str | None = None
+    train_on: str | None = None
+    save_period: int | None = None
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     other_data: bool = False
 
@@ -65,6 +70,21 @@ class Options:
         """
         wanted = {"train": Subset.parse(self.months, self.subset), "val": Subset.parse(self.val_months)}
         return {split: subset for split, subset in wanted.items() if not subset.is_all}
+
+    def frequency(self) -> Frequency:
+        """How often the training frames are to come. Raises ToolkitError: see :meth:`Frequency.parse`."""
+        return Frequency.parse(self.every, self.repeat)
+
+    def splits(self) -> tuple[str, ...]:
+        """What is to be trained on.
+
+        Raises:
+            ToolkitError: another choice than the training split, with or without the validation split.
+        """
+        chosen = tuple((self.train_on or "train").replace(" ", "").split(","))
+        if chosen not in (("train",), ("train", "val")):
+            raise ToolkitError(f"no training on {self.train_on}", expected="train, or train,val")
+        return chosen
 
 
 def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
@@ -91,15 +111,22 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
     subsets = options.subsets()
     select_by = options.select_by or "fitness"
-    score_every = options.score_every or (1 if select_by == "global_map_bal" else 0)
+    score_every = options.score_every or (0 if select_by == "fitness" else 1)
     if score_every and "val" in subsets:
         raise ToolkitError(
             "the challenge's score is one of all months",
             found=f"validation on {subsets['val']} alone",
             fix="leave --score-every and --select-by out, or --val-months",
         )
-    if select_by == "global_map_bal":
-        _check_selection(data, score_every)
+    train_on = options.splits()
+    if "val" in train_on and select_by != "fitness":
+        raise ToolkitError(
+            "nothing is left to choose by: the validation split is trained on",
+            found=f"--select-by {select_by} with --train-on {options.train_on}",
+            fix="leave --select-by out: best.pt is then that of the last epoch",
+        )
+    if select_by != "fitness":
+        _check_selection(data, select_by, score_every)
     model = check_model(options.model or defaults.model or preset.model)
     planned = TrainingPlan(
         data=data.absolute(),
@@ -116,6 +143,8 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         restarts=defaults.restarts,
         rules=health.load(defaults.health),
         subsets=subsets,
+        frequency=options.frequency(),
+        train_on=train_on,
         trackers=_trackers(defaults.logging),
     )
     planned = _with_batch(planned)
@@ -136,7 +165,8 @@ def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[s
     ):
         where = "[arguments] of toolkit.toml" if source == "toolkit.toml" else "the command line"
         check(words, where)
-        named = {key: value for key in OVERRIDES if (value := getattr(numbers, key)) is not None}
+        names = (*OVERRIDES, "save_period") if source == "flag" else OVERRIDES
+        named = {key: value for key in names if (value := getattr(numbers, key)) is not None}
         if twice := sorted(words.keys() & named.keys()):
             raise ToolkitError(
                 f"{twice[0]} is given twice",
@@ -169,10 +199,24 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     """
     files = named(place.runs, options.name) if options.name else _newest_run(place.runs)
     before = read_plan(files)
-    fixed = ("preset", "model", "channels", "epochs", "imgsz", "seed", "score_every", "select_by")
+    fixed = (
+        "preset",
+        "model",
+        "channels",
+        "epochs",
+        "imgsz",
+        "seed",
+        "save_period",
+        "score_every",
+        "select_by",
+    )
     for key in fixed:
         value = getattr(options, key)
-        begun = before.arguments.get(key) if key in ("epochs", "imgsz", "seed") else getattr(before, key)
+        begun = (
+            before.arguments.get(key)
+            if key in ("epochs", "imgsz", "seed", "save_period")
+            else getattr(before, key)
+        )
         if value is not None and key == "model":
             value = check_model(value)
         if value is not None and key == "preset":
@@ -193,6 +237,20 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             found=describe(wanted),
             expected=describe(before.subsets),
             fix="leave --subset, --months and --val-months out, or start a new run",
+        )
+    if (options.every or options.repeat) and options.frequency() != before.frequency:
+        raise ToolkitError(
+            f"run {files.run.name} shows its frames as often as it was started to",
+            found=str(options.frequency()),
+            expected=str(before.frequency),
+            fix="leave --every and --repeat out, or start a new run",
+        )
+    if options.train_on and options.splits() != before.train_on:
+        raise ToolkitError(
+            f"run {files.run.name} was begun with another --train-on",
+            found=options.train_on,
+            expected=",".join(before.train_on),
+            fix="leave --train-on out, or start a new run",
         )
     changed = {key: value for key in CHANGEABLE if (value := getattr(options, key)) is not None}
     changed |= _arguments_again(files, options.arguments, before)
@@ -282,19 +340,27 @@ def _check_route() -> None:
         raise ToolkitError(f"{forced.name} names no route", found=forced.value, expected=expected)
 
 
-def _check_selection(data: Path, score_every: int) -> None:
-    """Choosing by global_map_bal needs it in every epoch, and a truth in every month: -1 stands for a month
-    without one, and the number then says nothing."""
+def _check_selection(data: Path, select_by: SelectBy, score_every: int) -> None:
+    """Choosing by the challenge's scores needs them in every epoch.
+
+    global_map_bal needs a truth in every month as well: -1 stands for a month without one, and the number
+    then says nothing. The mean of cells needs one that is filled.
+    """
     from toolkit.dataset import index
+    from toolkit.evaluation import cells
     from toolkit.evaluation.scoring import month_masks
 
     if score_every != 1:
         raise ToolkitError(
-            "--select-by global_map_bal needs a score in every epoch",
+            f"--select-by {select_by} needs a score in every epoch",
             found=f"--score-every {score_every}",
             fix="leave --score-every out",
         )
     split = index.load(data).split("val")
+    counts = cells.counts(split.image_ids, split.box_offsets, split.labels)
+    if select_by == "cells":
+        cells.require(counts, data / ltdv2.ANNOTATIONS["val"])
+        return
     scored = split.image_ids[split.training.images["boxes"] > 0]
     empty = [month for month, mask in month_masks(scored).items() if not mask.any()]
     if empty:
@@ -304,6 +370,8 @@ def _check_selection(data: Path, score_every: int) -> None:
             expected="true boxes in each of the eight months",
             fix="leave --select-by out",
         )
+    if lacking := cells.lacking(counts):
+        console.warn(f"no {lacking} in validation: global_map_bal hangs on that; --select-by cells does not")
 
 
 def _device_again(files: RunFiles, flag: str | None, before: str) -> str:

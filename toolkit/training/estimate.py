@@ -93,6 +93,10 @@ class DryRun(msgspec.Struct, frozen=True):
             yield f"data         {plan.data}: {images} ({source['data']})"
         if plan.subsets:
             yield f"subset       {describe(plan.subsets)} (flag)"
+        if not plan.frequency.is_plain:
+            yield f"frequency    {plan.frequency} (flag)"
+        if not plan.chooses:
+            yield "train on     train and val (flag): nothing is left to choose by"
         channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"
         yield f"model        {plan.model} ({source['model']}), {channels}"
         patches = "on" if plan.patches else "off"
@@ -113,7 +117,8 @@ class DryRun(msgspec.Struct, frozen=True):
         scored = (
             f", scored every {plan.score_every} epochs" if plan.score_every > 1 else ", every epoch scored"
         )
-        yield f"best.pt      by {plan.select_by}{scored if plan.score_every else ''}"
+        chosen = f"by {plan.select_by}" if plan.chooses else "of the last epoch"
+        yield f"best.pt      {chosen}{scored if plan.score_every else ''}"
         extra = f" or {plan.saving.batches:,} batches" if plan.saving.batches else ""
         every = f"every {duration(plan.saving.seconds)}{extra} ({source['saving']})"
         yield f"checkpoints  {every}, and on SIGTERM and Ctrl-C"

@@ -15,7 +15,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from toolkit import console, doctor
 from toolkit.dataset.index import DatasetIndex
-from toolkit.dataset.order import epoch_order
+from toolkit.dataset.joined import open_split
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 from toolkit.machine.device import running, torch_device
@@ -105,16 +105,17 @@ def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> floa
     options = configuration(plan)
     dataset = build_dataset(
         index,
-        split,
+        plan.source(split),
         options,
         mode="train" if training else "val",
         batch=plan.number("batch"),
         data=data_dictionary(index, plan.channels),
-        rows=plan.subset(split).rows(index.split(split)),
+        rows=plan.subset(split).rows(open_split(index, plan.source(split))),
+        frequency=plan.frequency,
         stride=STRIDE,
         seed=options.seed,
     )
-    chosen = epoch_order(len(dataset), dataset.seed, epoch=0)[:256].tolist()
+    chosen = dataset.order.samples(epoch=0)[:256].tolist()
     _ = dataset[chosen[0]]
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS / 4:

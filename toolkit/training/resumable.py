@@ -54,7 +54,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import RANK, WORLD_SIZE
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from toolkit import console
 from toolkit.dataset.loader import PREFETCH, use_server
@@ -325,7 +325,9 @@ class ResumableTrainer(DetectionTrainer):
                 expected=f"a --batch that is a multiple of {WORLD_SIZE}",
             )
         dataset = self.build_dataset(dataset_path, mode, self.batch_size)
-        order = EpochSampler(len(dataset), self.batch_size, self.args.seed, max(RANK, 0), WORLD_SIZE)
+        order = EpochSampler(
+            len(dataset), self.batch_size, self.args.seed, max(RANK, 0), WORLD_SIZE, dataset.order
+        )
         return ResumableLoader(
             dataset,
             order,
@@ -463,6 +465,7 @@ class ResumableTrainer(DetectionTrainer):
         final = {"last": self.last, "best": self.best}
         partial = {name: path.with_name(f".{path.name}.tmp") for name, path in final.items()}
         self.last, self.best = partial["last"], partial["best"]
+        self.save_period = 0  # Ultralytics would write into the file that a soup may be reading
         try:
             super().save_model()
             for name, path in partial.items():
@@ -470,6 +473,7 @@ class ResumableTrainer(DetectionTrainer):
                     with path.open("rb+") as file:
                         os.fsync(file.fileno())
                     path.replace(final[name])
+            self._keep_epoch(final["last"])
         except OSError as error:
             self.best = final["best"]
             self.best_fitness = self._fitness_of_best()  # what the next epoch must beat is what is there
@@ -480,6 +484,21 @@ class ResumableTrainer(DetectionTrainer):
                 with suppress(OSError):
                     path.unlink()
         return None
+
+    def _keep_epoch(self, last: Path) -> None:
+        """With ``save_period``, the weights of this epoch as epoch10.pt and so on, without the optimiser.
+
+        The number is that of results.csv. A full disk costs the file.
+        """
+        number = self.epoch + 1
+        if self.args.save_period < 1 or number % self.args.save_period:
+            return
+        try:
+            with replacing(self.wdir / f"epoch{number}.pt") as temporary:
+                if not strip_optimizer(last, str(temporary)):
+                    raise ToolkitError(f"cannot read {last}")
+        except Exception as error:  # of a full disk PyTorch makes a RuntimeError
+            self._record("epoch not kept", "training goes on", f"epoch{number}.pt: {error}")
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Append the epoch to results.csv; a full disk costs the row.

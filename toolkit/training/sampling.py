@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from toolkit.dataset.loader import PREFETCH, RING, use_server
-from toolkit.dataset.order import epoch_order
+from toolkit.dataset.order import EpochOrder
 from toolkit.runs.folder import Batch
 
 WORKER_RETRIES = 3
@@ -41,18 +41,28 @@ def seed_everything(seed: int) -> None:
 class EpochSampler(Sampler[int]):
     """What is left of one epoch, batch after batch; of each batch the part of one rank.
 
-    Yields ``epoch * images + image``, which tells a seeded dataset the epoch as well
+    Yields ``epoch * span + sample``, which tells a seeded dataset the epoch as well
     (:class:`toolkit.dataset.ultralytics.LTDv2Dataset`).
 
     Args:
-        images: number of images.
+        images: in an epoch.
         batch: images in a batch, over all ranks; a multiple of ``ranks``.
         seed: of the run.
         rank, ranks: this process among those that share each batch.
+        order: what an epoch shows; each image once by default.
     """
 
-    def __init__(self, images: int, batch: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        order: EpochOrder | None = None,
+    ) -> None:
         self.images, self.batch, self.seed = images, batch, seed
+        self.order = order or EpochOrder(images, seed)
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
         self.start = 0
@@ -83,13 +93,13 @@ class EpochSampler(Sampler[int]):
         return next(self.places(), Batch(self.epoch, end, self.batch))
 
     def __iter__(self) -> Iterator[int]:
-        order = epoch_order(self.images, self.seed, self.epoch)
+        order = self.order.samples(self.epoch)
         for place in self.places():
             positions = np.arange(place.first, min(place.first + self.batch, self.images))
             # The last batch may hold fewer images than there are ranks: every rank still needs one.
             shared = np.resize(positions, max(len(positions), self.ranks))
             for position in shared[self.rank :: self.ranks].tolist():
-                yield self.epoch * self.images + int(order[position])
+                yield self.epoch * self.order.span + int(order[position])
 
 
 class _Ring:

@@ -18,8 +18,10 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from toolkit import console
 from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.joined import open_split
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
+from toolkit.evaluation import cells
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
@@ -31,6 +33,9 @@ from toolkit.training.resumable import MAIN, ResumableTrainer
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
 """What results.csv keeps of the challenge's numbers."""
+
+CHOSEN_BY = {"global_map_bal": "global_map_bal", "cells": cells.NAME}
+"""The number that each way to choose looks at, beside Ultralytics' fitness."""
 
 
 class Validator(DetectionValidator):
@@ -96,14 +101,16 @@ class LTDv2Trainer(ResumableTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> LTDv2Dataset:
         """The split ``img_path`` ("train" or "val") as a dataset."""
+        source = self.plan.source(img_path)
         dataset = build_dataset(
             self.index,
-            img_path,
+            source,
             self.args,
             mode=mode,
             batch=batch or 1,
             data=self.data,
-            rows=self.plan.subset(img_path).rows(self.index.split(img_path)),
+            rows=self.plan.subset(img_path).rows(open_split(self.index, source)),
+            frequency=self.plan.frequency,
             stride=max(int(unwrap_model(self.model).stride.max()), 32),
             seed=self.args.seed,
             skip_log=self.files.skipped_frames,
@@ -131,15 +138,20 @@ class LTDv2Trainer(ResumableTrainer):
         """
         best = self.best_fitness
         metrics, fitness = super().validate()
-        if metrics is None or fitness is None or not self.plan.score_every:
+        if metrics is None or fitness is None:
+            return metrics, fitness
+        if not self.plan.chooses:  # scores on frames that are trained on only grow: the newest is the best
+            self.best_fitness = fitness = (self.epoch + 1) / self.epochs
+            return metrics, fitness
+        if not self.plan.score_every:
             return metrics, fitness
         self.best_fitness = best  # a stop while the epoch is scored leaves the run as it was before it
         metrics |= self.score_epoch()
         self._validation_seconds += self._scoring_seconds / self.plan.score_every
-        if self.plan.select_by == "global_map_bal":
-            balanced = metrics["global_map_bal"]
-            # Nothing found in any month gives NaN; in some months only, as little as -1.8.
-            fitness = -math.inf if math.isnan(balanced) else balanced
+        if self.plan.select_by != "fitness":
+            chosen = metrics[CHOSEN_BY[self.plan.select_by]]
+            # Nothing found in any month gives NaN; in some months only, global_map_bal is as little as -1.8.
+            fitness = -math.inf if math.isnan(chosen) else chosen
         if best is None or best < fitness:
             self.best_fitness = fitness
         return metrics, fitness
@@ -147,10 +159,12 @@ class LTDv2Trainer(ResumableTrainer):
     def score_epoch(self) -> dict[str, float]:
         """:data:`SCORES` of the averaged weights on the validation split; NaN in an epoch without scoring.
 
-        They are what `toolkit evaluate` finds for the checkpoint of this epoch.
+        They are what `toolkit evaluate` finds for the checkpoint of this epoch; with ``select_by`` cells,
+        their mean as well.
         """
+        wanted = (*SCORES, cells.NAME) if self.plan.select_by == "cells" else SCORES
         if (self.epoch + 1) % self.plan.score_every:
-            return dict.fromkeys(SCORES, math.nan)
+            return dict.fromkeys(wanted, math.nan)
         start = time.monotonic()
         options = PredictionOptions(
             imgsz=self.args.imgsz,
@@ -160,9 +174,10 @@ class LTDv2Trainer(ResumableTrainer):
         )
         weights = as_saved(self.ema.ema)
         detections = detect(weights, self.index, "val", options, on_batch=self._on_validation_batch)
-        scores = score(self.truth, detections.rounded()).as_dict()
+        scores = score(self.truth, detections.rounded())
         self._scoring_seconds = time.monotonic() - start
-        found = {key: float(scores[key]) for key in SCORES}
+        values = {**scores.as_dict(), cells.NAME: cells.mean(self.truth, scores)}
+        found = {key: float(values[key]) for key in wanted}
         listed = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
         console.note(f"epoch {self.epoch + 1}: {listed} ({self._scoring_seconds:.1f} s)")
         return found

@@ -1,0 +1,109 @@
+"""How often frames come in training: each n-th of a clip, and those with rare classes more often.
+
+Neighbouring frames of a clip are a second apart and nearly alike; a class of few boxes is shown so rarely
+that other classes decide every step. Both are answered by one sequence: the frames by clip and time, each as
+often as its class asks for, of which an epoch takes every n-th. So what is repeated is spread over the clips.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from submission.validate import LABELS
+from toolkit.dataset.order import EpochOrder
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import Split
+
+MOST = 1000
+"""Times that a frame may come in place of once."""
+
+
+class Frequency(msgspec.Struct, frozen=True):
+    """How often the frames of the training split come.
+
+    Attributes:
+        every: an epoch shows each so-manieth frame of every clip, the next epoch others.
+        repeat: label of a class -> how many times as often frames that hold it come; of several classes in a
+            frame the rarest, that is the largest number, counts.
+    """
+
+    every: int = 1
+    repeat: dict[int, int] = {}
+
+    @classmethod
+    def parse(cls, every: int | None = None, repeat: str | None = None) -> Frequency:
+        """From what a person writes: ``5`` and ``motorcycle=8,bicycle=2``.
+
+        Raises:
+            ToolkitError: a number below 1, or a name that is no class.
+        """
+        if every is not None and every < 1:
+            raise ToolkitError(f"no training on every {every}th frame", expected="1 or more")
+        labels = {name: label for label, name in LABELS.items()}
+        times = {}
+        for word in repeat.replace(" ", "").split(",") if repeat is not None else ():
+            name, _, number = word.partition("=")
+            if name not in labels or not number.isdecimal() or not 1 <= int(number) <= MOST:
+                raise ToolkitError(
+                    f"{word!r} repeats no class",
+                    expected=f"such as motorcycle=8,bicycle=2: {', '.join(labels)}, each 1 to {MOST}",
+                )
+            if labels[name] in times:
+                raise ToolkitError(f"{name} is repeated twice", found=repeat or "")
+            times[labels[name]] = int(number)
+        return cls(every or 1, times)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every frame comes once an epoch."""
+        return self.every == 1 and not self.repeat
+
+    def __str__(self) -> str:
+        words = [f"every {self.every}. frame of a clip"] if self.every > 1 else []
+        words += [f"frames with a {LABELS[label]} {n} times" for label, n in self.repeat.items()]
+        return ", ".join(words) or "every frame once"
+
+    def order(self, split: Split, rows: npt.NDArray[np.int64], seed: int) -> EpochOrder:
+        """What the epochs of a run show.
+
+        Args:
+            split: the split.
+            rows: (n,) of the images that are used; samples count these.
+            seed: of the run.
+
+        Raises:
+            ToolkitError: no image holds a class that is to be repeated.
+        """
+        if self.is_plain:
+            return EpochOrder(len(rows), seed)
+        times = np.ones(len(rows), np.int64)
+        for label, number in self.repeat.items():
+            holds = _holding(split, label)[rows]
+            if not holds.any():
+                raise ToolkitError(
+                    f"no {LABELS[label]} to repeat",
+                    found=f"none in the {len(rows):,} frames of {split.name} that are used",
+                    fix="leave it out of --repeat, or train on more months or clips",
+                )
+            times[holds] = np.maximum(times[holds], number)
+        by_time = np.lexsort((split.image_ids[rows], split.clips[rows]))
+        return EpochOrder(len(rows), seed, np.repeat(by_time, times[by_time]), self.every)
+
+
+EVERY_FRAME = Frequency()
+"""Each frame once an epoch."""
+
+
+def _holding(split: Split, label: int) -> npt.NDArray[np.bool_]:
+    """(images,) whether an image of the split has a box of the class."""
+    tables = split.training
+    image = np.repeat(np.arange(len(tables.images)), tables.images["boxes"])
+    holds = np.zeros(len(tables.images), np.bool_)
+    holds[image[tables.boxes["label"] == label]] = True
+    return holds
