@@ -20,7 +20,7 @@ from toolkit import console
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.machine.device import resolve_device, running, torch_device
-from toolkit.weights import image_size, input_channels, load_model
+from toolkit.weights import image_size, input_channels, load_model, views_of
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -159,7 +159,7 @@ def detect(
         config,
         mode="val",
         batch=options.batch,
-        data=data_dictionary(frames, channels),
+        data=data_dictionary(frames, channels, views_of(model)),
         stride=max(int(model.stride.max()), 32),
     )
     loader = build_dataloader(
@@ -171,6 +171,7 @@ def detect(
     )
     use_server(loader)
     image_ids = frames.split(split).image_ids
+    stood_in = 0
     found: list[npt.NDArray[np.float64]] = [np.empty((0, 6))] * len(image_ids)
     with closing(loader), console.progress(f"predicting {split}", len(dataset), "frames") as advance:
         for batch in loader:
@@ -186,6 +187,7 @@ def detect(
                 max_time_img=math.inf,  # a slow machine must not cost frames their boxes
             )
             unread.add(batch["unreadable"])
+            stood_in += sum(batch["stood_in"])
             for i, rows in enumerate(kept):
                 if batch["unreadable"][i]:
                     continue  # what was found in the blank frame that stands for it
@@ -196,6 +198,8 @@ def detect(
             advance(len(kept))
             on_batch()
     unread.tell()
+    if stood_in:
+        console.note(f"{stood_in:,} times a frame of {split} stood in for a neighbour that is not there")
     rows = np.concatenate(found) if found else np.empty((0, 6))
     return Detections(
         image_ids=image_ids,

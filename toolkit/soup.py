@@ -18,7 +18,7 @@ from torch import nn
 from toolkit import console, provenance
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
-from toolkit.weights import read_checkpoint, require_classes
+from toolkit.weights import read_checkpoint, require_classes, views_of
 
 Judge = Callable[[Path], float]
 """The score of a checkpoint; larger is better, NaN is worst."""
@@ -116,6 +116,13 @@ def _read(path: Path) -> nn.Module:
 
 def _require_alike(one: nn.Module, other: nn.Module, first: Path, second: Path) -> None:
     a, b = ({name: tuple(value.shape) for name, value in m.state_dict().items()} for m in (one, other))
+    if (views := views_of(one)) != (others := views_of(other)):
+        raise ToolkitError(
+            f"{first} and {second} see different frames",
+            found=f"--frames {views} and {others}",
+            expected="checkpoints of one model, with the same channels",
+            fix="fuse their predictions instead: toolkit ensemble",
+        )
     different = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
     if different:
         name = different[0]

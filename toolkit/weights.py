@@ -15,10 +15,14 @@ from torch import nn
 
 from submission.validate import LABELS
 from toolkit import console
+from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
+
+VIEWS = "frames"
+"""Key of a model's description under which it remembers what its channels show."""
 
 TASKS = {
     "Segment": "segmentation",
@@ -314,12 +318,51 @@ def input_channels(model: nn.Module) -> int:
     Raises:
         ToolkitError: it has no convolution.
     """
+    return _first_convolution(model).in_channels
+
+
+def _first_convolution(model: nn.Module) -> nn.Conv2d:
+    """Raises ToolkitError: there is none."""
     first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is None:
         raise ToolkitError(
             "this model has no convolution", expected="one that says how many channels it takes"
         )
-    return first.in_channels
+    return first
+
+
+def views_of(model: nn.Module) -> Views:
+    """What the channels of the images show that a model takes; a model of another program takes the frame."""
+    described: Any = getattr(model, "yaml", None)
+    words = described.get(VIEWS) if isinstance(described, Mapping) else None
+    return Views(tuple(words)) if words else PLAIN
+
+
+def remember_views(model: nn.Module, views: Views) -> None:
+    """Write into a model what its channels show; its checkpoints keep it, and stay Ultralytics' own."""
+    model.yaml[VIEWS] = list(views.words)  # type: ignore[index, operator, assignment]
+
+
+def carry_first_layer(model: nn.Module, source: nn.Module, views: Views) -> None:
+    """Begin a model of several views with the first convolution of another that was loaded into it.
+
+    Views that both have keep their kernels. A source of the frame alone gives its kernel, summed over
+    colours, to the channel ``now``. Other channels begin at 0: the new model finds at first what the old one
+    found.
+
+    Args:
+        model: of ``views``, its other layers loaded.
+        source: what it starts from.
+        views: its channels.
+    """
+    kernel, old = _first_convolution(model).weight, _first_convolution(source).weight.float()
+    known = views_of(source)
+    if known == views or old.shape[0] != kernel.shape[0] or old.shape[2:] != kernel.shape[2:]:
+        return
+    parts = {"now": old.sum(1)} if known.is_plain else dict(zip(known.words, old.unbind(1), strict=True))
+    with torch.no_grad():
+        for channel, word in enumerate(views.words):
+            kernel[:, channel] = parts.get(word, torch.zeros_like(old[:, 0]))
 
 
 def image_size(model: nn.Module) -> int:

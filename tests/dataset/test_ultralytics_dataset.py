@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from damaged_frames import damage
 from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Format
@@ -29,17 +30,6 @@ def make(index: DatasetIndex, split: str, mode: str, channels: int = 1, **option
     keywords = {key: options.pop(key) for key in ("seed", "skip_log", "rect") if key in options}
     args = get_cfg(overrides={"imgsz": 160, **options})
     return build_dataset(index, split, args, mode, 4, data_dictionary(index, channels), **keywords)
-
-
-def damage(folder: Path, name: str) -> None:
-    """Cut a frame's JPEG short without moving anything in the archive."""
-    split_rows = [load(folder).split(s) for s in ("train", "val", "test")]
-    for split in split_rows:
-        for row in np.flatnonzero(split.file_names == name.encode()).tolist():
-            members = split.frames().members  # type: ignore[attr-defined]
-            with (folder / "frames.zip").open("r+b") as file:
-                file.seek(int(members.offsets[row]) + 30 + len(name) + int(members.sizes[row]) // 2)
-                file.write(b"\0" * (int(members.sizes[row]) // 2))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

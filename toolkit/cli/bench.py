@@ -136,6 +136,7 @@ def data(
     batch: Annotated[int, number("batch", "Images in a batch.")] = 16,
     imgsz: Annotated[int, number("imgsz", "Side of a sample, pixels.")] = 640,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 grey, 3 for colour weights.")] = 1,
+    frames: Annotated[str, typer.Option(help="Channels of a sample, such as now,before,background.")] = "now",
     device: Annotated[str, typer.Option(help="Where batches go: cpu, or a GPU's number.")] = "cpu",
     workers: Annotated[str, typer.Option(help="Numbers of workers to try; default: up to the cores.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -143,6 +144,7 @@ def data(
     """Show how many training images a second arrive: by stage, and by number of loader workers.
 
     Example: [bold]toolkit bench data data/ltdv2 --workers 0,2,4[/bold]
+    Example: [bold]toolkit bench data data/ltdv2 --frames now,before,background[/bold]
     """
     import msgspec
     from rich.table import Table
@@ -152,6 +154,7 @@ def data(
     from toolkit.benchmark.data import measure, worker_counts
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
+    from toolkit.dataset.views import Views
     from toolkit.errors import ToolkitError
     from toolkit.machine.device import resolve_device, torch_device
 
@@ -161,13 +164,17 @@ def data(
         raise ToolkitError(f"--workers {workers} are no numbers of workers", expected="such as 0,2,4")
     index = load(folder)
     options = get_cfg(overrides={"imgsz": imgsz})
-    dataset = build_dataset(index, "train", options, "train", batch, data_dictionary(index, channels))
+    views = Views.parse(frames)
+    described = data_dictionary(index, channels if views.is_plain else views.channels, views)
+    dataset = build_dataset(index, "train", options, "train", batch, described)
     console.note(f"train frames: {dataset.source}")
     rates = measure(dataset, batch, target, [int(number) for number in numbers])
     if as_json:
         console.print_json(msgspec.to_builtins(rates, str_keys=True))
         return
-    table = Table(title=f"mosaics of {imgsz} px, {channels} channel(s), batches of {batch}, to {device}")
+    table = Table(
+        title=f"mosaics of {imgsz} px, {described['channels']} channel(s), batches of {batch}, to {device}"
+    )
     table.add_column("stage or loader")
     table.add_column("images/s", justify="right")
     for stage, rate in rates.stages.items():

@@ -34,7 +34,8 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files, prepared.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint (.pt) or architecture (.yaml).")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Recipe to start from: thermal, rx5600xt, smoke, or FILE.yaml.")
+        str | None,
+        typer.Option(help="Recipe: thermal, thermal-large, thermal-6gb, rx5600xt, smoke, or FILE.yaml."),
     ] = None,
     epochs: Annotated[int | None, number("epochs", "Passes over the training split.")] = None,
     batch: Annotated[int | None, number("batch", "Frames in a step.")] = None,
@@ -61,6 +62,10 @@ def train(
     ] = None,
     train_on: Annotated[
         str | None, typer.Option(help="train, or train,val for the last run: nothing is left to choose by.")
+    ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(help="Channels of a sample: now,before,background; before3 is three frames earlier."),
     ] = None,
     score_every: Annotated[
         int | None,
@@ -127,6 +132,7 @@ def train(
         every=every,
         repeat=repeat,
         train_on=train_on,
+        frames=frames,
         save_period=save_period,
         arguments=arguments.parse([*(word for word in words or () if "=" in word), *(settings or ())]),
         other_data=other_data,

@@ -2,7 +2,8 @@
 
 Frames stay grey, (height, width, 1), through every augmentation; a model with three input channels gets the
 grey channel three times at the very end. For grey frames that is what colour augmentation computes too, at a
-third of the work.
+third of the work. With other views than the frame (:mod:`toolkit.dataset.views`) a sample has a channel for
+each, and one geometry moves them all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from toolkit.dataset.frequency import EVERY_FRAME, Frequency
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.joined import JoinedFrames, JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
+from toolkit.dataset.views import PLAIN, Sources, Views
 from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
@@ -48,18 +50,21 @@ NEIGHBOURS = 64
 are at hand, decoded for earlier samples. Ultralytics takes them from the last 128 at batch 16."""
 
 
-def data_dictionary(index: DatasetIndex, channels: int) -> dict[str, Any]:
+def data_dictionary(index: DatasetIndex, channels: int, views: Views = PLAIN) -> dict[str, Any]:
     """What Ultralytics' ``check_det_dataset`` would return; the "paths" are names of splits.
 
     Args:
         index: the dataset.
-        channels: input channels of the model, 1 or 3.
+        channels: input channels of the model, 1 or 3, or those of other views than the frame.
+        views: what the channels show.
 
     Raises:
         ToolkitError: another number of channels.
     """
-    if channels not in (1, 3):
-        raise ToolkitError(f"no images with {channels} channels", expected="1 or 3")
+    if channels not in ((1, 3) if views.is_plain else (views.channels,)):
+        raise ToolkitError(
+            f"no images with {channels} channels", expected="1 or 3" if views.is_plain else str(views)
+        )
     splits = {name: name for name in ("train", "val", "test") if index.manifest.images.get(name)}
     return {
         "path": index.data,
@@ -67,6 +72,7 @@ def data_dictionary(index: DatasetIndex, channels: int) -> dict[str, Any]:
         "nc": len(LABELS),
         "names": {label - 1: name for label, name in LABELS.items()},
         "channels": channels,
+        "views": views,
     }
 
 
@@ -133,7 +139,8 @@ class LTDv2Dataset(YOLODataset):
     ``source`` says in words where the frames come from, archive or cache, and why.
 
     Samples that are not augmented carry ``row``, the image's row in the split: ``split.image_ids[row]`` is
-    its id, exactly; and ``unreadable``, why the frame is a blank one, empty where it is not.
+    its id, exactly; ``unreadable``, why the frame is a blank one, empty where it is not; and ``stood_in``,
+    how many channels the frame itself stands in for.
 
     Args:
         split: labels and frames.
@@ -194,6 +201,9 @@ class LTDv2Dataset(YOLODataset):
         self.cached = [cached for cached, _ in chosen]
         self.source = "; ".join(dict.fromkeys(words for _, words in chosen))
         self.frames: Frames = self._open_frames()
+        self.views: Views = data.get("views", PLAIN)
+        self.sources = Sources(self.views, self._parts, split)
+        self._stood_in = 0
         self.classes = classes
         rows = np.arange(len(split)) if rows is None else np.sort(rows)
         self._rows: Array = _choose(rows[split.present[rows]], fraction)
@@ -258,7 +268,7 @@ class LTDv2Dataset(YOLODataset):
                 self._spare += [loaded[0] for j, loaded in held.items() if j not in wanted]
             self._lanes[lane] = self._recent
         sample: dict[str, Any] = self.transforms(self.get_image_and_label(i))
-        if self.channels == 3:
+        if self.views.is_plain and self.channels == 3:
             sample["img"] = sample["img"].expand(3, -1, -1)
         return sample
 
@@ -274,13 +284,14 @@ class LTDv2Dataset(YOLODataset):
                     self._skip(error)
                 if self.augment:
                     continue
-                original, unreadable = self._size(i), error.line()
-                image = self._resize(np.full(original, PADDING, np.uint8))
+                original, unreadable, self._stood_in = self._size(i), error.line(), 0
+                image = self._resize(np.full((*original, self.views.channels), PADDING, np.uint8))
                 resized = image.shape[:2]
             label = self._label(i)
             del label["shape"]
             if not self.augment:
                 label["row"], label["unreadable"] = int(self._rows[i]), unreadable
+                label["stood_in"] = self._stood_in
             label["img"], label["ori_shape"], label["resized_shape"] = image, original, resized
             label["ratio_pad"] = (resized[0] / original[0], resized[1] / original[1])
             if self.rect:
@@ -299,9 +310,11 @@ class LTDv2Dataset(YOLODataset):
 
         Args:
             batch: the samples.
-            out: (samples, 1, height, width) uint8, where the images are to be; new memory by default.
+            out: (samples, channels that differ, height, width) uint8, where the images are to be; new memory
+                by default.
         """
-        images = torch.stack([sample["img"][:1] for sample in batch], out=out)
+        differing = channels_that_differ(batch[0]["img"])
+        images = torch.stack([sample["img"][:differing] for sample in batch], out=out)
         collated: dict[str, Any] = YOLODataset.collate_fn(
             [{key: value for key, value in sample.items() if key != "img"} for sample in batch]
         )
@@ -309,7 +322,7 @@ class LTDv2Dataset(YOLODataset):
         return collated
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Loaded:
-        """Grey frame of sample ``i``, (h, w, 1) uint8, its size as recorded and as enlarged to ``imgsz``.
+        """Channels of image ``i``, (h, w, c) uint8, their size as recorded and as enlarged to ``imgsz``.
 
         The frame has the latter size, unless the fused mosaic is at work, which wants it as recorded.
 
@@ -318,12 +331,14 @@ class LTDv2Dataset(YOLODataset):
         """
         if i in self._recent:
             return self._recent[i]
-        grey = self.frames.grey(int(self._rows[i]))
+        row = int(self._rows[i])
+        grey = self.frames.grey(row)
         original = (int(grey.shape[0]), int(grey.shape[1]))
         if original != self._size(i):
             found, expected = ("{1} x {0}".format(*size) for size in (original, self._size(i)))
             raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
-        image = self._kept(grey)[..., None] if self.fused else self._resize(grey)
+        channels, self._stood_in = self.sources.stack(self.frames, row, grey)
+        image = self._kept(channels) if self.fused else self._resize(channels)
         loaded = image, original, self._resized(original)
         if self.augment:
             self._recent[i] = loaded
@@ -346,26 +361,26 @@ class LTDv2Dataset(YOLODataset):
         before = (turns * LANES + lane) * self.batch_size + columns
         return lane, (order[before % size] % self.ni).tolist()
 
-    def _kept(self, grey: Array) -> Array:
+    def _kept(self, channels: Array) -> Array:
         """The frame in memory that an earlier one had.
 
         It is taken in blocks: a heap in which frames outlive the arrays made between them grows without need.
         """
-        if not self._spare or self._spare[-1].shape[:2] != grey.shape:
-            self._spare = list(np.empty((NEIGHBOURS + 1, *grey.shape, 1), np.uint8))
-        kept = self._spare.pop()[..., 0]
-        np.copyto(kept, grey)
+        if not self._spare or self._spare[-1].shape != channels.shape:
+            self._spare = list(np.empty((NEIGHBOURS + 1, *channels.shape), np.uint8))
+        kept = self._spare.pop()
+        np.copyto(kept, channels)
         return kept
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (-(-side * self.imgsz // max(size)) for side in size)
         return height, width
 
-    def _resize(self, grey: Array) -> Array:
-        height, width = self._resized(grey.shape)
-        if grey.shape != (height, width):
-            grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
-        return grey[..., None]
+    def _resize(self, channels: Array) -> Array:
+        height, width = self._resized((channels.shape[0], channels.shape[1]))
+        if channels.shape[:2] != (height, width):
+            channels = cv2.resize(channels, (width, height), interpolation=cv2.INTER_LINEAR)
+        return channels.reshape(height, width, self.views.channels)
 
     def _size(self, i: int) -> tuple[int, int]:
         image = self.split.training.images[self._rows[i]]
@@ -461,9 +476,16 @@ class _GreyFormat(Format):
     def _format_img(self, img: Array) -> torch.Tensor:
         if img.strides[1] < 0:
             # A mirrored view: OpenCV mirrors 640 x 640 pixels in 0.01 ms, where numpy's copy takes 0.22 ms.
-            img = cv2.flip(np.ascontiguousarray(img[:, ::-1]), 1)
+            img = cv2.flip(np.ascontiguousarray(img[:, ::-1]), 1).reshape(img.shape)
+        if img.shape[2] > 1:  # Ultralytics would exchange the first and the last of three, as of colours
+            return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
         formatted: torch.Tensor = super()._format_img(img)
         return formatted
+
+
+def channels_that_differ(images: torch.Tensor) -> int:
+    """Of (..., channels, height, width): one where all are the same memory, as of a grey frame thrice."""
+    return 1 if images.stride(-3) == 0 else int(images.shape[-3])
 
 
 class _Lazy(Sequence[Any]):

@@ -37,7 +37,7 @@ def counts(
         offsets: (images + 1,) int64: image ``i`` owns ``labels[offsets[i]:offsets[i + 1]]``.
         labels: (boxes,) int64.
     """
-    found = {}
+    found: Counts = {}
     for month, mask in month_masks(image_ids).items():
         inside = labels[np.repeat(mask, np.diff(offsets))]
         found |= {(month, label): int((inside == label).sum()) for label in LABELS}

@@ -15,6 +15,7 @@ from toolkit import ltdv2
 from toolkit.dataset.frequency import Frequency
 from toolkit.dataset.joined import open_split
 from toolkit.dataset.subset import Subset
+from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs import health
 from toolkit.runs.folder import RunFiles, decode_path
@@ -50,7 +51,7 @@ class TrainingPlan:
         run: folder of the run, made by :func:`record`.
         preset: name of the recipe that the rest started from, or its file.
         model: architecture or checkpoint.
-        channels: of the images, 1 or 3.
+        channels: of the images, 1 or 3, or as many as views.
         device: what :func:`toolkit.machine.device.resolve_device` returned.
         patches: whether convolutions go through the patches.
         arguments: Ultralytics' training arguments.
@@ -65,6 +66,7 @@ class TrainingPlan:
         subsets: of the splits that are not used whole, by their names.
         frequency: how often the training frames come.
         train_on: splits that are trained on.
+        views: what the channels of a sample show; ``channels`` is then their number.
         trackers: those of :data:`TRACKERS` that are told about the run.
     """
 
@@ -84,6 +86,7 @@ class TrainingPlan:
     subsets: Mapping[str, Subset] = field(default_factory=dict)
     frequency: Frequency = field(default_factory=Frequency)
     train_on: tuple[str, ...] = ("train",)
+    views: Views = PLAIN
     trackers: tuple[str, ...] = ()
 
     def subset(self, split: str) -> Subset:

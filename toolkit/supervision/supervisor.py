@@ -21,7 +21,7 @@ import psutil
 
 from patches import children
 from toolkit import console
-from toolkit.dataset import index
+from toolkit.dataset import backgrounds, index
 from toolkit.errors import ToolkitError
 from toolkit.runs import checkpoints, events, health, heartbeat, reproduction
 from toolkit.runs.folder import (
@@ -62,12 +62,16 @@ def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
         ToolkitError: the data is not prepared, the run was stopped, or it could not be kept alive.
     """
     console.outlive_readers()
-    images = count_images(plan, index.load(plan.data))
+    prepared = index.load(plan.data)
+    images = count_images(plan, prepared)
     if plan.subsets:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets)} ({counted})")
     if not plan.frequency.is_plain:
         console.note(f"{plan.frequency}: {images['train']:,} samples an epoch")
+    if "background" in plan.views.words:
+        for name in dict.fromkeys((*plan.train_on, "val")):
+            backgrounds.ensure(prepared.split(name))
     if not plan.chooses:
         console.warn(
             "the validation split is trained on: nothing is left to choose by. Scores on it say nothing, and "

@@ -14,6 +14,7 @@ import msgspec
 from toolkit import console, ltdv2, workspace
 from toolkit.dataset.frequency import Frequency
 from toolkit.dataset.subset import Subset
+from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
@@ -58,6 +59,7 @@ class Options:
     every: int | None = None
     repeat: str | None = None
     train_on: str | None = None
+    frames: str | None = None
     save_period: int | None = None
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     other_data: bool = False
@@ -106,9 +108,19 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
     check_numbers(arguments, "a flag, toolkit.toml or the preset")
     if options.patches:
         _check_route()
+    model = check_model(options.model or defaults.model or preset.model)
+    views = _views(options, model)
     channels = options.channels or defaults.channels or preset.channels
     if channels not in (1, 3):
         raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
+    if not views.is_plain:
+        if options.channels not in (None, views.channels):
+            raise ToolkitError(
+                f"--frames {views} makes {views.channels} channels",
+                found=f"--channels {options.channels}",
+                fix="leave --channels out",
+            )
+        channels = views.channels
     subsets = options.subsets()
     select_by = options.select_by or "fitness"
     score_every = options.score_every or (0 if select_by == "fitness" else 1)
@@ -127,7 +139,6 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         )
     if select_by != "fitness":
         _check_selection(data, select_by, score_every)
-    model = check_model(options.model or defaults.model or preset.model)
     planned = TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
@@ -145,6 +156,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         subsets=subsets,
         frequency=options.frequency(),
         train_on=train_on,
+        views=views,
         trackers=_trackers(defaults.logging),
     )
     planned = _with_batch(planned)
@@ -252,6 +264,13 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             expected=",".join(before.train_on),
             fix="leave --train-on out, or start a new run",
         )
+    if options.frames and Views.parse(options.frames) != before.views:
+        raise ToolkitError(
+            f"run {files.run.name} was begun with another --frames",
+            found=options.frames,
+            expected=str(before.views),
+            fix="leave --frames out, or start a new run",
+        )
     changed = {key: value for key in CHANGEABLE if (value := getattr(options, key)) is not None}
     changed |= _arguments_again(files, options.arguments, before)
     arguments = {**before.arguments, **changed}
@@ -338,6 +357,30 @@ def _check_route() -> None:
     if forced and forced.value not in ("auto", *NAMES):
         expected = "auto, " + ", ".join(NAMES)
         raise ToolkitError(f"{forced.name} names no route", found=forced.value, expected=expected)
+
+
+def _views(options: Options, model: str) -> Views:
+    """What the channels of a sample are to show: what is asked for, else what the weights were trained with.
+
+    Raises:
+        ToolkitError: both, and they are not the same.
+    """
+    asked = Views.parse(options.frames) if options.frames is not None else None
+    if Path(model).suffix != ".pt":
+        return asked or PLAIN
+    from toolkit.weights import read_checkpoint, views_of
+
+    known = views_of(read_checkpoint(Path(model)))
+    if asked is None:
+        return known
+    if not known.is_plain and asked != known:
+        raise ToolkitError(
+            f"{model} was trained with other --frames",
+            found=f"--frames {asked}",
+            expected=f"--frames {known}",
+            fix="leave --frames out, or start from weights of the frame alone",
+        )
+    return asked
 
 
 def _check_selection(data: Path, select_by: SelectBy, score_every: int) -> None:

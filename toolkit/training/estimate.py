@@ -99,6 +99,8 @@ class DryRun(msgspec.Struct, frozen=True):
             yield "train on     train and val (flag): nothing is left to choose by"
         channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"
         yield f"model        {plan.model} ({source['model']}), {channels}"
+        if not plan.views.is_plain:
+            yield f"frames       {plan.views} ({'flag' if source['frames'] == 'flag' else 'weights'})"
         patches = "on" if plan.patches else "off"
         yield f"device       {plan.device} ({source['device']}){ranks}, patches {patches}"
         yield f"preset       {plan.preset} ({source['preset']})"
@@ -190,6 +192,7 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
         "preset": "default",
     }
     sources = {name: "run" if resume else source for name, source in others.items()} | sources
+    sources["frames"] = "flag" if options.frames else "weights"
     sources["saving"] = "default" if defaults.saving == Defaults().saving else "toolkit.toml"
     for name in health.Rules.__struct_fields__:
         sources[f"health.{name}"] = "toolkit.toml" if name in defaults.health else "default"
@@ -251,7 +254,7 @@ def _of_earlier_run(
 
 def _alike(plan: TrainingPlan, other: TrainingPlan) -> bool:
     """Whether a batch of the two is the same work."""
-    same = ("data", "model", "channels", "device", "patches", "score_every")
+    same = ("data", "model", "channels", "views", "device", "patches", "score_every")
     keys = ("imgsz", "batch", "amp", "mosaic", "workers")
     return all(getattr(plan, name) == getattr(other, name) for name in same) and all(
         plan.arguments.get(key) == other.arguments.get(key) for key in keys

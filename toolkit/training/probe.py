@@ -109,7 +109,7 @@ def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> floa
         options,
         mode="train" if training else "val",
         batch=plan.number("batch"),
-        data=data_dictionary(index, plan.channels),
+        data=data_dictionary(index, plan.channels, plan.views),
         rows=plan.subset(split).rows(open_split(index, plan.source(split))),
         frequency=plan.frequency,
         stride=STRIDE,

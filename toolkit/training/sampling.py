@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from toolkit.dataset.loader import PREFETCH, RING, use_server
 from toolkit.dataset.order import EpochOrder
+from toolkit.dataset.ultralytics import channels_that_differ
 from toolkit.runs.folder import Batch
 
 WORKER_RETRIES = 3
@@ -118,7 +119,7 @@ class _Ring:
         if get_worker_info() is None:
             return self.collate(samples)
         image = samples[0]["img"]
-        shape = (len(samples), 1, *image.shape[1:])
+        shape = (len(samples), channels_that_differ(image), *image.shape[1:])
         if len(self.memory) == self.memory.maxlen and self.memory[0].shape == shape:
             memory = self.memory.popleft()
         else:
@@ -195,7 +196,7 @@ class ResumableLoader(DataLoader[Any]):
                 continue
             if self.num_workers and not self.pin_memory:
                 images = batch["img"]
-                batch["img"] = images[:, :1].clone().expand_as(images)
+                batch["img"] = images[:, : channels_that_differ(images)].clone().expand_as(images)
             places.popleft()
             self.place = place
             self.samples_done = order.start = min(place.first + place.size, order.images)

@@ -30,6 +30,7 @@ from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.runs.plan import TRACKERS, TrainingPlan
 from toolkit.training.resumable import MAIN, ResumableTrainer
+from toolkit.weights import carry_first_layer, remember_views
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
 """What results.csv keeps of the challenge's numbers."""
@@ -97,7 +98,16 @@ class LTDv2Trainer(ResumableTrainer):
 
     def get_dataset(self) -> dict[str, Any]:
         """What Ultralytics would read from a data.yaml."""
-        return data_dictionary(self.index, self.plan.channels)
+        return data_dictionary(self.index, self.plan.channels, self.plan.views)
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Ultralytics' model, which remembers what its channels show."""
+        model = super().get_model(cfg=cfg, weights=weights, verbose=verbose)
+        if not self.plan.views.is_plain:
+            if weights is not None:
+                carry_first_layer(model, weights, self.plan.views)
+            remember_views(model, self.plan.views)
+        return model
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> LTDv2Dataset:
         """The split ``img_path`` ("train" or "val") as a dataset."""
@@ -117,6 +127,8 @@ class LTDv2Trainer(ResumableTrainer):
         )
         if MAIN:
             console.note(f"{img_path} frames: {dataset.source}")
+            for word, count in dataset.sources.missing().items():
+                console.note(f"{count:,} of {len(dataset.split):,} frames have none {word}: each is its own")
         return dataset
 
     def get_class_counts(self) -> npt.NDArray[np.float32]:
