@@ -22,7 +22,7 @@ from .waits import parse_wait
 
 VCC = Operand("s", NAMED["vcc_lo"])
 EXEC_OPERAND = Operand("s", EXEC)
-TRANSCENDENTAL = ("v_rcp", "v_rsq", "v_sqrt", "v_exp", "v_log", "v_sin", "v_cos", "v_s_rcp")
+TRANSCENDENTAL = ("v_rcp", "v_rsq", "v_sqrt", "v_exp", "v_log", "v_sin", "v_cos", "v_s_")
 # Hints to the sequencer, caches, messages to the driver at the end: nothing that changes a result.
 IGNORED = (
     "s_nop", "s_clause", "s_delay_alu", "s_inst_prefetch", "s_set_inst_prefetch_distance", "s_sendmsg",

@@ -19,7 +19,7 @@ from .operands import DTYPES as DTYPES
 from .operands import literal_bits, put, put_float, reader, words, writer
 from .step import Surroundings
 from .team import EXEC, Team
-from .vector import fma
+from .vector import VECTOR, fma
 from .waits import Owed
 
 U32 = np.uint32
@@ -125,12 +125,13 @@ def _permute_rows(instruction: Instruction) -> Computed:
     )  # fmt: skip
 
 
-def _scalar_reciprocal(instruction: Instruction) -> Computed:
-    word = words(instruction.operands[1])
+def _scalar_function(instruction: Instruction) -> Computed:
+    """v_s_sqrt_f32 and its like: what the vector instruction computes, of a scalar (gfx12)."""
+    word, function = words(instruction.operands[1]), VECTOR[instruction.name.replace("v_s_", "v_")].compute
 
     def compute(team: Team) -> Any:
         value = np.broadcast_to(word(team), (team.size, 1))[:, 0].view(np.float32)
-        return (np.float32(1) / value).view(U32)
+        return np.asarray(function(value)).view(U32)
 
     return _scalar_result(instruction, compute)
 
@@ -276,7 +277,7 @@ SPECIAL: dict[str, Callable[[Instruction], Computed]] = {
     "v_writelane_b32": _write_lane,
     "v_permlane16_b32": _permute_rows,
     "v_permlanex16_b32": _permute_rows,
-    "v_s_rcp_f32": _scalar_reciprocal,
+    **{f"v_s_{name}_f32": _scalar_function for name in ("rcp", "rsq", "sqrt", "exp", "log")},
     "v_swap_b32": _swap,
     "v_fma_mix_f32": _mixed,
     "v_fma_mixlo_f16": _mixed,

@@ -262,3 +262,14 @@ def rounded(matrix: Any, kind: str) -> Any:
     if kind == "f16":
         return matrix.astype(np.float64)
     return (matrix.astype(np.float32).view(np.uint32) >> 16 << 16).view(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", ["rcp", "rsq", "sqrt", "exp", "log"])
+def test_a_function_of_a_scalar_is_that_of_a_lane(name: str) -> None:
+    team = team_of(len(EDGES))
+    team.s[4] = np.array(EDGES, np.uint32)
+    with np.errstate(all="ignore"):
+        step(f"v_s_{name}_f32 s9, s4").run(None, team)
+        expected = [VECTOR_MEANING[f"v_{name}_f32"](x) for x in EDGES]
+    for x, one, wanted in zip(EDGES, team.s[9].tolist(), expected, strict=True):
+        assert same(one, int(wanted), "f32"), f"{name} of {x:#x}"
