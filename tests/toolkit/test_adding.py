@@ -56,6 +56,10 @@ def test_a_preset_is_a_file(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
         deciding.plan(Workspace(root), Options(preset="brisker", device="cpu"))
 
 
+def test_every_preset_that_ships_is_named_by_the_flag() -> None:
+    assert not [name for name in preset.presets() if name not in flags(train)["preset"].help]
+
+
 @pytest.mark.parametrize("name", [n for n in settings.Numbers.__struct_fields__ if n != "channels"])
 def test_a_number_of_a_training_is_a_flag_and_a_key_within_its_bounds(
     root: Path, tmp_path: Path, name: str
