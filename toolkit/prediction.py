@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +113,6 @@ def as_saved(model: DetectionModel) -> DetectionModel:
     return saved
 
 
-@torch.inference_mode()
 def detect(
     model: DetectionModel,
     frames: DatasetIndex,
@@ -138,9 +137,75 @@ def detect(
         ToolkitError: the model cannot do what the options ask, or more frames than they allow are missing or
             unreadable.
     """
+    image_ids = frames.split(split).image_ids
+    found: list[npt.NDArray[np.float64]] = [np.empty((0, 6))] * len(image_ids)
+    for output in outputs(model, frames, split, options, ALL_BOXES, on_batch):
+        found[output.row] = output.in_frame(output.boxes, options.max_det)
+    return together(image_ids, found)
+
+
+def together(image_ids: npt.NDArray[np.int64], found: Sequence[npt.NDArray[np.float64]]) -> Detections:
+    """What was found in each image as columns.
+
+    Args:
+        image_ids: (images,) int64.
+        found: of each image (n, 6): corners in pixels of the frame, score, class 0 to 3.
+    """
+    rows = np.concatenate(found) if len(found) else np.empty((0, 6))
+    return Detections(
+        image_ids=image_ids,
+        offsets=np.concatenate(([0], np.cumsum([len(f) for f in found]))).astype(np.int64),
+        boxes=rows[:, :4],
+        scores=rows[:, 4],
+        labels=rows[:, 5].astype(np.int64) + 1,
+    )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network finds in a frame.
+
+    Attributes:
+        row: of the image in its split.
+        boxes: (n, 6) float32: corners in pixels of the network's input, score, class 0 to 3; the best first.
+        size: height and width of the network's input.
+        frame: those of the frame.
+        placing: how the frame lies in the input, as Ultralytics has it.
+    """
+
+    row: int
+    boxes: torch.Tensor
+    size: torch.Size
+    frame: tuple[int, int]
+    placing: Any
+
+    def in_frame(self, boxes: torch.Tensor, max_det: int) -> npt.NDArray[np.float64]:
+        """Some of the boxes in pixels of the frame, clipped to it; the best ``max_det`` of each class."""
+        from ultralytics.utils import ops
+
+        placed = boxes.clone()
+        ops.scale_boxes(self.size, placed[:, :4], self.frame, self.placing)
+        inside = (placed[:, 2:4] > placed[:, :2]).all(1)
+        inside &= place_in_class(placed[:, 5].long()) < max_det
+        return placed[inside, :6].cpu().numpy().astype(np.float64)
+
+
+@torch.inference_mode()
+def outputs(
+    model: DetectionModel,
+    frames: DatasetIndex,
+    split: SplitName,
+    options: PredictionOptions,
+    most: int,
+    on_batch: Callable[[], object] = lambda: None,
+) -> Iterator[Output]:
+    """What a network finds in each readable frame of a split; see :func:`detect`.
+
+    Args:
+        most: boxes kept in a frame, behind the suppression of overlaps by ``options``.
+    """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader
-    from ultralytics.utils import ops
     from ultralytics.utils.nms import non_max_suppression
 
     from toolkit.dataset.loader import use_server
@@ -170,9 +235,7 @@ def detect(
         device=target,
     )
     use_server(loader)
-    image_ids = frames.split(split).image_ids
     stood_in = 0
-    found: list[npt.NDArray[np.float64]] = [np.empty((0, 6))] * len(image_ids)
     with closing(loader), console.progress(f"predicting {split}", len(dataset), "frames") as advance:
         for batch in loader:
             images = batch["img"].to(target, non_blocking=True).float() / 255
@@ -182,32 +245,21 @@ def detect(
                 options.iou,
                 multi_label=True,
                 agnostic=options.agnostic,
-                max_det=ALL_BOXES,
+                max_det=most,
                 end2end=end2end,
                 max_time_img=math.inf,  # a slow machine must not cost frames their boxes
             )
             unread.add(batch["unreadable"])
             stood_in += sum(batch["stood_in"])
             for i, rows in enumerate(kept):
-                if batch["unreadable"][i]:
-                    continue  # what was found in the blank frame that stands for it
-                ops.scale_boxes(images.shape[2:], rows[:, :4], batch["ori_shape"][i], batch["ratio_pad"][i])
-                inside = (rows[:, 2:4] > rows[:, :2]).all(1)
-                inside &= place_in_class(rows[:, 5].long()) < options.max_det
-                found[batch["row"][i]] = rows[inside, :6].cpu().numpy().astype(np.float64)
+                if not batch["unreadable"][i]:  # else found in the blank frame that stands for it
+                    frame, placing = batch["ori_shape"][i], batch["ratio_pad"][i]
+                    yield Output(batch["row"][i], rows, images.shape[2:], frame, placing)
             advance(len(kept))
             on_batch()
     unread.tell()
     if stood_in:
         console.note(f"{stood_in:,} times a frame of {split} stood in for a neighbour that is not there")
-    rows = np.concatenate(found) if found else np.empty((0, 6))
-    return Detections(
-        image_ids=image_ids,
-        offsets=np.concatenate(([0], np.cumsum([len(f) for f in found]))).astype(np.int64),
-        boxes=rows[:, :4],
-        scores=rows[:, 4],
-        labels=rows[:, 5].astype(np.int64) + 1,
-    )
 
 
 def place_in_class(classes: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolkit.cli.options import Agnostic, Conf, Iou, MaxDet, number
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import SplitName
+    from toolkit.evaluation.truth import GroundTruth
+    from toolkit.prediction import PredictionOptions
 
 
 class Split(str, Enum):
@@ -61,11 +67,16 @@ def evaluate(
     tta: Annotated[
         bool, typer.Option("--tta", help="Predict each frame at three sizes, one of them mirrored.")
     ] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="conf,iou,imgsz", help="Try a grid of these, and print the best with its gain."),
+    ] = None,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
 ) -> None:
     """Score weights or predictions exactly as the challenge does.
 
     Example: [bold]toolkit evaluate best.pt --report[/bold]
+    Example: [bold]toolkit evaluate best.pt --sweep conf,iou[/bold]
     Example: [bold]toolkit evaluate predictions.json --truth Valid.json --json[/bold]
     """
     from submission import Detections
@@ -91,6 +102,12 @@ def evaluate(
     folder = out or (run or path.parent) / "evaluation"
 
     if is_predictions:
+        if sweep:
+            raise ToolkitError(
+                "--sweep needs weights",
+                found=str(path),
+                expected="a checkpoint: predictions are suppressed already",
+            )
         detections = Detections.read(path)
         check_values(detections, str(path))
         origin = provenance.origin_of(path)
@@ -111,6 +128,9 @@ def evaluate(
             patches=not no_patches,
             bad_frames=health.load(place.defaults(frames).health).frames_allowed(),
         )
+        if sweep:
+            _sweep(path, frames, split.value, true, answers, options, sweep)
+            return
         detections = prediction.predict(path, frames, split.value, options)
         predictions = folder / "predictions.json"
         detections.write(predictions)
@@ -137,3 +157,35 @@ def evaluate(
         console.note(str(report_on(folder, title, scores, true, detections, answers, source, split.value)))
     if run is not None and not is_predictions:
         console.note(f"next: `toolkit predict {quote(run.name)} --split test`")
+
+
+def _sweep(
+    weights: Path,
+    data: Path,
+    split: SplitName,
+    truth: GroundTruth,
+    answers: Path,
+    options: PredictionOptions,
+    names: str,
+) -> None:
+    """Print the best of a grid of settings, and what it gains."""
+    from rich.table import Table
+
+    from toolkit import console
+    from toolkit import sweep as sweeping
+    from toolkit.dataset import index
+    from toolkit.evaluation.context import Context
+
+    context = Context.read(answers, truth.image_ids)
+    wanted = sweeping.parse(names)
+    found = sweeping.sweep(weights, index.load(data), split, truth, context, options, wanted)
+    table = Table(title=f"the best of {len(found.tried)} settings by {found.key}")
+    for column in ("conf", "iou", "imgsz", "global_map_bal", "global_map_50", "boxes"):
+        table.add_column(column, justify="right")
+    for each in found.tried[:10]:
+        scored = f"{each.balanced:.4f}", f"{each.map_50:.4f}", f"{each.boxes:,}"
+        table.add_row(f"{each.conf:g}", f"{each.iou:g}", str(each.imgsz), *scored)
+    console.out.print(table)
+    gain, best = found.gain, found.tried[0]
+    said = f"{gain.change:+.4f} against {found.now.flags} (95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    console.note(f"best: {best.flags}, {found.key} {said}{'' if gain.certain else ', which may be no gain'}")
