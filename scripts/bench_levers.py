@@ -92,6 +92,8 @@ LEVERS: Mapping[str, Lever] = {
     "every 10th frame": Lever(options={"every": 10}),
     "motorcycle 8, bicycle 2 times": Lever(options={"repeat": "motorcycle=8,bicycle=2"}),
     "every 5th, motorcycle 8, bicycle 2": Lever(options={"every": 5, "repeat": "motorcycle=8,bicycle=2"}),
+    "paste motorcycle 0.3, bicycle 0.1": Lever(options={"paste": "motorcycle=0.3,bicycle=0.1"}, still=True),
+    "thermal, P2 head at 960 px": Lever(options={"model": "yolov8n-p2.yaml"}, arguments={"imgsz": 960}),
     "now, before": Lever(options={"frames": "now,before"}),
     "now, background": Lever(options={"frames": "now,background"}, still=True),
     "now, before, background": Lever(options={"frames": "now,before,background"}, still=True),

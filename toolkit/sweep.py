@@ -26,7 +26,8 @@ from toolkit.prediction import ALL_BOXES, Output, PredictionOptions, outputs, to
 from toolkit.weights import image_size, load_model
 
 if TYPE_CHECKING:
-    from toolkit.dataset.index import DatasetIndex, SplitName
+    from toolkit.dataset.index import DatasetIndex
+    from toolkit.ltdv2 import SplitName
 
 CANDIDATES = 30_000
 """Boxes of a frame that Ultralytics suppresses overlaps among, and that are kept."""

@@ -16,17 +16,17 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
 from submission import Detections
+from submission.validate import LABELS
 from toolkit import sweep
 from toolkit.dataset import index
-from toolkit.dataset.annotations import CATEGORIES
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.prediction import PredictionOptions, predict
 from toolkit.soup import _write
-from toolkit.workspace import ANNOTATIONS
 
 OPTIONS = PredictionOptions(device="cpu", conf=0.0005, iou=0.6)
 
@@ -111,7 +111,7 @@ def test_a_head_that_suppresses_nothing_is_refused(data: Path, tmp_path: Path) -
 
     model = DetectionModel("yolo26n.yaml", ch=1, nc=4, verbose=False)
     model.end2end = True  # Ultralytics leaves such a head its suppression otherwise
-    model.names = {label - 1: name for label, name in CATEGORIES.items()}
+    model.names = {label - 1: name for label, name in LABELS.items()}
     model.args = vars(get_cfg(overrides={"imgsz": 64}))
     _write(tmp_path / "none.pt", model)
     with pytest.raises(ToolkitError, match=r"suppresses no overlaps.*sweep conf and imgsz"):

@@ -12,6 +12,7 @@ from tiny_run import MODEL, plan, train
 
 from toolkit.dataset import index
 from toolkit.dataset.frequency import Frequency
+from toolkit.dataset.paste import Paste
 from toolkit.errors import ToolkitError
 from toolkit.evaluation import cells
 from toolkit.evaluation.scoring import score
@@ -29,7 +30,8 @@ from toolkit.workspace import Workspace
 
 
 def rare(data: Path, run: Path) -> TrainingPlan:
-    return replace(plan(data, run), frequency=Frequency.parse(every=2, repeat="bicycle=3"))
+    often, paste = Frequency.parse(every=2, repeat="bicycle=3"), Paste.parse("bicycle=0.5")
+    return replace(plan(data, run), frequency=often, paste=paste)
 
 
 @pytest.mark.parametrize("cut", [2, 7])
@@ -92,6 +94,7 @@ def options(data: Path, **more: object) -> Options:
     [
         ({"every": 0}, "every 0th frame"),
         ({"repeat": "boat=2"}, "repeats no class"),
+        ({"paste": "boat=0.2"}, "pastes nothing"),
         ({"train_on": "val"}, "no training on val; expected train, or train,val"),
         ({"train_on": "train,val", "select_by": "cells"}, "nothing is left to choose by"),
         ({"select_by": "cells"}, "nothing to choose by.*true boxes"),
@@ -108,7 +111,9 @@ def test_what_cannot_be_is_refused_before_a_run_begins(
 
 
 def test_a_resumed_run_keeps_its_frequency_and_its_splits(data: Path, place: Workspace) -> None:
-    begun = deciding.plan(place, options(data, every=2, repeat="bicycle=3", train_on="train,val"))
+    begun = deciding.plan(
+        place, options(data, every=2, repeat="bicycle=3", paste="bicycle=0.5", train_on="train,val")
+    )
     reproduction.record(begun)
     same = deciding.plan_resume(place, Options(every=2, repeat="bicycle=3", train_on="train,val"))
     assert (same.frequency, same.train_on) == (begun.frequency, ("train", "val"))
@@ -116,6 +121,8 @@ def test_a_resumed_run_keeps_its_frequency_and_its_splits(data: Path, place: Wor
     for other in (Options(every=3), Options(repeat="bicycle=3")):
         with pytest.raises(ToolkitError, match="shows its frames as often as it was started to"):
             deciding.plan_resume(place, other)
+    with pytest.raises(ToolkitError, match=r"begun with another --paste; found bicycle=0\.4"):
+        deciding.plan_resume(place, Options(paste="bicycle=0.4"))
     with pytest.raises(ToolkitError, match="begun with another --train-on"):
         deciding.plan_resume(place, Options(train_on="train"))
 

@@ -13,8 +13,8 @@ from toolkit.cli.options import Agnostic, Conf, Iou, MaxDet, number
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.dataset.index import SplitName
     from toolkit.evaluation.truth import GroundTruth
+    from toolkit.ltdv2 import SplitName
     from toolkit.prediction import PredictionOptions
 
 

@@ -60,6 +60,12 @@ def train(
     repeat: Annotated[
         str | None, typer.Option(help="Frames with a class come more often: motorcycle=8,bicycle=2.")
     ] = None,
+    paste: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of frames that get a rare object of another clip: motorcycle=0.3,bicycle=0.1."
+        ),
+    ] = None,
     train_on: Annotated[
         str | None, typer.Option(help="train, or train,val for the last run: nothing is left to choose by.")
     ] = None,
@@ -131,6 +137,7 @@ def train(
         select_by=select_by.value if select_by else None,
         every=every,
         repeat=repeat,
+        paste=paste,
         train_on=train_on,
         frames=frames,
         save_period=save_period,

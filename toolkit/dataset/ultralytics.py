@@ -31,6 +31,7 @@ from toolkit.dataset.frequency import EVERY_FRAME, Frequency
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.joined import JoinedFrames, JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
+from toolkit.dataset.paste import NOTHING, Donors, Paste
 from toolkit.dataset.views import PLAIN, Sources, Views
 from toolkit.errors import ToolkitError
 
@@ -88,6 +89,7 @@ def build_dataset(
     rect: bool | None = None,
     rows: Array | None = None,
     frequency: Frequency = EVERY_FRAME,
+    paste: Paste = NOTHING,
     seed: int = 0,
     skip_log: Path | None = None,
 ) -> LTDv2Dataset:
@@ -104,6 +106,7 @@ def build_dataset(
         rect: rectangular batches; by default ``args.rect``, and always when not training.
         rows: images of the split to use, all by default; see ``toolkit.dataset.subset``.
         frequency: how often they come in training.
+        paste: objects that are put into them then.
         seed: see :class:`LTDv2Dataset`.
         skip_log: file that a line of JSON is appended to for each frame that could not be used.
     """
@@ -124,6 +127,7 @@ def build_dataset(
         prefix=f"{mode}: ",
         rows=rows,
         frequency=frequency if train else EVERY_FRAME,
+        paste=paste if train else NOTHING,
         seed=seed,
         skip_log=skip_log,
     )
@@ -151,6 +155,7 @@ class LTDv2Dataset(YOLODataset):
         fraction: use this part of the images, spread evenly over the split (a number above 1 is a count).
         rows: (n,) images of the split to use; all by default.
         frequency: how often they come; see ``order``.
+        paste: objects that are put into them.
         seed: an augmented sample depends on the seed and its index alone, not on which worker made it or what
             that worker made before. Indices count on over the epochs: ``epoch * order.span + sample``, and
             come soonest in the order of ``order.samples(epoch)``, in batches of ``batch_size``.
@@ -182,6 +187,7 @@ class LTDv2Dataset(YOLODataset):
         prefix: str = "",
         rows: Array | None = None,
         frequency: Frequency = EVERY_FRAME,
+        paste: Paste = NOTHING,
         seed: int = 0,
         skip_log: Path | None = None,
     ) -> None:
@@ -216,6 +222,7 @@ class LTDv2Dataset(YOLODataset):
         if rect:
             self.set_rectangle()
         self.order = frequency.order(split, self._rows, seed)
+        self._donors = Donors(split, self._rows, paste) if paste.chances else None
 
         self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
@@ -289,6 +296,8 @@ class LTDv2Dataset(YOLODataset):
                 resized = image.shape[:2]
             label = self._label(i)
             del label["shape"]
+            if self._donors is not None:
+                image = self._pasted(self._donors, i, image, label)
             if not self.augment:
                 label["row"], label["unreadable"] = int(self._rows[i]), unreadable
                 label["stood_in"] = self._stood_in
@@ -343,6 +352,24 @@ class LTDv2Dataset(YOLODataset):
         if self.augment:
             self._recent[i] = loaded
         return loaded
+
+    def _pasted(self, donors: Donors, i: int, image: Array, label: dict[str, Any]) -> Array:
+        """The image with rare objects of other frames, which its label gets too."""
+
+        def load(row: int) -> Array:
+            return self.sources.stack(self.frames, row, self.frames.grey(row))[0]
+
+        size = self._size(i)
+        image, corners, labels = donors.into(image, int(self._rows[i]), size, load)
+        kinds = labels - 1
+        if self.classes is not None:
+            corners, kinds = corners[np.isin(kinds, self.classes)], kinds[np.isin(kinds, self.classes)]
+        boxes = np.hstack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]])
+        boxes /= [size[1], size[0], size[1], size[0]]
+        label["bboxes"] = np.vstack([label["bboxes"], boxes.astype(np.float32)])
+        shown = np.zeros(len(kinds)) if self.single_cls else kinds
+        label["cls"] = np.vstack([label["cls"], shown.astype(np.float32)[:, None]])
+        return image
 
     def _neighbours(self, epoch: int, drawn: int) -> tuple[int, list[int]]:
         """A sample's lane, and the images before it there; the epoch's end comes before its beginning."""

@@ -14,6 +14,7 @@ from submission.errors import NO_JSON
 from toolkit import ltdv2
 from toolkit.dataset.frequency import Frequency
 from toolkit.dataset.joined import open_split
+from toolkit.dataset.paste import Paste
 from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
@@ -65,6 +66,7 @@ class TrainingPlan:
         rules: red flags and what they do.
         subsets: of the splits that are not used whole, by their names.
         frequency: how often the training frames come.
+        paste: rare objects that are put into training frames.
         train_on: splits that are trained on.
         views: what the channels of a sample show; ``channels`` is then their number.
         trackers: those of :data:`TRACKERS` that are told about the run.
@@ -85,6 +87,7 @@ class TrainingPlan:
     rules: health.Rules = field(default_factory=health.Rules)
     subsets: Mapping[str, Subset] = field(default_factory=dict)
     frequency: Frequency = field(default_factory=Frequency)
+    paste: Paste = field(default_factory=Paste)
     train_on: tuple[str, ...] = ("train",)
     views: Views = PLAIN
     trackers: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ import msgspec
 
 from toolkit import console, ltdv2, workspace
 from toolkit.dataset.frequency import Frequency
+from toolkit.dataset.paste import Paste
 from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
@@ -58,6 +59,7 @@ class Options:
     select_by: SelectBy | None = None
     every: int | None = None
     repeat: str | None = None
+    paste: str | None = None
     train_on: str | None = None
     frames: str | None = None
     save_period: int | None = None
@@ -155,6 +157,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
         rules=health.load(defaults.health),
         subsets=subsets,
         frequency=options.frequency(),
+        paste=Paste.parse(options.paste),
         train_on=train_on,
         views=views,
         trackers=_trackers(defaults.logging),
@@ -256,6 +259,13 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             found=str(options.frequency()),
             expected=str(before.frequency),
             fix="leave --every and --repeat out, or start a new run",
+        )
+    if options.paste and Paste.parse(options.paste) != before.paste:
+        raise ToolkitError(
+            f"run {files.run.name} was begun with another --paste",
+            found=options.paste,
+            expected=str(before.paste) or "none",
+            fix="leave --paste out, or start a new run",
         )
     if options.train_on and options.splits() != before.train_on:
         raise ToolkitError(

@@ -95,6 +95,8 @@ class DryRun(msgspec.Struct, frozen=True):
             yield f"subset       {describe(plan.subsets)} (flag)"
         if not plan.frequency.is_plain:
             yield f"frequency    {plan.frequency} (flag)"
+        if plan.paste.chances:
+            yield f"paste        {plan.paste} (flag)"
         if not plan.chooses:
             yield "train on     train and val (flag): nothing is left to choose by"
         channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"

@@ -112,6 +112,7 @@ def loading_seconds(plan: TrainingPlan, index: DatasetIndex, split: str) -> floa
         data=data_dictionary(index, plan.channels, plan.views),
         rows=plan.subset(split).rows(open_split(index, plan.source(split))),
         frequency=plan.frequency,
+        paste=plan.paste,
         stride=STRIDE,
         seed=options.seed,
     )

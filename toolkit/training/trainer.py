@@ -121,6 +121,7 @@ class LTDv2Trainer(ResumableTrainer):
             data=self.data,
             rows=self.plan.subset(img_path).rows(open_split(self.index, source)),
             frequency=self.plan.frequency,
+            paste=self.plan.paste,
             stride=max(int(unwrap_model(self.model).stride.max()), 32),
             seed=self.args.seed,
             skip_log=self.files.skipped_frames,
