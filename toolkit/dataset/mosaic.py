@@ -53,7 +53,7 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
         (height, width) uint8, or (height, width, channels) as the frames, sampled bilinearly; pixel centres
         are at whole numbers, as in OpenCV.
     """
-    image = np.full((size[1], size[0], *tiles[0].frame.shape[2:]), PADDING, np.uint8)
+    image = blank((size[1], size[0], *tiles[0].frame.shape[2:]))
     for tile in tiles:
         across = _span(tile, matrix, size[0], 0)
         down = _span(tile, matrix, size[1], 1)
@@ -69,10 +69,18 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
     return image
 
 
+def blank(shape: tuple[int, ...]) -> Grey:
+    """An image of padding, (height, width) or (height, width, channels), each channel in one piece of memory.
+
+    So a channel is sampled where it lies, and the tensor that a network takes is this memory.
+    """
+    planes = np.full((*shape[2:], *shape[:2]), PADDING, np.uint8)
+    return planes if len(shape) == 2 else planes.transpose(1, 2, 0)
+
+
 def _planes(image: Grey) -> list[Grey]:
-    """Views of what is sampled together: OpenCV takes patches of one channel or of three."""
-    whole = image.ndim == 2 or image.shape[2] == 3
-    return [image] if whole else [image[..., channel] for channel in range(image.shape[2])]
+    """The channels of an image."""
+    return [image] if image.ndim == 2 else [image[..., channel] for channel in range(image.shape[2])]
 
 
 class _Span(NamedTuple):

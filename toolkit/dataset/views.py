@@ -140,7 +140,8 @@ class Sources:
             now: its frame, (height, width).
 
         Returns:
-            (height, width, channels) uint8, and the number of channels that the frame itself stands in for.
+            (height, width, channels) uint8, each channel in one piece of memory, and the number of channels
+            that the frame itself stands in for.
         """
         if self.views.is_plain:
             return now[..., None], 0
@@ -156,7 +157,7 @@ class Sources:
                 else:
                     other = found
             channels.append(other)
-        return np.dstack(channels), stood_in
+        return np.stack(channels).transpose(1, 2, 0), stood_in
 
     def _background(self, row: int) -> Grey:
         if not self._pictures:
