@@ -179,6 +179,46 @@ def test_words_on_a_crowded_frame_do_not_cover_each_other() -> None:
     assert not any(box.count_overlaps(drawn[:i]) for i, box in enumerate(drawn))
 
 
+def test_small_boxes_are_shown_in_a_part_of_the_frame_that_holds_most_of_what_went_wrong() -> None:
+    """Fifty people six pixels tall: the crowd among them is shown, with thin lines and few words."""
+    truth, found, context = synthetic()
+    rng = np.random.default_rng(0)
+    crowd, alone = rng.uniform([300, 40], [330, 60], (45, 2)), rng.uniform([10, 10], [100, 250], (5, 2))
+    corners = np.vstack([crowd, alone])
+    people = np.hstack([corners, corners + np.array([3, 6])])
+    offsets = np.minimum(np.arange(len(truth) + 1), 1) * len(people)
+    labels = np.resize([1], len(people))
+    labels[0] = 3
+    truth = replace(truth, offsets=offsets, boxes=people, labels=labels)
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=1.1)
+    picture = gallery(data, grey)
+    assert picture is not None
+    axes = picture.figure.axes[0]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert right - left == pytest.approx(64)
+    assert (right - left) / (bottom - top) == pytest.approx(384 / 288)
+    assert left <= 300
+    assert right >= 333
+    assert "50 missed" in axes.get_title(loc="left")
+    assert "64 x 48 px at" in axes.get_title(loc="left")
+    assert [text.get_text() for text in axes.texts] == ["motorcycle"]
+    assert max(patch.get_linewidth() for patch in axes.patches) < 1.5
+
+
+def test_large_boxes_are_shown_in_the_whole_frame() -> None:
+    truth, found, context = synthetic()
+    large = np.array([[100.0, 100, 180, 160]])
+    offsets = np.minimum(np.arange(len(truth) + 1), 1)
+    truth = replace(truth, offsets=offsets, boxes=large, labels=np.array([4]))
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=1.1)
+    picture = gallery(data, grey)
+    assert picture is not None
+    axes = picture.figure.axes[0]
+    assert axes.get_xlim() == (-0.5, 383.5)
+    assert axes.get_ylim() == (287.5, -0.5)
+    assert "px at" not in axes.get_title(loc="left")
+
+
 def test_an_archive_without_frames_is_not_searched_to_its_end() -> None:
     truth, found, context = synthetic()
     data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, context, threshold=0.4)

@@ -30,6 +30,18 @@ Reader = Callable[[int], Grey | None]
 FRAMES = 12
 COLUMNS = 3
 
+SHOWN = 14
+"""Sides of a usual wrong box that a picture is wide: the part of the frame with most of them is shown."""
+
+NARROWEST = 64
+"""Pixels of the frame that a picture shows across at least."""
+
+CROWD = 12
+"""Boxes in a picture from which on lines are thin, and those of the usual class are not named."""
+
+WORDS = 6
+"""Boxes of a picture that are named at most, rare classes first."""
+
 STYLES = {
     "true box, found": (SKY, "-", 1.2),
     "true box, missed": (ORANGE, "-", 2.4),
@@ -71,7 +83,7 @@ def gallery(data: Evaluated, read: Reader) -> Picture | None:
     for axes, (image, pixels) in zip(grid, frames, strict=False):
         _draw(axes, data, image, pixels, sure, hit)
         axes.set_title(
-            f"{_name(data, image)}\n{missed[image]} missed, {false[image]} false",
+            f"{_name(data, image)}\n{missed[image]} missed, {false[image]} false{_part(axes, pixels)}",
             fontsize=8,
             loc="left",
             color=INK,
@@ -87,7 +99,8 @@ def gallery(data: Evaluated, read: Reader) -> Picture | None:
         "gallery",
         "The worst frames",
         f"Most misses and false alarms with score ≥ {data.threshold:.2f}, one frame a clip. Solid: true "
-        "boxes; dashed: detections; thick: what went wrong.",
+        "boxes; dashed: detections; thick: what went wrong. Where boxes are small, the part of the frame "
+        "with most of what went wrong.",
         figure,
     )
 
@@ -133,32 +146,83 @@ def _draw(
     hit: npt.NDArray[np.bool_],
 ) -> None:
     m, p = data.matches, data.matches.problem
+    true = np.flatnonzero(p.truth_image == image)
+    detected = np.flatnonzero((p.image == image) & sure)
+    detected = detected[np.argsort(-p.scores[detected], kind="stable")]
+    missed, false = true[~hit[true]], detected[m.found[detected] < 0]
+    shown = _window(np.vstack([p.truth_boxes[missed], p.boxes[false]]), pixels.shape)
     axes.imshow(pixels, cmap="gray", interpolation="lanczos", vmin=0, vmax=255)
     axes.set_axis_off()
-    height, width = pixels.shape
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    labels = _Labels(axes, width, height)
-    for row in np.flatnonzero(p.truth_image == image).tolist():
-        kind = "true box, found" if hit[row] else "true box, missed"
-        _box(axes, p.truth_boxes[row], kind)
-        if not hit[row]:
-            labels.add(p.truth_boxes[row], kind, LABELS.get(int(p.truth_label[row]), "?"))
-    detected = np.flatnonzero((p.image == image) & sure)
-    for row in detected[np.argsort(-p.scores[detected], kind="stable")].tolist():
-        kind = "detection" if m.found[row] >= 0 else "false alarm"
-        _box(axes, p.boxes[row], kind)
-        if m.found[row] < 0:
-            name = LABELS.get(int(p.label[row]), "?")
-            labels.add(p.boxes[row], kind, f"{name} {p.scores[row]:.2f}")
+    left, top, width, height = shown
+    axes.set(xlim=(left - 0.5, left + width - 0.5), ylim=(top + height - 0.5, top - 0.5))
+    everything = np.vstack([p.truth_boxes[true], p.boxes[detected]])
+    crowded = _inside(everything, shown).sum() > CROWD
+    thin = 0.5 if crowded else 1.0
+    for row in true.tolist():
+        _box(axes, p.truth_boxes[row], "true box, found" if hit[row] else "true box, missed", thin)
+    for row in detected.tolist():
+        _box(axes, p.boxes[row], "detection" if m.found[row] >= 0 else "false alarm", thin)
+    labels = _Labels(axes, shown)
+    usual = np.bincount(p.truth_label, minlength=max(LABELS) + 1)
+    words = [(p.truth_boxes[row], int(p.truth_label[row]), "true box, missed", "") for row in missed.tolist()]
+    words += [
+        (p.boxes[row], int(p.label[row]), "false alarm", f" {p.scores[row]:.2f}") for row in false.tolist()
+    ]
+    unnamed = int(usual.argmax()) if crowded else 0
+    words = [each for each in words if _inside(each[0][None], shown)[0] and each[1] != unnamed]
+    for box, label, kind, score in sorted(words, key=lambda each: int(usual[each[1]]))[:WORDS]:
+        labels.add(box, kind, LABELS.get(label, "?") + score)
 
 
-def _box(axes: Axes, box: npt.NDArray[np.float64], kind: str) -> None:
+def _window(wrong: npt.NDArray[np.float64], size: tuple[int, ...]) -> tuple[float, float, float, float]:
+    """The part of a frame that is shown: x, y, width and height in pixels.
+
+    Args:
+        wrong: (n, 4) what was missed or found without need: x, y, width, height.
+        size: height and width of the frame.
+    """
+    height, width = float(size[0]), float(size[1])
+    side = float(np.median(np.sqrt(wrong[:, 2] * wrong[:, 3])))
+    part = min(max(SHOWN * side, NARROWEST) / width, 1.0)
+    across, down = part * width, part * height
+    centres = wrong[:, :2] + wrong[:, 2:] / 2
+    corners = np.clip(centres - [across / 2, down / 2], 0, [width - across, height - down])
+    held = [_inside(wrong, (x, y, across, down)).sum() for x, y in corners.tolist()]
+    x, y = corners[int(np.argmax(held))].tolist()
+    return x, y, across, down
+
+
+def _inside(
+    boxes: npt.NDArray[np.float64], window: tuple[float, float, float, float]
+) -> npt.NDArray[np.bool_]:
+    """(n,) whether the centre of each box lies in a window, both as x, y, width, height."""
+    centres = boxes[:, :2] + boxes[:, 2:] / 2 - window[:2]
+    return np.asarray(((centres >= 0) & (centres <= window[2:])).all(1), np.bool_)
+
+
+def _part(axes: Axes, pixels: Grey) -> str:
+    """Which part of a frame is shown, where it is not all of it."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if right - left > 0.99 * pixels.shape[1]:
+        return ""
+    return f"; {right - left:.0f} x {bottom - top:.0f} px at {left + 0.5:.0f}, {top + 0.5:.0f}"
+
+
+def _box(axes: Axes, box: npt.NDArray[np.float64], kind: str, thin: float) -> None:
     colour, line, width = STYLES[kind]
     x, y, w, h = box.tolist()
-    outline = [Stroke(linewidth=width + 1.4, foreground="black", alpha=0.55), Normal()]
+    outline = [Stroke(linewidth=thin * (width + 1.4), foreground="black", alpha=0.55), Normal()]
     axes.add_patch(
         Rectangle(
-            (x, y), w, h, fill=False, edgecolor=colour, ls=line, lw=width, path_effects=outline, clip_on=True
+            (x, y),
+            w,
+            h,
+            fill=False,
+            edgecolor=colour,
+            ls=line,
+            lw=thin * width,
+            path_effects=outline,
+            clip_on=True,
         )
     )
 
@@ -171,24 +235,25 @@ class _Labels:
 
     Args:
         axes: of the frame.
-        width, height: of the frame, pixels.
+        window: what they show: x, y, width and height, pixels.
     """
 
     LINE, LETTER = 0.042, 0.018
-    """Height of a line and width of a letter at this size, as parts of the frame's height and width."""
+    """Height of a line and width of a letter at this size, as parts of the window's height and width."""
 
-    def __init__(self, axes: Axes, width: int, height: int) -> None:
-        self.axes, self.width, self.height = axes, width, height
+    def __init__(self, axes: Axes, window: tuple[float, float, float, float]) -> None:
+        self.axes, (self.left, self.top, self.width, self.height) = axes, window
         self.taken: list[tuple[float, float, float, float]] = []
 
     def add(self, box: npt.NDArray[np.float64], kind: str, text: str) -> None:
         """Put ``text`` beside a box (x, y, width, height; pixels) in the colour of its kind."""
         x, y, _, h = box.tolist()
         line, length = self.LINE * self.height, self.LETTER * self.width * len(text)
-        left = min(max(x, 0.0), self.width - length)
-        for top in (edge for n in range(2) for edge in (y - 2 - (n + 1) * line, y + h + 2 + n * line)):
+        left = min(max(x, self.left), self.left + self.width - length)
+        gap = self.height / 144
+        for top in (edge for n in range(2) for edge in (y - gap - (n + 1) * line, y + h + gap + n * line)):
             place = (left, top, left + length, top + line)
-            inside = top >= 0 and place[3] <= self.height
+            inside = top >= self.top and place[3] <= self.top + self.height
             if inside and not any(_overlap(place, other) for other in self.taken):
                 break
         else:
