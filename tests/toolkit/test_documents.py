@@ -11,7 +11,9 @@ import pytest
 import typer.main
 from modules import ROOT
 
+from toolkit import settings
 from toolkit.cli import app
+from toolkit.runs import health
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
@@ -147,6 +149,29 @@ def test_a_flag_that_stands_alone_exists(page: Path) -> None:
     for text in code(page):
         name = re.match(r"--[a-z][\w-]+", text)
         assert not name or name[0] in flags(), f"no {text}"
+
+
+@cache
+def sources() -> str:
+    """All that may read a variable of ours."""
+    files = (path for name in ("toolkit", "patches", "docker") for path in (ROOT / name).rglob("*"))
+    return "".join(
+        path.read_text(errors="replace") for path in files if path.suffix in (".py", ".mk", ".env")
+    )
+
+
+@pages
+def test_variables_of_ours_that_are_named_are_read_somewhere(page: Path) -> None:
+    for text in code(page):
+        for name in re.findall(r"\b(?:TOOLKIT|CONVROUTES)[A-Z_]*", text):
+            assert re.search(rf"\b{name}\b", sources()), f"nothing reads {name}"
+
+
+@pages
+def test_settings_that_are_shown_are_taken(page: Path, tmp_path: Path) -> None:
+    for text in re.findall(r"^```toml\n(.*?)^```$", page.read_text(), flags=re.M | re.S):
+        (tmp_path / "toolkit.toml").write_text(text)
+        health.load(settings.read([tmp_path / "toolkit.toml"]).health)
 
 
 def test_something_is_checked() -> None:
