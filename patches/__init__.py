@@ -1,8 +1,8 @@
 """Makes PyTorch train where the vendor's convolution library is missing. Needs torch alone.
 
-``enable`` puts two overrides into PyTorch's dispatcher; every 2-d convolution of the process, of models that
-exist and of models loaded later, then goes through a route that works on the card. A batch norm and the
-activation behind it become one operation. No module is replaced.
+``enable`` puts two overrides into PyTorch's dispatcher; every 1-d and 2-d convolution of the process,
+transposed ones too, of models that exist and of models loaded later, then goes through a route that works on
+the card. A batch norm and the activation behind it become one operation. No module is replaced.
 
     import patches
 
@@ -41,7 +41,9 @@ COLUMN_BUDGET = 256 * 2**20
 def enable(
     device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET, normalization: str = "auto"
 ) -> None:
-    """Send all 2-d convolutions on ``device`` through a route; what was enabled before is replaced.
+    """Send the convolutions on ``device`` through a route; what was enabled before is replaced.
+
+    Of 1-d and 2-d ones, transposed or not, all; others stay with PyTorch's own kernels and are counted.
 
     On a ROCm build ``enable("cuda")`` also switches MIOpen off for everything else (batch norm, RNN).
     The environment variable ``CONVROUTES_ROUTE`` overrules ``route`` and says so,

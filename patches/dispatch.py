@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import miopen, variables
+from .convolution.calls import Call, answers_channels_last, problem_of
 from .convolution.native import call_backward, call_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
@@ -34,7 +35,6 @@ MOST_KEYS = 8192
 """Distinct calls remembered; a run with random image sizes must not grow without bound."""
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _log = logging.getLogger(str(__package__))
 _open_library: Callable[..., Any] = torch.library.Library
 _cpu_autocast: Callable[[], bool] = (
@@ -63,12 +63,15 @@ class _Entry:
     Attributes:
         problem, route: None for a call that goes to PyTorch's own kernels untouched.
         reason: why it does; empty otherwise.
+        is_row: whether it is 1-d, and the problem that of images with a single row.
     """
 
-    __slots__ = ("backward", "forward", "problem", "reason", "route")
+    __slots__ = ("backward", "forward", "is_row", "problem", "reason", "route")
 
-    def __init__(self, problem: ConvProblem | None, route: Route | None, reason: str) -> None:
-        self.problem, self.route, self.reason = problem, route, reason
+    def __init__(
+        self, problem: ConvProblem | None, route: Route | None, reason: str, is_row: bool = False
+    ) -> None:
+        self.problem, self.route, self.reason, self.is_row = problem, route, reason, is_row
         self.forward = self.backward = 0
 
 
@@ -208,12 +211,12 @@ class Session:
         key = (
             x.shape,
             weight.shape,
+            None if bias is None else bias.shape,
             (*stride,),
             (*padding,),
             (*dilation,),
             groups,
-            transposed,
-            None if bias is None else bias.shape,
+            (*output_padding,) if transposed else None,
             answers_channels_last(x, weight),
             (x.device, weight.device, x.device if bias is None else bias.device),
             (x.dtype, weight.dtype, x.dtype if bias is None else bias.dtype),
@@ -223,13 +226,17 @@ class Session:
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
             return self._pass_on(call_forward, x, weight, *settings)
+        if entry.is_row:
+            x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         try:
             if self._guarded(x):
                 with self._guard(x):
-                    return route.forward(problem, x, weight, bias)
-            return route.forward(problem, x, weight, bias)
+                    out = route.forward(problem, x, weight, bias)
+            else:
+                out = route.forward(problem, x, weight, bias)
         except Exception as error:
-            return self._recover(route, error, lambda: self.native.forward(problem, x, weight, bias))
+            out = self._recover(route, error, lambda: self.native.forward(problem, x, weight, bias))
+        return out.squeeze(2) if entry.is_row else out
 
     def _convolution_backward(
         self,
@@ -253,12 +260,12 @@ class Session:
         key = (
             x.shape,
             weight.shape,
+            (*bias_sizes,) if bias_sizes and bias_sizes != [0] else None,
             (*stride,),
             (*padding,),
             (*dilation,),
             groups,
-            transposed,
-            (*bias_sizes,) if bias_sizes and bias_sizes != [0] else None,
+            (*output_padding,) if transposed else None,
             answers_channels_last(x, weight),
             (x.device, weight.device, grad.device),
             (x.dtype, weight.dtype, grad.dtype),
@@ -268,13 +275,17 @@ class Session:
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
             return self._pass_on(call_backward, grad, x, weight, *settings)
+        if entry.is_row:
+            grad, x, weight = grad.unsqueeze(2), x.unsqueeze(2), weight.unsqueeze(2)
         try:
             if self._guarded(x):
                 with self._guard(x):
-                    return route.backward(problem, grad, x, weight, needs)
-            return route.backward(problem, grad, x, weight, needs)
+                    found = route.backward(problem, grad, x, weight, needs)
+            else:
+                found = route.backward(problem, grad, x, weight, needs)
         except Exception as error:
-            return self._recover(route, error, lambda: self.native.backward(problem, grad, x, weight, needs))
+            found = self._recover(route, error, lambda: self.native.backward(problem, grad, x, weight, needs))
+        return _without_rows(found) if entry.is_row else found
 
     def _pass_on(self, call: Callable[..., T], *args: Any) -> T:
         """Serve a call with PyTorch's own kernels and its own switch of the vendor's library."""
@@ -307,30 +318,11 @@ class Session:
 
     def _decide(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
         self._attach()  # Ultralytics may have been imported since
-        stride, padding, dilation, groups, transposed, bias, channels_last, devices, dtypes = key[2:]
-        reason = _why_not(x, weight, bias, devices, dtypes, stride, padding, dilation, transposed, groups)
-        if reason:
-            return _Entry(None, None, reason)
-        problem = ConvProblem(
-            batch=x.shape[0],
-            channels_in=x.shape[1],
-            height=x.shape[2],
-            width=x.shape[3],
-            channels_out=weight.shape[0],
-            kernel=(weight.shape[2], weight.shape[3]),
-            stride=_both(stride),
-            padding=_both(padding),
-            dilation=_both(dilation),
-            groups=groups,
-            bias=bias is not None,
-            dtype=x.dtype,
-            device=self.device,
-            channels_last=channels_last,
-        )
-        if min(problem.output_size) < 1:
-            return _Entry(None, None, "malformed arguments")
+        problem = problem_of(Call(*key), (x.layout, weight.layout), self.device)
+        if isinstance(problem, str):
+            return _Entry(None, None, problem)
         with self._guard(x):
-            return _Entry(problem, self._choose(problem), "")
+            return _Entry(problem, self._choose(problem), "", is_row=x.dim() == 3)
 
     def _add_route(self, name: str, column_budget: int) -> None:
         try:
@@ -455,65 +447,10 @@ class Session:
         return stack
 
 
-def answers_channels_last(x: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch would answer in NHWC: input or weight is stored so, slices of such tensors included.
-
-    PyTorch's own rule, c10::is_channels_last_strides_2d.
-    """
-    for tensor in (x, weight):
-        strides = tensor.stride()
-        if len(strides) == 4 and strides[1] <= strides[3]:
-            (_, c, h, w), (sn, sc, sh, sw) = tensor.shape, strides
-            if 0 < c * sc <= sw and w * sw <= sh and sc != h * sh <= sn:
-                return True
-    return False
-
-
-def _both(value: tuple[int, ...]) -> tuple[int, int]:
-    return (value[0], value[-1])
-
-
-def _why_not(
-    x: Tensor,
-    weight: Tensor,
-    bias: tuple[int, ...] | None,
-    devices: tuple[torch.device, ...],
-    dtypes: tuple[torch.dtype, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    transposed: bool,
-    groups: int,
-) -> str:
-    """Why a call is no problem for a route; empty when it is one.
-
-    Everything asked here is in the key of the call: the answer is remembered under it.
-    """
-    if transposed:
-        return "transposed convolution"
-    if x.dim() != 4 or weight.dim() != 4:
-        return f"{x.dim() - 2}-d convolution"
-    if dtypes.count(x.dtype) != len(dtypes):
-        return "mixed dtypes"
-    if x.dtype not in _DTYPES:
-        return f"dtype {str(x.dtype).removeprefix('torch.')}"
-    if x.numel() == 0 or weight.numel() == 0:
-        return "empty tensor"
-    if x.layout != torch.strided or weight.layout != torch.strided:
-        return "layout that is not strided"
-    settings = (stride, padding, dilation)
-    if (
-        groups < 1
-        or weight.shape[1] * groups != x.shape[1]
-        or weight.shape[0] % groups
-        or bias not in (None, weight.shape[:1])
-        or devices.count(x.device) != len(devices)
-        or any(len(each) not in (1, 2) for each in settings)
-        or min(*stride, *dilation) < 1
-        or min(padding) < 0
-    ):
-        return "malformed arguments"
-    return ""
+def _without_rows(gradients: Gradients) -> Gradients:
+    """The gradients of a 1-d convolution, from those of one with a single row."""
+    x, weight, bias = gradients
+    return None if x is None else x.squeeze(2), None if weight is None else weight.squeeze(2), bias
 
 
 _session: Session | None = None

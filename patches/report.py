@@ -36,7 +36,7 @@ class Report:
         device: "cuda" or "cpu"; empty before the first ``enable``.
         route: the route asked for ("auto", "gemm", ...).
         problems: one entry for each problem and route, in the order in which they first came.
-        fall_throughs: calls served by PyTorch's own kernels because they are no plain 2-d convolution.
+        fall_throughs: calls served by PyTorch's own kernels: 3-d, empty, of integers, recorded.
         notes: what a person should know, oldest first: a forced route, a route struck off and why.
         further: calls, forward and backward, by route, of problems that became too many to list.
         normalizations: batch norms that were computed together with the activation behind them.

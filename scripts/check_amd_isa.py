@@ -76,6 +76,13 @@ LARGE = (
     (3, 64, 7, 2, 1, False),
     (64, 64, 7, 1, 64, False),
 )
+TRANSPOSED = (
+    (64, 64, 2, 2, 1, True),
+    (64, 64, 3, 1, 1, True),
+    (64, 64, 3, 2, 1, True),
+    (64, 64, 3, 1, 64, True),
+)
+ROW = (64, 64, 3, 1, 1, False)
 WIDE = (
     (3, 16, 3, 2, 1, False),
     (16, 16, 3, 1, 1, False),
@@ -139,6 +146,8 @@ def problems(architecture: str) -> list[ConvProblem]:
     found = list(models)
     if architecture in GENERATIONS:
         large = [layer(1, *shape) for shape in LARGE]
+        large += [replace(layer(1, *shape), transposed=True, padding=(0, 0)) for shape in TRANSPOSED]
+        large.append(replace(layer(1, *ROW), height=1, kernel=(1, ROW[2]), stride=(1, 1), padding=(0, 1)))
         found += large + [layer(WIDE_BATCH, *shape) for shape in WIDE]
         found += [replace(each, dtype=torch.float16) for each in models + large]
     if architecture in WITH_BFLOAT16:
@@ -202,7 +211,7 @@ def launches(job: Job) -> list[Any]:
         return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
 
     x = empty(p.batch, p.channels_in, p.height, p.width)
-    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    weight = empty(*p.weight_shape)
     bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
     grad = empty(p.batch, p.channels_out, *p.output_size)
     upcast = job.architecture in WITHOUT_PACKED_DOT

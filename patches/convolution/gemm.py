@@ -42,16 +42,14 @@ class Gemm:
 
     def supports(self, problem: ConvProblem) -> bool:
         """Any problem in a floating dtype whose columns of one output pixel fit into the budget."""
-        return problem.dtype in _DTYPES and _Lowering(problem).pixel_bytes <= self.column_budget
+        return problem.dtype in _DTYPES and _lowering(problem).pixel_bytes <= self.column_budget
 
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output, in the problem's memory format."""
-        lowering = _Lowering(problem)
-        matrix = lowering.pack(weight)
-        out = lowering.empty(x, problem.channels_out, problem.output_size, problem.dtype)
-        for chunk in lowering.chunks(x, self.column_budget):
-            chunk.gather()
-            _product(chunk.repeat(matrix), chunk.columns, chunk.pixels(out))
+        if problem.transposed:
+            out = self._input_gradient(_lowering(problem), x, weight)
+        else:
+            out = self._output(_lowering(problem), x, weight)
         return out if bias is None else out.add_(bias.view(-1, 1, 1))
 
     def backward(
@@ -63,31 +61,53 @@ class Gemm:
         needs: tuple[bool, bool, bool],
     ) -> Gradients:
         """Gradients of input (in the problem's memory format), weight and bias."""
-        lowering = _Lowering(problem)
+        lowering = _lowering(problem)
         grad = lowering.dense(grad)
+        grad_x = grad_weight = None
+        if problem.transposed:
+            if needs[0]:
+                grad_x = self._output(lowering, grad, weight)
+            if needs[1]:
+                grad_weight = self._weight_gradient(lowering, lowering.dense(x), grad)
+        else:
+            if needs[0]:
+                grad_x = self._input_gradient(lowering, grad, weight)
+            if needs[1]:
+                grad_weight = self._weight_gradient(lowering, grad, x)
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs[2] else None
+
+    def _output(self, lowering: _Lowering, x: Tensor, weight: Tensor) -> Tensor:
+        """What the lowered convolution makes of ``x``, without a bias."""
         matrix = lowering.pack(weight)
-        grad_x = grad_matrix = None
-        if needs[0]:
-            dtype = lowering.dtype if lowering.pointwise else lowering.sum_dtype
-            grad_x = lowering.empty(x, problem.channels_in, (problem.height, problem.width), dtype)
-            if not lowering.pointwise:
-                grad_x.zero_()
-        if needs[1]:
-            grad_matrix = torch.zeros_like(matrix, dtype=lowering.sum_dtype)
-        for chunk in lowering.chunks(x, self.column_budget) if needs[0] or needs[1] else ():
-            grad_pixels = chunk.pixels(grad).to(lowering.dtype)
-            if grad_matrix is not None:
-                chunk.gather()
-                chunk.add_weight_gradient(grad_matrix, grad_pixels)
-            if grad_x is not None:
-                target = chunk.pixels(grad_x) if lowering.pointwise else chunk.columns
-                _product(chunk.repeat(matrix.transpose(1, 2)), grad_pixels, target)
-                chunk.scatter(grad_x)
-        return (
-            None if grad_x is None else grad_x.to(problem.dtype),
-            None if grad_matrix is None else lowering.unpack(grad_matrix).to(problem.dtype),
-            grad.sum((0, 2, 3)) if needs[2] else None,
-        )
+        out = lowering.empty(x, lowering.problem.channels_out, lowering.size, lowering.problem.dtype)
+        for chunk in lowering.chunks(x, self.column_budget):
+            chunk.gather()
+            _product(chunk.repeat(matrix), chunk.columns, chunk.pixels(out))
+        return out
+
+    def _input_gradient(self, lowering: _Lowering, grad: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the lowered convolution's input."""
+        problem, grad = lowering.problem, lowering.dense(grad)
+        matrix = lowering.pack(weight).transpose(1, 2)
+        dtype = lowering.dtype if lowering.pointwise else lowering.sum_dtype
+        grad_x = lowering.empty(grad, problem.channels_in, (problem.height, problem.width), dtype)
+        if not lowering.pointwise:
+            grad_x.zero_()
+        for chunk in lowering.chunks(grad_x, self.column_budget, reads=False):
+            target = chunk.pixels(grad_x) if lowering.pointwise else chunk.columns
+            _product(chunk.repeat(matrix), chunk.pixels(grad).to(lowering.dtype), target)
+            chunk.scatter(grad_x)
+        return grad_x.to(problem.dtype)
+
+    def _weight_gradient(self, lowering: _Lowering, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of the lowered convolution's weight."""
+        p = lowering.problem
+        shape = (p.groups, lowering.group_out, lowering.column_height)
+        total = x.new_zeros(shape, dtype=lowering.sum_dtype)
+        for chunk in lowering.chunks(x, self.column_budget):
+            chunk.gather()
+            chunk.add_weight_gradient(total, chunk.pixels(grad).to(lowering.dtype))
+        return lowering.unpack(total).to(p.dtype)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -97,8 +117,15 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
         out.copy_(torch.bmm(left, right))
 
 
+def _lowering(problem: ConvProblem) -> _Lowering:
+    """Of a transposed problem it is the adjoint that becomes matrices."""
+    if problem.transposed:
+        return _Lowering(problem.adjoint, (problem.height, problem.width))
+    return _Lowering(problem, problem.output_size)
+
+
 class _Lowering:
-    """How one problem becomes matrices.
+    """How one problem, which is not transposed, becomes matrices.
 
     Matrices are (groups, channels_out / groups, column height) for the weight, and for a chunk of M output
     pixels (B, column height, M) for columns and (B, channels_out / groups, M) for the output, views of
@@ -106,14 +133,15 @@ class _Lowering:
     memory. NHWC: B is groups, M runs over all images of the chunk, and a column is contiguous.
 
     Attributes:
+        size: height and width of the output, pixels.
         dtype: of the products. fp16 and bf16 are widened on the CPU, which has no fast product for them.
         sum_dtype: of sums over several products.
         pointwise: whether the input itself is the columns.
         pixel_bytes: bytes of the columns of one output pixel, all groups.
     """
 
-    def __init__(self, problem: ConvProblem) -> None:
-        self.problem = problem
+    def __init__(self, problem: ConvProblem, size: tuple[int, int]) -> None:
+        self.problem, self.size = problem, size
         reduced = problem.dtype in _REDUCED
         self.sum_dtype = torch.float32 if reduced else problem.dtype
         self.dtype = self.sum_dtype if problem.device == "cpu" else problem.dtype
@@ -123,6 +151,7 @@ class _Lowering:
         self.pointwise = (
             problem.kernel == problem.stride == (1, 1)
             and problem.padding == (0, 0)
+            and size == (problem.height, problem.width)
             and self.dtype == problem.dtype
         )
         self.pixel_bytes = problem.groups * self.column_height * (torch.finfo(self.dtype).bits // 8)
@@ -156,29 +185,33 @@ class _Lowering:
             return image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return image.contiguous()
 
-    def chunks(self, x: Tensor, budget: int) -> Iterator[_Chunk]:
+    def chunks(self, x: Tensor, budget: int, reads: bool = True) -> Iterator[_Chunk]:
         """Cover all output pixels: several whole images a chunk, else rows of one, else part of a row.
 
         The chunks share one buffer, so each must be finished with before the next is asked for.
+
+        Args:
+            x: the input; only its form where ``reads`` is False: columns are then written, not gathered.
+            budget: limit of the buffer, bytes.
         """
         p = self.problem
-        height, width = p.output_size
+        height, width = self.size
         if self.pointwise:
             yield _Chunk(self, self.dense(x), None, slice(0, p.batch), slice(0, height), slice(0, width))
             return
         limit = min(budget, CPU_CHUNK) if p.device == "cpu" else budget
         pixels = max(1, limit // self.pixel_bytes)
         (ph, pw) = p.padding
-        padded = (p.height + 2 * ph) * (p.width + 2 * pw) * p.channels_in * x.element_size() * bool(ph or pw)
+        padded = (p.height + 2 * ph) * (p.width + 2 * pw) * p.channels_in * x.element_size()
         # The padded copy of an image counts as well, though one image is always taken whole.
-        whole = budget // (height * width * self.pixel_bytes + padded)
+        whole = budget // (height * width * self.pixel_bytes + padded * bool(ph or pw))
         images = max(1, min(p.batch, pixels // (height * width), whole))
         rows = max(1, min(height, pixels // width))
         columns = min(width, pixels)
         buffer = x.new_empty(images * rows * columns * self.column_height * p.groups, dtype=self.dtype)
         for image in range(0, p.batch, images):
             part = x[image : image + images]
-            if ph or pw:
+            if reads and (ph or pw):
                 part = F.pad(part, (pw, pw, ph, ph))
             for row in range(0, height, rows):
                 for column in range(0, width, columns):

@@ -19,7 +19,6 @@ from .problem import ConvProblem, Gradients
 _KEY = torch._C.DispatchKey.CompositeExplicitAutograd
 _forward: Callable[..., Any] = torch.ops.aten.convolution.default._op_dk
 _backward: Callable[..., Any] = torch.ops.aten.convolution_backward.default._op_dk
-_NO_OUTPUT_PADDING = [0, 0]
 switch = threading.RLock()
 """Held by calls that change the process-wide switch of the vendor's library, or need it to stay as it is."""
 
@@ -78,8 +77,8 @@ class Native:
             problem.stride,
             problem.padding,
             problem.dilation,
-            False,
-            _NO_OUTPUT_PADDING,
+            problem.transposed,
+            problem.output_padding,
             problem.groups,
         )
 
@@ -101,8 +100,8 @@ class Native:
             problem.stride,
             problem.padding,
             problem.dilation,
-            False,
-            _NO_OUTPUT_PADDING,
+            problem.transposed,
+            problem.output_padding,
             problem.groups,
             needs,
         )

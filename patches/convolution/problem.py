@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +17,8 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class ConvProblem:
     """Everything that decides which route serves a 2-d convolution; hashable, the key of the plan.
 
+    A 1-d convolution is one of images with a single row (see ``calls``).
+
     Attributes:
         batch: images in the input.
         channels_in: channels of the input.
@@ -28,6 +31,8 @@ class ConvProblem:
         dtype: of input, weight and output.
         device: "cpu", "cuda" (ROCm builds say "cuda" too).
         channels_last: whether input or weight is stored NHWC; then the output is as well.
+        transposed: whether it is the input gradient of another convolution: :attr:`adjoint`.
+        output_padding: rows and columns added to the output of a transposed one, (height, width).
     """
 
     batch: int
@@ -44,14 +49,52 @@ class ConvProblem:
     dtype: torch.dtype
     device: str
     channels_last: bool
+    transposed: bool = False
+    output_padding: tuple[int, int] = (0, 0)
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Height and width of the output, pixels (Dumoulin and Visin, arXiv 1603.07285, relation 15)."""
+        """Height and width of the output, pixels (Dumoulin and Visin, arXiv 1603.07285, relation 15).
+
+        Of a transposed one: PyTorch's documentation of ``ConvTranspose2d``.
+        """
         (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
+        if self.transposed:
+            return (
+                (self.height - 1) * sh - 2 * ph + dh * (kh - 1) + self.output_padding[0] + 1,
+                (self.width - 1) * sw - 2 * pw + dw * (kw - 1) + self.output_padding[1] + 1,
+            )
         return (
             (self.height + 2 * ph - dh * (kh - 1) - 1) // sh + 1,
             (self.width + 2 * pw - dw * (kw - 1) - 1) // sw + 1,
+        )
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight: channels written, or of a transposed one channels read, come first."""
+        first, second = self.channels_out, self.channels_in
+        if self.transposed:
+            first, second = second, first
+        return (first, second // self.groups, *self.kernel)
+
+    @cached_property
+    def adjoint(self) -> ConvProblem:
+        """Of a transposed convolution: the plain one, with the same weight, whose input gradient it is.
+
+        Its input gradient, forward pass and weight gradient are this one's forward pass, input gradient and
+        weight gradient; a bias is added by this one alone. Its output is as large as this one's input, which
+        is less than its ``output_size`` where the output padding reaches the stride.
+        """
+        height, width = self.output_size
+        return replace(
+            self,
+            channels_in=self.channels_out,
+            height=height,
+            width=width,
+            channels_out=self.channels_in,
+            bias=False,
+            transposed=False,
+            output_padding=(0, 0),
         )
 
     def __str__(self) -> str:
@@ -64,6 +107,10 @@ class ConvProblem:
             parts.append(f"dilation {_pair(self.dilation)}")
         if self.groups != 1:
             parts.append(f"groups {self.groups}")
+        if self.transposed:
+            parts.append("transposed")
+        if self.output_padding != (0, 0):
+            parts.append(f"output pad {_pair(self.output_padding)}")
         if self.bias:
             parts.append("bias")
         layout = " channels_last" if self.channels_last else ""
@@ -80,8 +127,9 @@ class Route(Protocol):
     The dispatcher calls them with autograd already handled; anybody else calls them under
     ``torch.inference_mode()``.
 
-    ``x`` is (batch, channels_in, height, width), ``weight`` is (channels_out, channels_in / groups, kh, kw),
-    ``bias`` is (channels_out,) or None, ``grad`` has the shape of the output. Any strides are allowed.
+    ``x`` is (batch, channels_in, height, width), ``weight`` is (channels_out, channels_in / groups, kh, kw);
+    of a transposed convolution (channels_in, channels_out / groups, kh, kw). ``bias`` is (channels_out,) or
+    None, ``grad`` has the shape of the output. Any strides are allowed.
     Output and input gradient come back in the problem's memory format, as PyTorch's own convolution does:
     code after a convolution may ``view`` what it gets.
     """

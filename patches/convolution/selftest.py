@@ -234,6 +234,7 @@ def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:
             **{**values, **other},
         )
 
+    row = [problem((32, 24), 3), problem((24, 40), 3, transposed=True, channels_last=True)]
     uneven = [
         problem((32, 24), 3),
         problem((3, 16), 3, stride=2),
@@ -243,6 +244,11 @@ def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:
         problem((32, 48), 3, stride=2, groups=2, channels_last=True),
         problem((16, 16), 5, dilation=(2, 2), bias=True),
         problem((64, 64), 1, channels_last=True),
+        *(replace(each, kernel=(1, 3), padding=(0, 1), height=1) for each in row),
+        problem((24, 40), 3, transposed=True, bias=True),
+        problem((24, 40), 2, stride=2, transposed=True, bias=True, padding=(0, 0), channels_last=True),
+        problem((40, 24), 3, stride=2, groups=2, transposed=True, output_padding=(1, 1)),
+        problem((24, 24), 3, groups=24, transposed=True, bias=True),
     ]
     small, medium, large = ({"height": size, "width": size} for size in (20, 52, 72))
     even = [
@@ -304,14 +310,19 @@ def _reference(problem: ConvProblem) -> tuple[list[Tensor], list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
     shapes = [
         (problem.batch, problem.channels_in, problem.height, problem.width),
-        (problem.channels_out, problem.channels_in // problem.groups, *problem.kernel),
+        problem.weight_shape,
         (problem.channels_out,),
         (problem.batch, problem.channels_out, *problem.output_size),
     ]
     operands = [torch.randn(shape, generator=generator).to(problem.dtype) for shape in shapes]
     leaves = [each.double().requires_grad_() for each in operands[:3]]
-    settings = (problem.stride, problem.padding, problem.dilation, problem.groups)
-    out = F.conv2d(leaves[0], leaves[1], leaves[2] if problem.bias else None, *settings)
+    settings: dict[str, Any] = {
+        name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")
+    }
+    convolve: Callable[..., Tensor] = F.conv2d
+    if problem.transposed:
+        convolve, settings["output_padding"] = F.conv_transpose2d, problem.output_padding
+    out = convolve(leaves[0], leaves[1], leaves[2] if problem.bias else None, **settings)
     # Of a scalar: handed a gradient, autograd imports SymPy, which takes a quarter of the test's time.
     scalar = (out * operands[3].double()).sum()
     return operands, [out.detach(), *torch.autograd.grad(scalar, leaves[: 2 + problem.bias])]

@@ -342,7 +342,7 @@ def _tensors(problem: ConvProblem) -> Tensors:
 
     memory_format = torch.channels_last if problem.channels_last else torch.contiguous_format
     x = normal(problem.batch, problem.channels_in, problem.height, problem.width).mul_(small)
-    weight = normal(problem.channels_out, problem.channels_in // problem.groups, *problem.kernel)
+    weight = normal(*problem.weight_shape)
     bias = normal(problem.channels_out).mul_(small) if problem.bias else None
     grad = normal(problem.batch, problem.channels_out, *problem.output_size).mul_(small)
     return x.to(memory_format=memory_format), weight, bias, grad.to(memory_format=memory_format)

@@ -41,7 +41,7 @@ def variants(problem: ConvProblem, architecture: str, units: int) -> list[Key]:
 
     p = problem
     x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
-    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    weight = empty(*p.weight_shape)
     bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
     builder = Recorder(0, Tiles(units, RDNA), upcast=architecture in WITHOUT_PACKED_DOT)
     builder.forward(p, x, weight, bias)
@@ -131,7 +131,7 @@ def errors(
         return values.to(memory_format=layout) if len(shape) == 4 else values
 
     x = normal(p.batch, p.channels_in, p.height, p.width)
-    weight = normal(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    weight = normal(*p.weight_shape)
     bias = normal(p.channels_out) if p.bias else None
     grad = normal(p.batch, p.channels_out, *p.output_size)
     found: dict[str, Tensor | None] = {}
@@ -150,9 +150,13 @@ def _truths(
 ) -> dict[str, Tensor]:
     """Output and gradients in float64."""
     leaves = [each.double().requires_grad_() for each in (x, weight, bias) if each is not None]
-    out = F.conv2d(
-        leaves[0], leaves[1], leaves[2] if p.bias else None, p.stride, p.padding, p.dilation, p.groups
-    )
+    settings: dict[str, Any] = {
+        name: getattr(p, name) for name in ("stride", "padding", "dilation", "groups")
+    }
+    if p.transposed:
+        settings["output_padding"] = p.output_padding
+    convolve: Any = F.conv_transpose2d if p.transposed else F.conv2d
+    out = convolve(leaves[0], leaves[1], leaves[2] if p.bias else None, **settings)
     gradients = torch.autograd.grad(out, leaves, grad.double())
     names = (*PASSES[:3], "gradient of bias")
     return dict(zip(names, (out.detach(), *gradients), strict=False))

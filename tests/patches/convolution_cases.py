@@ -35,6 +35,7 @@ PLAIN = ConvProblem(
     channels_last=False,
 )
 POINTWISE = replace(PLAIN, kernel=(1, 1), padding=(0, 0))
+TRANSPOSED = replace(PLAIN, transposed=True)
 DEPTHWISE = replace(PLAIN, channels_in=6, channels_out=6, groups=6)
 
 KINDS = {
@@ -61,6 +62,32 @@ KINDS = {
     "small groups": replace(PLAIN, channels_in=8, channels_out=6, groups=2, bias=True),
     "large groups": replace(PLAIN, channels_in=40, channels_out=34, groups=2, kernel=(1, 3), padding=(0, 1)),
     "one pixel": replace(PLAIN, batch=1, height=1, width=1),
+    "a row": replace(PLAIN, height=1, width=13, kernel=(1, 5), stride=(1, 2), padding=(0, 3), bias=True),
+    "a row, channels_last": replace(PLAIN, height=1, kernel=(1, 3), padding=(0, 1), channels_last=True),
+    "a row, depthwise": replace(DEPTHWISE, height=1, width=19, kernel=(1, 7), padding=(0, 3)),
+    "transposed": replace(TRANSPOSED, channels_out=20, bias=True),
+    "transposed, 2x2 stride 2 (the usual upsampling)": replace(
+        TRANSPOSED, kernel=(2, 2), stride=(2, 2), padding=(0, 0), bias=True
+    ),
+    "transposed, channels_last": replace(TRANSPOSED, stride=(2, 2), channels_last=True, bias=True),
+    "transposed, output padding": replace(TRANSPOSED, stride=(3, 2), output_padding=(2, 1)),
+    "transposed, output padding beyond the stride": replace(
+        TRANSPOSED, dilation=(2, 3), stride=(1, 2), output_padding=(1, 2), bias=True
+    ),
+    "transposed, 1x1, output padding beyond the stride": replace(
+        TRANSPOSED, kernel=(1, 1), padding=(0, 0), dilation=(2, 2), output_padding=(1, 1), bias=True
+    ),
+    "transposed, stride beyond the kernel": replace(
+        TRANSPOSED, kernel=(2, 1), stride=(3, 2), padding=(0, 0), bias=True
+    ),
+    "transposed, depthwise": replace(TRANSPOSED, channels_in=6, channels_out=6, groups=6, bias=True),
+    "transposed, small groups": replace(
+        TRANSPOSED, channels_in=8, channels_out=6, groups=2, stride=(2, 2), bias=True
+    ),
+    "transposed, large groups": replace(TRANSPOSED, channels_in=40, channels_out=34, groups=2),
+    "transposed row": replace(
+        TRANSPOSED, height=1, kernel=(1, 4), stride=(1, 2), padding=(0, 1), output_padding=(0, 1), bias=True
+    ),
 }
 """What a route may treat as a case of its own, by name."""
 
@@ -93,6 +120,39 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     )
 
 
+@st.composite
+def transposed_problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> ConvProblem:
+    """Small transposed convolutions of every kind, the output padding beyond the stride included."""
+    small = st.integers(1, 3)
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (2, 2), (1, 4), (5, 1)]))
+    stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    groups = draw(st.sampled_from([1, 1, 2, 5]))
+    least = [
+        max(1, -(-(2 * p - d * (k - 1) - e) // s) + 1)
+        for k, s, p, d, e in zip(kernel, stride, padding, dilation, extra, strict=True)
+    ]
+    return ConvProblem(
+        batch=draw(small),
+        channels_in=groups * draw(small),
+        height=least[0] + draw(st.integers(0, 5)),
+        width=least[1] + draw(st.integers(0, 5)),
+        channels_out=groups * draw(small),
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=draw(st.booleans()),
+        dtype=draw(st.sampled_from(dtypes)),
+        device="cpu",
+        channels_last=draw(st.booleans()),
+        transposed=True,
+        output_padding=(extra[0], extra[1]),
+    )
+
+
 Operands = tuple[Tensor, Tensor, "Tensor | None", Tensor]
 
 
@@ -107,10 +167,23 @@ def tensors(problem: ConvProblem, seed: int = 0) -> Operands:
 
     return (
         normal(problem.batch, problem.channels_in, problem.height, problem.width),
-        normal(problem.channels_out, problem.channels_in // problem.groups, *problem.kernel),
+        normal(*problem.weight_shape),
         normal(problem.channels_out) if problem.bias else None,
         normal(problem.batch, problem.channels_out, *problem.output_size),
     )
+
+
+def convolve(problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's function for the problem; 1-d where the tensors are, and the problem has one row."""
+    axes = slice(4 - x.dim(), None)
+    settings: dict[str, Any] = {
+        name: getattr(problem, name)[axes] for name in ("stride", "padding", "dilation")
+    }
+    kind = ""
+    if problem.transposed:
+        kind, settings["output_padding"] = "_transpose", problem.output_padding[axes]
+    function: Callable[..., Tensor] = getattr(F, f"conv{kind}{x.dim() - 2}d")
+    return function(x, weight, bias, groups=problem.groups, **settings)
 
 
 def reference(
@@ -118,15 +191,7 @@ def reference(
 ) -> tuple[Tensor, ...]:
     """Output and gradients of input, weight and bias in float64, by PyTorch's own kernels and autograd."""
     leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias) if t is not None]
-    out = F.conv2d(
-        leaves[0],
-        leaves[1],
-        leaves[2] if problem.bias else None,
-        problem.stride,
-        problem.padding,
-        problem.dilation,
-        problem.groups,
-    )
+    out = convolve(problem, leaves[0], leaves[1], leaves[2] if problem.bias else None)
     return (out.detach(), *torch.autograd.grad(out, leaves, grad.double()))
 
 

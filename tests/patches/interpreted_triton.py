@@ -11,7 +11,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import KINDS, PLAIN, POINTWISE, assert_correct, poison, problems, tensors
+from convolution_cases import (
+    KINDS,
+    PLAIN,
+    POINTWISE,
+    assert_correct,
+    poison,
+    problems,
+    tensors,
+    transposed_problems,
+)
 from hypothesis import HealthCheck, given, seed, settings
 from torch import Tensor
 
@@ -33,6 +42,13 @@ def test_a_kind_of_convolution_agrees_with_float64(name: str) -> None:
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(problems((torch.float32, torch.float16, torch.bfloat16)))
 def test_any_convolution_agrees_with_float64(problem: ConvProblem) -> None:
+    assert_correct(TritonRoute(), problem)
+
+
+@seed(20261128)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(transposed_problems((torch.float32, torch.float16, torch.bfloat16)))
+def test_any_transposed_convolution_agrees_with_float64(problem: ConvProblem) -> None:
     assert_correct(TritonRoute(), problem)
 
 

@@ -70,7 +70,7 @@ def _alike(served: Sequence[Tensor], plain: Sequence[Tensor], tolerance: float) 
 
 
 @pytest.mark.parametrize(
-    "name", ["nn.functional.conv1d", "nn.functional.conv2d", "nn.functional.conv_transpose2d"]
+    "name", [f"nn.functional.conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2)]
 )
 def test_first_and_second_gradients_pass_the_numeric_check(operators: dict[str, Any], name: str) -> None:
     operator = operators[name]

@@ -10,12 +10,21 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from convolution_cases import problems, reference, relative_error, tensors
+from convolution_cases import (
+    KINDS,
+    convolve,
+    problems,
+    reference,
+    relative_error,
+    tensors,
+    transposed_problems,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -91,6 +100,48 @@ def test_conv2d_and_its_gradients_agree_with_float64(problem: ConvProblem) -> No
         assert relative_error(value.detach(), truth) < 2e-6
 
 
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(problem=st.one_of(problems(), transposed_problems()), flat=st.booleans(), odd=st.booleans())
+def test_transposed_and_1d_ones_answer_as_unpatched_in_the_same_layout(
+    problem: ConvProblem, flat: bool, odd: bool
+) -> None:
+    if flat:
+        axes = {name: getattr(problem, name)[1] for name in ("kernel", "stride", "padding", "dilation")}
+        rows = {name: (1, value) for name, value in axes.items()}
+        row = replace(problem, height=1, **{**rows, "padding": (0, axes["padding"])})
+        problem = replace(row, output_padding=(0, problem.output_padding[1]))
+    x, weight, bias, grad = tensors(replace(problem, dtype=torch.float64))
+    if flat:
+        x, weight, grad = x[:, :, 0], weight[:, :, 0], grad[:, :, 0]
+    if odd:
+        x, weight = (t.transpose(1, -1).contiguous().transpose(1, -1) for t in (x, weight))
+    leaves = [t.requires_grad_() for t in (x, weight, bias) if t is not None]
+
+    def run() -> tuple[Tensor, ...]:
+        out = convolve(problem, x, weight, bias)
+        return (out.detach(), *torch.autograd.grad(out, leaves, grad))
+
+    expected = run()
+    with patches.enabled("cpu", route="gemm"):
+        found = run()
+        assert (routes_used(), passed()) == ({"gemm"}, {})
+    for value, truth in zip(found, expected, strict=True):
+        assert (value.shape, value.stride()) == (truth.shape, truth.stride())
+        assert relative_error(value, truth) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_transposed_convolution_in_half_precision_is_as_exact_as_its_dtype(dtype: torch.dtype) -> None:
+    problem = replace(KINDS["transposed, output padding"], dtype=dtype, bias=True)
+    x, weight, bias, _ = tensors(problem)
+    with patches.enabled("cpu", route="gemm"):
+        out = convolve(problem, x, weight, bias)
+        assert routes_used() == {"gemm"}
+    assert bias is not None
+    truth = convolve(problem, x.double(), weight.double(), bias.double())
+    assert relative_error(out, truth) < 2 * torch.finfo(dtype).eps
+
+
 CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "unbatched": lambda x, w: F.conv2d(x[0], w),
     "padding same": lambda x, w: F.conv2d(x, w, padding="same"),
@@ -109,6 +160,15 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "double": lambda x, w: F.conv2d(x.double(), w.double()).float(),
     "one group a channel": lambda x, w: F.conv2d(x, w[:4, :1], groups=4),
     "stride beyond the kernel": lambda x, w: F.conv2d(x, w, stride=5),
+    "1-d": lambda x, w: F.conv1d(x[:, :, 0], w[:, :, 0], padding=2, dilation=2),
+    "1-d, unbatched": lambda x, w: F.conv1d(x[0, :, 0], w[:, :, 0]),
+    "1-d, padding same": lambda x, w: F.conv1d(x[:, :, 0], w[:, :, 0], padding="same"),
+    "1-d, channels last in memory": lambda x, w: F.conv1d(
+        x[:, :, 0].transpose(1, 2).contiguous().transpose(1, 2), w[:, :, 0]
+    ),
+    "transposed": lambda x, w: F.conv_transpose2d(x, w[:4], stride=2, output_padding=1),
+    "transposed, unbatched": lambda x, w: F.conv_transpose2d(x[0], w[:4], groups=2),
+    "transposed, 1-d": lambda x, w: F.conv_transpose1d(x[:, :, 0], w[:4, :, 0], stride=3),
 }
 
 
@@ -263,10 +323,9 @@ def test_a_gradient_penalty_through_two_layers_is_unchanged() -> None:
 @pytest.mark.parametrize(
     ("reason", "call"),
     [
-        ("1-d convolution", lambda x: F.conv1d(x[:, :, 0], torch.ones(2, 4, 3))),
         ("3-d convolution", lambda x: F.conv3d(x[:, :, None], torch.ones(2, 4, 1, 3, 3))),
-        ("transposed convolution", lambda x: F.conv_transpose2d(x, torch.ones(4, 2, 3, 3), stride=2)),
-        ("transposed convolution", lambda x: F.conv_transpose1d(x[:, :, 0], torch.ones(4, 2, 3))),
+        ("3-d convolution", lambda x: F.conv_transpose3d(x[:, :, None], torch.ones(4, 2, 1, 3, 3))),
+        ("empty tensor", lambda x: F.conv_transpose1d(x[:0, :, 0], torch.ones(4, 2, 3))),
         ("empty tensor", lambda x: F.conv2d(x[:0], torch.ones(2, 4, 3, 3))),
     ],
 )
@@ -306,6 +365,15 @@ def test_an_integer_convolution_passes_through() -> None:
         lambda x, w: F.conv2d(x, w, torch.ones(8)),
         lambda x, w: F.conv2d(x, w, torch.ones(6, 1)),
         lambda x, w: F.conv2d(x, w, torch.ones(())),
+        lambda x, w: F.conv1d(x[:, :, 0], w[:, :3, 0]),
+        lambda x, w: F.conv1d(x[:, :, 0], w),
+        lambda x, w: torch.convolution(x[:, :, 0], w[:, :, 0], None, [1, 1], [0], [1], False, [0], 1),
+        lambda x, w: F.conv_transpose2d(x, w),
+        lambda x, w: F.conv_transpose2d(x, w[:4], torch.ones(3)),
+        lambda x, w: F.conv_transpose2d(x, w[:4], output_padding=1),
+        lambda x, w: F.conv_transpose2d(x, w[:4], output_padding=-1),
+        lambda x, w: F.conv_transpose2d(x, w[:4], padding=9),
+        lambda x, w: F.conv_transpose2d(x, w[:4], groups=3),
     ],
 )
 def test_a_wrong_call_raises_the_error_of_pytorch(call: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -565,11 +633,11 @@ def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pyt
         assert session is not None
         for size in range(3, 53):
             F.conv2d(torch.randn(1, 2, 3, size), w)
-            F.conv1d(torch.randn(1, 2, size), w[:, :, 0])
+            F.conv3d(torch.randn(1, 2, 1, 3, size), w[:, :, None])
             assert len(session._entries) + len(session._retired) <= 10
         report = patches.report()
     assert report.by_route() == {"gemm": 50}
-    assert passed() == {"1-d convolution": 50}
+    assert passed() == {"3-d convolution": 50}
     assert report.calls == 100
     assert len(report.problems) == 5
     assert "45 earlier calls of gemm not listed by problem" in str(report)
@@ -599,8 +667,8 @@ def test_a_call_passed_on_on_the_card_sees_the_librarys_switch_as_it_was_set(
         with patches.enabled(device, route="native"):
             session = dispatch.current()
             assert session is not None
-            arguments: dict[str, Any] = {**PLAIN, "transposed": True}
-            session._convolution(torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3), None, **arguments)
+            mixed = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+            session._convolution(torch.zeros(1, 2, 4, 4), mixed, None, **PLAIN)
     assert held == [True, False]
 
 
@@ -673,8 +741,8 @@ def test_the_report_reads_as_a_table() -> None:
     with patches.enabled("cpu", route="gemm"):
         conv = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2)
         conv(torch.randn(1, 4, 6, 8)).sum().backward()
-        F.conv1d(torch.randn(1, 2, 5), torch.randn(2, 2, 3))
+        F.conv3d(torch.randn(1, 2, 5, 5, 5), torch.randn(2, 2, 3, 3, 3))
     text = str(patches.report())
     assert text.splitlines()[0] == "convolution patches: off, cpu, route gemm, 3 calls"
     assert "1x4x6x8 -> 4, 3x3 stride 2 pad 1 groups 2 bias, float32" in text
-    assert "not ours: 1-d convolution: 1 calls" in text
+    assert "not ours: 3-d convolution: 1 calls" in text

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolution_cases import KINDS, PLAIN, assert_correct, poison, problems, tensors
+from convolution_cases import (
+    KINDS,
+    PLAIN,
+    assert_correct,
+    poison,
+    problems,
+    tensors,
+    transposed_problems,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +30,10 @@ LAYER = replace(PLAIN, batch=4, channels_in=8, height=20, width=24, bias=True)
 
 @pytest.mark.usefixtures("poison")
 @settings(max_examples=100, derandomize=True)
-@given(problem=problems(ALL_DTYPES), budget=st.sampled_from([1, 3_000, 2**28]))
+@given(
+    problem=st.one_of(problems(ALL_DTYPES), transposed_problems(ALL_DTYPES)),
+    budget=st.sampled_from([1, 3_000, 2**28]),
+)
 def test_agrees_with_float64_whatever_the_problem_and_the_chunks(problem: ConvProblem, budget: int) -> None:
     smallest = problem.channels_in * problem.kernel[0] * problem.kernel[1] * 8
     assert_correct(Gemm(max(budget, smallest)), problem)

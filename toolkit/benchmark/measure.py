@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import patches
 from patches import variables
+from patches.convolution.calls import answers_channels_last
 from patches.convolution.problem import ConvProblem
-from patches.dispatch import answers_channels_last
 
 BASELINE = "unfold"
 """The name of unfold + matmul, the convolution that people copy when the vendor's library fails."""

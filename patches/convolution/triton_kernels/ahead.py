@@ -107,7 +107,7 @@ def launches(p: ConvProblem, tiles: Tiles | None = None, weight_last: bool = Fal
     layout = torch.channels_last if p.channels_last else torch.contiguous_format
     x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
     grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=layout)
-    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    weight = empty(*p.weight_shape)
     if weight_last:
         weight = weight.to(memory_format=torch.channels_last)
     recorder = Recorder(0, tiles or tiles_of(torch.device(p.device), p.dtype), upcast=lacks_packed_dot())

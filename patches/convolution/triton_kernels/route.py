@@ -189,7 +189,8 @@ class Builder:
     def forward(self, p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
         shape = (p.batch, p.channels_out, *p.output_size)
         out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=_layout(p))
-        pack, launch = self._gather(p, x, out, weight, bias is not None, transposed=False)
+        plain = p.adjoint if p.transposed else p
+        pack, launch = self._gather(plain, x, out, weight, bias is not None, transposed=p.transposed)
         strides = out.stride()
 
         def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -207,8 +208,9 @@ class Builder:
         strides = out.stride()
         pack, gather = None, None
         if needs[0]:
-            pack, gather = self._gather(p, grad, out, weight, False, transposed=True)
-        weigh = self._weight(p, grad, x, weight, needs[2]) if needs[1] or needs[2] else None
+            plain = p.adjoint if p.transposed else p
+            pack, gather = self._gather(plain, grad, out, weight, False, transposed=not p.transposed)
+        weigh = self._weights(p, grad, x, weight, needs)
 
         def call(
             grad: Tensor, x: Tensor, weight: Tensor
@@ -220,6 +222,21 @@ class Builder:
             if weigh is not None:
                 grad_weight, grad_bias = weigh(grad, x, weight)
             return grad_x, grad_weight if needs[1] else None, grad_bias
+
+        return call
+
+    def _weights(
+        self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> Any:
+        """The call that gives the gradients of weight and bias; None where neither is wanted."""
+        if not p.transposed:
+            return self._weight(p, grad, x, weight, needs[2]) if needs[1] or needs[2] else None
+        if not needs[1]:
+            return _bias_alone if needs[2] else None
+        weigh = self._weight(p.adjoint, x, grad, weight, False)
+
+        def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+            return weigh(x, grad, weight)[0], grad.sum((0, 2, 3)) if needs[2] else None
 
         return call
 
@@ -295,7 +312,7 @@ class Builder:
 
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
-        pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(src) and _linear(out)
+        pointwise = _pointwise(p, src, out)
         tile = self.tiles.gather(
             filters,
             p.batch * pixels,
@@ -365,7 +382,7 @@ class Builder:
             )
             share = _share(pixels, splits, tile.k)
             splits = -(-pixels // share)
-            pointwise = (kh, kw, sh, sw, *p.padding) == (1, 1, 1, 1, 0, 0) and _linear(x) and _linear(grad)
+            pointwise = _pointwise(p, x, grad)
             launch = self.launch(
                 weight_gradient,
                 (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),
@@ -416,6 +433,16 @@ def _wide(*tensors: Tensor) -> bool:
     return any(
         sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= 2**31 - 2**22 for t in tensors
     )
+
+
+def _pointwise(p: ConvProblem, src: Tensor, out: Tensor) -> bool:
+    """Whether every pixel is made of the one in its place, and pixels need no coordinates."""
+    alone = (*p.kernel, *p.stride, *p.padding) == (1, 1, 1, 1, 0, 0) and src.shape[2:] == out.shape[2:]
+    return alone and _linear(src) and _linear(out)
+
+
+def _bias_alone(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[None, Tensor]:
+    return None, grad.sum((0, 2, 3))
 
 
 def _linear(t: Tensor) -> bool:
