@@ -1,9 +1,10 @@
-"""``python -m NAME run -- PROGRAM ...`` serves the convolutions of a program that nobody edited."""
+"""Serves the convolutions of programs that nobody edited (``run``), and says what works on this card."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,23 +14,81 @@ from pathlib import Path
 
 from . import startup
 from .convolution.registry import NAMES
+from .convolution.selftest import DTYPES, TIMEOUT
 
 _NAME = str(__package__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run. The status is the program's own; 2: a wrong call; 127: no such program."""
+    """Parse and run; without a verb the doctor speaks.
+
+    Returns:
+        Of ``run`` the program's own status, 2 for a wrong call, 127 where there is no such program; of
+        ``doctor`` 0 fine, 1 works with limits, 2 will not work; of ``env`` 0.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {_NAME}", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="{doctor,env,run}")
+    doctor = verbs.add_parser("doctor", help="what works on this card, by self-test (the default)")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--share", metavar="FILE", help="write it without names and paths")
+    doctor.add_argument(
+        "--dtype", action="append", choices=DTYPES, help="try this one alone; may be given several times"
+    )
+    doctor.add_argument("--timeout", type=_seconds, default=TIMEOUT, help="seconds that a self-test may take")
+    verbs.add_parser("env", help='exports for any Triton program on this card: eval "$(... env)"')
     run = verbs.add_parser("run", help="run a program, and what it starts, through a route")
     run.add_argument("--route", default="auto", choices=("auto", *NAMES), help="default: auto")
     run.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU where there is one")
     run.add_argument("--report", action="store_true", help="print at the end which route served what")
     run.add_argument("program", nargs=argparse.REMAINDER, help="a command, a .py file, or -m MODULE")
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "doctor")
+    given = parser.parse_args(words)
+    if given.verb == "run":
+        return _run(run, given)
+    return _env() if given.verb == "env" else _doctor(given)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} seconds: expected 1 to 86400")
+    return value
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from .doctor import examine, shareable
+
+    found = examine(given.dtype or DTYPES, given.timeout)
+    if given.share:
+        try:
+            Path(given.share).write_text(shareable(found) + "\n", encoding="utf-8")
+        except OSError as error:
+            return _fail(2, f"cannot write {given.share}: {error.strerror or error}")
+    sys.stdout.write(f"{found.as_json() if given.json else found}\n")
+    if given.share:
+        _say(f"wrote {given.share}, without names and paths: read it before you attach it to a report")
+    return int(found.verdict)
+
+
+def _env() -> int:
+    from .environment import exports
+
+    wanted = exports()
+    for name, value in wanted.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    if not wanted:
+        sys.stdout.write("# no card of AMD's is in this machine: nothing is needed\n")
+    return 0
+
+
+def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     program = given.program[1:] if given.program[:1] == ["--"] else given.program
     if not program:
-        run.error("no program was given: run -- yolo train ..., run -- script.py ..., run -- -m module ...")
+        parser.error(
+            "no program was given: run -- yolo train ..., run -- script.py ..., run -- -m module ..."
+        )
     command = _command(program)
     if command is None:
         return _fail(127, f"{program[0]}: found no such command, .py file or -m MODULE")
@@ -51,8 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(status: int, message: str) -> int:
-    sys.stderr.write(f"{_NAME}: {message}\n")
+    _say(message)
     return status
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{_NAME}: {message}\n")
 
 
 def _command(program: Sequence[str]) -> list[str] | None:

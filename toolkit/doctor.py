@@ -14,17 +14,15 @@ from pathlib import Path
 import msgspec
 
 from patches.convolution import registry, selftest
+from patches.findings import VISIBILITY, Finding, Verdict, architecture, buffer_operations, vendor_library
+from patches.runtime import Runtime, RuntimeDevice, ask
 from toolkit import __version__
 from toolkit.dataset.loader import loader_bytes
 from toolkit.machine import checks, kernel
 from toolkit.machine.cards import PROFILES, best_card, default_number
-from toolkit.machine.checks import GIB, Finding, Verdict
+from toolkit.machine.checks import GIB
 from toolkit.machine.kernel import Card, LeftOut, Machine
-from toolkit.machine.runtime import Runtime, RuntimeDevice, ask
 from toolkit.runs.needs import shared_memory
-
-NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
-"""Architectures on which Triton's buffer operations write nothing and report success."""
 
 ROUTES = registry.NAMES
 """Ways to compute a convolution that are tried on a GPU."""
@@ -135,11 +133,12 @@ def _try(route: str, device: str, timeout: float) -> SelfTest:
 def diagnose(found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int = 640) -> Report:
     """Draw the conclusions from what was found; ``imgsz`` is the side of the training images, pixels."""
     recommendation = _recommend(found, runtime, self_tests, imgsz)
+    covered = any(test.passed and test.route not in VENDOR_ROUTES for test in self_tests)
     findings = (
         *_cards(found, runtime),
         *checks.permissions(found),
         *_software(found, runtime),
-        *_vendor_library(found, runtime, self_tests),
+        *vendor_library(_true(found), runtime, found.surroundings.environment, covered),
         *_self_tests(self_tests),
         *_room(found, recommendation, imgsz),
     )
@@ -185,7 +184,13 @@ def _cards(found: Machine, runtime: Runtime) -> list[Finding]:
         else:
             advice = "training runs on the CPU: good for trying things out"
             findings.append(Finding("card", Verdict.LIMITS, "no GPU", advice))
-    return [*findings, *_architecture(found, runtime)]
+    if found.visible:
+        findings.append(architecture(_true(found), runtime, found.surroundings.environment))
+    return findings
+
+
+def _true(found: Machine) -> list[str]:
+    return [card.arch for card in found.visible]
 
 
 def _left_out(found: Machine, card: LeftOut) -> Finding:
@@ -205,29 +210,7 @@ def _left_out(found: Machine, card: LeftOut) -> Finding:
 
 def _hiders(found: Machine) -> str:
     environment = found.surroundings.environment
-    return " ".join(f"{name}={environment[name]}" for name in kernel.VISIBILITY if name in environment)
-
-
-def _architecture(found: Machine, runtime: Runtime) -> list[Finding]:
-    if not found.visible:
-        return []
-    true = [card.arch for card in found.visible]
-    value = found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", "")
-    override = kernel.override_name(value)
-    if value and not override:
-        advice = "the runtime expects three numbers such as 10.3.0 and does not start: unset it"
-        return [Finding("override", Verdict.FAILS, f"HSA_OVERRIDE_GFX_VERSION={value}", advice)]
-    reported = [device.arch for device in runtime.devices]
-    words = f"true {', '.join(true)}; runtime reports {', '.join(reported) or 'nothing'}"
-    words += f"; override to {override}" if override else "; no override"
-    verdict, advice = Verdict.FINE, ""
-    if override and any(arch != override for arch in true):
-        verdict = Verdict.LIMITS
-        advice = "an override adds no kernels: unset HSA_OVERRIDE_GFX_VERSION, except with the profile rocm52"
-    elif reported and sorted(reported) != sorted(true):
-        verdict = Verdict.LIMITS
-        advice = f"PyTorch sees other cards than the kernel: see {', '.join(kernel.VISIBILITY)}"
-    return [Finding("architecture", verdict, words, advice)]
+    return " ".join(f"{name}={environment[name]}" for name in VISIBILITY if name in environment)
 
 
 def _software(found: Machine, runtime: Runtime) -> list[Finding]:
@@ -254,40 +237,7 @@ def _software(found: Machine, runtime: Runtime) -> list[Finding]:
         findings.append(Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route"))
     else:
         findings.append(Finding("triton", Verdict.FINE, runtime.triton or "missing, and not needed"))
-    if any(card.arch in NO_BUFFER_STORES for card in found.visible):
-        value = found.surroundings.environment.get("AMDGCN_USE_BUFFER_OPS")
-        advice = "Triton's buffer stores write nothing on this card: unset it, toolkit then sets 0"
-        wrong = value not in (None, "", "0")
-        findings.append(
-            Finding(
-                "buffer operations",
-                Verdict.LIMITS if wrong else Verdict.FINE,
-                f"AMDGCN_USE_BUFFER_OPS={value}" if value else "switched off by patches",
-                advice if wrong else "",
-            )
-        )
-    return findings
-
-
-def _vendor_library(found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest]) -> Iterator[Finding]:
-    """MIOpen compiles for the true architecture; rocBLAS loads kernels of the one that is reported."""
-    if not runtime.hip:
-        return
-    override = kernel.override_name(found.surroundings.environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
-    covered = any(test.passed and test.route not in VENDOR_ROUTES for test in self_tests)
-    for arch in dict.fromkeys(card.arch for card in found.visible):
-        if arch in runtime.kernel_databases:
-            yield Finding("MIOpen", Verdict.FINE, f"kernels for {arch}")
-        else:
-            verdict = Verdict.FINE if covered else Verdict.LIMITS
-            advice = "convolutions go by this project's routes; MIOpen stays off"
-            yield Finding("MIOpen", verdict, f"no kernels for {arch}", advice)
-        asked = override or arch
-        if asked in runtime.blas_databases:
-            yield Finding("rocBLAS", Verdict.FINE, f"kernels for {asked}")
-        else:
-            advice = "matrix products fail: only the triton route is left"
-            yield Finding("rocBLAS", Verdict.LIMITS, f"no kernels for {asked}", advice)
+    return [*findings, *buffer_operations(_true(found), found.surroundings.environment)]
 
 
 def _self_tests(self_tests: Sequence[SelfTest]) -> Iterator[Finding]:

@@ -26,8 +26,8 @@ import torch
 
 from .. import variables
 from ..cache import cache_folder
+from ..environment import amd_architectures
 from .selftest import SelfTestResult
-from .triton_kernels import amd_architectures
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from patches import cache, children
+from patches import cache, children, runtime
 from patches.convolution import selftest
 from toolkit.dataset.loader import start_server
-from toolkit.machine import runtime
 from toolkit.supervision.supervisor import trainer_command
 
 SHADOWS = ("patches", "submission", "toolkit", "torch", "numpy", "runpy", "random", "tempfile", "msgspec")

@@ -166,7 +166,10 @@ def test_the_status_of_a_program_comes_through(outside: Environment) -> None:
         (["run", "--", "missing.py"], 127, "missing.py: found no such command"),
         (["run", "--", "-m"], 127, "found no such command"),
         (["run", "--route", "quick", "--", "program.py"], 2, "invalid choice: 'quick'"),
-        ([], 2, "required"),
+        (["quick"], 2, "invalid choice: 'quick'"),
+        (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
+        (["doctor", "--timeout", "0"], 2, "expected 1 to 86400"),
+        (["--share", "no/such/folder/file", "--dtype", "float32"], 2, "cannot write no/such/folder/file"),
     ],
 )
 def test_a_wrong_call_is_one_line(outside: Environment, arguments: list[str], status: int, says: str) -> None:

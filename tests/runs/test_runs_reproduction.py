@@ -14,8 +14,8 @@ import pytest
 import torch
 from tiny_run import MODEL
 
+from patches import runtime
 from toolkit.errors import ToolkitError
-from toolkit.machine import runtime
 from toolkit.runs import reproduction
 from toolkit.training import deciding
 from toolkit.workspace import Workspace

@@ -34,6 +34,7 @@ from test_command_line import VERBS
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from patches import runtime
 from patches.convolution import selftest
 from submission.validate import LABELS
 from toolkit import doctor
@@ -42,7 +43,6 @@ from toolkit.benchmark import data as loading
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
-from toolkit.machine import runtime
 from toolkit.supervision import supervisor
 from toolkit.training import probe
 

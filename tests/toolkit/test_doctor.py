@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from patches.convolution import routes, selftest
 from patches.convolution.problem import ConvProblem
+from patches.runtime import Runtime, RuntimeDevice, ask
 from toolkit import doctor
 from toolkit.cli import app
 from toolkit.doctor import CPU_ROUTES, ROUTES, Report, SelfTest, diagnose, step_bytes
@@ -25,7 +26,6 @@ from toolkit.machine import kernel
 from toolkit.machine.checks import GIB, Verdict
 from toolkit.machine.device import resolve_device
 from toolkit.machine.kernel import Card, Machine
-from toolkit.machine.runtime import Runtime, RuntimeDevice, ask
 
 TREES = Path(__file__).parent.parent / "fixtures/sysfs"
 
@@ -157,7 +157,7 @@ def test_only_a_card_that_is_left_visible_is_recommended(
     runtime = found.surroundings.runtime
     assert runtime is not None
     seen = [one for card in found.visible for one in runtime.devices if one.arch == card.arch]
-    report = diagnose(found, msgspec.structs.replace(runtime, devices=tuple(seen)), PASSED)
+    report = diagnose(found, replace(runtime, devices=tuple(seen)), PASSED)
     chosen = report.recommendation
     assert (chosen.device.value, chosen.batch.value) == (device, batch)
     assert chosen.device.reason.startswith(arch)
@@ -189,7 +189,7 @@ def test_one_card_of_two_that_the_container_does_not_get_leaves_the_other_fine()
     runtime = found.surroundings.runtime
     assert runtime is not None
     one = replace(found, cards=found.cards[:1], hidden_nodes=(2,))
-    report = diagnose(one, msgspec.structs.replace(runtime, devices=runtime.devices[:1]), PASSED)
+    report = diagnose(one, replace(runtime, devices=runtime.devices[:1]), PASSED)
     assert report.verdict == Verdict.FINE
     assert "1 GPU that the kernel hides" in said(report, "card")
 
@@ -271,7 +271,7 @@ def test_the_reason_for_a_card_is_true_of_it(other: Card, reason: str) -> None:
     both = replace(found, cards=(other, *found.cards))
     runtime = found.surroundings.runtime
     assert runtime is not None
-    report = diagnose(both, msgspec.structs.replace(runtime, devices=runtime.devices * 2), PASSED)
+    report = diagnose(both, replace(runtime, devices=runtime.devices * 2), PASSED)
     assert report.recommendation.device.value == "1"
     assert report.recommendation.device.reason.endswith(f", {reason}")
 

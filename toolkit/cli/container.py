@@ -144,9 +144,9 @@ def doctor(
 
     Example: [bold]toolkit container doctor --json[/bold]
     """
+    from patches.findings import Verdict
     from toolkit.container import start
     from toolkit.errors import ending_with
-    from toolkit.machine.checks import Verdict
 
     with ending_with(Verdict.FAILS):
         request = Request(profile, base, image, None, runs, user)

@@ -36,11 +36,11 @@ def doctor(
 
     Example: [bold]toolkit doctor --json | jq .recommendation[/bold]
     """
+    from patches.findings import Verdict
     from toolkit import console, workspace
     from toolkit.doctor import examine
     from toolkit.errors import ToolkitError, ending_with
     from toolkit.machine import kernel
-    from toolkit.machine.checks import Verdict
 
     with ending_with(Verdict.FAILS):  # 1 is a verdict
         if sysfs is not None and record is not None:
@@ -68,8 +68,8 @@ def _show(report: Report, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from patches.findings import Verdict
     from toolkit import console
-    from toolkit.machine.checks import Verdict
 
     if as_json:
         console.print_json(msgspec.to_builtins(report))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patches import variables
+from patches.findings import VISIBILITY
 from toolkit import console
 from toolkit.container.images import builder
 from toolkit.container.mounts import Mounts, lexical
@@ -19,7 +20,7 @@ from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine.cards import best_card
 from toolkit.machine.checks import GIB
-from toolkit.machine.kernel import VISIBILITY, Machine
+from toolkit.machine.kernel import Machine
 
 SHARED_MEMORY = 8 * GIB
 """Most that a container gets of ``/dev/shm``; never more than half of the RAM. Docker's own default, 64 MiB,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from enum import IntEnum
 from pathlib import Path
 
-import msgspec
-
+from patches.findings import Finding, Verdict
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import kernel
 from toolkit.machine.kernel import Machine
@@ -20,28 +18,6 @@ RUN_BYTES = 2 * GIB
 """Disk for a run's checkpoints and reports."""
 
 SHARED = Path("/dev/shm")
-
-
-class Verdict(IntEnum):
-    """How bad a finding is; the number is the exit code."""
-
-    FINE = 0
-    LIMITS = 1
-    FAILS = 2
-
-    @property
-    def words(self) -> str:
-        """The verdict for people."""
-        return ("fine", "works with limits", "will not work")[self]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at: what it is, how it is, what was found, what to do about it."""
-
-    subject: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
 
 
 def permissions(found: Machine) -> list[Finding]:

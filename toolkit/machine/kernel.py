@@ -9,7 +9,6 @@ a folder and examined elsewhere: :func:`record` copies the files that :func:`rea
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 import sys
@@ -19,22 +18,20 @@ from pathlib import Path
 import msgspec
 
 from patches import variables
+from patches.findings import BUFFER_OPS, OVERRIDE, VISIBILITY
+from patches.runtime import Runtime
 from toolkit import console
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
-from toolkit.machine.runtime import Runtime
 
 SYSFS = Path("/sys")
 RECORDED = "recorded.json"
 """The file of a recorded tree that holds what the kernel's files do not: :class:`Surroundings`."""
 
-VISIBILITY = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-"""Environment variables that hide cards: see :attr:`Machine.visible`."""
-
 VARIABLES = (
     *VISIBILITY,
-    "HSA_OVERRIDE_GFX_VERSION",
-    "AMDGCN_USE_BUFFER_OPS",
+    OVERRIDE,
+    BUFFER_OPS,
     "TRITON_CACHE_DIR",
     "MIOPEN_USER_DB_PATH",
     *variables.ROUTE,
@@ -203,17 +200,6 @@ class Machine:
 def arch_name(version: int) -> str:
     """LLVM's name for a ``gfx_target_version``: 100100 is "gfx1010", 90010 is "gfx90a"."""
     major, minor, step = version // 10000, version // 100 % 100, version % 100
-    return f"gfx{major}{minor:x}{step:x}"
-
-
-def override_name(value: str) -> str:
-    """The architecture that ``HSA_OVERRIDE_GFX_VERSION=value`` makes the runtime report; "" if it is none."""
-    parts = re.fullmatch(r"([0-9]+)\.([0-9]+)\.([0-9]+)", value)
-    if parts is None:
-        return ""
-    major, minor, step = (int(part) for part in parts.groups())
-    if major > 63 or minor > 255 or step > 255:  # libhsakmt's limits
-        return ""
     return f"gfx{major}{minor:x}{step:x}"
 
 

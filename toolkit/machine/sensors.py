@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from patches.runtime import built_for_nvidia
 from toolkit.machine import kernel
-from toolkit.machine.runtime import built_for_nvidia
 
 STALE = 15.0
 """Seconds after which a reading says nothing any more."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from patches.findings import Finding, Verdict
+from patches.runtime import built_for_nvidia
 from toolkit.dataset.loader import loader_bytes
 from toolkit.errors import ToolkitError
 from toolkit.machine import checks
-from toolkit.machine.checks import SHARED, Finding, Verdict
-from toolkit.machine.runtime import built_for_nvidia
+from toolkit.machine.checks import SHARED
 
 
 class Needs(msgspec.Struct, frozen=True):

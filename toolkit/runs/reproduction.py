@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from patches import variables
+from patches.runtime import TRITON, installed
 from toolkit import __version__, workspace
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import kernel
-from toolkit.machine.runtime import TRITON, installed
 from toolkit.provenance import sha256
 from toolkit.runs.folder import Instructions, RunFiles, encode_json, write_json
 from toolkit.runs.plan import TrainingPlan, describe

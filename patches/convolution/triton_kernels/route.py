@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...environment import amd_architectures
 from ..problem import ConvProblem
-from .environment import amd_architectures
 
 if TYPE_CHECKING:
     from .launch import Launch

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from ...cache import cache_folder
+from .cache import cache_folder
 
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
@@ -32,6 +32,13 @@ def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
     return found
 
 
+def exports(nodes: Path = KFD_NODES) -> dict[str, str]:
+    """The variables that any Triton program needs on the cards in this machine: see :func:`prepare`."""
+    if not amd_architectures(nodes):
+        return {}
+    return {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache_folder() / "triton-no-buffer-ops")}
+
+
 def prepare(nodes: Path = KFD_NODES) -> list[str]:
     """Make Triton safe for the cards in this machine; call it before anything imports Triton.
 
@@ -51,10 +58,9 @@ def prepare(nodes: Path = KFD_NODES) -> list[str]:
         RuntimeError: Triton was imported already, by someone who had not set the variables, on gfx101x; on
             other cards the kernels are slower then.
     """
-    architectures = amd_architectures(nodes)
-    if not architectures:
+    architectures, wanted = amd_architectures(nodes), exports(nodes)
+    if not wanted:
         return []
-    wanted = {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache_folder() / "triton-no-buffer-ops")}
     if os.environ.get("AMDGCN_USE_BUFFER_OPS") == "0" and "TRITON_CACHE_DIR" in os.environ:
         return []
     if "triton" in sys.modules:

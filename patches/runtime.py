@@ -1,29 +1,30 @@
 """What PyTorch reports on this machine, asked in a child process with a time limit.
 
 A broken driver makes ``import torch`` or the first question to the GPU hang or die; the child does that, not
-the caller. ``python -m toolkit.machine.runtime`` is the child: it prints one line of JSON.
+the caller. Run as a module this file is the child: it prints one line of JSON.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from patches import children
-from submission.errors import NO_JSON
+from . import children
 
 TRITON = ("triton", "pytorch-triton-rocm", "triton-rocm")
 """Names under which Triton is installed."""
 
 
-class RuntimeDevice(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class RuntimeDevice:
     """A GPU as PyTorch sees it: name, architecture ("gfx1030", "sm_90"), memory in bytes."""
 
     name: str
@@ -31,7 +32,8 @@ class RuntimeDevice(msgspec.Struct, frozen=True):
     memory_bytes: int
 
 
-class Runtime(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Runtime:
     """What PyTorch says of itself and of the GPUs.
 
     Attributes:
@@ -64,7 +66,7 @@ def ask(timeout: float = 60.0) -> Runtime:
     """
     try:
         child = subprocess.run(
-            children.command("toolkit.machine.runtime"),
+            children.command(__name__),
             env=children.environment(),
             capture_output=True,
             timeout=timeout,
@@ -80,9 +82,20 @@ def ask(timeout: float = 60.0) -> Runtime:
         last = child.stderr.decode(errors="replace").strip().splitlines()
         return Runtime(error=last[-1] if last else f"PyTorch ended with status {child.returncode}")
     for line in child.stdout.splitlines():  # ROCm's libraries may print too
-        with suppress(*NO_JSON):
-            return msgspec.json.decode(line, type=Runtime)
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):
+            return _decoded(json.loads(line))
     return Runtime(error="PyTorch ended without an answer")
+
+
+def _decoded(answer: dict[str, Any]) -> Runtime:
+    """What the child said.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    answer = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
+    devices = tuple(RuntimeDevice(**each) for each in answer.pop("devices", ()))
+    return Runtime(devices=devices, **answer)
 
 
 def installed(*names: str) -> str:
@@ -141,4 +154,4 @@ def _architectures(roots: list[Path], pattern: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(msgspec.json.encode(_examine()).decode() + "\n")
+    sys.stdout.write(json.dumps(asdict(_examine())) + "\n")

@@ -1,0 +1,230 @@
+"""What convolutions on this machine's card can and cannot do: every route in every dtype, by self-test.
+
+:func:`diagnose` is a function of what was found; :func:`examine` finds it, in child processes alone. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import __version__, findings, install, runtime
+from .convolution import selftest
+from .convolution.registry import ROUTES
+from .environment import KFD_NODES, amd_architectures
+from .findings import Finding, Verdict
+from .runtime import Runtime
+
+SWITCHES = (
+    *findings.VISIBILITY,
+    findings.OVERRIDE,
+    findings.BUFFER_OPS,
+    "TRITON_CACHE_DIR",
+    "MIOPEN_USER_DB_PATH",
+    "CONVROUTES",
+    "CONVROUTES_DEVICE",
+    "CONVROUTES_ROUTE",
+    "CONVROUTES_NORMALIZATION",
+)
+"""Environment variables that change what a card does."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One route in one dtype: "passed", "failed", or "not meant" for it."""
+
+    route: str
+    dtype: str
+    outcome: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the doctor says.
+
+    Attributes:
+        version: of this package.
+        verdict: the worst of the findings.
+        cards: architectures of AMD's cards, by the kernel driver.
+        system: the operating system, its release, and the card's driver.
+        device: what the routes were tried on, "cuda" or "cpu".
+        switches: the variables of :data:`SWITCHES` that are set.
+        install: the command that installs a PyTorch for the card; "" where none is needed or known.
+    """
+
+    version: str
+    verdict: Verdict
+    cards: tuple[str, ...]
+    system: str
+    device: str
+    runtime: Runtime
+    switches: dict[str, str]
+    tried: tuple[Tried, ...]
+    findings: tuple[Finding, ...]
+    install: str
+
+    def as_json(self) -> str:
+        """The fields by name, for a program."""
+        return json.dumps({**asdict(self), "verdict": self.verdict.words}, indent=1)
+
+    def __str__(self) -> str:
+        rows = [(each.subject, each.verdict.words, each.found) for each in self.findings]
+        widths = [max(len(row[n]) for row in rows) for n in (0, 1)]
+        lines = []
+        for (subject, verdict, found), each in zip(rows, self.findings, strict=True):
+            lines.append(f"{subject:<{widths[0]}}  {verdict:<{widths[1]}}  {found}")
+            if each.advice:
+                lines.append(f"{'':<{widths[0]}}  {'':<{widths[1]}}  -> {each.advice}")
+        return "\n".join([*lines, f"verdict: {self.verdict.words}"])
+
+
+def examine(
+    dtypes: Sequence[str] = selftest.DTYPES, timeout: float = selftest.TIMEOUT, nodes: Path = KFD_NODES
+) -> Diagnosis:
+    """Examine this machine.
+
+    Args:
+        dtypes: which to try; names of :data:`selftest.DTYPES`.
+        timeout: seconds that each child process may take.
+        nodes: the kernel driver's topology.
+    """
+    cards, nvidia = amd_architectures(nodes), install.has_nvidia()
+    found = runtime.ask(timeout)
+    switches = {name: os.environ[name] for name in SWITCHES if name in os.environ}
+    device = "cuda" if found.devices else "cpu"
+    tried = () if found.error else tuple(_try_all(found, device, dtypes, timeout))
+    return diagnose(cards, nvidia, found, switches, tried)
+
+
+def _try_all(found: Runtime, device: str, dtypes: Sequence[str], timeout: float) -> Iterator[Tried]:
+    """All routes of one dtype at once: each test is a process that mostly waits."""
+    names = [each.name for each in ROUTES if device in each.devices]
+    names = [name for name in names if name != "triton" or found.triton]
+    for dtype in dtypes:
+        with ThreadPoolExecutor(len(names)) as pool:
+            for result in pool.map(lambda name: selftest.run(name, device, dtype, timeout), names):  # noqa: B023 - awaited inside
+                outcome = "passed" if result.passed else "failed"
+                if result.reason == selftest.NOT_MEANT:
+                    outcome = "not meant"
+                yield Tried(result.route, dtype, outcome, result.reason, round(result.seconds, 1))
+
+
+def diagnose(
+    cards: Sequence[str], nvidia: bool, found: Runtime, switches: Mapping[str, str], tried: Sequence[Tried]
+) -> Diagnosis:
+    """Draw the conclusions from what was found."""
+    own = {each.name for each in ROUTES if each.own}
+    covered = any(each.outcome == "passed" and each.route not in own for each in tried)
+    line = _install_line(cards, nvidia, found)
+    said = [
+        *_card(cards, nvidia, found),
+        *([findings.architecture(cards, found, switches)] if cards else []),
+        _torch(found, line),
+        *_triton(cards, found),
+        *findings.buffer_operations(cards, switches),
+        *findings.vendor_library(cards, found, switches, covered),
+        *(Finding("switch", Verdict.FINE, f"{name}={value}") for name, value in switches.items()),
+        *_routes(tried, line),
+    ]
+    return Diagnosis(
+        __version__,
+        max(each.verdict for each in said),
+        tuple(cards),
+        _system(),
+        "cuda" if found.devices else "cpu",
+        found,
+        dict(switches),
+        tuple(tried),
+        tuple(said),
+        line,
+    )
+
+
+def _card(cards: Sequence[str], nvidia: bool, found: Runtime) -> Iterator[Finding]:
+    names = ", ".join(f"{device.name} ({device.arch})" for device in found.devices)
+    if names:
+        yield Finding("card", Verdict.FINE, names)
+    elif cards or nvidia:
+        yield Finding("card", Verdict.LIMITS, ", ".join(cards) or "NVIDIA", "PyTorch sees no GPU: see torch")
+    else:
+        yield Finding("card", Verdict.LIMITS, "no GPU that this system's drivers name")
+
+
+def _install_line(cards: Sequence[str], nvidia: bool, found: Runtime) -> str:
+    """How to install PyTorch, where none is there or one for other cards."""
+    missing = not found.torch
+    other = (bool(cards) and not found.hip) or (nvidia and not cards and not found.cuda)
+    unserved = bool(cards) and bool(found.blas_databases) and not set(cards) & set(found.blas_databases)
+    return install.command(cards, nvidia) if missing or other or unserved else ""
+
+
+def _torch(found: Runtime, line: str) -> Finding:
+    if found.error or not found.torch:
+        return Finding("torch", Verdict.FAILS, found.error or "missing", line)
+    built = f"HIP {found.hip}" if found.hip else f"CUDA {found.cuda}" if found.cuda else "the CPU"
+    return Finding(
+        "torch", Verdict.LIMITS if line else Verdict.FINE, f"{found.torch} built for {built}", line
+    )
+
+
+def _triton(cards: Sequence[str], found: Runtime) -> Iterator[Finding]:
+    if found.triton:
+        yield Finding("triton", Verdict.FINE, found.triton)
+    elif cards or found.devices:
+        yield Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route")
+
+
+def _routes(tried: Sequence[Tried], line: str) -> Iterator[Finding]:
+    """A row a route; a card that no route serves in fp32 will not work."""
+    for name in dict.fromkeys(each.route for each in tried):
+        of = [each for each in tried if each.route == name]
+        words = [f"{each.dtype} {each.outcome} ({each.seconds:.0f} s)" for each in of]
+        failed = [f"{each.dtype}: {each.reason}" for each in of if each.outcome == "failed"]
+        verdict = Verdict.LIMITS if failed else Verdict.FINE
+        yield Finding(f"route {name}", verdict, ", ".join(words), "; ".join(failed))
+    fp32 = [each.outcome for each in tried if each.dtype == "float32"]
+    if fp32 and "passed" not in fp32:
+        advice = line or "use another build of PyTorch, or the CPU"
+        yield Finding("convolutions", Verdict.FAILS, "no route computes in float32 on this card", advice)
+
+
+def _system() -> str:
+    """The system and the numbers of its release: what follows them may be somebody's own words."""
+    numbers = re.match(r"[0-9.]*[0-9]", platform.release())
+    parts = [platform.system(), numbers.group() if numbers else "", platform.machine()]
+    for module in ("amdgpu", "nvidia"):
+        with suppress(OSError):
+            parts.append(f"{module} {Path('/sys/module', module, 'version').read_text().strip()}")
+    return " ".join(filter(None, parts))
+
+
+def shareable(diagnosis: Diagnosis) -> str:
+    """The diagnosis as JSON without what belongs to a person: paths, and names of users and machines."""
+    return _scrubbed(diagnosis.as_json(), _private_names())
+
+
+def _private_names() -> set[str]:
+    names = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "HOSTNAME", "COMPUTERNAME")}
+    with suppress(RuntimeError):
+        names.add(Path.home().name)
+    names |= {socket.gethostname(), socket.gethostname().partition(".")[0]}
+    return {name for name in names if len(name) > 1 and name.lower() not in ("root", "localhost")}
+
+
+def _scrubbed(text: str, names: set[str]) -> str:
+    path = re.compile(r"""(?<![\w<.])(?:[A-Za-z]:(?:\\\\|/)|~?/|\\\\\\\\)[^\s"',;:()\[\]]+""")
+    text = path.sub("<path>", text)
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", text, flags=re.IGNORECASE)
+    return text
