@@ -39,15 +39,18 @@ COLUMN_BUDGET = 256 * 2**20
 
 
 def enable(
-    device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET, normalization: str = "auto"
+    device: str,
+    route: str = "auto",
+    column_budget: int = COLUMN_BUDGET,
+    normalization: str = "auto",
+    vendor: str = "auto",
 ) -> None:
     """Send the convolutions on ``device`` through a route; what was enabled before is replaced.
 
     Of 1-d and 2-d ones, transposed or not, all; others stay with PyTorch's own kernels and are counted.
 
-    On a ROCm build ``enable("cuda")`` also switches MIOpen off for everything else (batch norm, RNN).
     The environment variable ``CONVROUTES_ROUTE`` overrules ``route`` and says so,
-    ``CONVROUTES_NORMALIZATION`` overrules ``normalization``.
+    ``CONVROUTES_NORMALIZATION`` overrules ``normalization`` and ``CONVROUTES_VENDOR`` overrules ``vendor``.
 
     What records a program keeps the convolution itself, for any size: PyTorch's own kernels serve
     ``torch.jit.trace``, and the ONNX exporter built on it, while they record. ``torch.export``, ``make_fx``
@@ -65,13 +68,18 @@ def enable(
             and in ``torch.nn.Sequential``: "auto" (on a GPU as one operation that keeps half as much for the
             backward pass, by fused kernels where they passed their self-test; on the CPU as PyTorch does),
             "off", "torch" (the operation, from PyTorch's own kernels) or "triton".
+        vendor: whether the vendor's library may serve: "auto" (cuDNN: convolutions that it serves best,
+            and the rest as PyTorch does; MIOpen: the same on RDNA3, RDNA4 and CDNA with ROCm 6 or newer,
+            convolutions and batch norm each where its self-test passes, and nothing elsewhere), "off"
+            (nothing, batch norm and RNNs included) or "on" (as PyTorch does, unless a route is better).
 
     Raises:
-        ValueError: an unknown device, an unknown or missing route, or a budget that is not positive.
+        ValueError: an unknown device, an unknown or missing route, the vendor's route while it is off, or a
+            budget that is not positive.
     """
     from . import dispatch
 
-    dispatch.start(device, route, column_budget, normalization)
+    dispatch.start(device, route, column_budget, normalization, vendor)
 
 
 def disable() -> None:
@@ -103,13 +111,17 @@ def settle(step: Callable[[], object]) -> str:
 
 @contextmanager
 def enabled(
-    device: str, route: str = "auto", column_budget: int = COLUMN_BUDGET, normalization: str = "auto"
+    device: str,
+    route: str = "auto",
+    column_budget: int = COLUMN_BUDGET,
+    normalization: str = "auto",
+    vendor: str = "auto",
 ) -> Iterator[None]:
     """:func:`enable` for the length of a ``with``; afterwards what was enabled before is enabled again."""
     from . import dispatch
 
     before = dispatch.current()
-    dispatch.start(device, route, column_budget, normalization)
+    dispatch.start(device, route, column_budget, normalization, vendor)
     try:
         yield
     finally:

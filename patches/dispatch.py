@@ -83,12 +83,15 @@ class Session:
         route: "auto" or the name of a route.
         column_budget: limit of the column buffer of the route "gemm", bytes.
         normalization: who computes a batch norm with the activation behind it.
+        vendor: whether the vendor's library may serve.
 
     Raises:
         ValueError: as :func:`patches.enable` says.
     """
 
-    def __init__(self, device: str, route: str, column_budget: int, normalization: str = "auto") -> None:
+    def __init__(
+        self, device: str, route: str, column_budget: int, normalization: str = "auto", vendor: str = "auto"
+    ) -> None:
         if device not in _DISPATCH_KEYS:
             raise ValueError(f"device {device!r}: expected one of {', '.join(_DISPATCH_KEYS)}")
         if column_budget <= 0:
@@ -103,13 +106,18 @@ class Session:
         if forced and self.route != route:
             self.note(f"{forced.name}={self.route} overrules route {route!r}{forced.advice}")
         self.normalization = normalizations.setting(normalization)
+        self.vendor = miopen.setting(vendor)
+        if (self.route, self.vendor) == ("library", "off"):
+            raise ValueError("route 'library' is the vendor's, and vendor is 'off': leave one of them out")
+        self._may_use_vendor = miopen.may_serve(self.vendor)
         self._norms = Server(
             device, normalizations.chooser(self.normalization, device, self._trusts), self.note
         )
         self._attachment = Attachment(self._norms)
         self.routes: dict[str, Route] = {}
         for name in NAMES:
-            self._add_route(name, column_budget)
+            if name != "library" or self._may_use_vendor or self.route == name:
+                self._add_route(name, column_budget)
         self.native = self.routes["native"]
         self._planners: dict[int, Planner] = {}
         self._entries: dict[tuple[Any, ...], _Entry] = {}
@@ -130,7 +138,7 @@ class Session:
         self.installed = True
         if self._way != ASIDE:
             self._override()
-        if self.device == "cuda" and miopen.needed():
+        if self.device == "cuda" and (self.vendor == "off" or (miopen.needed() and self.vendor == "auto")):
             self._miopen_before = miopen.switch_off()
         self._attach()
 
@@ -340,7 +348,15 @@ class Session:
         if index not in self._planners:
             made = self._planners[index] = Planner(self.device, self.routes, self.note)
             made.beside = normalizations.self_tests(self.normalization, made.device)
+            self._judge_vendor()
         return self._planners[index]
+
+    def _judge_vendor(self) -> None:
+        """Give batch norm back to MIOpen where it is known to work and shows that it does."""
+        wanted = self._miopen_before and self.vendor == "auto" and self._may_use_vendor
+        if wanted and self._trusts(miopen.SELF_TEST, torch.float32):
+            miopen.restore(True)
+            self._miopen_before = None
 
     def _choose(self, problem: ConvProblem) -> Route:
         if self.route == "auto":
@@ -457,9 +473,11 @@ _session: Session | None = None
 """The newest session, kept after ``stop`` for its report."""
 
 
-def start(device: str, route: str, column_budget: int, normalization: str = "auto") -> None:
+def start(
+    device: str, route: str, column_budget: int, normalization: str = "auto", vendor: str = "auto"
+) -> None:
     """See :func:`patches.enable`."""
-    resume(Session(device, route, column_budget, normalization))
+    resume(Session(device, route, column_budget, normalization, vendor))
 
 
 def resume(session: Session | None) -> None:

@@ -1,6 +1,6 @@
 """The environment variables of this package that overrule a program's own settings. Imports no torch.
 
-Each has an older name, from the time when this package belonged to one toolkit alone. The older names are
+Most have an older name, from the time when this package belonged to one toolkit alone. The older names are
 read here and nowhere else; the newer one counts where both are set.
 """
 
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 
 class Variable(NamedTuple):
-    """The name of a variable, and the older one that still works."""
+    """The name of a variable, and the older one that still works; "" where there is none."""
 
     name: str
-    older: str
+    older: str = ""
 
     def read(self) -> Setting | None:
         """What the environment says; None where it says nothing."""
-        for name in self:
+        for name in filter(None, self):
             value = os.environ.get(name)
             if value:
                 return Setting(name, value, "" if name == self.name else f" (its name is {self.name} now)")
@@ -38,6 +38,9 @@ ROUTE = Variable("CONVROUTES_ROUTE", "TOOLKIT_CONV_ROUTE")
 
 NORMALIZATION = Variable("CONVROUTES_NORMALIZATION", "TOOLKIT_NORM_ROUTE")
 """Overrules the normalization of every ``enable``."""
+
+VENDOR = Variable("CONVROUTES_VENDOR")
+"""Overrules the vendor of every ``enable``."""
 
 PLAN = Variable("CONVROUTES_PLAN", "TOOLKIT_CONV_PLAN")
 """Names the file of the plan, or the folder for plans."""

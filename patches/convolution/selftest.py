@@ -46,7 +46,7 @@ DTYPES = tuple(TOLERANCE)
 NOT_MEANT = "serves none of the problems of the self-test"
 """The reason of a route that is not meant for a dtype or a device: no fault of the card."""
 
-EXAMINERS = {"fused batch norm": "..normalization.selftest"}
+EXAMINERS = {"fused batch norm": "..normalization.selftest", "vendor's batch norm": "..miopen"}
 """What is tested beside routes, and the module, seen from here, whose ``examine(device, dtype)`` does it."""
 
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
