@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ def cache_folder(name: str = NAME) -> Path:
     try:
         home = Path.home()
     except RuntimeError:  # neither HOME nor an entry in the passwd file, as in a container run as any uid
-        return _temporary(name, os.getuid())
+        return _temporary(name, 0 if sys.platform == "win32" else os.getuid())
     return home / ".cache" / name
 
 

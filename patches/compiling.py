@@ -27,6 +27,11 @@ class Target(NamedTuple):
     units: int
 
 
+def can_fork() -> bool:
+    """Whether this system can; without, each kernel is compiled when it is first launched."""
+    return "fork" in multiprocessing.get_all_start_methods()
+
+
 def target_of(device: str) -> Target:
     """The target of a device, asked by a process of its own: this one stays without a context.
 

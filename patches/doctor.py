@@ -101,6 +101,8 @@ def examine(
     """
     cards, nvidia = amd_architectures(nodes), install.has_nvidia()
     found = runtime.ask(timeout)
+    if not cards and found.hip:  # Windows, where no kernel driver speaks
+        cards = [each.arch for each in found.devices]
     switches = {name: os.environ[name] for name in SWITCHES if name in os.environ}
     device = "cuda" if found.devices else "cpu"
     tried = () if found.error else tuple(_try_all(found, device, dtypes, timeout))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from .cache import cache_folder
 
@@ -15,9 +16,12 @@ def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
     """Architectures of the AMD GPUs in this machine, in the kernel driver's order: ``["gfx1010"]``.
 
     The kernel driver's word, not the runtime's: ``HSA_OVERRIDE_GFX_VERSION`` changes what the runtime
-    reports. The number is major * 10000 + minor * 100 + stepping; in the name the last two are hexadecimal
-    digits (90010: gfx90a).
+    reports. On Windows, where there is no such driver, it is the runtime's, once torch is imported. The
+    number is major * 10000 + minor * 100 + stepping; in the name the last two are hexadecimal digits (90010:
+    gfx90a).
     """
+    if sys.platform == "win32":
+        return _by_runtime()
     found = []
     for path in sorted(nodes.glob("*/properties"), key=lambda p: int(p.parent.name)):
         try:
@@ -30,6 +34,15 @@ def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
                 version = int(value)
                 found.append(f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}")
     return found
+
+
+def _by_runtime() -> list[str]:
+    """What the runtime reports; opens the cards."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or torch.version.hip is None:
+        return []
+    cards = range(torch.cuda.device_count())
+    return [torch.cuda.get_device_properties(card).gcnArchName.partition(":")[0] for card in cards]
 
 
 def exports(nodes: Path = KFD_NODES) -> dict[str, str]:

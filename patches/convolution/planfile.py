@@ -8,7 +8,6 @@ takes a lock, merges with what others wrote, and replaces the file in one step.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from .. import variables
+from .. import locks, variables
 from ..cache import cache_folder
 from ..environment import amd_architectures
 from .selftest import SelfTestResult
@@ -153,7 +152,7 @@ class PlanFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_suffix(".lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                locks.hold(lock)
                 self.refresh()
                 if self._foreign:
                     return
@@ -175,7 +174,7 @@ class PlanFile:
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context(self.path.with_suffix(".testing").open("a"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                locks.hold(lock)
             self.refresh()
             yield
 

@@ -49,7 +49,9 @@ NOT_MEANT = "serves none of the problems of the self-test"
 EXAMINERS = {"fused batch norm": "..normalization.selftest", "vendor's batch norm": "..miopen"}
 """What is tested beside routes, and the module, seen from here, whose ``examine(device, dtype)`` does it."""
 
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FROM_OUTSIDE = [
+    signal.Signals[name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]
 """What a system short of memory or shutting down sends; no kernel ends its process so."""
 
 
@@ -118,8 +120,11 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """End the child and what it started; one that hangs inside the driver cannot be waited for."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+    if sys.platform == "win32":
+        child.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         child.wait(5)
 
@@ -200,6 +205,8 @@ def _compile_ahead(device: str, dtype: torch.dtype) -> None:
     from .. import compiling
     from .triton_kernels.ahead import jobs
 
+    if not compiling.can_fork():
+        return
     say("compiling")
     target = compiling.target_of(device)
     compiling.compile_all(jobs(_problems(device, dtype), target.units), target)

@@ -55,7 +55,7 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
         How many variants there are.
     """
     wanted = [each for each in dict.fromkeys(problems) if TritonRoute().supports(each)]
-    if not wanted:
+    if not wanted or not compiling.can_fork():
         return 0
     # A child that opens no device, and none of its own children does: each would take memory of the card.
     done = subprocess.run(
