@@ -7,6 +7,9 @@ CONSTRAINTS ?= docker/constraints.txt
 TORCH_INDEX ?=
 DEMO        ?= runs/demo
 DEMO_DATA   ?= data/demo
+# Environment of `make proofs`, outside the checkout, and what it runs: PROOF="timm yolo".
+PROOFS      ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/convroutes/proofs
+PROOF       ?= timm torchvision diffusers segmentation ddp yolo
 # Processes that the test suite runs in, one thread of PyTorch each.
 JOBS        ?= 2
 # Variants for AMD cards that `make isa` executes, others every day; `make amdgcn` executes all.
@@ -20,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types isa amdgcn unit wheel clean
+.PHONY: help setup demo test lint types isa amdgcn unit wheel proofs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +68,17 @@ unit: setup  ## the test suite; ARGS="-k name" narrows it, JOBS=1 runs it in one
 
 wheel: setup  ## build the wheel of patches/ alone, which serves any program, into dist/
 	$(PIP) wheel -q --no-deps --wheel-dir dist ./patches
+
+proofs: wheel $(PROOFS)/.installed  ## run models and programs that nobody here wrote through the routes (minutes)
+	$(PROOFS)/bin/python -m pip --disable-pip-version-check install -q --no-deps --force-reinstall dist/convroutes-*.whl
+	cd $(PROOFS) && OMP_NUM_THREADS=1 bin/python $(CURDIR)/scripts/prove_programs.py $(PROOF)
+
+$(PROOFS)/.installed: $(CONSTRAINTS)
+	$(PYTHON) -m venv $(PROOFS)
+	$(if $(TORCH_INDEX),$(PROOFS)/bin/python -m pip install --index-url $(TORCH_INDEX) -c $(CONSTRAINTS) torch torchvision)
+	$(PROOFS)/bin/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS) torch torchvision timm diffusers \
+	  segmentation-models-pytorch ultralytics-opencv-headless onnx
+	touch $@
 
 clean:  ## remove the environment and the caches, keep data/ and runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -23,6 +23,15 @@ switch = threading.RLock()
 """Held by calls that change the process-wide switch of the vendor's library, or need it to stay as it is."""
 
 
+OPERATORS = ("aten::convolution", "aten::convolution_backward")
+
+
+def is_overridden(operator: str, key: str) -> bool:
+    """Whether somebody registered a kernel of an operator under a device's key, where PyTorch has none."""
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+    return found
+
+
 def call_forward(library: bool | None, *args: Any) -> Tensor:
     """``aten::convolution`` by PyTorch's own kernels.
 

@@ -643,6 +643,26 @@ def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pyt
     assert "45 earlier calls of gemm not listed by problem" in str(report)
 
 
+def test_another_librarys_override_is_named_and_serves_again_afterwards() -> None:
+    other = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other.impl("convolution", lambda x, *_: x.new_full((1, 1, 1, 1), 7.0), "CPU")
+    x, w = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    try:
+        assert float(F.conv2d(x, w)) == 7.0
+        with patches.enabled("cpu", route="gemm"):
+            assert float(F.conv2d(x, w)) == pytest.approx(float((x * w).sum()), abs=1e-5)
+            (note,) = patches.report().notes
+        assert float(F.conv2d(x, w)) == 7.0
+    finally:
+        other._destroy() if hasattr(other, "_destroy") else other.m.reset()
+    assert note.startswith("another library overrode aten::convolution for CPU before")
+    assert float(F.conv2d(x, w)) == pytest.approx(float((x * w).sum()), abs=1e-5)
+    with patches.enabled("cpu", route="gemm"):
+        assert patches.report().notes == ()
+
+
 def test_threads_share_the_overrides() -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3)
     expected, found = F.conv2d(x, w), []
