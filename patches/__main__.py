@@ -1,4 +1,4 @@
-"""Serves the convolutions of programs that nobody edited (``run``), and says what works on this card."""
+"""Serves the convolutions of programs that nobody edited, and says what works on this card."""
 
 from __future__ import annotations
 

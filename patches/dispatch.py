@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import miopen, variables
 from .convolution.calls import Call, answers_channels_last, problem_of
-from .convolution.native import OPERATORS, call_backward, call_forward, is_overridden, switch
+from .convolution.native import call_backward, call_forward, is_overridden, switch
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
 from .convolution.routes import make
@@ -145,10 +145,10 @@ class Session:
 
     def _tell_of_others(self) -> None:
         key = _DISPATCH_KEYS[self.device]
-        for name in filter(partial(is_overridden, key=key), OPERATORS):
+        if is_overridden(key):
             self.note(
-                f"another library overrode {name} for {key} before: the routes come first while they are "
-                "enabled, and its kernel serves again afterwards"
+                f"another library overrode aten::convolution for {key} before: the routes come first while "
+                "they are enabled, and its kernel serves again afterwards"
             )
 
     def _override(self) -> None:

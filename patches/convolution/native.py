@@ -23,12 +23,9 @@ switch = threading.RLock()
 """Held by calls that change the process-wide switch of the vendor's library, or need it to stay as it is."""
 
 
-OPERATORS = ("aten::convolution", "aten::convolution_backward")
-
-
-def is_overridden(operator: str, key: str) -> bool:
-    """Whether somebody registered a kernel of an operator under a device's key, where PyTorch has none."""
-    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+def is_overridden(key: str) -> bool:
+    """Whether somebody registered ``aten::convolution`` under a device's key, where PyTorch has no kernel."""
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key("aten::convolution", key)
     return found
 
 
