@@ -35,7 +35,8 @@ LAYER = replace(PLAIN, batch=4, channels_in=8, height=20, width=24, bias=True)
     budget=st.sampled_from([1, 3_000, 2**28]),
 )
 def test_agrees_with_float64_whatever_the_problem_and_the_chunks(problem: ConvProblem, budget: int) -> None:
-    smallest = problem.channels_in * problem.kernel[0] * problem.kernel[1] * 8
+    channels = problem.channels_out if problem.transposed else problem.channels_in
+    smallest = channels * problem.kernel[0] * problem.kernel[1] * 8
     assert_correct(Gemm(max(budget, smallest)), problem)
 
 
