@@ -221,7 +221,7 @@ def segmentation_models() -> Iterator[tuple[str, Maker, Caller]]:
         yield (
             f"smp.{name}",
             lambda name=name: getattr(smp, name)(encoder_name="resnet18", encoder_weights=None, classes=3),
-            lambda model: model(_image(64)),
+            lambda model: model(_image(128)),
         )
 
 
