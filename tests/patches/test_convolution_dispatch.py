@@ -126,8 +126,13 @@ def test_transposed_and_1d_ones_answer_as_unpatched_in_the_same_layout(
         found = run()
         assert (routes_used(), passed()) == ({"gemm"}, {})
     for value, truth in zip(found, expected, strict=True):
-        assert (value.shape, value.stride()) == (truth.shape, truth.stride())
+        assert (value.shape, steps(value)) == (truth.shape, steps(truth))
         assert relative_error(value, truth) < 1e-13
+
+
+def steps(tensor: Tensor) -> list[int]:
+    """Strides of the axes that have more than one element: those of others say nothing."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
