@@ -97,7 +97,7 @@ print(prepare(Path(sys.argv[1])), os.environ.get("AMDGCN_USE_BUFFER_OPS"), os.en
 def test_an_amd_card_gets_no_buffer_operations_and_a_cache_of_its_own(tmp_path: Path, version: int) -> None:
     nodes = kernel_driver(tmp_path / "nodes", version)
     done = run("-c", PREPARE.format(before=""), str(nodes), XDG_CACHE_HOME=str(tmp_path))
-    cache = tmp_path / "ltdv2-toolkit" / "triton-no-buffer-ops"
+    cache = tmp_path / "convroutes" / "triton-no-buffer-ops"
     assert done.stdout == f"['AMDGCN_USE_BUFFER_OPS', 'TRITON_CACHE_DIR'] 0 {cache}\n"
 
 
