@@ -70,6 +70,16 @@ def test_missing_and_unknown_ids_are_counted_aloud(sample: Path, toolkit: Comman
     assert "1 predicted images are not in the truth" in result.err
 
 
+def test_predictions_that_find_nothing_are_said_to(sample: Path, toolkit: Command) -> None:
+    elsewhere = {"boxes": [[200, 200, 210, 210]], "scores": [0.9], "labels": [1]}
+    write(sample / "p.json", {str(i): elsewhere for i in VAL})
+    result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json")
+    assert result.status == 0
+    assert "nothing was found: none of 6 boxes lies on one of 6 objects" in " ".join(result.err.split())
+    found = toolkit("evaluate", "runs/first/predictions-val.json")
+    assert "nothing was found" not in found.err
+
+
 def test_strict_refuses_and_writes_nothing(sample: Path, toolkit: Command) -> None:
     write(sample / "p.json", {str(i): HIT for i in VAL[:5]})
     result = toolkit("evaluate", "p.json", "--truth", "data/sample/Valid.json", "--strict")

@@ -149,6 +149,11 @@ def evaluate(
         console.print_json(scores.as_dict())
     else:
         console.out.print(month_table(scores))
+    if scores.overall.map_50 <= 0 < len(true.labels):
+        console.warn(
+            f"nothing was found: none of {len(detections.boxes):,} boxes lies on one of {len(true.labels):,} "
+            "objects with its class; the weights have learnt too little, or belong to other frames"
+        )
     console.note(f"{folder / 'scores.json'} (engine {scores.engine})")
     if report:
         from toolkit.report.page import report_on

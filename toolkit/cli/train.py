@@ -155,10 +155,16 @@ def train(
         for line in estimate.dry_run(place, options, resume).lines():
             typer.echo(line)
         return
+    from toolkit.dataset import index
+    from toolkit.runs.plan import count_images
+    from toolkit.training.cautions import cautions
+
     plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
     if files := place.settings_files(plan.data):
         console.note("settings of " + ", ".join(map(str, files)))
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
+    for sentence in cautions(plan, count_images(plan, index.load(plan.data))["train"]):
+        console.warn(sentence)
     unnamed = options.name is None and place.defaults(plan.data).name is None
     best = supervisor.train(plan, numbered=unnamed and not resume)
     console.note(f"next: `toolkit evaluate {quote(best.parents[1].name)} --report`")

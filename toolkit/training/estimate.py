@@ -19,6 +19,7 @@ from toolkit.runs.plan import TrainingPlan, count_images, describe, read_plan
 from toolkit.settings import Defaults
 from toolkit.training import deciding
 from toolkit.training.arguments import TOPICS
+from toolkit.training.cautions import cautions
 from toolkit.training.deciding import Options
 from toolkit.training.preset import DEFAULT_PRESET, configuration, load_preset
 from toolkit.workspace import Workspace
@@ -113,6 +114,8 @@ class DryRun(msgspec.Struct, frozen=True):
             for setting in settings:
                 value = f"{setting.value!s:<10} {setting.source}"
                 yield f"  {setting.name:<18} {value}{f'; {setting.note}' if setting.note else ''}"
+        for sentence in cautions(plan, self.images.get("train", 0)):
+            yield f"caution      {sentence}"
         if self.images:
             in_epoch = -(-self.images["train"] // plan.number("batch"))
             all_batches = in_epoch * plan.number("epochs")

@@ -1,0 +1,38 @@
+"""What of a plan will probably not be meant: settings that leave a run without learning or without choice."""
+
+from __future__ import annotations
+
+from toolkit.runs.plan import TrainingPlan
+from toolkit.training.preset import configuration
+
+LEAST_WARM_UP = 100
+"""Batches that Ultralytics warms up for at least, if it does."""
+
+
+def cautions(plan: TrainingPlan, images: int) -> list[str]:
+    """Sentences about a plan that may be carried out all the same; none for one that is as usual.
+
+    Args:
+        plan: that is decided.
+        images: samples of an epoch; 0 where that is not known.
+    """
+    values = configuration(plan)
+    said: list[str] = []
+    epochs = plan.number("epochs")
+    if values.time:
+        return said  # its epochs are counted while it runs
+    if values.mosaic and values.close_mosaic >= epochs:
+        said.append(
+            f"close_mosaic={values.close_mosaic} leaves all {epochs} epochs without mosaic; "
+            "close_mosaic=0 keeps it"
+        )
+    batches = -(-images // plan.number("batch"))
+    warm_up = max(round(values.warmup_epochs * batches), LEAST_WARM_UP) if values.warmup_epochs > 0 else 0
+    if batches and warm_up >= epochs * batches:
+        said.append(
+            f"the warm-up of {warm_up:,} batches is as long as the run of {epochs * batches:,}: "
+            "the learning rate never reaches lr0; warmup_epochs=0 leaves it out"
+        )
+    if not values.val:
+        said.append("val=False: best.pt is that of the last epoch, nothing chooses it")
+    return said
