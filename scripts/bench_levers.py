@@ -77,6 +77,7 @@ LEVERS: Mapping[str, Lever] = {
     "YOLO12n": Lever(options={"model": "yolo12n.yaml"}),
     "YOLO26n": Lever(options={"model": "yolo26n.yaml"}),
     "YOLOv8n": Lever(options={"model": "yolov8n.yaml"}),
+    "YOLO26n, P2 head": Lever(options={"model": "yolo26n-p2.yaml"}),
     "YOLOv8n, P2 head": Lever(options={"model": "yolov8n-p2.yaml"}),
     "AdamW": Lever(arguments={"optimizer": "AdamW", "lr0": 0.002}),
     "learning rate 0.02": Lever(arguments={"lr0": 0.02}),
