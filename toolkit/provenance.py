@@ -1,14 +1,21 @@
-"""Which weights predictions and scores were made with: a small file beside them, void once they change."""
+"""Where results come from: the commit of the source, and the weights of predictions and scores.
+
+The weights are named in a small file beside predictions and scores, which is void once they change.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import msgspec
 
 from submission.errors import NO_JSON
 from toolkit.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,3 +67,28 @@ def sha256(path: Path) -> str:
 
 def _beside(file: Path) -> Path:
     return file.with_name(file.name + ".origin")
+
+
+def commit() -> str:
+    """The source's commit: of the checkout, with a hash of what differs from it, or of the image."""
+    if not (ROOT / ".git").exists():
+        return os.environ.get("TOOLKIT_COMMIT", "")
+    try:
+        head = _git("rev-parse", "HEAD").decode().strip()
+        changed = _git("diff", "--binary", "HEAD")
+        untracked = _git("ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    if not changed and not untracked:
+        return head
+    digest = hashlib.sha256(changed)
+    for name in untracked:
+        path = ROOT / os.fsdecode(name)
+        if path.is_file():
+            digest.update(name + b"\0" + sha256(path).encode())
+    return f"{head}-dirty-{digest.hexdigest()[:12]}"
+
+
+def _git(*arguments: str) -> bytes:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, check=True).stdout

@@ -15,6 +15,7 @@ import torch
 from tiny_run import MODEL
 
 from patches import runtime
+from toolkit import provenance
 from toolkit.errors import ToolkitError
 from toolkit.runs import reproduction
 from toolkit.training import deciding
@@ -162,7 +163,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run(["git", *someone, *command], cwd=tmp_path, check=True)
-    monkeypatch.setattr(reproduction, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     return tmp_path
 
 

@@ -22,7 +22,7 @@ from toolkit import __version__, console
 from toolkit.container import profiles
 from toolkit.container.profiles import Profile
 from toolkit.errors import ToolkitError
-from toolkit.runs.reproduction import commit
+from toolkit.provenance import commit
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +17,13 @@ from patches.runtime import TRITON, installed
 from toolkit import __version__, workspace
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import kernel
-from toolkit.provenance import sha256
+from toolkit.provenance import commit, sha256
 from toolkit.runs.folder import Instructions, RunFiles, encode_json, write_json
 from toolkit.runs.plan import TrainingPlan, describe
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
 
-ROOT = Path(__file__).resolve().parents[2]
 FILE = "environment.json"
 """Name of the file, in the run's folder of weights."""
 
@@ -88,31 +86,6 @@ class Environment(msgspec.Struct, frozen=True):
     variables: dict[str, str] = {}
     threads: str = "1"
     resumed: tuple[str, ...] = ()
-
-
-def commit() -> str:
-    """The source's commit: of the checkout, with a hash of what differs from it, or of the image."""
-    if not (ROOT / ".git").exists():
-        return os.environ.get("TOOLKIT_COMMIT", "")
-    try:
-        head = _git("rev-parse", "HEAD").decode().strip()
-        changed = _git("diff", "--binary", "HEAD")
-        untracked = _git("ls-files", "-z", "--others", "--exclude-standard").split(b"\0")[:-1]
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    if not changed and not untracked:
-        return head
-    digest = hashlib.sha256(changed)
-    for name in untracked:
-        path = ROOT / os.fsdecode(name)
-        if path.is_file():
-            digest.update(name + b"\0" + sha256(path).encode())
-    return f"{head}-dirty-{digest.hexdigest()[:12]}"
-
-
-def _git(*arguments: str) -> bytes:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def here(plan: TrainingPlan) -> Environment:
