@@ -207,16 +207,17 @@ def test_a_run_finds_the_data_that_it_was_started_with(started: list[dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("security", "user", "mode"),
+    ("info", "user", "mode"),
     [
-        ([], "1000:100", None),
-        (["name=seccomp,profile=default", "name=rootless"], "0:0", None),
-        (["name=userns"], "1000:100", "host"),
+        ({"SecurityOptions": []}, "1000:100", None),
+        ({"SecurityOptions": ["name=seccomp,profile=default", "name=rootless"]}, "0:0", None),
+        ({"SecurityOptions": ["name=seccomp,profile=default"], "Rootless": True}, "0:0", None),  # Podman
+        ({"SecurityOptions": ["name=userns"]}, "1000:100", "host"),
     ],
 )
-def test_files_are_the_users_on_every_engine(security: list[str], user: str, mode: str | None) -> None:
+def test_files_are_the_users_on_every_engine(info: dict[str, Any], user: str, mode: str | None) -> None:
     given = {"user": "1000:100", "host_config": {}}
-    made = start._for_engine({"SecurityOptions": security}, given, Request(), profiles.load_profile("cpu"))
+    made = start._for_engine(info, given, Request(), profiles.load_profile("cpu"))
     assert (made["user"], made["host_config"].get("userns_mode")) == (user, mode)
 
 

@@ -160,7 +160,8 @@ def _for_engine(
     """
     security = ",".join(info.get("SecurityOptions") or ())
     host = dict(arguments["host_config"])
-    if "name=rootless" in security and request.user is None:
+    rootless = "name=rootless" in security or info.get("Rootless", False)  # Docker's word, and Podman's
+    if rootless and request.user is None:
         arguments = {**arguments, "user": "0:0"}
         host["cap_add"] = list(create.ROOT_NEEDS)
     if "name=userns" in security:
