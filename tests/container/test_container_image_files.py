@@ -14,7 +14,9 @@ from types import ModuleType
 
 import msgspec
 import pytest
+import typer.main
 
+from toolkit import cli
 from toolkit.container import profiles
 from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles
@@ -111,6 +113,14 @@ def entrypoint(tmp_path: Path, *line: str, **environment: str) -> subprocess.Com
 )
 def test_a_plain_docker_run_takes_a_verb(line: list[str], inside: str, tmp_path: Path) -> None:
     assert entrypoint(tmp_path, *line).stdout == f"{inside}\n"
+
+
+def test_every_command_of_the_toolkit_is_one_of_a_plain_docker_run(tmp_path: Path) -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    for name in commands.keys() - {"container"}:  # which drives an engine from outside
+        assert entrypoint(tmp_path, name).stdout == f"toolkit {name}\n"
+    for name in commands["dataset"].commands:
+        assert entrypoint(tmp_path, name).stdout == f"toolkit dataset {name}\n"
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "submit"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from toolkit import console
 from toolkit.cli import app
@@ -57,6 +58,12 @@ MAKE = Caller("make", {"profile": "cpu"}, LOOK_UP)
 )
 def test_make_has_its_own_words(said: str, typed: str) -> None:
     assert MAKE.reword(said) == typed
+
+
+def test_every_command_of_the_toolkit_has_one_of_make() -> None:
+    commands = typer.main.get_command(app).commands.keys() - {"container", "dataset", "bench"}  # type: ignore[attr-defined]
+    for name in commands:
+        assert MAKE.reword(f"see `toolkit {name}`").startswith("see `make docker-")
 
 
 def test_the_command_line_has_its_own_words() -> None:

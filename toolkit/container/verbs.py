@@ -101,6 +101,9 @@ VERBS = {
 }
 """The verbs by name; ``docker-<name>`` is the target of each."""
 
+OTHERS = ("compare", "doctor", "ensemble", "link", "reproduce", "soup", "submissions")
+"""Commands of the toolkit without a verb of their own: ``docker-run`` runs them."""
+
 PREDICTED = ("best.pt", "--split", "test")
 """What ``predict`` is given where the caller does not say."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.container.verbs import PREDICTED, VERBS
+from toolkit.container.verbs import OTHERS, PREDICTED, VERBS
 
 VARIABLE = "TOOLKIT_CALLER"
 """Environment variable with :meth:`Caller.encode`'s text. Make sets it, and what starts a container does."""
@@ -133,8 +133,7 @@ class Caller:
 
 
 def _is_command(command: Sequence[str]) -> bool:
-    known = {*VERBS, "compare", "ensemble", "reproduce", "doctor"}
-    return len(command) > 1 or command[0] in known
+    return len(command) > 1 or command[0] in (*VERBS, *OTHERS)
 
 
 def _take(given: list[str], options: dict[str, str], names: Sequence[str] = OPTIONS) -> list[str]:
