@@ -163,7 +163,11 @@ def test_a_detached_container_is_found_followed_and_stopped(
     listed = call([*container_command, "ps", "--json"], workspace, checkout=apart, stdout=subprocess.PIPE)
     assert [one["name"] for one in json.loads(listed.stdout)] == ["ltdv2-apart"]
     with subprocess.Popen(
-        [*container_command, "attach"], env=environment(workspace, apart), stdout=subprocess.PIPE, text=True
+        [*container_command, "attach"],
+        cwd=workspace,  # and not the checkout that the tests run in, whose toolkit would be taken
+        env=environment(workspace, apart),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as attached:
         assert attached.stdout is not None
         assert attached.stdout.readline() == "ready\n"
