@@ -42,6 +42,7 @@ from toolkit.evaluation.truth import GroundTruth
 from toolkit.prediction import PredictionOptions, predict
 from toolkit.supervision import supervisor
 from toolkit.training import deciding
+from toolkit.training.options import Options
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Lever:
 
     Attributes:
         arguments: Ultralytics' training arguments.
-        options: what ``toolkit train`` takes beside them (:class:`toolkit.training.deciding.Options`).
+        options: what ``toolkit train`` takes beside them (:class:`toolkit.training.options.Options`).
         predicting: of :class:`toolkit.prediction.PredictionOptions`.
         linked: whether the boxes of a clip are joined.
         still: whether it needs a camera that does not move.
@@ -179,7 +180,7 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
 
     def train(epochs: int, name: str) -> Path:
         given = {"model": options.model, "imgsz": options.imgsz, **first.options}
-        asked = deciding.Options(
+        asked = Options(
             data=data,
             preset="thermal",
             epochs=epochs,

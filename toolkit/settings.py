@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -61,27 +63,75 @@ class Codabench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     competition: int | str | None = None
 
 
-class Numbers(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of a training that a flag, toolkit.toml or a preset sets; None where it says nothing.
+Resume = Literal["keeps", "changes", "apart"]
+SelectBy = Literal["fitness", "global_map_bal", "cells"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What belongs to an option of a training beside its type and its bounds.
 
     Attributes:
-        epochs: passes over the training split.
-        batch: frames in a step.
-        imgsz: side of the network's input, pixels; Ultralytics' networks halve it five times.
-        channels: of an image.
-        workers: loader processes.
-        seed: of weights, order and augmentation. NumPy takes 32 bits, and each rank adds its number.
+        help: its words in ``toolkit train --help``.
+        argument: whether it is Ultralytics' training argument of that name, which a preset sets too.
+        resume: a run that goes on "keeps" the value that it was begun with and refuses another, or "changes"
+            to it; "apart": a rule of its own says.
     """
 
-    epochs: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
-    batch: Annotated[int, Meta(ge=1, le=65_536)] | None = None
-    imgsz: Annotated[int, Meta(ge=32, le=16_384)] | None = None
-    channels: Literal[1, 3] | None = None
-    workers: Annotated[int, Meta(ge=0, le=1024)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    help: str
+    argument: bool = False
+    resume: Resume = "keeps"
 
 
-class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Numbers(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of a training that a flag, toolkit.toml or a preset sets; None where it says nothing."""
+
+    epochs: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Option("Passes over the training split.", argument=True),
+    ] = None
+    batch: Annotated[
+        Annotated[int, Meta(ge=1, le=65_536)] | None,
+        Option("Frames in a step.", argument=True, resume="changes"),
+    ] = None
+    # Ultralytics' networks halve it five times.
+    imgsz: Annotated[
+        Annotated[int, Meta(ge=32, le=16_384)] | None,
+        Option("Side of the network's input, pixels.", argument=True),
+    ] = None
+    channels: Annotated[
+        Literal[1, 3] | None, Option("1 for grey frames, 3 for pretrained colour weights.")
+    ] = None
+    workers: Annotated[
+        Annotated[int, Meta(ge=0, le=1024)] | None,
+        Option("Loader processes.", argument=True, resume="changes"),
+    ] = None
+    # NumPy takes 32 bits, and each rank adds its number.
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, le=2**31 - 1)] | None,
+        Option("Of weights, order and augmentation.", argument=True),
+    ] = None
+
+
+class TrainingOptions(Numbers, frozen=True, kw_only=True):
+    """Every option of a training that a flag and toolkit.toml set: a field here is all that one takes."""
+
+    model: Annotated[str | None, Option("Checkpoint (.pt) or architecture (.yaml).")] = None
+    preset: Annotated[
+        str | None, Option("Recipe: thermal, thermal-large, thermal-6gb, rx5600xt, smoke, or FILE.yaml.")
+    ] = None
+    device: Annotated[
+        str | None, Option("cpu, 0, 0,1; default: the first GPU or the CPU.", resume="apart")
+    ] = None
+    name: Annotated[str | None, Option("Name of the run; default: the next train-N.", resume="apart")] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """Those of Ultralytics' training arguments that were given as options."""
+        given = {name: getattr(self, name) for name, each in declared(type(self)).items() if each.argument}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Defaults(TrainingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
 
     ``[arguments]`` are Ultralytics' training arguments; :func:`toolkit.training.arguments.check` knows them.
@@ -90,10 +140,6 @@ class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     data: str | None = None
-    model: str | None = None
-    preset: str | None = None
-    device: str | None = None
-    name: str | None = None
     arguments: dict[str, Argument] = {}
     health: dict[str, dict[str, float | str]] = {}
     saving: Saving = Saving()
@@ -102,9 +148,17 @@ class Defaults(Numbers, frozen=True, kw_only=True, forbid_unknown_fields=True):
     codabench: Codabench = Codabench()
 
 
+@cache
+def declared(struct: type[msgspec.Struct]) -> Mapping[str, Option]:
+    """What is declared of each field that has an :class:`Option`, by name."""
+    hints = get_type_hints(struct, include_extras=True)
+    parts = {name: getattr(hints[name], "__metadata__", ()) for name in struct.__struct_fields__}
+    return {name: part for name, each in parts.items() for part in each if isinstance(part, Option)}
+
+
 def bounds(name: str) -> tuple[int, int]:
     """Lowest and highest value of a field of :class:`Numbers`, for the flag of that name."""
-    kind = get_type_hints(Numbers, include_extras=True)[name]
+    kind = get_args(get_type_hints(Numbers, include_extras=True)[name])[0]
     (limits,) = (each for part in get_args(kind) for each in get_args(part) if isinstance(each, Meta))
     return int(limits.ge or 0), int(limits.le or 0)
 

@@ -15,7 +15,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from toolkit.evaluation.scoring import score
 from toolkit.prediction import PredictionOptions
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 
 
 @pytest.fixture(scope="module")

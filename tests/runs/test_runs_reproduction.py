@@ -19,6 +19,7 @@ from toolkit import provenance
 from toolkit.errors import ToolkitError
 from toolkit.runs import reproduction
 from toolkit.training import deciding
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -123,26 +124,26 @@ def test_a_run_begins_again_as_it_was_begun_and_says_how_it_was_continued(
 ) -> None:
     place = Workspace(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    options = deciding.Options(data=data, device="cpu", preset="smoke", name="one", batch=8)
+    options = Options(data=data, device="cpu", preset="smoke", name="one", batch=8)
     begun = deciding.plan(place, options)
     reproduction.record(begun)
     reproduction.record(begun)
     assert reproduction.read(begun.run / "weights").resumed == ()
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     for _ in range(2):
-        reproduction.record(deciding.plan_resume(place, deciding.Options(name="one", batch=4)))
+        reproduction.record(deciding.plan_resume(place, Options(name="one", batch=4)))
     then = reproduction.read(begun.run / "weights")
     assert then.resumed == (
         "continued with another threads: then 1, now 2",
         "continued with another batch: then 8, now 4",
     )
-    again = deciding.plan_again(place, then.plan, deciding.Options(name="two"))
+    again = deciding.plan_again(place, then.plan, Options(name="two"))
     assert again == replace(begun, run=tmp_path / "runs/two")
 
 
 def test_a_run_of_an_older_version_can_go_on_though_not_begin_again(data: Path, tmp_path: Path) -> None:
     place = Workspace(tmp_path)
-    begun = deciding.plan(place, deciding.Options(data=data, device="cpu", preset="smoke", name="one"))
+    begun = deciding.plan(place, Options(data=data, device="cpu", preset="smoke", name="one"))
     reproduction.record(begun)
     (begun.run / "weights/environment.json").write_text('{"seed": 0}')
     reproduction.record(begun)

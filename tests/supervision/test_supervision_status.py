@@ -23,7 +23,7 @@ from toolkit.runs.folder import Batch, RunFiles, Summary, write_json
 from toolkit.runs.heartbeat import Beat
 from toolkit.supervision import status
 from toolkit.training import deciding
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
 CSV = """epoch,time,metrics/mAP50(B),metrics/mAP50-95(B)

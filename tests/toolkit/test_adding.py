@@ -6,6 +6,9 @@ A red flag is added in tests/runs/test_runs_health.py.
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -22,8 +25,61 @@ from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.training import deciding, preset
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
+
+# What a person would write into a copy of the class, and what is asked there of it.
+LINE = """
+    patience: Annotated[
+        Annotated[int, Meta(ge=1, le=500)] | None, Option("Epochs without a gain.", argument=True)
+    ] = None
+"""
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from typer.testing import CliRunner
+
+from toolkit.cli import app
+from toolkit.errors import ToolkitError
+from toolkit.runs import reproduction
+from toolkit.training import deciding, estimate
+from toolkit.training.options import Options
+from toolkit.workspace import Workspace
+
+root = Path(sys.argv[1])
+place = Workspace(root)
+
+
+def told(options, resume=False):
+    plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
+    sources = estimate._sources(options, place.defaults(plan.data), resume)
+    topics = estimate._settings(plan, sources, "preset").values()
+    shown = {each.name: each for topic in topics for each in topic}
+    return plan, (plan.arguments["patience"], shown["patience"].value, shown["patience"].source)
+
+
+print("--patience" in CliRunner().invoke(app, ["train", "--help"]).output)
+print(CliRunner().invoke(app, ["train", "--patience", "501"]).exit_code)
+given = {"preset": "thermal", "device": "cpu", "workers": 0}
+print(told(Options(**given))[1])
+(root / "toolkit.toml").write_text("patience = 7")
+print(told(Options(**given))[1])
+plan, found = told(Options(**given, patience=3))
+print(found)
+(root / "toolkit.toml").write_text("patience = 0")
+try:
+    told(Options(**given))
+except ToolkitError as error:
+    print("patience = 0" in error.line())
+(root / "toolkit.toml").unlink()
+reproduction.record(plan)
+print(told(Options(), resume=True)[1][:2], told(Options(patience=3), resume=True)[1])
+try:
+    told(Options(patience=4), resume=True)
+except ToolkitError as error:
+    print("begun with another --patience" in error.line())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +114,30 @@ def test_a_preset_is_a_file(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_every_preset_that_ships_is_named_by_the_flag() -> None:
     assert not [name for name in preset.presets() if name not in flags(train)["preset"].help]
+
+
+def test_an_option_of_a_training_is_one_edit(root: Path, tmp_path: Path) -> None:
+    """Flag, help and bounds, toolkit.toml's key, the plan, the dry run, and what a resumed run keeps."""
+    ours = Path(settings.__file__).parent
+    shutil.copytree(ours, tmp_path / "code" / "toolkit", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "code" / "toolkit" / "settings.py"
+    text = file.read_text()
+    place = text.index("\n\nclass TrainingOptions(")
+    file.write_text(text[:place].rstrip() + LINE + text[place:])
+    (tmp_path / "data").symlink_to(root / "data")
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path], cwd=tmp_path / "code", capture_output=True, text=True
+    )
+    assert result.stdout.splitlines() == [
+        "True",
+        "2",
+        "(30, 30, 'preset')",
+        "(7, 7, 'toolkit.toml')",
+        "(3, 3, 'flag')",
+        "True",
+        "(3, 3) (3, 3, 'flag')",
+        "True",
+    ], result.stderr
 
 
 @pytest.mark.parametrize("name", [n for n in settings.Numbers.__struct_fields__ if n != "channels"])

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import torch
 from command import Command
+from msgspec import structs
 from ultralytics.cfg import get_cfg
 
 from toolkit.dataset.prepare import prepare
@@ -29,7 +30,7 @@ from toolkit.runs.plan import ULTRALYTICS, TrainingPlan
 from toolkit.supervision import status, supervisor
 from toolkit.supervision.supervisor import claim
 from toolkit.training import deciding, preset
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.training.preset import load_preset
 from toolkit.training.state import save_state
 from toolkit.workspace import Workspace
@@ -100,7 +101,7 @@ def test_a_name_that_is_taken_is_refused(place: Workspace) -> None:
 )
 def test_what_is_not_there_is_named(place: Workspace, options: Options, message: str) -> None:
     if options.device is None:
-        options = replace(options, device="cpu")
+        options = structs.replace(options, device="cpu")
     with pytest.raises(ToolkitError, match=message):
         deciding.plan(place, options)
     assert not place.runs.exists()
@@ -320,8 +321,8 @@ def test_shared_memory_that_holds_no_batches_is_said_before_anything_starts(
     options = Options(device="cpu", batch=16, imgsz=640, workers=8)
     with pytest.raises(ToolkitError, match=r"shared memory is too small.*--shm-size 2g.*--workers 0"):
         deciding.plan(place, options)
-    assert deciding.plan(place, replace(options, workers=0)).arguments["workers"] == 0
-    assert deciding.plan(place, replace(options, workers=1)).arguments["workers"] == 1
+    assert deciding.plan(place, structs.replace(options, workers=0)).arguments["workers"] == 0
+    assert deciding.plan(place, structs.replace(options, workers=1)).arguments["workers"] == 1
 
 
 def test_without_a_flag_the_device_is_what_torch_has() -> None:

@@ -14,7 +14,7 @@ from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.runs import health
 from toolkit.training import deciding, preset
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.training.preset import load_preset
 from toolkit.workspace import Workspace
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tiny_run import MODEL, plan, train
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.nn.tasks import DetectionModel
@@ -21,7 +22,7 @@ from toolkit.runs.folder import RunFiles
 from toolkit.runs.plan import TrainingPlan, read_plan
 from toolkit.training import autobatch, deciding, estimate
 from toolkit.training.arguments import OPTIMIZERS, check, in_training, parse
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.training.preset import load_preset
 from toolkit.training.trainer import LTDv2Trainer
 from toolkit.workspace import Workspace
@@ -122,7 +123,7 @@ def test_arguments_win_in_the_order_of_their_places_and_the_dry_run_says_which(
 ) -> None:
     (tmp_path / "mine.yaml").write_text("base: thermal\narguments: {lr0: 0.02, box: 8, cls: 1.5}\n")
     (place.root / "toolkit.toml").write_text("batch = 4\n[arguments]\nbox = 9.0\nmixup = 0.2\n")
-    options = replace(
+    options = structs.replace(
         tiny, preset=str(tmp_path / "mine.yaml"), imgsz=64, arguments={"mixup": 0.3, "epochs": 2}
     )
     found = estimate.dry_run(place, options)
@@ -139,7 +140,7 @@ def test_arguments_win_in_the_order_of_their_places_and_the_dry_run_says_which(
 
 def test_a_value_given_twice_in_one_place_is_refused(place: Workspace, tiny: Options) -> None:
     with pytest.raises(ToolkitError, match="epochs is given twice; found 3 and 4"):
-        deciding.plan(place, replace(tiny, epochs=3, arguments={"epochs": 4}))
+        deciding.plan(place, structs.replace(tiny, epochs=3, arguments={"epochs": 4}))
     assert not place.runs.exists()
 
 
@@ -189,7 +190,7 @@ def test_a_preset_builds_on_a_file_beside_it_from_any_folder(
 
 
 def test_a_run_goes_on_with_its_arguments_and_refuses_others(place: Workspace, tiny: Options) -> None:
-    begun = deciding.plan(place, replace(tiny, arguments={"lr0": 0.02, "mosaic": 0.5}))
+    begun = deciding.plan(place, structs.replace(tiny, arguments={"lr0": 0.02, "mosaic": 0.5}))
     reproduction.record(begun)
     again = deciding.plan_resume(place, Options(arguments={"lr0": 0.02, "box": 7.5, "batch": 2}))
     assert (again.arguments["lr0"], again.arguments["batch"]) == (0.02, 2)
@@ -215,7 +216,7 @@ def test_a_batch_that_fits_is_found_by_trying_and_was_tried() -> None:
 def test_a_batch_to_be_measured_is_ultralytics_on_a_cpu_and_refused_on_several_gpus(
     place: Workspace, tiny: Options
 ) -> None:
-    planned = deciding.plan(place, replace(tiny, arguments={"batch": -1}))
+    planned = deciding.plan(place, structs.replace(tiny, arguments={"batch": -1}))
     assert planned.arguments["batch"] == get_cfg().batch
     several = replace(planned, device="0,1", arguments={**planned.arguments, "batch": -1})
     with pytest.raises(ToolkitError, match="measures one GPU; found device 0,1"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from tiny_run import MODEL
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
@@ -18,7 +19,7 @@ from toolkit.runs.heartbeat import Beat
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training import deciding, estimate, probe
 from toolkit.training.arguments import TOPICS
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
 SET_BY_THE_TOOLKIT = (
@@ -67,7 +68,7 @@ def test_each_setting_says_where_it_comes_from(place: Workspace, tiny: Options) 
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_begun_with(place: Workspace, tiny: Options) -> None:
-    reproduction.record(deciding.plan(place, replace(tiny, name="begun")))
+    reproduction.record(deciding.plan(place, structs.replace(tiny, name="begun")))
     found = estimate.dry_run(place, Options(batch=4), resume=True)
     sources = {s.name: s.source for topic in found.settings.values() for s in topic}
     assert (sources["batch"], sources["epochs"], sources["nbs"]) == ("flag", "run", "default")
@@ -105,7 +106,7 @@ def test_the_time_counts_batches_loading_and_validation(
 ) -> None:
     monkeypatch.setattr(probe, "run", lambda _: probe.Probe(2, (1.0, 2.0, 4.0), 0.5, 2**30))
     monkeypatch.setattr(probe, "loading_seconds", lambda *_: 0.25)
-    time = estimate.dry_run(place, replace(tiny, workers=0)).time
+    time = estimate.dry_run(place, structs.replace(tiny, workers=0)).time
     batches, validation = 3 * 6, 3 * 8 * (0.5 + 0.25)
     expected = [batches * (step * 4 + 8 * 0.25) + validation for step in (1.0, 2.0, 4.0)]
     assert [time.low, time.value, time.high] == expected
@@ -114,18 +115,18 @@ def test_the_time_counts_batches_loading_and_validation(
 def test_data_that_is_missing_is_named_and_the_rest_is_said_all_the_same(
     place: Workspace, tiny: Options, tmp_path: Path
 ) -> None:
-    lines = list(estimate.dry_run(place, replace(tiny, data=None)).lines())
+    lines = list(estimate.dry_run(place, structs.replace(tiny, data=None)).lines())
     assert "data         missing: cannot tell where the data is" in "\n".join(lines)
     assert any(line.startswith("  cos_lr ") for line in lines)
     assert "for 1,000 training images: measured now" in lines[-2]
     raw = tmp_path / "raw"
     raw.mkdir()
-    lines = list(estimate.dry_run(place, replace(tiny, data=raw)).lines())
+    lines = list(estimate.dry_run(place, structs.replace(tiny, data=raw)).lines())
     assert f"data         missing: {raw} is not prepared" in "\n".join(lines)
 
 
 def test_an_earlier_run_of_the_same_work_tells_the_time_best(place: Workspace, tiny: Options) -> None:
-    begun = deciding.plan(place, replace(tiny, name="first"))
+    begun = deciding.plan(place, structs.replace(tiny, name="first"))
     reproduction.record(begun)
     files = RunFiles(begun.run)
     heartbeat.write(
@@ -135,11 +136,11 @@ def test_an_earlier_run_of_the_same_work_tells_the_time_best(place: Workspace, t
         ),
     )
     write_json(files.summary, Summary(state="finished", images_per_second=4.0))
-    found = estimate.dry_run(place, replace(tiny, epochs=2))
+    found = estimate.dry_run(place, structs.replace(tiny, epochs=2))
     assert [found.time.low, found.time.value, found.time.high] == [22 / 2 + 4, 22 + 4, 22 * 2 + 4]
     assert "time         26 s (15 s to 48 s): run first made 4.0 images/s" in "\n".join(found.lines())
     assert found.memory.value == 2**30
-    assert "measured now" in estimate.dry_run(place, replace(tiny, imgsz=96)).time.source
+    assert "measured now" in estimate.dry_run(place, structs.replace(tiny, imgsz=96)).time.source
 
 
 def test_a_batch_too_large_for_the_card_is_tried_in_halves(
@@ -158,6 +159,6 @@ def test_a_batch_too_large_for_the_card_is_tried_in_halves(
     monkeypatch.setattr(probe, "_on_gpu", on_gpu)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    plan = deciding.plan(Workspace(Path()), replace(tiny, name="never"))
+    plan = deciding.plan(Workspace(Path()), structs.replace(tiny, name="never"))
     found = probe.run(replace(plan, device="0", patches=False))
     assert (tried, found.images, found.memory) == ([8, 4, 2], 2, 4 * 2**30)

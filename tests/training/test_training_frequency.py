@@ -24,7 +24,7 @@ from toolkit.runs.plan import TrainingPlan
 from toolkit.soup import checkpoints_of
 from toolkit.supervision import supervisor
 from toolkit.training import deciding, estimate
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.weights import load_model
 from toolkit.workspace import Workspace
 

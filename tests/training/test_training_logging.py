@@ -22,7 +22,7 @@ from toolkit.errors import ToolkitError
 from toolkit.runs.plan import TRACKERS, TrainingPlan
 from toolkit.settings import Saving
 from toolkit.training import deciding
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
 # Ultralytics traces the model for the graph, and its warnings say nothing about this project.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from tiny_run import HELPERS, MODEL, Trace, plan, train
 from ultralytics.cfg import get_cfg
 from ultralytics.models.yolo.detect import DetectionValidator
@@ -32,7 +33,7 @@ from toolkit.supervision import status
 from toolkit.supervision.recovery import Patience
 from toolkit.supervision.supervisor import supervise
 from toolkit.training import deciding, estimate
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.training.state import load_state
 from toolkit.training.trainer import SCORES, LTDv2Trainer, Validator
 from toolkit.workspace import Workspace
@@ -235,13 +236,13 @@ def test_selecting_by_the_score_scores_every_epoch_and_a_dry_run_says_so(place: 
 def test_what_cannot_choose_is_refused(place: Workspace, tmp_path: Path) -> None:
     wanted = Options(device="cpu", preset="smoke", select_by="global_map_bal")
     with pytest.raises(ToolkitError, match=r"score in every epoch.*--score-every 3"):
-        deciding.plan(place, replace(wanted, score_every=3))
+        deciding.plan(place, structs.replace(wanted, score_every=3))
     with pytest.raises(ToolkitError, match=r"of all months; found validation on feb alone"):
-        deciding.plan(place, replace(wanted, val_months="feb"))
+        deciding.plan(place, structs.replace(wanted, val_months="feb"))
     write_sample(tmp_path / "few", train=4, val=2, test=2, seed=0)
     prepare(tmp_path / "few")
     with pytest.raises(ToolkitError, match=r"no true boxes in .*aug.*Valid\.json"):
-        deciding.plan(place, replace(wanted, data=tmp_path / "few"))
+        deciding.plan(place, structs.replace(wanted, data=tmp_path / "few"))
     assert not place.runs.exists()
 
 

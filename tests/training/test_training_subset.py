@@ -19,7 +19,7 @@ from toolkit.runs import heartbeat, reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
 from toolkit.runs.plan import TrainingPlan, count_images, read_plan
 from toolkit.training import deciding, estimate
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
 

@@ -20,7 +20,7 @@ from toolkit.prediction import PredictionOptions, predict
 from toolkit.runs import reproduction
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training import deciding, estimate
-from toolkit.training.deciding import Options
+from toolkit.training.options import Options
 from toolkit.weights import carry_first_layer, load_model, read_checkpoint, remember_views, views_of
 from toolkit.workspace import Workspace
 

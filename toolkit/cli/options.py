@@ -1,18 +1,76 @@
-"""Options that several verbs share, with one set of bounds."""
+"""Options that several verbs share, with one set of bounds, and flags made of declarations."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import msgspec
 import typer
+from msgspec import Meta
 
 from toolkit import settings
+
+IN_THE_FILE = "Options that toolkit.toml may set too"
+"""Where ``--help`` shows them."""
 
 
 def number(name: str, words: str = "") -> Any:
     """An option with the bounds that toolkit.toml's key of that name has."""
     low, high = settings.bounds(name)
     return typer.Option(min=low, max=high, help=words or None)
+
+
+def declared(verb: Callable[..., None]) -> Callable[..., None]:
+    """Put a flag a field in the place of a verb's parameter ``options``: a struct that declares them.
+
+    A field that is true unless somebody says otherwise becomes a flag ``--no-<name>``.
+    """
+    signature = inspect.signature(verb, eval_str=True)
+    struct: type[msgspec.Struct] = signature.parameters["options"].annotation
+    flags = {name: _flag(struct, name) for name in settings.declared(struct)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters += flags.values() if parameter.name == "options" else [parameter]
+
+    def parsed(**values: Any) -> None:
+        options = {name: values.pop(flag.name) for name, flag in flags.items()}
+        options |= {name: not options[name] for name, flag in flags.items() if flag.name != name}
+        verb(options=struct(**options), **values)
+
+    parsed.__doc__, parsed.__name__ = verb.__doc__, verb.__name__
+    parsed.__annotations__ = {each.name: each.annotation for each in parameters}
+    parsed.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    )
+    return parsed
+
+
+def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
+    """A parameter as Typer reads it, from a field with its Meta and its Option."""
+    field = next(each for each in msgspec.structs.fields(struct) if each.name == name)
+    hint = get_args(get_type_hints(struct, include_extras=True)[name])[0]
+    kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    limits = next((part for part in get_args(kind) if isinstance(part, Meta)), Meta())
+    kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+    if get_origin(kind) is Literal and not isinstance(get_args(kind)[0], str):
+        kind = type(get_args(kind)[0])  # Typer has choices of words alone
+    word = f"no_{name}" if field.default is True else name
+    option = typer.Option(
+        "--" + word.replace("_", "-"),
+        min=limits.ge,
+        max=limits.le,
+        help=settings.declared(struct)[name].help,
+        rich_help_panel=IN_THE_FILE if name in settings.Defaults.__struct_fields__ else None,
+    )
+    default: Any = False if kind is bool else None
+    return inspect.Parameter(
+        word,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind if kind is bool else kind | None, option],
+    )
 
 
 Conf = Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")]

@@ -25,11 +25,12 @@ def reproduce(
     from toolkit.runs import reproduction
     from toolkit.supervision import supervisor
     from toolkit.training import deciding
+    from toolkit.training.options import Options
 
     place = workspace.current()
     folder = place.run(run)
     then = reproduction.read(folder if (folder / reproduction.FILE).exists() else folder / "weights")
-    plan = deciding.plan_again(place, then.plan, deciding.Options(data=data, name=name))
+    plan = deciding.plan_again(place, then.plan, Options(data=data, name=name))
     differences = [*then.resumed, *reproduction.differences(then, reproduction.here(plan))]
     for line in differences:
         typer.echo(line)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,7 +21,7 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.runs import health
 from toolkit.runs.folder import RunFiles, decode_path
 from toolkit.runs.needs import Needs
-from toolkit.settings import Argument, Restarts, Saving
+from toolkit.settings import Argument, Restarts, Saving, SelectBy
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -39,8 +39,6 @@ TRACKERS = {
     "wandb": "wandb",
 }
 """Where Ultralytics can report a run to, and the module that each needs."""
-
-SelectBy = Literal["fitness", "global_map_bal", "cells"]
 
 
 @dataclass(frozen=True)

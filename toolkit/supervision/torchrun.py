@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -38,13 +37,14 @@ from toolkit.runs.health import Action, Verdict
 from toolkit.runs.plan import read_plan
 from toolkit.supervision.recovery import Attempts, End, GivenUp, Patience, RecoveryPolicy
 from toolkit.training import deciding, worker
+from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
 AGENT = os.getppid()
 """The process of torchrun that started this rank."""
 
 
-def train(place: Workspace, options: deciding.Options, resume: bool) -> int:
+def train(place: Workspace, options: Options, resume: bool) -> int:
     """Train as the rank that the environment names, from the newest checkpoint if there is one.
 
     Returns:
@@ -90,9 +90,7 @@ def _check_store() -> None:
         )
 
 
-def _lead(
-    place: Workspace, options: deciding.Options, resume: bool, announce: Callable[[Path], object]
-) -> int:
+def _lead(place: Workspace, options: Options, resume: bool, announce: Callable[[Path], object]) -> int:
     """Begin the run or go on with it, say which it is, train, and write down how it ended."""
     from torch import cuda
 
@@ -107,9 +105,9 @@ def _lead(
         raise GivenUp(begun, went.reason if went else "")
     if options.device is None and cuda.is_available():
         here = range(int(os.environ["LOCAL_WORLD_SIZE"]))
-        options = replace(options, device=",".join(map(str, here)))
+        options = msgspec.structs.replace(options, device=",".join(map(str, here)))
     if begun is not None:
-        options = replace(options, name=begun.run.name)
+        options = msgspec.structs.replace(options, name=begun.run.name)
     plan = deciding.plan_resume(place, options) if begun or resume else deciding.plan(place, options)
     files = RunFiles(plan.run)
     with files.locked():

@@ -5,90 +5,28 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from toolkit import console, ltdv2, workspace
-from toolkit.dataset.frequency import Frequency
 from toolkit.dataset.paste import Paste
-from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
-from toolkit.runs.plan import TRACKERS, ULTRALYTICS, SelectBy, TrainingPlan, describe, read_plan
-from toolkit.settings import Argument, Defaults
+from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, describe, read_plan
+from toolkit.settings import Argument, Defaults, SelectBy, declared
 from toolkit.training.arguments import check, check_numbers, is_settled
 from toolkit.training.model import check_model
+from toolkit.training.options import CHANGEABLE, Options
 from toolkit.training.preset import DEFAULT_PRESET, Preset, configuration, load_preset, preset_name
-
-OVERRIDES = ("epochs", "batch", "imgsz", "workers", "seed")
-"""Ultralytics' arguments that a flag or toolkit.toml may set."""
-
-CHANGEABLE = ("batch", "workers")
-"""Ultralytics' arguments that may change when a run goes on."""
 
 LONGEST_NAME = 200
 """Bytes of a run's name; file systems take 255."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line said; None where it said nothing."""
-
-    data: Path | None = None
-    model: str | None = None
-    preset: str | None = None
-    epochs: int | None = None
-    batch: int | None = None
-    imgsz: int | None = None
-    device: str | None = None
-    workers: int | None = None
-    name: str | None = None
-    channels: int | None = None
-    seed: int | None = None
-    patches: bool = True
-    subset: str | None = None
-    months: str | None = None
-    val_months: str | None = None
-    score_every: int | None = None
-    select_by: SelectBy | None = None
-    every: int | None = None
-    repeat: str | None = None
-    paste: str | None = None
-    train_on: str | None = None
-    frames: str | None = None
-    save_period: int | None = None
-    arguments: Mapping[str, Argument] = field(default_factory=dict)
-    other_data: bool = False
-
-    def subsets(self) -> dict[str, Subset]:
-        """Which images of the training and the validation split are wanted.
-
-        Raises:
-            ToolkitError: a name that is no month, or a part outside (0, 1].
-        """
-        wanted = {"train": Subset.parse(self.months, self.subset), "val": Subset.parse(self.val_months)}
-        return {split: subset for split, subset in wanted.items() if not subset.is_all}
-
-    def frequency(self) -> Frequency:
-        """How often the training frames are to come. Raises ToolkitError: see :meth:`Frequency.parse`."""
-        return Frequency.parse(self.every, self.repeat)
-
-    def splits(self) -> tuple[str, ...]:
-        """What is to be trained on.
-
-        Raises:
-            ToolkitError: another choice than the training split, with or without the validation split.
-        """
-        chosen = tuple((self.train_on or "train").replace(" ", "").split(","))
-        if chosen not in (("train",), ("train", "val")):
-            raise ToolkitError(f"no training on {self.train_on}", expected="train, or train,val")
-        return chosen
 
 
 def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
@@ -180,8 +118,7 @@ def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[s
     ):
         where = "[arguments] of toolkit.toml" if source == "toolkit.toml" else "the command line"
         check(words, where)
-        names = (*OVERRIDES, "save_period") if source == "flag" else OVERRIDES
-        named = {key: value for key in names if (value := getattr(numbers, key)) is not None}
+        named = numbers.overrides()
         if twice := sorted(words.keys() & named.keys()):
             raise ToolkitError(
                 f"{twice[0]} is given twice",
@@ -214,24 +151,10 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     """
     files = named(place.runs, options.name) if options.name else _newest_run(place.runs)
     before = read_plan(files)
-    fixed = (
-        "preset",
-        "model",
-        "channels",
-        "epochs",
-        "imgsz",
-        "seed",
-        "save_period",
-        "score_every",
-        "select_by",
-    )
-    for key in fixed:
+    kept = {name: option for name, option in declared(Options).items() if option.resume == "keeps"}
+    for key, option in kept.items():
         value = getattr(options, key)
-        begun = (
-            before.arguments.get(key)
-            if key in ("epochs", "imgsz", "seed", "save_period")
-            else getattr(before, key)
-        )
+        begun = before.arguments.get(key) if option.argument else getattr(before, key)
         if value is not None and key == "model":
             value = check_model(value)
         if value is not None and key == "preset":
@@ -281,7 +204,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
             expected=str(before.views),
             fix="leave --frames out, or start a new run",
         )
-    changed = {key: value for key in CHANGEABLE if (value := getattr(options, key)) is not None}
+    changed = {key: value for key, value in options.overrides().items() if key in CHANGEABLE}
     changed |= _arguments_again(files, options.arguments, before)
     arguments = {**before.arguments, **changed}
     check_numbers(arguments, f"a flag, or {files.plan}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,11 +15,11 @@ from toolkit.machine.checks import GIB
 from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles, read_summary
 from toolkit.runs.plan import TrainingPlan, count_images, describe, read_plan
-from toolkit.settings import Defaults
+from toolkit.settings import Defaults, TrainingOptions
 from toolkit.training import deciding
 from toolkit.training.arguments import TOPICS
 from toolkit.training.cautions import cautions
-from toolkit.training.deciding import Options
+from toolkit.training.options import CHANGEABLE, Options
 from toolkit.training.preset import DEFAULT_PRESET, configuration, load_preset
 from toolkit.workspace import Workspace
 
@@ -152,7 +151,7 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
         try:
             place.data_dir()
         except ToolkitError as error:
-            missing, options = error.line(), replace(options, data=place.root)
+            missing, options = error.line(), msgspec.structs.replace(options, data=place.root)
     plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
     frames: index.DatasetIndex | None = None
     images: dict[str, int] = {}
@@ -180,9 +179,9 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
         for source, layer in deciding.layers(options, defaults, preset):
             sources |= dict.fromkeys(layer, source)
             sources |= preset.sources if source == "preset" else {}
-    elif given := options.arguments.keys() & set(deciding.CHANGEABLE):
+    elif given := options.arguments.keys() & set(CHANGEABLE):
         sources |= dict.fromkeys(given, "flag")
-    for name in ("data", "model", "channels", "device", "preset", *deciding.OVERRIDES):
+    for name in ("data", *TrainingOptions.__struct_fields__):
         if getattr(options, name) is not None:
             sources[name] = "flag"
         elif resume:
