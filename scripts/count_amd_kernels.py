@@ -12,7 +12,10 @@ many they are with them. These are counts, not times. Needs Triton 3.6 or later,
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from amdgcn.backend import EmulatedRoute, Settings
 from amdgcn.counters import Counters
+from amdgcn.launch import Grid
 
 from patches.convolution.problem import ConvProblem
 
@@ -33,6 +37,13 @@ def layer(options: argparse.Namespace) -> ConvProblem:
         options.batch, options.channels_in, options.side, options.side, options.channels_out, (k, k), (s, s),
         (k // 2, k // 2), (1, 1), 1, False, torch.float32, "cuda", options.channels_last,
     )  # fmt: skip
+
+
+def middle(wanted: int, grid: Grid) -> Sequence[int]:
+    """So many workgroups from the middle of a launch."""
+    count = math.prod(grid)
+    wanted = min(wanted, count)
+    return range((count - wanted) // 2, (count + wanted) // 2)
 
 
 def line(name: str, grid: tuple[int, int, int], counters: Counters) -> str:
@@ -68,7 +79,7 @@ def main() -> int:
     parser.add_argument("--units", type=int, default=36, help="compute units of the card")
     parser.add_argument("--workgroups", type=int, default=2, help="executed of each launch, from its middle")
     options = parser.parse_args()
-    settings = Settings(options.arch, counting=True, sample=options.workgroups)
+    settings = Settings(options.arch, counting=True, chosen=partial(middle, options.workgroups))
     route, problem = EmulatedRoute(settings, options.units), layer(options)
     layout = torch.channels_last if problem.channels_last else torch.contiguous_format
     p = problem
@@ -79,9 +90,9 @@ def main() -> int:
     route.backward(problem, grad, x, weight, (True, True, False))
     heads = "".join(f" {unit:>7}" for unit in COLUMNS)
     print(f"{'kernel':<24} {'grid':>10}{heads} {'mul-add':>8} {'lines':>7} {'LDS':>7} {'conflicts':>9}")
-    for name, grid, _, counters in settings.log:
-        assert counters is not None
-        print(line(name, grid, counters))
+    for each in settings.log:
+        assert each.counters is not None
+        print(line(each.name, each.grid, each.counters))
     return 0
 
 

@@ -6,12 +6,11 @@ activation; ``Emulated`` is one launch, which needs nothing but the kernel, its 
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +36,17 @@ WITHOUT_PACKED_DOT = ("gfx1010", "gfx1013")
 _KERNELS: dict[tuple[Any, ...], tuple[Kernel, int]] = {}
 
 
+class Launched(NamedTuple):
+    """One launch: waves and bytes of LDS of a workgroup, vector registers of a lane, what was counted."""
+
+    name: str
+    grid: Grid
+    waves: int
+    lds: int
+    registers: int
+    counters: Counters | None
+
+
 @dataclass
 class Settings:
     """How launches are compiled and executed.
@@ -45,9 +55,9 @@ class Settings:
         architecture: "gfx1010"; buffer_operations: as Triton's AMDGCN_USE_BUFFER_OPS.
         addresses: false addresses by argument name, for offsets beyond 2^31.
         counting: whether counters are kept.
-        sample: workgroups to execute, from the middle of each launch; 0: all.
+        chosen: the workgroups of a grid to execute (numbers, x fastest); None: all.
         rewrite: called with each kernel before it executes; returns the one to execute.
-        log: what was launched: name, grid, waves, counters.
+        log: what was launched.
     """
 
     architecture: str = "gfx1010"
@@ -55,8 +65,8 @@ class Settings:
     addresses: dict[str, int] = field(default_factory=dict)
     rewrite: Any = None
     counting: bool = False
-    sample: int = 0
-    log: list[tuple[str, Grid, int, Counters | None]] = field(default_factory=list)
+    chosen: Callable[[Grid], Sequence[int]] | None = None
+    log: list[Launched] = field(default_factory=list)
 
 
 def compile_kernel(
@@ -143,12 +153,13 @@ class Emulated:
         waves = self.options["num_warps"]
         packed = pack_arguments(kernel.program, [*values, ("*u8", 0), ("*u8", 0)], self.grid, 32 * waves)
         counters = Counters(kernel.steps) if self.settings.counting else None
-        launch(kernel, self.grid, waves, lds, packed, list(spans.values()), counters, self._sample())
-        self.settings.log.append((self.kernel.__name__, self.grid, waves, counters))
+        launch(kernel, self.grid, waves, lds, packed, list(spans.values()), counters, self._chosen())
+        registers = kernel.program.metadata["next_free_vgpr"]
+        name = self.kernel.__name__
+        self.settings.log.append(Launched(name, self.grid, waves, lds, registers, counters))
 
-    def _sample(self) -> range | None:
-        count, wanted = math.prod(self.grid), self.settings.sample
-        return range((count - wanted) // 2, (count + wanted) // 2) if 0 < wanted < count else None
+    def _chosen(self) -> Sequence[int] | None:
+        return None if self.settings.chosen is None else self.settings.chosen(self.grid)
 
     def _span(self, name: str, tensor: Tensor, spans: dict[int, Span]) -> int:
         """The tensor's address; its storage becomes a span once, whole, since views share it."""

@@ -68,7 +68,7 @@ class Machine:
             step = steps[team.pc]
             self._budget -= 1
             if counters is not None:
-                counters.executed[team.pc] += team.size
+                counters.issued(team.pc, team)
             try:
                 if self._budget < 0:
                     raise EndlessLoop(f"more than {MOST_STEPS} instructions")
@@ -88,6 +88,8 @@ class Machine:
                 if not self._branch(team, step):
                     return
             elif step.control is Control.END:
+                if counters is not None:
+                    counters.ended(team)
                 np.subtract.at(self.live, team.group, 1)
                 return
             elif not self._barrier(team):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,26 +114,37 @@ PASSES = ("output", "gradient of input", "gradient of weight", "gradient of weig
 """The pass in which the route makes each of its launches."""
 
 
-def errors(
-    emulated: EmulatedRoute, problem: ConvProblem, wanted: str | None = None, seed: int = 0
-) -> dict[str, float]:
-    """Relative errors, in the Frobenius norm, of the output and the gradients against float64.
+class Operands(NamedTuple):
+    """Seeded operands of a problem, in its layout."""
 
-    Args:
-        wanted: one of ``PASSES``, to execute that pass alone; all when None.
-    """
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    grad: Tensor
+
+
+def operands(p: ConvProblem, seed: int = 0) -> Operands:
+    """Standard normal ones."""
     generator = torch.Generator().manual_seed(seed)
-    p = problem
     layout = torch.channels_last if p.channels_last else torch.contiguous_format
 
     def normal(*shape: int) -> Tensor:
         values = torch.randn(shape, generator=generator).to(p.dtype)
         return values.to(memory_format=layout) if len(shape) == 4 else values
 
-    x = normal(p.batch, p.channels_in, p.height, p.width)
-    weight = normal(*p.weight_shape)
-    bias = normal(p.channels_out) if p.bias else None
-    grad = normal(p.batch, p.channels_out, *p.output_size)
+    return Operands(
+        normal(p.batch, p.channels_in, p.height, p.width),
+        normal(*p.weight_shape),
+        normal(p.channels_out) if p.bias else None,
+        normal(p.batch, p.channels_out, *p.output_size),
+    )
+
+
+def compute(
+    emulated: EmulatedRoute, p: ConvProblem, given: Operands, wanted: str | None = None
+) -> dict[str, Tensor]:
+    """Output and gradients; with ``wanted``, one of ``PASSES``, those of that pass alone."""
+    x, weight, bias, grad = given
     found: dict[str, Tensor | None] = {}
     if wanted in (None, PASSES[0]):
         found[PASSES[0]] = emulated.forward(p, x, weight, bias)
@@ -141,8 +152,17 @@ def errors(
     if any(needs):
         names = (*PASSES[1:3], "gradient of bias")
         found.update(zip(names, emulated.backward(p, grad, x, weight, needs), strict=True))
-    truths = _truths(p, x, weight, bias, grad)
-    return {name: _error(value, truths[name]) for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def errors(
+    emulated: EmulatedRoute, problem: ConvProblem, wanted: str | None = None, seed: int = 0
+) -> dict[str, float]:
+    """Relative errors, in the Frobenius norm, of the output and the gradients against float64."""
+    given = operands(problem, seed)
+    truths = _truths(problem, *given)
+    found = compute(emulated, problem, given, wanted)
+    return {name: _error(value, truths[name]) for name, value in found.items()}
 
 
 def _truths(

@@ -25,6 +25,10 @@ Owed = frozenset[Register]
 
 # What gfx10 and gfx11 count as one (lgkm: LDS and scalar loads), gfx12 counts as two.
 LOAD, STORE, LDS, SCALAR = "load", "store", "lds", "scalar"
+# Cycles from issue to use. Memory: 226 ns, measured on a Radeon RX 6900 XT ("Measuring GPU Memory Latency",
+# chipsandcheese.com, 2021; none was found for RDNA1), at 1.56 GHz. LDS and scalar loads are assumptions. A
+# store is not waited for.
+LATENCY = {LOAD: 350.0, STORE: 0.0, LDS: 64.0, SCALAR: 100.0}
 GFX12 = {
     "loadcnt": (LOAD,), "storecnt": (STORE,), "dscnt": (LDS,), "kmcnt": (SCALAR,),
     "loadcnt_dscnt": (LOAD, LDS),
@@ -41,15 +45,24 @@ class Waits:
     Attributes:
         queues: by counter; registers that the access will write (none for a store).
         owed: all of those registers, for a quick look.
+        clock: cycles that a wave on its own would have taken so far, where somebody counts them (``spend``).
+        due: for each entry of ``queues``, the cycle at which the access will have come back.
     """
 
     queues: dict[str, list[Owed]] = field(default_factory=lambda: {LOAD: [], STORE: [], LDS: [], SCALAR: []})
     owed: set[Register] = field(default_factory=set)
+    clock: float = 0.0
+    due: dict[str, list[float]] = field(default_factory=lambda: {LOAD: [], STORE: [], LDS: [], SCALAR: []})
 
     def issue(self, counter: str, registers: Owed = frozenset()) -> None:
         """An access starts."""
         self.queues[counter].append(registers)
+        self.due[counter].append(self.clock + LATENCY[counter])
         self.owed |= registers
+
+    def spend(self, cycles: float) -> None:
+        """The wave has issued an instruction."""
+        self.clock += cycles
 
     def finish(self, counters: tuple[str, ...], left: int) -> None:
         """A wait until at most ``left`` accesses of the counters together are under way."""
@@ -58,8 +71,10 @@ class Waits:
         if left and self.queues[SCALAR] and SCALAR in counters:
             return
         for counter in counters:
-            queue = self.queues[counter]
-            del queue[: max(0, len(queue) - left)]
+            queue, due = self.queues[counter], self.due[counter]
+            done = max(0, len(queue) - left)
+            self.clock = max(self.clock, *due[:done], 0.0)
+            del queue[:done], due[:done]
         self.owed = {register for queue in self.queues.values() for each in queue for register in each}
 
     def check(self, registers: Owed, loaded: Owed = frozenset(), counter: str = "") -> None:
@@ -80,7 +95,9 @@ class Waits:
             raise MissingWait(f"{kind}{index} is used before the load that writes it has been waited for")
 
     def copy(self) -> Waits:
-        return Waits({counter: list(queue) for counter, queue in self.queues.items()}, set(self.owed))
+        queues = {counter: list(queue) for counter, queue in self.queues.items()}
+        due = {counter: list(queue) for counter, queue in self.due.items()}
+        return Waits(queues, set(self.owed), self.clock, due)
 
     def meet(self, other: Waits) -> Waits:
         """What may be under way after two teams became one."""
@@ -90,7 +107,9 @@ class Waits:
             length = max(len(mine), len(theirs))
             padded = [[frozenset[Register]()] * (length - len(each)) + each for each in (mine, theirs)]
             met.queues[counter] = [a | b for a, b in zip(*padded, strict=True)]
-        met.owed = self.owed | other.owed
+            times = [[0.0] * (length - len(each)) + each for each in (self.due[counter], other.due[counter])]
+            met.due[counter] = [max(pair) for pair in zip(*times, strict=True)]
+        met.owed, met.clock = self.owed | other.owed, max(self.clock, other.clock)
         return met
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from amdgcn.waits import LATENCY, LOAD, SCALAR
 from amdgcn_programs import COPY, START, execute
 
 
@@ -43,3 +44,20 @@ def test_only_the_workgroups_asked_for_are_executed() -> None:
     result, counters = execute(COPY, groups=3, only=[1])
     assert counters.workgroups == 1
     assert (result[:32] == np.arange(32) + 1).all()
+
+
+def test_a_wave_alone_waits_for_what_it_loads() -> None:
+    """Scalar load, then a load from memory, each waited for; four instructions after and between them."""
+    _, counters = execute(COPY, waves=2)
+    assert counters.alone == 2 * (1 + LATENCY[SCALAR] + 1 + LATENCY[LOAD] + 2)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "cycles"), [("v_add_nc_u32", 1), ("v_mul_lo_u32", 4), ("v_rcp_f32", 4)]
+)
+def test_products_of_integers_and_transcendental_functions_take_a_quarter_of_the_rate(
+    instruction: str, cycles: int
+) -> None:
+    operands = "v3, v1" if instruction == "v_rcp_f32" else "v3, v1, v1"
+    _, counters = execute(f"{START}\n{instruction} {operands}\ns_endpgm")
+    assert counters.busy() == 1 + cycles
