@@ -53,10 +53,16 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
         (height, width) uint8, or (height, width, channels) as the frames, sampled bilinearly; pixel centres
         are at whole numbers, as in OpenCV.
     """
-    image = blank((size[1], size[0], *tiles[0].frame.shape[2:]))
-    for tile in tiles:
-        across = _span(tile, matrix, size[0], 0)
-        down = _span(tile, matrix, size[1], 1)
+    spans = [(_span(tile, matrix, size[0], 0), _span(tile, matrix, size[1], 1)) for tile in tiles]
+    shown_pixels = sum(
+        (across.stop - across.start) * (down.stop - down.start)
+        for across, down in spans
+        if across is not None and down is not None
+    )
+    image = _canvas((size[1], size[0], *tiles[0].frame.shape[2:]))
+    if shown_pixels < size[0] * size[1]:
+        image[...] = PADDING
+    for tile, (across, down) in zip(tiles, spans, strict=True):
         if across is not None and down is not None:
             shown = image[down.start : down.stop, across.start : across.stop]
             for frame, part in zip(_planes(tile.frame), _planes(shown), strict=True):
@@ -69,12 +75,12 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
     return image
 
 
-def blank(shape: tuple[int, ...]) -> Grey:
-    """An image of padding, (height, width) or (height, width, channels), each channel in one piece of memory.
+def _canvas(shape: tuple[int, ...]) -> Grey:
+    """Memory for an image, (height, width) or (height, width, channels), each channel in one piece.
 
     So a channel is sampled where it lies, and the tensor that a network takes is this memory.
     """
-    planes = np.full((*shape[2:], *shape[:2]), PADDING, np.uint8)
+    planes = np.empty((*shape[2:], *shape[:2]), np.uint8)
     return planes if len(shape) == 2 else planes.transpose(1, 2, 0)
 
 

@@ -346,8 +346,10 @@ class LTDv2Dataset(YOLODataset):
         if original != self._size(i):
             found, expected = ("{1} x {0}".format(*size) for size in (original, self._size(i)))
             raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
-        channels, self._stood_in = self.sources.stack(self.frames, row, grey)
-        image = self._kept(channels) if self.fused else self._resize(channels)
+        memory = self._memory((*original, self.views.channels)) if self.fused else None
+        image, self._stood_in = self.sources.stack(self.frames, row, grey, out=memory)
+        if not self.fused:
+            image = self._resize(image)
         loaded = image, original, self._resized(original)
         if self.augment:
             self._recent[i] = loaded
@@ -388,18 +390,16 @@ class LTDv2Dataset(YOLODataset):
         before = (turns * LANES + lane) * self.batch_size + columns
         return lane, (order[before % size] % self.ni).tolist()
 
-    def _kept(self, channels: Array) -> Array:
-        """The frame in memory that an earlier one had.
+    def _memory(self, shape: tuple[int, int, int]) -> Array:
+        """The memory that an earlier frame had, (height, width, channels), each channel in one piece.
 
         It is taken in blocks: a heap in which frames outlive the arrays made between them grows without need.
         """
-        if not self._spare or self._spare[-1].shape != channels.shape:
-            height, width, count = channels.shape
+        if not self._spare or self._spare[-1].shape != shape:
+            height, width, count = shape
             memory = np.empty((NEIGHBOURS + 1, count, height, width), np.uint8)
             self._spare = [planes.transpose(1, 2, 0) for planes in memory]
-        kept = self._spare.pop()
-        np.copyto(kept, channels)
-        return kept
+        return self._spare.pop()
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (-(-side * self.imgsz // max(size)) for side in size)
@@ -444,7 +444,7 @@ class LTDv2Dataset(YOLODataset):
         self._recent, self._lanes, self._spare = {}, {}, []
         for i, step in enumerate(transforms.transforms):
             if isinstance(step, RandomHSV):
-                transforms.transforms[i] = _Brightness(hyp.hsv_v)
+                transforms.transforms[i] = _Brightness(hyp.hsv_v, in_place=self.fused)
             elif isinstance(step, Format):
                 transforms.transforms[i] = _GreyFormat(step)
         return transforms
@@ -478,17 +478,23 @@ class LTDv2Dataset(YOLODataset):
 
 
 class _Brightness:
-    """Multiply the grey values by a factor from 1 - gain to 1 + gain: the V of Ultralytics' HSV jitter."""
+    """Multiply the grey values by a factor from 1 - gain to 1 + gain: the V of Ultralytics' HSV jitter.
 
-    def __init__(self, gain: float) -> None:
-        self.gain = gain
+    Args:
+        gain: of the factor.
+        in_place: whether the image is nobody else's.
+    """
+
+    def __init__(self, gain: float, in_place: bool) -> None:
+        self.gain, self.in_place = gain, in_place
 
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         if self.gain:
             factor = 1 + self.gain * random.uniform(-1, 1)
             planes = labels["img"].transpose(2, 0, 1)
             flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
-            labels["img"] = cv2.convertScaleAbs(flat, alpha=factor).reshape(planes.shape).transpose(1, 2, 0)
+            scaled = cv2.convertScaleAbs(flat, dst=flat if self.in_place else None, alpha=factor)
+            labels["img"] = scaled.reshape(planes.shape).transpose(1, 2, 0)
         return labels
 
 
