@@ -144,7 +144,9 @@ def sweep(
                     scored = _tried((conf, iou, imgsz), detections, score(truth, detections))
                     found[conf, iou, imgsz] = scored, detections
     key = "global_map_bal" if all(is_number(each.balanced) for each, _ in found.values()) else "global_map_50"
-    ranked = sorted((each for each, _ in found.values()), key=lambda each: -_value(each, key))
+    tried = [each for each, _ in found.values()]
+    # Of equal scores the settings that were given come first: nothing is to be changed for nothing.
+    ranked = sorted(tried, key=lambda each: (-_value(each, key), each != found[now][0]))
     best = ranked[0]
     before, after = found[now][1], found[best.conf, best.iou, best.imgsz][1]
     differences: Mapping[str, Difference] = compare(truth, before, after, context).differences

@@ -192,5 +192,8 @@ def _sweep(
         table.add_row(f"{each.conf:g}", f"{each.iou:g}", str(each.imgsz), *scored)
     console.out.print(table)
     gain, best = found.gain, found.tried[0]
+    if best == found.now:
+        console.note(f"best: {best.flags}, as given: no other point of the grid scores more")
+        return
     said = f"{gain.change:+.4f} against {found.now.flags} (95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
     console.note(f"best: {best.flags}, {found.key} {said}{'' if gain.certain else ', which may be no gain'}")
