@@ -19,10 +19,11 @@ from ultralytics.utils.instance import Instances
 
 from toolkit.dataset import ultralytics
 from toolkit.dataset.export import export_yolo
+from toolkit.dataset.grey import GreyFormat
 from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.order import epoch_order
 from toolkit.dataset.prepare import prepare
-from toolkit.dataset.ultralytics import LTDv2Dataset, _GreyFormat, build_dataset, data_dictionary
+from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 
 
@@ -69,7 +70,7 @@ def test_a_sample_is_formatted_as_ultralytics_formats_it(mirrored: bool, boxes: 
         return {"img": pixels, "cls": np.ones((boxes, 1), np.float32), "instances": instances}
 
     plain = Format(bbox_format="xywh", normalize=True, batch_idx=True)
-    ours, theirs = _GreyFormat(plain)(sample()), plain(sample())
+    ours, theirs = GreyFormat(plain)(sample()), plain(sample())
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-6, atol=0)

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
 
 from toolkit.dataset import backgrounds
+from toolkit.dataset.grey import channels_that_differ
 from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.prepare import prepare
-from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, channels_that_differ, data_dictionary
+from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
 from toolkit.dataset.views import MOST, PLAIN, Views, neighbours
 from toolkit.errors import ToolkitError
 from toolkit.training.sampling import EpochSampler, ResumableLoader

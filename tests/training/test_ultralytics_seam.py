@@ -17,6 +17,7 @@ import pytest
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import DetectionModel
 
+from toolkit.dataset import grey
 from toolkit.dataset import ultralytics as dataset
 from toolkit.training import trainer
 
@@ -159,7 +160,7 @@ def test_every_name_that_we_import_is_on_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [trainer.LTDv2Trainer, trainer.Validator, dataset.LTDv2Dataset, dataset._GreyFormat]
+    "kind", [trainer.LTDv2Trainer, trainer.Validator, dataset.LTDv2Dataset, grey.GreyFormat]
 )
 def test_every_attribute_that_we_share_with_a_base_class_is_on_the_page(kind: type) -> None:
     ours = [each for each in kind.__mro__ if each.__module__.partition(".")[0] == "toolkit"]

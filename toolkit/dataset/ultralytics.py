@@ -28,6 +28,7 @@ from toolkit import console
 from toolkit.dataset.cache import choose, open_cache
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.frequency import EVERY_FRAME, Frequency
+from toolkit.dataset.grey import Brightness, GreyFormat, channels_that_differ
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.joined import JoinedFrames, JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
@@ -444,9 +445,9 @@ class LTDv2Dataset(YOLODataset):
         self._recent, self._lanes, self._spare = {}, {}, []
         for i, step in enumerate(transforms.transforms):
             if isinstance(step, RandomHSV):
-                transforms.transforms[i] = _Brightness(hyp.hsv_v, in_place=self.fused)
+                transforms.transforms[i] = Brightness(hyp.hsv_v, in_place=self.fused)
             elif isinstance(step, Format):
-                transforms.transforms[i] = _GreyFormat(step)
+                transforms.transforms[i] = GreyFormat(step)
         return transforms
 
     def _skip(self, error: FrameError) -> None:
@@ -475,56 +476,6 @@ class LTDv2Dataset(YOLODataset):
             for part, cached in zip(self._parts, self.cached, strict=True)
         ]
         return opened[0] if len(opened) == 1 else JoinedFrames(opened)
-
-
-class _Brightness:
-    """Multiply the grey values by a factor from 1 - gain to 1 + gain: the V of Ultralytics' HSV jitter.
-
-    Args:
-        gain: of the factor.
-        in_place: whether the image is nobody else's.
-    """
-
-    def __init__(self, gain: float, in_place: bool) -> None:
-        self.gain, self.in_place = gain, in_place
-
-    def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
-        if self.gain:
-            factor = 1 + self.gain * random.uniform(-1, 1)
-            planes = labels["img"].transpose(2, 0, 1)
-            flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
-            scaled = cv2.convertScaleAbs(flat, dst=flat if self.in_place else None, alpha=factor)
-            labels["img"] = scaled.reshape(planes.shape).transpose(1, 2, 0)
-        return labels
-
-
-class _GreyFormat(Format):
-    """Ultralytics' formatting, without its slow copy and its division of tensors of a few numbers."""
-
-    def __init__(self, step: Format) -> None:
-        self.__dict__.update(step.__dict__)
-        self.normalize = False  # get_params does it
-
-    def get_params(self, labels: dict[str, Any]) -> dict[str, Any]:
-        params: dict[str, Any] = super().get_params(labels)
-        params["instances"].normalize(params["w"], params["h"])
-        return params
-
-    def _format_img(self, img: Array) -> torch.Tensor:
-        if img.strides[1] < 0:
-            # A mirrored view: OpenCV mirrors 640 x 640 pixels in 0.01 ms, where numpy's copy takes 0.22 ms.
-            planes = img[:, ::-1].transpose(2, 0, 1)
-            flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
-            img = cv2.flip(flat, 1).reshape(planes.shape).transpose(1, 2, 0)
-        if img.shape[2] > 1:  # Ultralytics would exchange the first and the last of three, as of colours
-            return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
-        formatted: torch.Tensor = super()._format_img(img)
-        return formatted
-
-
-def channels_that_differ(images: torch.Tensor) -> int:
-    """Of (..., channels, height, width): one where all are the same memory, as of a grey frame thrice."""
-    return 1 if images.stride(-3) == 0 else int(images.shape[-3])
 
 
 class _Lazy(Sequence[Any]):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from toolkit.dataset.grey import channels_that_differ
 from toolkit.dataset.loader import PREFETCH, RING, use_server
 from toolkit.dataset.order import EpochOrder
-from toolkit.dataset.ultralytics import channels_that_differ
 from toolkit.runs.folder import Batch
 
 WORKER_RETRIES = 3

@@ -1,0 +1,64 @@
+"""The last steps of a sample, made for channels of grey: brightness, and the tensor that a network takes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from ultralytics.data.augment import Format
+
+Array = npt.NDArray[Any]
+
+
+class Brightness:
+    """Multiply the grey values by a factor from 1 - gain to 1 + gain: the V of Ultralytics' HSV jitter.
+
+    Args:
+        gain: of the factor.
+        in_place: whether the image is nobody else's.
+    """
+
+    def __init__(self, gain: float, in_place: bool) -> None:
+        self.gain, self.in_place = gain, in_place
+
+    def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
+        if self.gain:
+            factor = 1 + self.gain * random.uniform(-1, 1)
+            planes = labels["img"].transpose(2, 0, 1)
+            flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
+            scaled = cv2.convertScaleAbs(flat, dst=flat if self.in_place else None, alpha=factor)
+            labels["img"] = scaled.reshape(planes.shape).transpose(1, 2, 0)
+        return labels
+
+
+class GreyFormat(Format):
+    """Ultralytics' formatting, without its slow copy and its division of tensors of a few numbers."""
+
+    def __init__(self, step: Format) -> None:
+        self.__dict__.update(step.__dict__)
+        self.normalize = False  # get_params does it
+
+    def get_params(self, labels: dict[str, Any]) -> dict[str, Any]:
+        params: dict[str, Any] = super().get_params(labels)
+        params["instances"].normalize(params["w"], params["h"])
+        return params
+
+    def _format_img(self, img: Array) -> torch.Tensor:
+        if img.strides[1] < 0:
+            # A mirrored view: OpenCV mirrors 640 x 640 pixels in 0.01 ms, where numpy's copy takes 0.22 ms.
+            planes = img[:, ::-1].transpose(2, 0, 1)
+            flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
+            img = cv2.flip(flat, 1).reshape(planes.shape).transpose(1, 2, 0)
+        if img.shape[2] > 1:  # Ultralytics would exchange the first and the last of three, as of colours
+            return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
+        formatted: torch.Tensor = super()._format_img(img)
+        return formatted
+
+
+def channels_that_differ(images: torch.Tensor) -> int:
+    """Of (..., channels, height, width): one where all are the same memory, as of a grey frame thrice."""
+    return 1 if images.stride(-3) == 0 else int(images.shape[-3])
