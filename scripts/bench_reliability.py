@@ -60,6 +60,7 @@ def make_plain(trainer: LTDv2Trainer) -> None:
     for event, handlers in trainer.callbacks.items():
         if event != "on_train_epoch_start":  # tells the sampler the epoch
             trainer.callbacks[event] = [h for h in handlers if "ResumableTrainer" not in h.__qualname__]
+    trainer._do_train = MethodType(DetectionTrainer._do_train, trainer)
     trainer.preprocess_batch = MethodType(DetectionTrainer.preprocess_batch, trainer)
     trainer.optimizer_step = MethodType(DetectionTrainer.optimizer_step, trainer)
 

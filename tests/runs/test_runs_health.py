@@ -28,7 +28,7 @@ from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles
 from toolkit.runs.health import Action, History, Rule, Rules
 from toolkit.runs.heartbeat import Beat, MemoryGauge
-from toolkit.training.resumable import WINDOW
+from toolkit.training.telemetry import WINDOW
 
 GIB = 2**30
 

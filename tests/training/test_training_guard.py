@@ -151,7 +151,7 @@ def test_frames_count_as_read_before_any_worker_can_have_found_them_bad(data: Pa
 
     def prepare(trainer: LTDv2Trainer) -> None:
         trainer.add_callback("on_train_batch_end", lambda _: seen.append(heartbeat.read(trainer.files)))
-        trainer.add_callback("on_val_start", lambda _: begun.append(trainer.frames))
+        trainer.add_callback("on_val_start", lambda _: begun.append(trainer.telemetry.frames))
 
     train(planned, prepare=prepare)
     assert seen[0] is not None

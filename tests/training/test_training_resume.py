@@ -211,6 +211,7 @@ def test_ultralytics_own_loop_sees_the_same_warm_up_and_updates(data: Path, tmp_
                 trainer.callbacks[event] = [h for h in handlers if "ResumableTrainer" not in h.__qualname__]
         trainer.preprocess_batch = MethodType(DetectionTrainer.preprocess_batch, trainer)
         trainer.optimizer_step = MethodType(DetectionTrainer.optimizer_step, trainer)
+        trainer._do_train = MethodType(BaseTrainer._do_train, trainer)
         trainer._images = []
 
     theirs = train(plan(data, tmp_path / "theirs"), prepare=undo)
@@ -292,7 +293,7 @@ def test_a_disk_that_is_full_after_the_last_epoch_is_waited_for(
 
     def save(trainer: LTDv2Trainer) -> bool:
         if trainer.epoch == 2:
-            tries.append(trainer._beats)
+            tries.append(trainer.telemetry.beats)
             if stopped and len(tries) == 2:
                 trainer.stop_wanted = lambda: True
             if len(tries) < 4:
@@ -323,7 +324,7 @@ def test_a_run_finishes_where_there_is_no_room_to_take_the_optimiser_out(
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
-    monkeypatch.setattr("toolkit.training.trainer.strip_optimizer", full)
+    monkeypatch.setattr("toolkit.training.weights.strip_optimizer", full)
     planned = plan(data, tmp_path / "run")
     assert_same(train(planned).steps, whole.steps)
     assert events.count(events.read(RunFiles(planned.run).events)) == {"optimiser kept": 2}

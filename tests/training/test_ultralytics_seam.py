@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 
 from toolkit.dataset import grey
 from toolkit.dataset import ultralytics as dataset
-from toolkit.training import trainer
+from toolkit.training import resumable, trainer
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "ultralytics.md"
@@ -159,6 +160,21 @@ def test_every_name_that_we_import_is_on_the_page() -> None:
     assert not lacking, f"{PAGE} lacks " + ", ".join(lacking)
 
 
+HELPERS = [ROOT / "toolkit" / "training" / f"{name}.py" for name in ("state", "telemetry", "weights")]
+"""Functions that are given the trainer."""
+
+
+def of_a_trainer(path: Path) -> set[str]:
+    """What a module's functions read from, and set on, the trainer that they are given."""
+    found = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trainer"
+    }
+    assert found
+    return found
+
+
 @pytest.mark.parametrize(
     "kind", [trainer.LTDv2Trainer, trainer.Validator, dataset.LTDv2Dataset, grey.GreyFormat]
 )
@@ -172,6 +188,8 @@ def test_every_attribute_that_we_share_with_a_base_class_is_on_the_page(kind: ty
         }
         tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
         touched |= {node.attr for node in ast.walk(tree) if own(node)}  # type: ignore[attr-defined]
+    if kind is trainer.LTDv2Trainer:
+        touched |= {name for path in HELPERS for name in of_a_trainer(path)}
     shared = touched & attributes(base) - {"__init__", "__dict__"}
     assert shared
     home = CLASSES[base]
@@ -190,3 +208,63 @@ def test_every_training_argument_that_we_read_is_on_the_page() -> None:
                     read.add(node.attr)
     assert "imgsz" in read
     assert not {name for name in read if f"ultralytics.cfg.DEFAULT_CFG_DICT.{name}" not in LISTED}
+
+
+OVERRIDDEN = (
+    "_build_train_pipeline",
+    "_do_train",
+    "_setup_ddp",
+    "_setup_train",
+    "build_dataset",
+    "check_resume",
+    "final_eval",
+    "get_class_counts",
+    "get_dataloader",
+    "get_dataset",
+    "get_model",
+    "get_validator",
+    "optimizer_step",
+    "preprocess_batch",
+    "resume_training",
+    "save_metrics",
+    "save_model",
+    "setup_model",
+    "validate",
+)
+"""Methods of Ultralytics' trainer that have another body here."""
+
+IN_ORDER = (
+    "_setup_train",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "preprocess_batch",
+    "optimizer_step",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "validate",
+    "save_metrics",
+    "save_model",
+    "on_fit_epoch_end",
+    "final_eval",
+)
+"""As the map at the top of toolkit/training/resumable.py has them."""
+
+
+def test_what_is_overridden_is_ultralytics_and_nothing_else_is() -> None:
+    ours = (each for each in trainer.LTDv2Trainer.__mro__ if each.__module__.startswith("toolkit."))
+    own = {name for kind in ours for name in vars(kind)}
+    theirs = {name for name, value in inspect.getmembers(DetectionTrainer) if callable(value)}
+    assert sorted(name for name in own & theirs if not name.startswith("__")) == sorted(OVERRIDDEN)
+
+
+def test_the_loop_calls_in_the_order_of_the_map() -> None:
+    loop = inspect.getsource(BaseTrainer._do_train)
+    pattern = re.compile(r'(?:self\.|run_callbacks\(")(' + "|".join(IN_ORDER) + r")\b")
+    assert tuple(dict.fromkeys(pattern.findall(loop))) == IN_ORDER
+
+
+def test_the_map_names_every_call() -> None:
+    assert resumable.__doc__ is not None
+    found = re.findall(r"\b(" + "|".join(IN_ORDER) + r")\b", resumable.__doc__.partition("in its order::")[2])
+    assert tuple(dict.fromkeys(found)) == IN_ORDER

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.errors import ToolkitError, reason
+from toolkit.files import replacing
 
 
 class Epoch(NamedTuple):
@@ -51,6 +54,48 @@ def read(path: Path) -> list[Epoch]:
                 )
             )
     return epochs
+
+
+def append(path: Path, row: Mapping[str, float]) -> None:
+    """Add a row, and before the first one the names of the columns.
+
+    Ultralytics would write nan, which makes polars read the column as text, also into its checkpoints.
+
+    Raises:
+        OSError: the disk is full; no part of the row is left, which the next one would continue.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    lines = [] if size else [",".join(row)]
+    lines.append(",".join(f"{value:.6g}".replace("nan", "NaN") for value in row.values()))
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
+def drop_after(path: Path, epochs: int) -> None:
+    """Leave the first ``epochs`` rows, and none that is no whole row; nothing is done without a file.
+
+    Raises:
+        ToolkitError: the disk is full.
+    """
+    if not path.exists():
+        return
+    text = path.read_text(errors="replace").replace("\0", "")  # a power cut leaves zeros
+    header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    kept = [row for row in rows if len(row) == len(header) and _number(row[0]) <= epochs]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *kept] if header else [])
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    with suppress(ValueError):
+        return float(text)
+    return math.nan
 
 
 def nothing_learned(path: Path) -> str:

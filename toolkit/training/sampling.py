@@ -78,9 +78,6 @@ class EpochSampler(Sampler[int]):
         """Continue with ``epoch`` at sample ``start``, without the batches ``skipped``."""
         self.epoch, self.start, self.skipped = epoch, start, skipped
 
-    def set_epoch(self, epoch: int) -> None:
-        """What Ultralytics calls with several ranks; :meth:`enter` has been called before it."""
-
     def places(self) -> Iterator[Batch]:
         """The batches that are left."""
         for first in range(self.start, self.images, self.batch):

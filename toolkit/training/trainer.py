@@ -14,22 +14,22 @@ import torch
 from ultralytics import utils
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
+from ultralytics.utils.torch_utils import unwrap_model
 
 from toolkit import console
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.joined import open_split
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
-from toolkit.errors import ToolkitError
 from toolkit.evaluation import cells
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
-from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.runs.plan import TRACKERS, TrainingPlan
-from toolkit.training.resumable import MAIN, ResumableTrainer
+from toolkit.training.resumable import ResumableTrainer
+from toolkit.training.telemetry import MAIN
+from toolkit.training.weights import without_optimizer
 from toolkit.weights import carry_first_layer, remember_views
 
 SCORES = ("global_map_50", "global_map_con", "global_map_bal")
@@ -160,7 +160,7 @@ class LTDv2Trainer(ResumableTrainer):
             return metrics, fitness
         self.best_fitness = best  # a stop while the epoch is scored leaves the run as it was before it
         metrics |= self.score_epoch()
-        self._validation_seconds += self._scoring_seconds / self.plan.score_every
+        self.telemetry.validation_seconds += self._scoring_seconds / self.plan.score_every
         if self.plan.select_by != "fitness":
             chosen = metrics[CHOSEN_BY[self.plan.select_by]]
             # Nothing found in any month gives NaN; in some months only, global_map_bal is as little as -1.8.
@@ -205,11 +205,6 @@ class LTDv2Trainer(ResumableTrainer):
             if not MAIN or not weights.exists():
                 continue
             try:
-                with replacing(weights) as temporary:
-                    stripped = strip_optimizer(
-                        weights, str(temporary), updates={"best_fitness": self.best_fitness}
-                    )
-                    if not stripped:  # it could not be read
-                        raise ToolkitError(f"cannot read {weights}")
+                without_optimizer(weights, weights, best_fitness=self.best_fitness)
             except Exception as error:  # of a full disk PyTorch makes a RuntimeError
-                self._record("optimiser kept", "finished all the same", f"{weights.name}: {error}")
+                self.telemetry.record("optimiser kept", "finished all the same", f"{weights.name}: {error}")
