@@ -33,7 +33,7 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS, SPLITS
 from toolkit.provenance import origin_of, sha256
-from toolkit.workspace import Workspace
+from toolkit.workspace import ENVIRONMENT, Workspace
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
@@ -449,9 +449,7 @@ class _Environment(msgspec.Struct):
 def _commit_of(run: Path) -> str:
     """The source's commit that trained a run; empty where its environment.json does not say."""
     try:
-        return msgspec.json.decode(
-            (run / "weights" / "environment.json").read_bytes(), type=_Environment
-        ).commit
+        return msgspec.json.decode((run / ENVIRONMENT).read_bytes(), type=_Environment).commit
     except (OSError, *NO_JSON):
         return ""
 

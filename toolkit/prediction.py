@@ -20,7 +20,7 @@ from toolkit import console
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.machine.device import resolve_device, running, torch_device
-from toolkit.weights import image_size, input_channels, load_model, views_of
+from toolkit.weights import Detector, image_size, input_channels, views_of
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -68,14 +68,17 @@ class PredictionOptions:
 
 
 def predict(
-    weights: Path, data: Path, split: SplitName, options: PredictionOptions | None = None
+    weights: Path | Detector,
+    data: Path | DatasetIndex,
+    split: SplitName,
+    options: PredictionOptions | None = None,
 ) -> Detections:
     """Detect objects in every frame of a split with a checkpoint, rounded as in a submission: the file that
     is written, the scores that are printed and what is handed in are of the same numbers. See :func:`detect`.
 
     Args:
-        weights: a YOLO detection checkpoint with the challenge's four classes.
-        data: folder with LTDv2's files, prepared.
+        weights: a YOLO detection checkpoint with the challenge's four classes, or opened already.
+        data: folder with LTDv2's files, prepared; or its index.
         split: "train", "val" or "test".
         options: see :class:`PredictionOptions`.
 
@@ -89,13 +92,14 @@ def predict(
 
     options = options or PredictionOptions()
     device = resolve_device(options.device)
-    frames = index.load(data)
+    detector = Detector.read(weights) if isinstance(weights, Path) else weights
+    frames = index.load(data) if isinstance(data, Path) else data
     with running(device, patched=options.patches):
-        detections = detect(load_model(weights, torch_device(device)), frames, split, options).rounded()
-    check_values(detections, f"what {weights} finds")
+        detections = detect(detector.on(torch_device(device)), frames, split, options).rounded()
+    check_values(detections, f"what {detector.path} finds")
     if not len(detections.boxes):
         raise ToolkitError(
-            f"{weights} finds nothing in {split}",
+            f"{detector.path} finds nothing in {split}",
             found=f"no box with a score of {options.conf:g} or more in {len(detections):,} frames",
             expected="some boxes: this would score 0",
             fix="train it longer, take another checkpoint, or lower --conf",

@@ -23,7 +23,7 @@ from toolkit.evaluation.scoring import Scores, is_number, score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.machine.device import resolve_device, running, torch_device
 from toolkit.prediction import ALL_BOXES, Output, PredictionOptions, outputs, together
-from toolkit.weights import image_size, load_model
+from toolkit.weights import Detector, image_size
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -93,7 +93,7 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def sweep(
-    weights: Path,
+    weights: Path | Detector,
     frames: DatasetIndex,
     split: SplitName,
     truth: GroundTruth,
@@ -104,7 +104,7 @@ def sweep(
     """Try a grid of settings on a split.
 
     Args:
-        weights: a checkpoint.
+        weights: a checkpoint, or opened already.
         frames: the prepared data.
         split: that is predicted.
         truth: of it.
@@ -119,10 +119,11 @@ def sweep(
     device = resolve_device(options.device)
     found: dict[tuple[float, float, int], tuple[Tried, Detections]] = {}
     with running(device, patched=options.patches):
-        model = load_model(weights, torch_device(device))
+        detector = Detector.read(weights) if isinstance(weights, Path) else weights
+        model = detector.on(torch_device(device))
         if bool(getattr(model, "end2end", False)) and "iou" in names:
             raise ToolkitError(
-                f"{weights} suppresses no overlaps",
+                f"{detector.path} suppresses no overlaps",
                 found="a head that needs none",
                 fix="sweep conf and imgsz",
             )

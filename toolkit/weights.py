@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,17 +271,39 @@ def check_detector(model: nn.Module, source: str) -> None:
     check_head(head, source, type(model).__name__)
 
 
-def load_model(weights: Path, device: torch.device) -> DetectionModel:
-    """Load a checkpoint for inference, batch norm folded into the convolutions.
+@dataclass(frozen=True)
+class Detector:
+    """A checkpoint that has been opened, and finds the challenge's classes.
 
-    Raises:
-        ToolkitError: the file is no detection checkpoint, its classes are not the challenge's, or its weights
-            are not finite.
+    Attributes:
+        path: the file.
+        model: on the CPU; :meth:`on` changes it.
     """
-    model: Any = read_checkpoint(weights)
-    require_classes(model, weights)
-    fused: DetectionModel = model.fuse(verbose=False).eval().to(device)
-    return fused
+
+    path: Path
+    model: nn.Module
+
+    @staticmethod
+    def read(weights: Path) -> Detector:
+        """Open a checkpoint, before anything else is looked for.
+
+        Raises:
+            ToolkitError: see :func:`read_checkpoint` and :func:`require_classes`.
+        """
+        model = read_checkpoint(weights)
+        require_classes(model, weights)
+        return Detector(weights, model)
+
+    def on(self, device: torch.device) -> DetectionModel:
+        """The model for inference, batch norm folded into the convolutions."""
+        model: Any = self.model
+        fused: DetectionModel = model.fuse(verbose=False).eval().to(device)
+        return fused
+
+
+def load_model(weights: Path, device: torch.device) -> DetectionModel:
+    """:class:`Detector`, read and on a device."""
+    return Detector.read(weights).on(device)
 
 
 def require_classes(model: nn.Module, weights: Path) -> None:
@@ -301,15 +324,6 @@ def require_classes(model: nn.Module, weights: Path) -> None:
             expected=_name_classes(wanted),
             fix="train on LTDv2 first: toolkit train --model " + str(weights),
         )
-
-
-def check_weights(weights: Path) -> None:
-    """Refuse weights that could not predict, before anything else is looked for.
-
-    Raises:
-        ToolkitError: see :func:`read_checkpoint` and :func:`require_classes`.
-    """
-    require_classes(read_checkpoint(weights), weights)
 
 
 def input_channels(model: nn.Module) -> int:

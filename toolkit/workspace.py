@@ -5,9 +5,8 @@ A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names anot
     toolkit.toml                       defaults (optional)
     data/<name>/codabench-<id>.json    a competition's phases and dates, as the server told them last
     data/ or data/<name>/              Train.json Valid.json TestNoLabels.json frames.zip [toolkit.toml]
-    runs/<name>/run.json               what the run was started with
     runs/<name>/weights/best.pt        and last.pt
-    runs/<name>/weights/environment.json   what it was made with, for toolkit reproduce
+    runs/<name>/weights/environment.json   what it was begun with, for toolkit reproduce
     runs/<name>/predictions-val.json   and predictions-test.json
     runs/<name>/evaluation/            scores.json and the report
     runs/<name>/**/<file>.origin       which weights and split a predictions or scores file is of
@@ -30,18 +29,62 @@ from toolkit import settings
 from toolkit.errors import ToolkitError, reason
 from toolkit.ltdv2 import ANNOTATIONS
 
+ENVIRONMENT = Path("weights", "environment.json")
+"""What a run was made with, in its folder (:class:`toolkit.runs.reproduction.Environment`)."""
+
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """``run.json``: what a run was started with; ``job`` is the rendezvous id, where torchrun began it."""
+    """What other commands ask of how a run was begun.
+
+    Attributes:
+        data: LTDv2's files.
+        job: the rendezvous id, where torchrun began it.
+        begun: seconds since 1970.
+    """
 
     data: str
-    model: str
-    preset: str
-    channels: int
-    patches: bool
-    command: list[str]
-    version: str
     job: str = ""
+    begun: float = 0.0
+
+    @staticmethod
+    def read(run: Path) -> RunRecord:
+        """Of the run in this folder.
+
+        Raises:
+            ToolkitError: environment.json is missing or damaged.
+        """
+        older = run / "run.json"  # 0.1.0 wrote this file as well, and asked its own time for when
+        path = older if older.is_file() else run / ENVIRONMENT
+        try:
+            content = path.read_bytes()
+            if path is older:
+                record = msgspec.json.decode(content, type=RunRecord)
+                return msgspec.structs.replace(record, begun=path.stat().st_mtime)
+            environment = msgspec.json.decode(content, type=_Environment)
+        except (OSError, *NO_JSON) as error:
+            raise ToolkitError(
+                f"cannot read {path}", found=reason(error), expected="a run's record"
+            ) from error
+        return RunRecord(environment.plan.data, environment.job, environment.begun)
+
+
+class _Plan(msgspec.Struct):
+    """The part of a plan that a :class:`RunRecord` holds."""
+
+    data: str
+
+
+class _Environment(msgspec.Struct):
+    """The part of environment.json that a :class:`RunRecord` holds."""
+
+    plan: _Plan
+    job: str = ""
+    begun: float = 0.0
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return any((folder / name).is_file() for name in (ENVIRONMENT, "run.json"))
 
 
 @dataclass(frozen=True)
@@ -194,28 +237,15 @@ class Workspace:
     def run_of(self, path: Path) -> Path | None:
         """The run folder that a weights or predictions file lies in; None for a file of no run."""
         for folder in path.absolute().parents[:2]:
-            if (folder / "run.json").is_file():
+            if is_run(folder):
                 return folder
         return None
-
-    def record(self, run: Path) -> RunRecord:
-        """What ``run`` was started with.
-
-        Raises:
-            ToolkitError: run.json is missing or damaged.
-        """
-        try:
-            return msgspec.json.decode((run / "run.json").read_bytes(), type=RunRecord)
-        except (OSError, *NO_JSON) as error:
-            raise ToolkitError(
-                f"cannot read {run / 'run.json'}", found=reason(error), expected="a run's record"
-            ) from error
 
     def data_of(self, path: Path, flag: Path | None = None) -> Path:
         """The data that belongs to a weights or predictions file: the flag, its run's data, the default."""
         run = self.run_of(path)
         if flag is None and run is not None:
-            recorded = Path(self.record(run).data)
+            recorded = Path(RunRecord.read(run).data)
             if recorded.is_dir():
                 return recorded
             try:

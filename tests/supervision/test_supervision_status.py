@@ -191,7 +191,7 @@ def forget_epochs(run: Path) -> None:
 
 
 def lose_record(run: Path) -> None:
-    (run / "run.json").unlink()
+    (run / "weights" / "environment.json").unlink()
 
 
 def garble_results(run: Path) -> None:
@@ -207,7 +207,7 @@ def void_score(run: Path) -> None:
     ("damage", "file"),
     [
         (break_plan, "plan.json"),
-        (lose_record, "run.json"),
+        (lose_record, "environment.json"),
         (garble_results, "results.csv"),
         (void_score, "scores.json"),
     ],

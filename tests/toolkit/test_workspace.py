@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.workspace import RunRecord, Workspace
+from toolkit.workspace import Workspace
 
 
 @pytest.fixture
@@ -26,10 +26,7 @@ def make_dataset(folder: Path) -> Path:
 def make_run(place: Workspace, name: str, *, age: int, data: Path) -> Path:
     run = place.runs / name
     (run / "weights").mkdir(parents=True)
-    record = RunRecord(
-        data=str(data), model="m.yaml", preset="smoke", channels=1, patches=True, command=[], version="0"
-    )
-    (run / "run.json").write_bytes(msgspec.json.encode(record))
+    (run / "weights" / "environment.json").write_text(json.dumps({"plan": {"data": str(data)}}))
     for file in (run / "weights" / "best.pt", run / "predictions-test.json"):
         file.write_text("")
         os.utime(file, (1_000_000 - age, 1_000_000 - age))

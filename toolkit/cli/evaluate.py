@@ -13,9 +13,11 @@ from toolkit.cli.options import Agnostic, Conf, Iou, MaxDet, number
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
     from toolkit.evaluation.truth import GroundTruth
     from toolkit.ltdv2 import SplitName
     from toolkit.prediction import PredictionOptions
+    from toolkit.weights import Detector
 
 
 class Split(str, Enum):
@@ -92,15 +94,17 @@ def evaluate(
     is_predictions = path.suffix == ".json"
     if not is_predictions:
         from toolkit import prediction
+        from toolkit.dataset import index
         from toolkit.runs import health
-        from toolkit.weights import check_weights
+        from toolkit.weights import Detector
 
-        check_weights(path)  # before its data is looked for
+        detector = Detector.read(path)  # before its data is looked for
     needs_data = truth is None or not is_predictions or data is not None
     source = place.data_of(path, data) if needs_data or run is not None else None
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split.value]
     folder = out or (run or path.parent) / "evaluation"
 
+    frames: DatasetIndex | None = None
     if is_predictions:
         if sweep:
             raise ToolkitError(
@@ -115,7 +119,8 @@ def evaluate(
         check_overlap(detections, true.image_ids, str(path), str(answers))
     else:
         true = GroundTruth.read(answers)
-        frames = place.data_of(path, data)
+        assert source is not None  # weights need data
+        frames = index.load(source)
         options = prediction.PredictionOptions(
             imgsz=imgsz,
             batch=batch,
@@ -126,12 +131,12 @@ def evaluate(
             agnostic=agnostic,
             tta=tta,
             patches=not no_patches,
-            bad_frames=health.load(place.defaults(frames).health).frames_allowed(),
+            bad_frames=health.load(place.defaults(source).health).frames_allowed(),
         )
         if sweep:
-            _sweep(path, frames, split.value, true, answers, options, sweep)
+            _sweep(detector, frames, split.value, true, answers, options, sweep)
             return
-        detections = prediction.predict(path, frames, split.value, options)
+        detections = prediction.predict(detector, frames, split.value, options)
         predictions = folder / "predictions.json"
         detections.write(predictions)
         origin = provenance.record(predictions, split.value, path.name, provenance.sha256(path))
@@ -159,14 +164,15 @@ def evaluate(
         from toolkit.report.page import report_on
 
         title = f"{run.name if run else path.stem}, split {split.value}"
-        console.note(str(report_on(folder, title, scores, true, detections, answers, source, split.value)))
+        opened = frames or source
+        console.note(str(report_on(folder, title, scores, true, detections, answers, opened, split.value)))
     if run is not None and not is_predictions:
         console.note(f"next: `toolkit predict {quote(run.name)} --split test`")
 
 
 def _sweep(
-    weights: Path,
-    data: Path,
+    detector: Detector,
+    frames: DatasetIndex,
     split: SplitName,
     truth: GroundTruth,
     answers: Path,
@@ -178,12 +184,11 @@ def _sweep(
 
     from toolkit import console
     from toolkit import sweep as sweeping
-    from toolkit.dataset import index
     from toolkit.evaluation.context import Context
 
     context = Context.read(answers, truth.image_ids)
     wanted = sweeping.parse(names)
-    found = sweeping.sweep(weights, index.load(data), split, truth, context, options, wanted)
+    found = sweeping.sweep(detector, frames, split, truth, context, options, wanted)
     table = Table(title=f"the best of {len(found.tried)} settings by {found.key}")
     for column in ("conf", "iou", "imgsz", "global_map_bal", "global_map_50", "boxes"):
         table.add_column(column, justify="right")

@@ -43,11 +43,11 @@ def predict(
     """
     from toolkit import console, prediction, provenance, workspace
     from toolkit.runs import health
-    from toolkit.weights import check_weights
+    from toolkit.weights import Detector
 
     place = workspace.current()
     checkpoint = place.weights(weights)
-    check_weights(checkpoint)  # before its data is looked for
+    detector = Detector.read(checkpoint)  # before its data is looked for
     source = place.data_of(checkpoint, data)
     options = prediction.PredictionOptions(
         imgsz=imgsz,
@@ -62,7 +62,7 @@ def predict(
         patches=not no_patches,
         bad_frames=health.load(place.defaults(source).health).frames_allowed(),
     )
-    detections = prediction.predict(checkpoint, source, split.value, options)
+    detections = prediction.predict(detector, source, split.value, options)
     run = place.run_of(checkpoint)
     target = out or (run or place.root) / f"predictions-{split.value}.json"
     detections.write(target)

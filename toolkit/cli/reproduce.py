@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ def reproduce(
     Example: [bold]toolkit reproduce first[/bold]
     """
     from toolkit import console, workspace
+    from toolkit.dataset import index
     from toolkit.runs import reproduction
     from toolkit.supervision import supervisor
     from toolkit.training import deciding
@@ -29,12 +31,13 @@ def reproduce(
 
     place = workspace.current()
     folder = place.run(run)
-    then = reproduction.read(folder if (folder / reproduction.FILE).exists() else folder / "weights")
+    then = reproduction.read(folder if (folder / workspace.ENVIRONMENT.name).exists() else folder / "weights")
+    opened = cache(index.load)
     plan = deciding.plan_again(place, then.plan, Options(data=data, name=name))
-    differences = [*then.resumed, *reproduction.differences(then, reproduction.here(plan))]
+    differences = [*then.resumed, *reproduction.differences(then, reproduction.here(plan, opened))]
     for line in differences:
         typer.echo(line)
     if differences and not anyway:
         console.note("not started: --anyway starts it all the same")
         raise typer.Exit(1)
-    typer.echo(supervisor.train(plan, numbered=name is None))
+    typer.echo(supervisor.train(plan, numbered=name is None, opened=opened))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -46,6 +47,7 @@ def train(
     Example: [bold]toolkit train --months feb --val-months jan,mar,apr,may,jun,jul,aug[/bold]
     """
     from toolkit import console, workspace
+    from toolkit.dataset import index
     from toolkit.supervision import supervisor
     from toolkit.training import arguments, deciding
 
@@ -68,18 +70,18 @@ def train(
         for line in estimate.dry_run(place, options, resume).lines():
             typer.echo(line)
         return
-    from toolkit.dataset import index
     from toolkit.runs.plan import count_images
     from toolkit.training.cautions import cautions
 
-    plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
+    opened = cache(index.load)
+    plan = (deciding.plan_resume if resume else deciding.plan)(place, options, opened)
     if files := place.settings_files(plan.data):
         console.note("settings of " + ", ".join(map(str, files)))
     console.note(f"run {plan.run}: {Path(plan.model).name}, preset {plan.preset}, device {plan.device}")
-    for sentence in cautions(plan, count_images(plan, index.load(plan.data))["train"]):
+    for sentence in cautions(plan, count_images(plan, opened(plan.data))["train"]):
         console.warn(sentence)
     unnamed = options.name is None and place.defaults(plan.data).name is None
-    best = supervisor.train(plan, numbered=unnamed and not resume)
+    best = supervisor.train(plan, numbered=unnamed and not resume, opened=opened)
     console.note(f"next: `toolkit evaluate {quote(best.parents[1].name)} --report`")
     typer.echo(best)
 

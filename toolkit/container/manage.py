@@ -12,6 +12,7 @@ from toolkit.container import running
 from toolkit.container.create import COMMAND, OWNER, STOP_SECONDS
 from toolkit.container.images import BUILDER, REPOSITORY, REVISION, builder, of_runs
 from toolkit.errors import ToolkitError
+from toolkit.workspace import ENVIRONMENT
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -127,7 +128,7 @@ def prune(
             gone.append(f"container {one.name}")
             if not dry_run:
                 one.remove()
-    kept = of_runs(runs.glob("*/weights/environment.json"))
+    kept = of_runs(runs.glob(f"*/{ENVIRONMENT}"))
     ours: list[Any] = client.images.list(filters={"label": f"{BUILDER}={builder()}"})
     used = {one.attrs["Image"] for one in client.containers.list(all=True, ignore_removed=True)}
     for image in ours:

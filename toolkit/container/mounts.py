@@ -7,7 +7,6 @@ what a command is to write.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
+from toolkit.workspace import RunRecord
 
 OF_THE_IMAGE: tuple[str, ...] = (
     *(
@@ -139,7 +139,7 @@ def lexical(path: Path) -> Path:
 def of_runs(runs: Path) -> Iterable[Path]:
     """Folders of data that the runs in a folder were started with and that exist."""
     found = {}
-    for record in sorted(runs.glob("*/run.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found[Path(json.loads(record.read_bytes())["data"])] = True
+    for run in sorted(runs.glob("*")):
+        with suppress(ToolkitError):
+            found[Path(RunRecord.read(run).data)] = True
     return [path for path in found if path.is_dir()]

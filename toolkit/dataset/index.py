@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -140,6 +141,10 @@ def load(data: Path) -> DatasetIndex:
     if _is_stale(data, manifest):
         _warn_of_stale_index(data)
     return DatasetIndex(data, folder / manifest.index, manifest)
+
+
+Opener = Callable[[Path], "DatasetIndex"]
+"""Gives the index of a data folder: :func:`load`, or ``functools.cache`` of it for one command."""
 
 
 def _is_stale(data: Path, manifest: Manifest) -> bool:

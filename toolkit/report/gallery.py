@@ -21,6 +21,7 @@ from toolkit.errors import ToolkitError
 from toolkit.report.figures import INK, ORANGE, SKY, VERMILION, Evaluated, Picture
 
 if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
     from toolkit.ltdv2 import SplitName
 
 Grey = npt.NDArray[np.uint8]
@@ -105,11 +106,11 @@ def gallery(data: Evaluated, read: Reader) -> Picture | None:
     )
 
 
-def frames_of(data: Path, split: SplitName, image_ids: npt.NDArray[np.int64]) -> Reader | None:
+def frames_of(data: Path | DatasetIndex, split: SplitName, image_ids: npt.NDArray[np.int64]) -> Reader | None:
     """Reader of a dataset's frames; a frame that cannot be read is named and left out.
 
     Args:
-        data: folder with LTDv2's files.
+        data: folder with LTDv2's files, or its index.
         split: "train" or "val".
         image_ids: (images,) int64, ids of the truth.
 
@@ -119,7 +120,7 @@ def frames_of(data: Path, split: SplitName, image_ids: npt.NDArray[np.int64]) ->
     from toolkit.dataset import index
 
     try:
-        images = index.load(data).split(split)
+        images = (index.load(data) if isinstance(data, Path) else data).split(split)
         frames, rows = images.frames(), locate(image_ids, images.image_ids)
     except ToolkitError as error:
         console.note(f"no gallery: {error.line()}")

@@ -27,6 +27,7 @@ from toolkit.report.figures import Evaluated, Picture, operating_point, pictures
 from toolkit.report.gallery import Reader, frames_of, gallery
 
 if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
     from toolkit.ltdv2 import SplitName
 
 WIDE = ("months", "classes", "counts", "conditions", "gallery")
@@ -99,18 +100,19 @@ def report_on(
     truth: GroundTruth,
     predictions: Detections,
     answers: Path,
-    data: Path | None,
+    data: Path | DatasetIndex | None,
     split: SplitName,
 ) -> Path:
     """:func:`write_report` with whatever the files give: weather from a COCO truth, frames from the data.
 
     Args:
         answers: the file that the truth was read from.
-        data: folder with LTDv2's files, or None.
+        data: folder with LTDv2's files, or its index; or None.
         split: the split that the truth is of.
     """
     context = None
-    for path in (answers, data / ANNOTATIONS[split] if data else None):
+    source = data if data is None or isinstance(data, Path) else data.data
+    for path in (answers, source / ANNOTATIONS[split] if source else None):
         if context is None and path is not None:
             with suppress(ToolkitError, SubmissionError):
                 context = Context.read(path, truth.image_ids)

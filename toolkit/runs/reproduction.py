@@ -6,26 +6,23 @@ import hashlib
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from patches import variables
 from patches.runtime import TRITON, installed
-from toolkit import __version__, workspace
+from toolkit import __version__
+from toolkit.dataset import index
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import kernel
 from toolkit.provenance import commit, sha256
 from toolkit.runs.folder import Instructions, RunFiles, encode_json, write_json
 from toolkit.runs.plan import TrainingPlan, describe
-
-if TYPE_CHECKING:
-    from toolkit.dataset.index import DatasetIndex
-
-FILE = "environment.json"
-"""Name of the file, in the run's folder of weights."""
+from toolkit.workspace import ENVIRONMENT, is_run
 
 PACKAGES = ("torch", "torchvision", "ultralytics-opencv-headless", "numpy", "polars", "hotcoco")
 """Packages that compute, beside Triton, which has several names."""
@@ -41,6 +38,10 @@ VARIABLES = (
     "MKL_CBWR",
 )
 """Environment variables that choose the kernels."""
+
+
+UNCOMPARED = ("plan", "labels", "command", "digests", "versions", "variables", "resumed", "job", "begun")
+"""Fields of :class:`Environment` that say when and how, or whose parts are compared one by one."""
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -66,6 +67,8 @@ class Environment(msgspec.Struct, frozen=True):
         variables: those of :data:`VARIABLES` that are set.
         threads: of the trainer on the CPU; sums depend on it.
         resumed: what was different when the run was continued, a line each.
+        job: the rendezvous id, where torchrun began the run.
+        begun: seconds since 1970.
     """
 
     plan: dict[str, Any]
@@ -86,17 +89,21 @@ class Environment(msgspec.Struct, frozen=True):
     variables: dict[str, str] = {}
     threads: str = "1"
     resumed: tuple[str, ...] = ()
+    job: str = ""
+    begun: float = 0.0
 
 
-def here(plan: TrainingPlan) -> Environment:
+def here(plan: TrainingPlan, opened: index.Opener = index.load) -> Environment:
     """What a run of this plan would be made with, if it started now.
+
+    Args:
+        plan: of the run.
+        opened: gives the index of its data; a command that has it open already gives that.
 
     Raises:
         ToolkitError: the data is not prepared.
     """
-    from toolkit.dataset import index
-
-    found, frames = kernel.read(), index.load(plan.data)
+    found, frames = kernel.read(), opened(plan.data)
     return Environment(
         plan=msgspec.json.decode(encode_json(plan)),
         image=os.environ.get("TOOLKIT_IMAGE", ""),
@@ -120,6 +127,8 @@ def here(plan: TrainingPlan) -> Environment:
         digests=tuple(os.environ.get("TOOLKIT_IMAGE_DIGESTS", "").split()),
         variables={name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         threads=os.environ.get("OMP_NUM_THREADS") or "1",
+        job=os.environ.get("TORCHELASTIC_RUN_ID", ""),
+        begun=time.time(),
     )
 
 
@@ -130,7 +139,7 @@ def _images(plan: TrainingPlan) -> str:
     return describe(plan.subsets) + often + ("" if plan.chooses else "; train and val are trained on")
 
 
-def labels(frames: DatasetIndex) -> str:
+def labels(frames: index.DatasetIndex) -> str:
     """SHA-256 of ids and boxes of the training and the validation split, in their order."""
     digest = hashlib.sha256()
     for name in ("train", "val"):
@@ -143,7 +152,7 @@ def labels(frames: DatasetIndex) -> str:
 
 def write(environment: Environment, weights: Path) -> None:
     """Write ``environment.json`` into a run's folder of weights, made if it is missing."""
-    write_json(weights / FILE, environment)
+    write_json(weights / ENVIRONMENT.name, environment)
 
 
 def write_resumed(environment: Environment, weights: Path) -> None:
@@ -166,12 +175,12 @@ def read(weights: Path) -> Environment:
     Raises:
         ToolkitError: it is missing or damaged.
     """
+    path = weights / ENVIRONMENT.name
     try:
-        return msgspec.json.decode((weights / FILE).read_bytes(), type=Environment)
+        return msgspec.json.decode(path.read_bytes(), type=Environment)
     except (OSError, ValueError) as error:
-        raise ToolkitError(
-            f"cannot read {weights / FILE}", reason(error), "what `toolkit train` wrote beside the weights"
-        ) from error
+        expected = "what `toolkit train` wrote beside the weights"
+        raise ToolkitError(f"cannot read {path}", reason(error), expected) from error
 
 
 def differences(then: Environment, now: Environment) -> list[str]:
@@ -186,7 +195,7 @@ def differences(then: Environment, now: Environment) -> list[str]:
 
 def _flat(environment: Environment) -> Mapping[str, str]:
     fields = msgspec.structs.asdict(environment)
-    for name in ("plan", "labels", "command", "digests", "versions", "variables", "resumed"):
+    for name in UNCOMPARED:
         del fields[name]
     fields["cards"] = ", ".join(environment.cards)
     plan = environment.plan
@@ -195,24 +204,13 @@ def _flat(environment: Environment) -> Mapping[str, str]:
     return {**plain, **environment.versions, **environment.variables}
 
 
-def record(plan: TrainingPlan) -> None:
-    """Make the folder of the run, with what it is started with in it."""
+def record(plan: TrainingPlan, opened: index.Opener = index.load) -> None:
+    """Make the folder of the run, with what it is started with in it; for ``opened`` see :func:`here`."""
     files = RunFiles(plan.run)
-    if not (plan.run / "run.json").exists():
-        started_with = workspace.RunRecord(
-            data=str(plan.data),
-            model=plan.model,
-            preset=plan.preset,
-            channels=plan.channels,
-            patches=plan.patches,
-            command=sys.argv[1:],
-            version=__version__,
-            job=os.environ.get("TORCHELASTIC_RUN_ID", ""),
-        )
-        write_json(plan.run / "run.json", started_with)
-        write(here(plan), files.best.parent)
+    if is_run(plan.run):
+        write_resumed(here(plan, opened), files.best.parent)
     else:
-        write_resumed(here(plan), files.best.parent)
+        write(here(plan, opened), files.best.parent)
     write_json(files.plan, plan)
     if not files.instructions.exists():
         write_json(files.instructions, Instructions())

@@ -19,6 +19,7 @@ from toolkit.provenance import origin_of
 from toolkit.runs import checkpoints, events, heartbeat, results
 from toolkit.runs.folder import RunFiles, RunState, all_runs, named, read_summary, state_of
 from toolkit.runs.plan import read_plan
+from toolkit.workspace import RunRecord
 
 EVENTS_SHOWN = 6
 
@@ -193,11 +194,6 @@ def _describe(files: RunFiles) -> RunLine:
     summary = read_summary(files)
     map50, _, score = _best(files)
     evaluated = _evaluated(files)
-    record = files.run / "run.json"
-    try:
-        begun = record.stat().st_mtime
-    except OSError as error:
-        raise ToolkitError(f"cannot read {record}", found=reason(error)) from error
     return RunLine(
         name=files.run.name,
         state=state_of(files),
@@ -208,7 +204,7 @@ def _describe(files: RunFiles) -> RunLine:
         map50=map50,
         global_map_bal=score if evaluated is None else evaluated,
         bytes=_size(files.run),
-        begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime(begun)),
+        begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime(RunRecord.read(files.run).begun)),
     )
 
 

@@ -48,12 +48,13 @@ def trainer_command(plan: TrainingPlan) -> list[str]:
     return children.command("torch.distributed.run", "--standalone", ranks, "-m", *worker)
 
 
-def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
+def train(plan: TrainingPlan, *, numbered: bool = False, opened: index.Opener = index.load) -> Path:
     """Run the training to its end in a process of its own, restarted when it fails.
 
     Args:
         plan: of the run.
         numbered: whether the run is new and nobody chose its name: :func:`claim`.
+        opened: gives the index of its data; a command that has it open already gives that.
 
     Returns:
         The best weights.
@@ -62,7 +63,7 @@ def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
         ToolkitError: the data is not prepared, the run was stopped, or it could not be kept alive.
     """
     console.outlive_readers()
-    prepared = index.load(plan.data)
+    prepared = opened(plan.data)
     images = count_images(plan, prepared)
     if plan.subsets:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
@@ -77,7 +78,7 @@ def train(plan: TrainingPlan, *, numbered: bool = False) -> Path:
             "the validation split is trained on: nothing is left to choose by. Scores on it say nothing, and "
             "best.pt is that of the last epoch"
         )
-    return supervise(claim(plan) if numbered else plan)
+    return supervise(claim(plan) if numbered else plan, opened=lambda _: prepared)
 
 
 def claim(plan: TrainingPlan) -> TrainingPlan:
@@ -100,7 +101,10 @@ def claim(plan: TrainingPlan) -> TrainingPlan:
 
 
 def supervise(
-    plan: TrainingPlan, patience: Patience | None = None, command: Sequence[str] | None = None
+    plan: TrainingPlan,
+    patience: Patience | None = None,
+    command: Sequence[str] | None = None,
+    opened: index.Opener = index.load,
 ) -> Path:
     """Train ``plan`` to its end and print how it went.
 
@@ -108,6 +112,7 @@ def supervise(
         plan: what the run uses.
         patience: how patient to be.
         command: the trainer's command line; by default :func:`trainer_command`.
+        opened: see :func:`train`.
 
     Returns:
         The best weights.
@@ -122,7 +127,7 @@ def supervise(
         before = read_summary(files)
         if before is not None and before.state == "finished":  # between planning and the lock
             raise ToolkitError(f"run {plan.run.name} has finished", found=str(files.best))
-        reproduction.record(plan)
+        reproduction.record(plan, opened)
         command = list(command or trainer_command(plan))
         supervisor = _Supervisor(plan, files, patience or Patience(), command, lock)
         with supervisor.signals():

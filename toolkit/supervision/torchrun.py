@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import msgspec
 
 from submission.errors import NO_JSON
 from toolkit import console
+from toolkit.dataset import index
 from toolkit.errors import ToolkitError
 from toolkit.runs import health, heartbeat, reproduction
 from toolkit.runs.folder import (
@@ -38,7 +40,7 @@ from toolkit.runs.plan import read_plan
 from toolkit.supervision.recovery import Attempts, End, GivenUp, Patience, RecoveryPolicy
 from toolkit.training import deciding, worker
 from toolkit.training.options import Options
-from toolkit.workspace import Workspace
+from toolkit.workspace import RunRecord, Workspace
 
 AGENT = os.getppid()
 """The process of torchrun that started this rank."""
@@ -108,10 +110,11 @@ def _lead(place: Workspace, options: Options, resume: bool, announce: Callable[[
         options = msgspec.structs.replace(options, device=",".join(map(str, here)))
     if begun is not None:
         options = msgspec.structs.replace(options, name=begun.run.name)
-    plan = deciding.plan_resume(place, options) if begun or resume else deciding.plan(place, options)
+    opened = cache(index.load)
+    plan = (deciding.plan_resume if begun or resume else deciding.plan)(place, options, opened)
     files = RunFiles(plan.run)
     with files.locked():
-        reproduction.record(plan)
+        reproduction.record(plan, opened)
         learned = read_instructions(files)
         leader = _Leader(RecoveryPolicy(plan, files, Patience(), learned, again="to be restarted"))
         leader.begin(begun is not None and _is_restart())
@@ -234,7 +237,7 @@ def _begun_by_this_job(place: Workspace, name: str | None) -> RunFiles | None:
             if job == "none":  # torchrun without a rendezvous of its own, which counts its restarts at least
                 return files if _is_restart() else None
             with suppress(ToolkitError):
-                if place.record(files.run).job == job:
+                if RunRecord.read(files.run).job == job:
                     return files
     return None
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from toolkit import console, ltdv2, workspace
+from toolkit.dataset import index
 from toolkit.dataset.paste import Paste
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
@@ -29,8 +30,13 @@ LONGEST_NAME = 200
 """Bytes of a run's name; file systems take 255."""
 
 
-def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
+def plan(place: workspace.Workspace, options: Options, opened: index.Opener = index.load) -> TrainingPlan:
     """Decide what a new run will use: flags before toolkit.toml before the preset.
+
+    Args:
+        place: finds the data and toolkit.toml.
+        options: the flags.
+        opened: gives the index of the data, where it is needed.
 
     Raises:
         ToolkitError: the data, the model, the preset or the device is not there; the name is taken; the
@@ -78,7 +84,7 @@ def plan(place: workspace.Workspace, options: Options) -> TrainingPlan:
             fix="leave --select-by out: best.pt is then that of the last epoch",
         )
     if select_by != "fitness":
-        _check_selection(data, select_by, score_every)
+        _check_selection(data, opened, select_by, score_every)
     planned = TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
@@ -138,7 +144,9 @@ def _with_batch(plan: TrainingPlan) -> TrainingPlan:
     return replace(plan, arguments={**plan.arguments, "batch": autobatch.settle(plan)})
 
 
-def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
+def plan_resume(
+    place: workspace.Workspace, options: Options, opened: index.Opener = index.load
+) -> TrainingPlan:
     """Decide how to continue the newest run, or the one that ``options.name`` names, or whose folder it is.
 
     What the run was started with stays; device, workers, batch and patches may change, and the data may have
@@ -210,7 +218,7 @@ def plan_resume(place: workspace.Workspace, options: Options) -> TrainingPlan:
     check_numbers(arguments, f"a flag, or {files.plan}")
     data = place.data_of(files.best, options.data).absolute()
     if not options.other_data:
-        _check_data(files, data)
+        _check_data(files, data, opened)
     _check_beginning(files, before)
     if before.patches and options.patches:
         _check_route()
@@ -316,13 +324,12 @@ def _views(options: Options, model: str) -> Views:
     return asked
 
 
-def _check_selection(data: Path, select_by: SelectBy, score_every: int) -> None:
+def _check_selection(data: Path, opened: index.Opener, select_by: SelectBy, score_every: int) -> None:
     """Choosing by the challenge's scores needs them in every epoch.
 
     global_map_bal needs a truth in every month as well: -1 stands for a month without one, and the number
     then says nothing. The mean of cells needs one that is filled.
     """
-    from toolkit.dataset import index
     from toolkit.evaluation import cells
     from toolkit.evaluation.scoring import month_masks
 
@@ -332,7 +339,7 @@ def _check_selection(data: Path, select_by: SelectBy, score_every: int) -> None:
             found=f"--score-every {score_every}",
             fix="leave --score-every out",
         )
-    split = index.load(data).split("val")
+    split = opened(data.absolute()).split("val")
     counts = cells.counts(split.image_ids, split.box_offsets, split.labels)
     if select_by == "cells":
         cells.require(counts, data / ltdv2.ANNOTATIONS["val"])
@@ -367,13 +374,11 @@ def _device_again(files: RunFiles, flag: str | None, before: str) -> str:
         ) from error
 
 
-def _check_data(files: RunFiles, data: Path) -> None:
+def _check_data(files: RunFiles, data: Path, opened: index.Opener) -> None:
     """A run goes on with the images and boxes that it was begun with, wherever they are now."""
-    from toolkit.dataset import index
-
     try:
         begun = reproduction.read(files.best.parent)
-        frames = index.load(data)
+        frames = opened(data)
     except ToolkitError:  # of an older version; not prepared, which is said where the images are counted
         return
     file = sha256(frames.path)
@@ -436,7 +441,7 @@ def _new_run(place: workspace.Workspace, name: str | None) -> Path:
         return next_number(place.runs)
     _check_name(name)
     run = place.runs / name
-    if (run / "run.json").exists():
+    if workspace.is_run(run):
         raise ToolkitError(
             f"run {name} exists already",
             fix=f"choose another --name, or continue it: toolkit train --resume --name {name}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -152,12 +153,13 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
             place.data_dir()
         except ToolkitError as error:
             missing, options = error.line(), msgspec.structs.replace(options, data=place.root)
-    plan = deciding.plan_resume(place, options) if resume else deciding.plan(place, options)
+    opened = cache(index.load)
+    plan = (deciding.plan_resume if resume else deciding.plan)(place, options, opened)
     frames: index.DatasetIndex | None = None
     images: dict[str, int] = {}
     if not missing:
         try:
-            frames = index.load(plan.data)
+            frames = opened(plan.data)
         except ToolkitError as error:
             missing = error.line()
         else:
