@@ -80,7 +80,7 @@ class Donors:
     Args:
         split: that they are from.
         rows: (n,) of the images that are used.
-        chances: of each label.
+        paste: its chances say which labels are wanted.
 
     Raises:
         ToolkitError: a class that none of the images holds.
