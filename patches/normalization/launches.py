@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -112,6 +112,11 @@ def _alignment(channels_last: bool, inner: int, *tensors: tuple[Tensor, tuple[in
     return vector if inner % vector == 0 else 1
 
 
+def _named(tensor: str, at: tuple[int, int]) -> dict[str, float]:
+    """What :func:`strides` returned, by the names that the kernels give it."""
+    return {f"{tensor}_row": at[0], f"{tensor}_channel": at[1]}
+
+
 class Kernels:
     """The four launches of a problem on one device; an ``Implementation``.
 
@@ -205,7 +210,7 @@ class Kernels:
         return made
 
     def _launch(
-        self, kernel: Any, c: Cut, shape: Shape, scalars: tuple[float, ...], constants: dict[str, Any]
+        self, kernel: Any, c: Cut, shape: Shape, scalars: Mapping[str, float], constants: dict[str, Any]
     ) -> Any:
         from ..convolution.triton_kernels.launch import Launch
 
@@ -224,14 +229,14 @@ class Kernels:
         reduce = None
         if p.training:
             c = self.reducing
-            reduce = self._launch(
-                kernels.statistics, c, self._shapes.reducing, (*common, *at, c.tiles, c.share), layout
-            )
+            scalars = {**common, **_named("x", at), "tiles": c.tiles, "share": c.share}
+            reduce = self._launch(kernels.statistics, c, self._shapes.reducing, scalars, layout)
         c = self.writing
-        scalars = (
-            *common, *at, *at, c.tiles, c.share, self.reducing.splits, float(p.count), float(held.momentum),
-            float(held.eps), float(p.slope),
-        )  # fmt: skip
+        scalars = {
+            **common, **_named("x", at), **_named("out", at), "tiles": c.tiles, "share": c.share,
+            "splits": self.reducing.splits, "count": float(p.count), "momentum": float(held.momentum),
+            "eps": float(held.eps), "slope": float(p.slope),
+        }  # fmt: skip
         constants = {
             "TRAINING": p.training, "AFFINE": p.affine, "TRACKED": p.tracked, "ACTIVATION": p.activation,
             **layout, "CHUNK": self.chunk,
@@ -253,14 +258,16 @@ class Kernels:
         layout = {"CHANNELS_LAST": p.channels_last, "ALIGN": align}
         what = {"AFFINE": p.affine, "ACTIVATION": p.activation, **layout}
         c, splits = self.reducing, self.reducing.splits
-        scalars = (*common, *at, *from_grad, c.tiles, c.share, float(p.slope))
+        tensors = {**_named("x", at), **_named("grad", from_grad)}
+        scalars = {**common, **tensors, "tiles": c.tiles, "share": c.share, "slope": float(p.slope)}
         reduce = self._launch(kernels.gradient_sums, c, self._shapes.reducing, scalars, what)
         c = self.writing
-        sizes = (
-            *common, *at, *from_grad, *at, c.tiles, c.share, splits, float(p.count), float(p.slope)
-        )  # fmt: skip
+        sizes = {
+            **common, **tensors, **_named("out", at), "tiles": c.tiles, "share": c.share, "splits": splits,
+            "count": float(p.count), "slope": float(p.slope),
+        }  # fmt: skip
         constants = {"TRAINING": p.training, **what, "CHUNK": self.chunk}
         return reduce, self._launch(kernels.input_gradient, c, self._shapes.writing, sizes, constants), copied
 
-    def _sizes(self) -> tuple[int, int, int]:
-        return self.rows, self.inner, self.problem.channels
+    def _sizes(self) -> dict[str, float]:
+        return {"rows": self.rows, "columns": self.inner, "channels": self.problem.channels}

@@ -7,7 +7,7 @@ activation; ``Emulated`` is one launch, which needs nothing but the kernel, its 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ class Emulated:
     """One launch on CPU tensors; called as ``patches.convolution.triton_kernels.launch.Launch`` is."""
 
     def __init__(
-        self, settings: Settings, kernel: Any, grid: Grid, scalars: tuple[Any, ...],
+        self, settings: Settings, kernel: Any, grid: Grid, scalars: Mapping[str, float],
         constants: dict[str, Any], warps: int = 4, stages: int = 1,
     ) -> None:  # fmt: skip
         self.settings, self.kernel, self.grid, self.scalars = settings, kernel, grid, scalars
@@ -127,9 +127,10 @@ class Emulated:
         attributes: dict[tuple[int, ...], list[list[object]]] = {}
         values: list[tuple[str, int | float]] = []
         spans: dict[int, Span] = {}
-        arguments = (*tensors, *self.scalars)
+        given = {**self.scalars, **self.constants}
+        assert [*given] == self.kernel.arg_names[len(tensors) :], "names as the kernel has them"
         for index, name in enumerate(self.kernel.arg_names):
-            value = self.constants[name] if name in self.constants else arguments[index]
+            value = given[name] if name in given else tensors[index]
             if name in self.constants or value is None:
                 signature[name], constants[name] = "constexpr", value
             elif isinstance(value, Tensor):
@@ -185,7 +186,7 @@ class EmulatedBuilder(Builder):
         return self.upcast and p.dtype == torch.float16
 
     def launch(
-        self, kernel: Any, grid: Grid, scalars: tuple[int, ...], constants: dict[str, Any], warps: int = 4,
+        self, kernel: Any, grid: Grid, scalars: Mapping[str, int], constants: dict[str, Any], warps: int = 4,
         stages: int = 1,
     ) -> Any:  # fmt: skip
         return Emulated(self.settings, kernel, grid, scalars, constants, warps, stages)
@@ -222,7 +223,7 @@ class EmulatedNorm(Kernels):
         self.settings = settings
 
     def _launch(
-        self, kernel: Any, c: Cut, shape: Shape, scalars: tuple[float, ...], constants: dict[str, Any]
+        self, kernel: Any, c: Cut, shape: Shape, scalars: Mapping[str, float], constants: dict[str, Any]
     ) -> Any:
         constants = {**constants, "BLOCK_A": c.a, "BLOCK_B": c.b}
         return Emulated(self.settings, kernel, (c.groups, c.splits, 1), scalars, constants, shape.warps)

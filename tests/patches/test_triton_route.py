@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +88,9 @@ def test_the_kernel_driver_names_the_architectures(tmp_path: Path) -> None:
 
 PREPARE = """
 import os, sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from patches.convolution.triton_kernels import prepare
 {before}
 print(prepare(Path(sys.argv[1])), os.environ.get("AMDGCN_USE_BUFFER_OPS"), os.environ.get("TRITON_CACHE_DIR"))
@@ -223,3 +227,29 @@ def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() ->
         assert nvidia.grouped(taps, 10**6, False) == (512, 1) and nvidia.grouped(taps, 10, False) == (64, 1)
         assert nvidia.grouped(taps, 10**6, True) == (16, 32)
         assert nvidia.grouped_weight(taps, False, True) == (16, 128, 1)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_strides_that_change_places_are_refused(monkeypatch: pytest.MonkeyPatch, swapped: bool) -> None:
+    """On the device they would be numbers among numbers, and the result would be wrong without a word."""
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    from patches.convolution.triton_kernels.grouped import grouped_gather
+
+    made = []
+    builder = route.Builder(0, tiles.Tiles(4, tiles.RDNA))
+    launch = route.Builder.launch
+
+    def changed(self: route.Builder, kernel: Any, grid: Any, scalars: Any, *rest: Any, **options: Any) -> Any:
+        names = list(scalars)
+        if swapped:
+            y, x = names.index("src_y"), names.index("src_x")
+            names[y], names[x] = names[x], names[y]
+        made.append(kernel)
+        return launch(self, kernel, grid, {name: scalars[name] for name in names}, *rest, **options)
+
+    monkeypatch.setattr(route.Builder, "launch", changed)
+    p = ConvProblem(2, 8, 9, 10, 8, (3, 3), (1, 1), (1, 1), (1, 1), 8, False, torch.float32, "cpu", False)
+    x, weight = torch.empty(2, 8, 9, 10), torch.empty(8, 1, 3, 3)
+    with pytest.raises(TypeError, match="src_x', 'src_y") if swapped else nullcontext():
+        builder.forward(p, x, weight, None)
+    assert made == [grouped_gather]

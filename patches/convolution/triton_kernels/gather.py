@@ -91,6 +91,8 @@ def gather_gemm(
 ):
     """One tile of BLOCK_M channels x BLOCK_N pixels of one group (and, for the input gradient, of one phase).
 
+    Program ids: (tiles of channels x tiles of pixels of all images, group, phase; forward has one phase).
+
     Args:
         channels, filters: channels read and written, each within one group.
         src_*, out_*: sizes and strides (elements) of the tensor read and written; weight_g, _t, _k, _m:
@@ -111,6 +113,8 @@ def gather_gemm(
             product.
         UPCAST: multiply in fp32 what is stored in fp16, for architectures without the packed dot product.
     """
+    if FLAT and TRANSPOSED:
+        tl.static_assert(SH * SW == 1, "FLAT sums over all taps, and with a stride each phase has its own")
     m_tiles = tl.cdiv(filters, BLOCK_M)
     if WIDE:
         tile = tl.program_id(0).to(tl.int64)
@@ -202,6 +206,7 @@ def gather_gemm(
             kw = first_w + tap % taps_w * STEP_W
         k_live = k < channels
         if TRANSPOSED:
+            # Exact, as the taps of a phase are chosen: a device rounds negative quotients towards zero.
             dy = (phase_h + pad_h - kh * dil_h) // SH
             dx = (phase_w + pad_w - kw * dil_w) // SW
         else:

@@ -63,6 +63,8 @@ def grouped_gather(
 ):
     """Forward, or with TRANSPOSED the input gradient, of BLOCK_P pixels x BLOCK_C channels.
 
+    Program ids: (tiles of pixels x tiles of channels x images, phase; forward has one phase).
+
     Args:
         channels, filters: channels read and written, each within one group; out_channels: written in all
             groups.

@@ -8,6 +8,7 @@ the driver where it lives, once a tensor and call.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,18 @@ def interpreted(kernel: Any) -> bool:
 
 
 class Launch:
-    """One kernel with everything but its tensors bound: the grid, the integers, the constants."""
+    """One kernel with everything but its tensors bound: the grid, the numbers, the constants.
+
+    Args:
+        kernel: a compiled function of tensors, numbers and constants, in this order.
+        grid: programs along the three axes.
+        scalars, constants: by the names that the kernel gives them, in its order.
+        warps, stages: how it is compiled.
+        device: number of the GPU.
+
+    Raises:
+        TypeError: they are not the kernel's: two strides that change places would be silent on the device.
+    """
 
     __slots__ = (
         "_device",
@@ -40,7 +52,7 @@ class Launch:
         self,
         kernel: Any,
         grid: tuple[int, int, int],
-        scalars: tuple[float, ...],
+        scalars: Mapping[str, float],
         constants: dict[str, Any],
         *,
         warps: int = 4,
@@ -50,13 +62,14 @@ class Launch:
         self.kernel = kernel
         self.grid = grid
         self.constants = constants
-        self.arguments = (*scalars, *constants.values())
+        self.arguments = (*scalars.values(), *constants.values())
         self.options = {"num_warps": warps, "num_stages": stages}
         self._device = device
         self._run: Any = None
-        names = tuple(kernel.arg_names[-len(constants) :])
-        if names != tuple(constants):
-            raise TypeError(f"constants {tuple(constants)} do not match the kernel's {names}")
+        given = (*scalars, *constants)
+        names = tuple(kernel.arg_names[-len(given) :])
+        if names != given:
+            raise TypeError(f"{given} are not the kernel's {names}")
 
     def __call__(self, *tensors: Tensor | None) -> None:
         if self._run is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -244,7 +244,7 @@ class Builder:
         self,
         kernel: Any,
         grid: tuple[int, int, int],
-        scalars: tuple[int, ...],
+        scalars: Mapping[str, int],
         constants: dict[str, Any],
         warps: int = 4,
         stages: int = 1,
@@ -282,10 +282,10 @@ class Builder:
         if transposed:
             channels, filters = filters, channels
         wide = _wide(src, out)
-        sizes = (p.batch, channels, filters)
-        planes = (*src.shape[2:], *out.shape[2:])
-        strides = (*src.stride(), *out.stride())
-        shifts = (*p.padding, *p.dilation)
+        sizes = {"batch": p.batch, "channels": channels, "filters": filters}
+        planes = named("src", "hw", src.shape[2:]) | named("out", "hw", out.shape[2:])
+        strides = named("src", "ncyx", src.stride()) | named("out", "ncyx", out.stride())
+        shifts = named("pad", "hw", p.padding) | named("dil", "hw", p.dilation)
         phases = sh * sw if transposed else 1
         pixels = (
             -(-out.shape[2] // sh) * -(-out.shape[3] // sw) if transposed else out.shape[2] * out.shape[3]
@@ -296,13 +296,13 @@ class Builder:
             block_p, block_c = self.tiles.grouped(kh * kw, pixels, p.channels_last)
             tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
             if transposed:
-                grouped = (ws[0] * channels, ws[0], ws[1], ws[2], ws[3])
+                grouped = named("weight", "gkmyx", (ws[0] * channels, ws[0], ws[1], ws[2], ws[3]))
             else:
-                grouped = (ws[0] * filters, ws[1], ws[0], ws[2], ws[3])
+                grouped = named("weight", "gkmyx", (ws[0] * filters, ws[1], ws[0], ws[2], ws[3]))
             launch = self.launch(
                 grouped_gather,
                 (tiles, phases, 1),
-                (*sizes, out.shape[1], *planes, *strides, *grouped, *shifts),
+                {**sizes, "out_channels": out.shape[1], **planes, **strides, **grouped, **shifts},
                 {
                     "KH": kh, "KW": kw, "SH": sh, "SW": sw, "TRANSPOSED": transposed, "HAS_BIAS": has_bias,
                     "WIDE": wide, "BLOCK_P": block_p, "BLOCK_C": block_c,
@@ -328,7 +328,7 @@ class Builder:
         launch = self.launch(
             gather_gemm,
             (-(-filters // tile.m) * -(-p.batch * pixels // tile.n), p.groups, phases),
-            (*sizes, *planes, *strides, *w_strides, *shifts),
+            {**sizes, **planes, **strides, **named("weight", "gtkm", w_strides), **shifts},
             {
                 "KH": kh, "KW": kw, "SH": sh, "SW": sw,
                 "STEP_H": sh // math.gcd(sh, dh) if transposed else 1,
@@ -357,8 +357,10 @@ class Builder:
         pairs = channels * kh * kw
         pixels = p.batch * grad.shape[2] * grad.shape[3]
         size = p.channels_out * pairs + (p.channels_out if has_bias else 0)
-        planes = (*x.shape[2:], *grad.shape[2:])
-        strides = (*grad.stride(), *x.stride(), *p.padding, *p.dilation)
+        sizes = {"batch": p.batch, "channels": channels, "filters": filters}
+        planes = named("src", "hw", x.shape[2:]) | named("grad", "hw", grad.shape[2:])
+        strides = named("grad", "ncyx", grad.stride()) | named("src", "ncyx", x.stride())
+        shifts = named("pad", "hw", p.padding) | named("dil", "hw", p.dilation)
         wide = _wide(x, grad)
         common = {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias}
 
@@ -371,10 +373,13 @@ class Builder:
             launch = self.launch(
                 grouped_weight_gradient,
                 (tiles, channels, splits),
-                (p.batch, channels, filters, p.channels_out, *planes, *strides, share, size),
+                {
+                    **sizes, "out_channels": p.channels_out, **planes, **strides, **shifts,
+                    "pixels_per_split": share, "split_size": size,
+                },
                 {**common, "WIDE": wide, "BLOCK_T": block_t, "BLOCK_P": block_p, "BLOCK_C": block_c},
                 warps=8,
-            )
+            )  # fmt: skip
         else:
             channels_last = p.channels_last and x.stride(1) == grad.stride(1) == 1
             tile, splits = self.tiles.weight(
@@ -386,7 +391,7 @@ class Builder:
             launch = self.launch(
                 weight_gradient,
                 (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),
-                (p.batch, channels, filters, *planes, *strides, share, size),
+                {**sizes, **planes, **strides, **shifts, "pixels_per_split": share, "split_size": size},
                 {
                     **common, "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
                     "CHANNELS_LAST": channels_last,
@@ -404,7 +409,10 @@ class Builder:
         reduce = self.launch(
             reduce_partials,
             (-(-size // block), 1, 1),
-            (splits, size, p.channels_out * pairs, pairs, channels, kw, *like.stride()),
+            {
+                "splits": splits, "split_size": size, "weight_size": p.channels_out * pairs, "pairs": pairs,
+                "channels": channels, "kernel_w": kw, **named("weight", "mcyx", like.stride()),
+            },
             {"HAS_BIAS": has_bias, "BLOCK_S": 64 if splits > 32 else 8, "BLOCK": block},
         )  # fmt: skip
 
@@ -417,6 +425,11 @@ class Builder:
             return grad_weight, grad_bias
 
         return call
+
+
+def named(tensor: str, axes: str, values: Sequence[int]) -> dict[str, int]:
+    """Sizes or strides by the names that kernels give them: ``src_n``, ``src_c`` and so on."""
+    return {f"{tensor}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
 def _layout(p: ConvProblem) -> torch.memory_format:
