@@ -15,11 +15,11 @@ import msgspec
 
 from patches.convolution import registry, selftest
 from patches.findings import VISIBILITY, Finding, Verdict, architecture, buffer_operations, vendor_library
-from patches.runtime import Runtime, RuntimeDevice, ask
+from patches.runtime import Runtime, ask
 from toolkit import __version__
 from toolkit.dataset.loader import loader_bytes
 from toolkit.machine import checks, kernel
-from toolkit.machine.cards import PROFILES, best_card, default_number
+from toolkit.machine.cards import PROFILES, Choice, best_card, default_number, recommend_profile
 from toolkit.machine.checks import GIB
 from toolkit.machine.kernel import Card, LeftOut, Machine
 from toolkit.runs.needs import shared_memory
@@ -62,13 +62,6 @@ class SelfTest(msgspec.Struct, frozen=True):
     passed: bool
     reason: str
     seconds: float
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """A recommended setting and the reason for it."""
-
-    value: str
-    reason: str
 
 
 NO_ROUTE = Choice("none", "every route failed its self-test here")
@@ -354,25 +347,6 @@ def _why(card: Card, cards: Sequence[Card]) -> str:
         f"{words}, the {'discrete ' if discrete else ''}card with the most memory"
         f"{' that a profile serves' if served else ''}"
     )
-
-
-def recommend_profile(card: Card | None, others: Sequence[RuntimeDevice] = ()) -> Choice:
-    """The profile of ``docker/profiles`` for a card; ``cpu`` without one.
-
-    Args:
-        others: the devices that the runtime found, AMD's or not.
-    """
-    if card is None and others and others[0].arch.startswith("sm_"):
-        return Choice("nvidia", f"its image holds PyTorch's ordinary build, as {others[0].name} needs")
-    if card is None and others:
-        return Choice(
-            "cpu", f"no profile holds kernels for {others[0].name}: train on it outside a container"
-        )
-    if card is None:
-        return Choice("cpu", "no AMD GPU that this process may use")
-    if card.arch not in PROFILES:
-        return Choice("cpu", f"no profile holds kernels for {card.arch}")
-    return Choice(PROFILES[card.arch], f"AMD publishes a PyTorch with kernels for {card.arch}")
 
 
 def _route(card: Card | None, runtime: Runtime, self_tests: Sequence[SelfTest]) -> Choice:

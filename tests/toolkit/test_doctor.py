@@ -23,6 +23,7 @@ from toolkit.cli import app
 from toolkit.doctor import CPU_ROUTES, ROUTES, Report, SelfTest, diagnose, step_bytes
 from toolkit.errors import ToolkitError
 from toolkit.machine import kernel
+from toolkit.machine.cards import recommend_profile
 from toolkit.machine.checks import GIB, Verdict
 from toolkit.machine.device import resolve_device
 from toolkit.machine.kernel import Card, Machine
@@ -106,13 +107,6 @@ def test_where_no_group_can_help_none_is_advised(mode: int, gid: int) -> None:
     assert "usermod" not in said(report, "/dev/kfd")
 
 
-def test_integrated_graphics_count_the_memory_they_share() -> None:
-    (card,) = kernel.read(TREES / "strix-halo").cards
-    assert card.integrated
-    assert card.shared
-    assert card.memory_bytes > 60 * GIB
-
-
 def test_memory_shared_with_the_system_is_no_more_than_is_free_there() -> None:
     report = diagnosed("strix-halo", *PASSED, memory_free_bytes=8 * GIB)
     assert report.recommendation.batch.value == "16"
@@ -121,15 +115,6 @@ def test_memory_shared_with_the_system_is_no_more_than_is_free_there() -> None:
     report = diagnosed("strix-halo", *PASSED, memory_free_bytes=3 * GIB)
     assert report.recommendation.batch.value == "1"
     assert verdicts(report)["RAM"] == Verdict.LIMITS
-
-
-def test_a_carve_out_is_memory_of_the_cards_own(tmp_path: Path) -> None:
-    shutil.copytree(TREES / "strix-halo", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "class/drm/renderD128/device/mem_info_vram_total").write_text(f"{96 * GIB}\n")
-    (card,) = kernel.read(tmp_path).cards
-    assert not card.shared
-    assert card.memory_bytes == 96 * GIB
-    assert card.memory_used_bytes > 0
 
 
 @pytest.mark.parametrize(
@@ -357,44 +342,11 @@ def test_buffer_operations_left_on_are_found() -> None:
     assert verdicts(report)["buffer operations"] == Verdict.LIMITS
 
 
-@pytest.mark.parametrize(
-    ("version", "arch"),
-    [(100100, "gfx1010"), (100302, "gfx1032"), (110501, "gfx1151"), (90010, "gfx90a"), (120001, "gfx1201")],
-)
-def test_architecture_names_are_those_of_llvm(version: int, arch: str) -> None:
-    assert kernel.arch_name(version) == arch
-
-
 @pytest.mark.parametrize("value", ["gfx1030", "99.3.0", "10.300.0", "10.3", "10.3.0.0", "-1.3.0", "ten"])
 def test_a_malformed_override_is_a_row_of_the_report(value: str) -> None:
     report = diagnosed("rx5600xt", *PASSED, environment={"HSA_OVERRIDE_GFX_VERSION": value})
     assert report.verdict == verdicts(report)["override"] == Verdict.FAILS
     assert "three numbers such as 10.3.0" in said(report, "override")
-
-
-@pytest.mark.parametrize(
-    ("uid", "groups", "allowed"), [(0, {5}, True), (1000, {992}, True), (1000, {44}, False), (7, {44}, True)]
-)
-def test_permissions_follow_owner_group_and_others(uid: int, groups: set[int], allowed: bool) -> None:
-    node = kernel.DeviceNode("/dev/kfd", 0o660, 7, 992)
-    assert node.allows(uid, frozenset(groups)) is allowed
-
-
-def test_a_right_that_is_no_groups_counts() -> None:
-    node = kernel.DeviceNode("/dev/kfd", 0o660, 0, 992, usable=True)
-    assert node.allows(1000, frozenset())
-    assert not msgspec.structs.replace(node, usable=False).allows(1000, frozenset({992}))
-
-
-def test_what_a_limited_container_keeps_of_files_is_free(tmp_path: Path) -> None:
-    mib = 1 << 20
-    for name, content in (
-        ("memory.max", 512 * mib),
-        ("memory.current", 500 * mib),
-        ("memory.stat", f"anon {60 * mib}\ninactive_file {400 * mib}"),
-    ):
-        (tmp_path / name).write_text(f"{content}\n")
-    assert kernel.memory(tmp_path) == (512 * mib, 412 * mib)
 
 
 def test_the_part_of_the_dataset_that_is_there_needs_no_more_room() -> None:
@@ -413,33 +365,6 @@ def test_a_card_that_the_container_does_not_get_is_counted_as_hidden(monkeypatch
     assert found.hidden_nodes == (0, 1)
     assert report.verdict == Verdict.FAILS
     assert "--device /dev/kfd" in said(report, "card")
-
-
-def test_what_was_recorded_reads_like_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = TREES / "two-cards"
-    monkeypatch.setattr(kernel, "SYSFS", source)
-    kernel.record(tmp_path / "copy", Runtime(torch="2.11.0"), tmp_path)
-    monkeypatch.undo()
-    copy = kernel.read(tmp_path / "copy")
-    assert copy.cards == kernel.read(source).cards
-    assert copy.driver == "6.12.12"
-    assert copy.surroundings.runtime == Runtime(torch="2.11.0")
-    assert copy.surroundings.disk_free_bytes
-    assert copy.surroundings.cpus >= 1
-    assert 0 < copy.surroundings.memory_free_bytes <= copy.surroundings.memory_bytes
-
-
-def test_what_cannot_be_recorded_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(TREES / "two-cards", tmp_path / "sys")
-    unreadable = tmp_path / "sys/class/kfd/kfd/topology/nodes/1/properties"
-    unreadable.unlink()
-    unreadable.mkdir()  # root may read whatever is a file
-    monkeypatch.setattr(kernel, "SYSFS", tmp_path / "sys")
-    kernel.record(tmp_path / "copy", Runtime())
-    assert "not recorded" in capsys.readouterr().err
-    assert [card.arch for card in kernel.read(tmp_path / "copy").cards] == ["gfx1031"]
 
 
 @pytest.mark.parametrize("content", [b"gfx_target_version abc\n", b"\xff\xfe 1\n"])
@@ -541,5 +466,5 @@ def test_the_command_ends_with_the_verdict_and_prints_json() -> None:
 
 
 def test_a_card_of_nvidias_has_a_profile_and_an_unknown_one_has_not() -> None:
-    assert doctor.recommend_profile(None, (GPU,)).value == "nvidia"
-    assert doctor.recommend_profile(None, (RuntimeDevice("another", "xpu", GIB),)).value == "cpu"
+    assert recommend_profile(None, (GPU,)).value == "nvidia"
+    assert recommend_profile(None, (RuntimeDevice("another", "xpu", GIB),)).value == "cpu"

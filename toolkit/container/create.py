@@ -16,9 +16,8 @@ from toolkit.container.images import builder
 from toolkit.container.mounts import Mounts, lexical
 from toolkit.container.profiles import Profile, has_nvidia
 from toolkit.container.request import EngineOptions
-from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError, reason
-from toolkit.machine.cards import best_card
+from toolkit.machine.cards import best_card, recommend_profile
 from toolkit.machine.checks import GIB
 from toolkit.machine.kernel import Machine
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.doctor import recommend_profile
 from toolkit.errors import ToolkitError
-from toolkit.machine.cards import best_card
+from toolkit.machine.cards import best_card, recommend_profile
 from toolkit.machine.kernel import Machine
 
 ROOT = Path(__file__).resolve().parents[2]

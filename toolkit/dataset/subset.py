@@ -13,22 +13,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from toolkit import ltdv2
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import Split
 
-MONTHS = {
-    "jan": 202101,
-    "feb": 202102,
-    "mar": 202103,
-    "apr": 202104,
-    "may": 202005,
-    "jun": 202006,
-    "jul": 202007,
-    "aug": 202008,
-    "sep": 202009,
-}
+MONTHS = {**{name: int(digits) for name, digits in ltdv2.MONTHS.items()}, "sep": 202009}
 """LTDv2's months. The first eight are those that the challenge scores."""
 
 

@@ -1,9 +1,12 @@
-"""Which card to use: one decision for the doctor, for commands without ``--device`` and for containers."""
+"""Which card to use and which profile serves it: one decision for doctor, commands and containers."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
+import msgspec
+
+from patches.runtime import RuntimeDevice
 from toolkit.machine.kernel import Card, Machine
 
 PROFILES = {
@@ -16,6 +19,13 @@ PROFILES = {
     **dict.fromkeys(("gfx1200", "gfx1201"), "rdna4"),
 }
 """Profile of ``docker/profiles`` by architecture."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A recommended setting and the reason for it."""
+
+    value: str
+    reason: str
 
 
 def best_card(found: Machine, served: Container[str] = PROFILES.keys()) -> Card | None:
@@ -37,3 +47,22 @@ def default_number(found: Machine, gpus: int, *, hip: bool) -> int:
         return 0
     number = found.visible.index(card)
     return min(number, gpus - 1) if gpus else number
+
+
+def recommend_profile(card: Card | None, others: Sequence[RuntimeDevice] = ()) -> Choice:
+    """The profile of ``docker/profiles`` for a card; ``cpu`` without one.
+
+    Args:
+        others: the devices that the runtime found, AMD's or not.
+    """
+    if card is None and others and others[0].arch.startswith("sm_"):
+        return Choice("nvidia", f"its image holds PyTorch's ordinary build, as {others[0].name} needs")
+    if card is None and others:
+        return Choice(
+            "cpu", f"no profile holds kernels for {others[0].name}: train on it outside a container"
+        )
+    if card is None:
+        return Choice("cpu", "no AMD GPU that this process may use")
+    if card.arch not in PROFILES:
+        return Choice("cpu", f"no profile holds kernels for {card.arch}")
+    return Choice(PROFILES[card.arch], f"AMD publishes a PyTorch with kernels for {card.arch}")
