@@ -163,7 +163,8 @@ def _build_error(base: str, image: str, error: str, step: str, last: str) -> Too
         return Unreachable(
             f"cannot get the base image {base}",
             error,
-            fix="pull it, or name another with --base; `sudo scripts/make-cpu-base` makes one for cpu",
+            fix="pull it, or name another with --base: `sudo scripts/make-cpu-base` makes"
+            " ltdv2-cpu-base:bookworm for the profile cpu",
         )
     return ToolkitError(f"building {image} failed", f"{error} (after: {''.join(last.splitlines()[-1:])})")
 
