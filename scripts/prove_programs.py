@@ -170,6 +170,8 @@ def torchvision_models() -> Iterator[tuple[str, Maker, Caller]]:
     small = {"min_size": 96, "max_size": 96}
     for name in DETECTION:
         size_options = {} if name.startswith("ssd") else small
+        if "rcnn" in name:
+            size_options = {**small, "box_batch_size_per_image": 16}
         yield (
             name,
             lambda name=name, options=size_options: models.get_model(name, num_classes=3, **bare, **options),
