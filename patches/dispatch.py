@@ -156,8 +156,11 @@ class Session:
         self._library = _open_library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-            self._library.impl("convolution", self._convolution, key)
-            self._library.impl("convolution_backward", self._convolution_backward, key)
+            try:
+                self._library.impl("convolution", self._convolution, key)
+                self._library.impl("convolution_backward", self._convolution_backward, key)
+            except RuntimeError as error:  # PyTorch 1 lets one library do so
+                raise ValueError(f"another library overrode the convolutions before: {error}") from error
 
     def uninstall(self) -> None:
         """Take the overrides out of the dispatcher."""

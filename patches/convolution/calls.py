@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .problem import ConvProblem
 
+_TRANSPOSED_IS_NCHW = torch.__version__.startswith("1.")
+"""PyTorch 1 answers a transposed convolution in NCHW, whatever its input is stored in."""
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -67,7 +70,7 @@ def problem_of(call: Call, layouts: tuple[torch.layout, ...], device: str) -> Co
         bias=call.bias is not None,
         dtype=call.dtypes[0],
         device=device,
-        channels_last=call.channels_last,
+        channels_last=call.channels_last and not (transposed and _TRANSPOSED_IS_NCHW),
         transposed=transposed,
         output_padding=_both(call.output_padding or (0,), 0, axes),
     )
