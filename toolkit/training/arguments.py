@@ -71,7 +71,7 @@ def parse(words: Sequence[str]) -> dict[str, Argument]:
             raise ToolkitError(f"{name} is given twice", found=f"{given[name]} and {text}")
         value = smart_value(text)
         given[name] = list(value) if isinstance(value, tuple) else value
-    check(given, "the command line")
+    check(given, "what was typed")
     return given
 
 
@@ -135,7 +135,7 @@ def _check_value(name: str, value: Argument, source: str) -> None:
             check_cfg({name: value})
         except (TypeError, ValueError) as error:
             words = re.search(r"(?:Valid|must be) (.+)", " ".join(str(error).split()))
-            wanted = words.group(1).rstrip(".") if words else f"such as {default}"
+            wanted = words.group(1).rstrip(".").removeprefix(f"'{name}' ") if words else f"such as {default}"
     if wanted:
         raise ToolkitError(
             f"{name} cannot be {value!r}", found=f"{name}={value} in {source}", expected=wanted

@@ -122,7 +122,7 @@ def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[s
         ("toolkit.toml", defaults.arguments, defaults),
         ("flag", options.arguments, options),
     ):
-        where = "[arguments] of toolkit.toml" if source == "toolkit.toml" else "the command line"
+        where = "[arguments] of toolkit.toml" if source == "toolkit.toml" else "what was typed"
         check(words, where)
         named = numbers.overrides()
         if twice := sorted(words.keys() & named.keys()):
@@ -244,7 +244,7 @@ def _arguments_again(
     files: RunFiles, given: Mapping[str, Argument], before: TrainingPlan
 ) -> dict[str, Argument]:
     """Those of ``name=value`` that change how a run goes on; others must be what it was begun with."""
-    check(given, "the command line")
+    check(given, "what was typed")
     begun = vars(configuration(before))
     for name, value in given.items():
         if name not in CHANGEABLE and value != begun[name]:
