@@ -75,7 +75,7 @@ class Native:
 
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See :class:`~patches.convolution.problem.Route`."""
-        return call_forward(
+        out = call_forward(
             self._may_use(problem),
             x,
             weight,
@@ -87,6 +87,9 @@ class Native:
             problem.output_padding,
             problem.groups,
         )
+        # PyTorch 1 answers a transposed one in rows, whatever the layout of the input.
+        rows = problem.channels_last and problem.transposed
+        return out.contiguous(memory_format=torch.channels_last) if rows else out
 
     def backward(
         self,

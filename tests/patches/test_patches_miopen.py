@@ -115,6 +115,8 @@ def test_batch_norm_goes_back_to_miopen_where_it_passes_its_self_test(
 def test_the_self_test_of_batch_norm_refuses_what_is_wrong(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if dtype == torch.float16 and torch.__version__.startswith("1."):
+        pytest.skip("PyTorch 1 has no batch norm in half precision on a CPU")
     assert miopen.examine("cpu", dtype) == ""
     norm = torch.nn.functional.batch_norm
 
