@@ -149,16 +149,22 @@ class Defaults(TrainingOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 @cache
+def hints(struct: type[msgspec.Struct]) -> Mapping[str, Any]:
+    """The types of a struct's fields with what is annotated, read once: ``toolkit --help`` waits for it."""
+    return get_type_hints(struct, include_extras=True)
+
+
+@cache
 def declared(struct: type[msgspec.Struct]) -> Mapping[str, Option]:
     """What is declared of each field that has an :class:`Option`, by name."""
-    hints = get_type_hints(struct, include_extras=True)
-    parts = {name: getattr(hints[name], "__metadata__", ()) for name in struct.__struct_fields__}
+    types = hints(struct)
+    parts = {name: getattr(types[name], "__metadata__", ()) for name in struct.__struct_fields__}
     return {name: part for name, each in parts.items() for part in each if isinstance(part, Option)}
 
 
 def bounds(name: str) -> tuple[int, int]:
     """Lowest and highest value of a field of :class:`Numbers`, for the flag of that name."""
-    kind = get_args(get_type_hints(Numbers, include_extras=True)[name])[0]
+    kind = get_args(hints(Numbers)[name])[0]
     (limits,) = (each for part in get_args(kind) for each in get_args(part) if isinstance(each, Meta))
     return int(limits.ge or 0), int(limits.le or 0)
 

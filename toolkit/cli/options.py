@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import typer
@@ -48,15 +48,15 @@ def declared(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
-    """A parameter as Typer reads it, from a field with its Meta and its Option."""
-    field = next(each for each in msgspec.structs.fields(struct) if each.name == name)
-    hint = get_args(get_type_hints(struct, include_extras=True)[name])[0]
+    """A parameter as Typer reads it, from a field with its Meta and its Option; each has a default."""
+    defaults = dict(zip(struct.__struct_fields__, struct.__struct_defaults__, strict=True))
+    hint = get_args(settings.hints(struct)[name])[0]
     kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
     limits = next((part for part in get_args(kind) if isinstance(part, Meta)), Meta())
     kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
     if get_origin(kind) is Literal and not isinstance(get_args(kind)[0], str):
         kind = type(get_args(kind)[0])  # Typer has choices of words alone
-    word = f"no_{name}" if field.default is True else name
+    word = f"no_{name}" if defaults[name] is True else name
     option = typer.Option(
         "--" + word.replace("_", "-"),
         min=limits.ge,
