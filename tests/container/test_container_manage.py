@@ -54,6 +54,13 @@ def test_ps_says_state_health_and_status(client: FakeClient) -> None:
     assert lines[0]["command"] == "toolkit train"
 
 
+def test_ps_is_a_line_a_container_whatever_runs_in_it(client: FakeClient) -> None:
+    client.running = [FakeContainer("ltdv2-sh", "running")]
+    client.running[0].labels[create.COMMAND] = "sh -c 'cd runs &&\n\tls'"
+    (line,) = manage.rows(client)  # type: ignore[arg-type]
+    assert line["command"] == "sh -c 'cd runs && ls'"
+
+
 def test_without_a_name_the_one_that_runs_is_meant(client: FakeClient) -> None:
     client.running = [FakeContainer("new", "exited"), FakeContainer("old", "running")]
     assert manage.find(client, None).name == "old"  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def rows(client: DockerClient) -> list[dict[str, str]]:
             {
                 "name": str(one.name),
                 "state": shown,
-                "command": one.labels.get(COMMAND, ""),
+                "command": " ".join(one.labels.get(COMMAND, "").split()),  # a script may have lines
                 "image": one.attrs["Config"]["Image"],
                 "begun": state.get("StartedAt", "")[:16],
             }
