@@ -39,6 +39,7 @@ import torch
 import patches
 from patches import dispatch, variables
 from patches.convolution.problem import ConvProblem
+from patches.convolution.registry import NAMES
 from toolkit.benchmark import accuracy, norm_accuracy, steps
 from toolkit.benchmark.measure import (
     BASELINE,
@@ -89,7 +90,7 @@ def _alone(function: Callable[..., T], *arguments: Any) -> T:
 def convolutions() -> Iterator[Row]:
     """All convolutions of a model, forward + backward, by every route and by the plan's choice."""
     for model, batch in (("yolov8n", 16), ("yolo11n", 4)):
-        routes = [BASELINE, "native", "library", "gemm", "triton", "auto"]
+        routes = [BASELINE, *NAMES, "auto"]
         found = list(measure(_layers(model, batch), routes, repeats=5))
         seconds = {r: sum(m.seconds * m.count for m in found if m.route == r) for r in routes}
         extra = {r: max(m.extra_bytes for m in found if m.route == r) for r in routes}

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from patches.convolution import registry
 from toolkit.benchmark.measure import (
     BASELINE,
     Measurement,
@@ -32,7 +33,11 @@ from toolkit.benchmark.measure import (
 )
 
 LAYERS = ROOT / "scripts" / "layers"
-ROUTES = {"cpu": (BASELINE, "gemm", "native"), "cuda": (BASELINE, "gemm", "native", "library", "triton")}
+OURS_FIRST = sorted(registry.ROUTES, key=lambda route: route.own)
+ROUTES = {
+    device: (BASELINE, *(route.name for route in OURS_FIRST if device in route.devices))
+    for device in ("cpu", "cuda")
+}
 
 
 def main() -> None:
