@@ -8,10 +8,10 @@ Every variant of a kernel that the route chooses for the layers in scripts/layer
 80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
 NCHW and in channels_last, whatever the batch and the card's number of compute units; as it would on a card:
 with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB carries. All
-targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of
-5 x 5 and 7 x 7 (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What the route refuses on
-AMD (``spills_on_amd``) is left out. The kernels of batch norm and activation follow, for the same layers and
-for each kind in their self-test.
+targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of 5 x 5 and
+7 x 7 and odd numbers of channels (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What
+the route refuses on AMD (``spills_on_amd``) is left out. The kernels of batch norm and activation follow, for
+the same layers and for each kind in their self-test.
 
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
 gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
@@ -83,6 +83,13 @@ TRANSPOSED = (
     (64, 64, 3, 1, 64, True),
 )
 ROW = (64, 64, 3, 1, 1, False)
+# Channels that no access of several elements fits.
+RAGGED = (
+    (17, 19, 1, 1, 1, False),
+    (17, 19, 3, 1, 1, False),
+    (17, 70, 3, 1, 1, False),
+    (17, 13, 3, 1, 1, False),
+)
 WIDE = (
     (3, 16, 3, 2, 1, False),
     (16, 16, 3, 1, 1, False),
@@ -145,7 +152,7 @@ def problems(architecture: str) -> list[ConvProblem]:
     ]
     found = list(models)
     if architecture in GENERATIONS:
-        large = [layer(1, *shape) for shape in LARGE]
+        large = [layer(1, *shape) for shape in LARGE + RAGGED]
         large += [replace(layer(1, *shape), transposed=True, padding=(0, 0)) for shape in TRANSPOSED]
         large.append(replace(layer(1, *ROW), height=1, kernel=(1, ROW[2]), stride=(1, 1), padding=(0, 1)))
         found += large + [layer(WIDE_BATCH, *shape) for shape in WIDE]

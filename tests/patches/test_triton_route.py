@@ -200,16 +200,34 @@ def test_small_tiles_do_not_run_past_the_channels_either() -> None:
 
 
 @pytest.mark.parametrize("filters", [16, 32, 64, 128])
-def test_the_weight_gradient_has_tiles_for_channels_last_where_they_were_measured(filters: int) -> None:
+def test_the_weight_gradient_has_tiles_of_its_own_for_channels_last(filters: int) -> None:
     def tile(table: tiles.Table, *, last: bool) -> tiles.Tile:
         return tiles.Tiles(132, table).weight(filters, 576, 10**6, 1, wide=False, channels_last=last)[0]
 
     size = (16, 32, 64, 128).index(filters)
-    for table in (tiles.NVIDIA, tiles.NVIDIA_HALF):
+    for table in (tiles.NVIDIA, tiles.NVIDIA_HALF, tiles.RDNA):
         assert table.weight_last is not None
         assert tile(table, last=False) == table.weight[size]
         assert tile(table, last=True) == table.weight_last[size]
-    assert tile(tiles.RDNA, last=True) == tile(tiles.RDNA, last=False) == tiles.RDNA.weight[size]
+
+
+@pytest.mark.parametrize(
+    ("filters", "m"), [(16, 16), (24, 32), (48, 16), (64, 64), (80, 16), (96, 32), (128, 64)]
+)
+def test_tiles_for_rdna_are_those_that_the_channels_fill(filters: int, m: int) -> None:
+    rdna = tiles.Tiles(36, tiles.RDNA)
+    assert rdna.gather(filters, 10**6, 64, 1, flat=False, wide=False, channels_last=False).m == m
+    assert rdna.weight(filters, 576, 10**6, 1, wide=False, channels_last=False)[0].m == m
+    assert tiles.Tiles(36).gather(80, 10**6, 64, 1, flat=False, wide=False, channels_last=False).m == 64
+
+
+def test_unaligned_channels_last_takes_the_tile_with_room_for_addresses() -> None:
+    rdna = tiles.Tiles(36, tiles.RDNA)
+    aligned, unaligned = (
+        rdna.gather(64, 10**6, 64, 1, flat=False, wide=False, channels_last=True, aligned=each)
+        for each in (True, False)
+    )
+    assert (aligned.m, unaligned) == (64, tiles.RDNA.spare._replace(stages=1))
 
 
 def test_the_tiles_measured_on_nvidia_depend_neither_on_offsets_nor_on_taps() -> None:

@@ -313,6 +313,7 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = _pointwise(p, src, out)
+        align = _alignment(channels_last, pointwise, p.groups, src, out)
         tile = self.tiles.gather(
             filters,
             p.batch * pixels,
@@ -321,6 +322,7 @@ class Builder:
             flat=flat,
             wide=wide,
             channels_last=channels_last,
+            aligned=align > 1,
         )
         pack, w_strides, unit, weight_align = _weight_layout(
             weight, p.groups, flat, transposed, channels_last
@@ -335,7 +337,7 @@ class Builder:
                 "STEP_W": sw // math.gcd(sw, dw) if transposed else 1,
                 "TRANSPOSED": transposed, "HAS_BIAS": has_bias, "FLAT": flat, "POINTWISE": pointwise,
                 "EVEN_K": not flat and channels % tile.k == 0, "CHANNELS_LAST": channels_last,
-                "ALIGN": self._narrow(p, _alignment(channels_last, pointwise, p.groups, src, out)),
+                "ALIGN": self._narrow(p, align),
                 "WEIGHT_ALIGN": self._narrow(p, weight_align),
                 "FILTERS_ALIGN": _vector(weight) if filters % _vector(weight) == 0 else 1,
                 "UNIT": unit, "WIDE": wide, "UPCAST": self._upcasts(p),

@@ -41,10 +41,12 @@ class Table(NamedTuple):
         outputs: pixels times channels of a tile of ``grouped_gather``, which unrolls the taps: for up to nine
             taps, and for more.
         taps: the most in a tile of ``grouped_weight_gradient``: with 32-bit offsets, and with 64.
-        spare: for more than 16 channels written where addresses take the most registers: 64-bit offsets, or
-            fewer channels read than a step takes; None where the other tiles leave room for them. With 64-bit
-            offsets up to 16 take the tile of ``flat``.
+        spare: for more than 16 channels written where addresses take the most registers: 64-bit offsets,
+            channels_last where nothing is aligned, or fewer channels read than a step takes; None where the
+            other tiles leave room for them. With 64-bit offsets up to 16 take the tile of ``flat``.
         spare_weight: the same for the weight gradient, with 64-bit offsets.
+        filled: share of the channels in its tiles that there must be, else smaller ones serve; 0: any. The
+            tiles of ``weight_last`` are chosen without.
     """
 
     gather: tuple[Tile, Tile, Tile, Tile]
@@ -58,6 +60,7 @@ class Table(NamedTuple):
     taps: tuple[int, int]
     spare: Tile | None
     spare_weight: Tile | None
+    filled: float = 0.0
 
 
 # fp32. Forward and input gradient together: 8.3 ms with a search's best tile for each layer, 8.5 ms with
@@ -115,21 +118,33 @@ NVIDIA_HALF = NVIDIA._replace(
     ),
 )
 
-# Not measured. Chosen from the compiler's report for gfx1010: tiles with 32 sums a thread (each word read
-# from LDS is then used often enough for two SIMDs) that need no more than 256 registers in any layout; of the
-# table above some spill.
+# Not measured. Tiles that need no more than 256 registers in any layout, and of those the ones that a model
+# of the Radeon RX 5600 XT prefers (``toolkit bench card``): 32 sums a thread, so that fewer threads compute
+# addresses and each word read from LDS is used often. By that model 80 channels take 0.73x the time in five
+# tiles of 16 that they take in two of 64.
 RDNA = Table(
     gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
     flat=(Tile(16, 64, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
     small=Tile(32, 64, 16, 4, 2),
-    weight=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1), Tile(64, 64, 16, 4, 1)),
-    weight_last=None,
+    weight=(
+        Tile(16, 64, 16, 1, 1, 8),
+        Tile(32, 64, 16, 2, 1),
+        Tile(64, 64, 16, 4, 1),
+        Tile(64, 64, 16, 4, 1),
+    ),
+    weight_last=(
+        Tile(16, 32, 16, 2, 1),
+        Tile(32, 64, 16, 4, 1),
+        Tile(64, 64, 16, 4, 1),
+        Tile(64, 64, 16, 4, 1),
+    ),
     blocked=False,
     ahead=False,
     outputs=(512, 128),
     taps=(16, 8),
     spare=Tile(32, 64, 16, 4, 2),
     spare_weight=Tile(32, 32, 16, 4, 1),
+    filled=0.85,
 )
 
 
@@ -164,6 +179,7 @@ class Tiles:
         flat: bool,
         wide: bool,
         channels_last: bool,
+        aligned: bool = True,
     ) -> Tile:
         """The tile for ``gather_gemm``.
 
@@ -172,19 +188,30 @@ class Tiles:
             copies: independent products, groups times phases.
             flat: whether channels and taps are summed as one axis.
             wide: whether offsets need 64 bits.
-            channels_last: layout of what is read.
+            channels_last: layout of what is read; aligned: whether one access takes several elements of it.
         """
-        size = _size(filters)
         if flat:
-            return self.table.flat[size]
+            return self.table.flat[_size(filters)]
+        size = self._filled(filters)
         tile = self.table.gather[size]
         if size >= 2 and -(-filters // tile.m) * -(-pixels // tile.n) * copies < self.units:
             tile = self.table.small
         while tile.k > 16 and channels % tile.k:
             tile = tile._replace(k=tile.k // 2)
-        if self.table.spare is not None and (wide or (size >= 1 and channels < tile.k)):
-            tile = self.table.spare if size >= 1 else self.table.flat[size]
+        spare = self.table.spare
+        if spare is not None and wide:
+            tile = spare if size >= 1 else self.table.flat[size]
+        elif spare is not None and size >= 1 and (channels < tile.k or (channels_last and not aligned)):
+            tile = spare
         return tile if self.table.ahead or not channels_last else tile._replace(stages=1)
+
+    def _filled(self, filters: int) -> int:
+        """The size of the largest tiles that the channels fill; the largest at all where they fill none."""
+        for size in range(_size(filters), -1, -1):
+            m = self.table.gather[size].m
+            if filters >= self.table.filled * m * -(-filters // m):
+                return size
+        return _size(filters)
 
     def grouped(self, taps: int, pixels: int, channels_last: bool) -> tuple[int, int]:
         """Pixels and channels of a tile of ``grouped_gather``."""
@@ -209,8 +236,10 @@ class Tiles:
             wide: whether offsets need 64 bits.
             channels_last: layout of what is read.
         """
-        tiles = (channels_last and self.table.weight_last) or self.table.weight
-        tile = tiles[_size(filters) if pairs >= WIDEST_PAIRS else min(_size(filters), 2)]
+        tiles, size = self.table.weight, self._filled(filters)
+        if channels_last and self.table.weight_last is not None:
+            tiles, size = self.table.weight_last, _size(filters)
+        tile = tiles[size if pairs >= WIDEST_PAIRS else min(size, 2)]
         if self.table.spare_weight is not None and wide:
             tile = self.table.spare_weight
         programs = -(-filters // tile.m) * -(-pairs // tile.n) * groups
