@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from patches import dispatch
 from patches.convolution import registry
 from patches.convolution.problem import ConvProblem
 from toolkit import console
+from toolkit.benchmark import estimate
 from toolkit.benchmark.measure import (
     BASELINE,
     Measurement,
@@ -101,6 +103,38 @@ def convolutions(
         )
     if plot:
         _plot(plot, found, title)
+
+
+def card(model: str, batch: int, image_size: int, architecture: str, channels_last: bool) -> None:
+    """Estimate all convolutions of a model on an AMD card, forward and backward, in fp32."""
+    known = estimate.card(architecture)
+    net = _network(model, image_size)
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    layers = Counter(layers_of(net, batch, image_size, "cuda"))
+    found = {layer: estimate.layer(layer, architecture) for layer in layers}
+    names = ("layer", "times", "forward ms", "backward ms", "bound by", "arithmetic floor", "memory floor")
+    table = Table(*names)
+    table.title = (
+        f"{model}, batch {batch}, {image_size} px, fp32 on a {known.name} ({architecture}), by a model"
+    )
+    sums = [0.0] * 4
+    for layer, count in layers.items():
+        launches = found[layer]
+        floors = [sum(each.floors[k] for each in launches) for k in range(2)]
+        times = [estimate.total(launches[:1]), estimate.total(launches[1:]), *floors]
+        sums = [total + count * time for total, time in zip(sums, times, strict=True)]
+        forward, backward, *least = (f"{1e3 * time:.3f}" for time in times)
+        bound = max(launches, key=lambda each: each.total).bound
+        table.add_row(str(layer), str(count), forward, backward, bound, *least)
+    table.add_section()
+    forward, backward, *least = (f"{1e3 * total:.2f}" for total in sums)
+    table.add_row("sum", str(layers.total()), forward, backward, "", *least)
+    console.out.print(table)
+    console.note(
+        f"{1e3 * sum(sums[:2]):.1f} ms in all, by a model: each launch takes what it needs of the "
+        "part of the card that it needs longest; no card has been measured"
+    )
 
 
 def stress(iterations: int, batch: int, device: str | None, route: str, csv_path: Path | None) -> None:

@@ -85,6 +85,28 @@ def conv(
 
 
 @app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="An Ultralytics configuration (yolov8n) or a checkpoint.")],
+    estimate: Annotated[str, typer.Option(metavar="ARCH", help="gfx1010, gfx1030, gfx1100 or gfx1201.")],
+    batch: Batch = 8,
+    imgsz: ImageSize = 640,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="In the layout that toolkit train uses on a GPU.")
+    ] = False,
+) -> None:
+    """Estimate what a model's convolutions cost on an AMD card, by a model of the card: none was measured.
+
+    The kernels' machine code was executed in an emulator and counted; no card is needed. Each layer stands
+    beside the least time that its arithmetic and its memory traffic would take.
+
+    Example: [bold]toolkit bench card yolov8n --estimate gfx1010 --batch 8 --imgsz 640[/bold]
+    """
+    from toolkit.benchmark import commands
+
+    commands.card(model, batch, imgsz, estimate, channels_last)
+
+
+@app.command()
 def stress(
     iterations: Annotated[int, typer.Option(min=10, max=10**9, help="Steps to run.")] = 1000,
     batch: Batch = 4,

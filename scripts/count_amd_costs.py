@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Count what a workgroup of each variant occupies on an AMD card, for `toolkit bench card --estimate`.
+
+    python3 scripts/count_amd_costs.py
+    python3 scripts/count_amd_costs.py --arch gfx1010
+
+Executes workgroups from the middle of two problems that differ in the length of the kernel's loop, as machine
+code on this processor (scripts/amdgcn): what both cost gives what a workgroup and a step cost. Writes
+toolkit/benchmark/amd_costs.json: fp32, both layouts, every variant that YOLOv8n and YOLO11n need at any batch
+and image size. Needs Triton 3.6 or later, no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import check_amd_isa
+import torch
+from amdgcn.backend import EmulatedRoute, Settings
+from amdgcn.launch import Grid
+from amdgcn.variants import PASSES, compute, operands
+from check_amd_isa import Job
+from torch.overrides import TorchFunctionMode
+
+from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels.ahead import Recorder, variant
+from patches.convolution.triton_kernels.tiles import RDNA, Table, Tiles
+from toolkit.benchmark import estimate
+from toolkit.benchmark.estimate import CARDS, Cost, Work
+
+WIDTHS = (3, 4, 16, 20, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+
+
+def problems(p: ConvProblem, index: int, units: int) -> Iterator[tuple[ConvProblem, int]]:
+    """Problems like ``p`` whose loops in launch ``index`` have other lengths, and compute units for them."""
+    if index < 2 and p.groups == 1:
+        name = ("channels_in", "channels_out")[index]
+        widths = {getattr(p, name), *WIDTHS}
+        yield from ((replace(p, **{name: width}), units) for width in sorted(widths))
+    elif index < 2:
+        yield p, units
+    else:
+        for batch in (1, 2, 4, 8):
+            yield from ((replace(p, batch=batch), some) for some in (1, 8, 36, 128, 512, 4096))
+
+
+def made(p: ConvProblem, units: int, table: Table) -> list[Any]:
+    """The launches of a problem with a table of tiles."""
+    layout = torch.channels_last if p.channels_last else torch.contiguous_format
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
+
+    builder = Recorder(0, Tiles(units, table))
+    x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
+    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
+    builder.forward(p, x, weight, torch.empty(p.channels_out, device="meta") if p.bias else None)
+    builder.backward(p, grad, x, weight, (True, True, p.bias))
+    return builder.made
+
+
+def count(architecture: str, p: ConvProblem, index: int, units: int, table: Table = RDNA) -> Cost:
+    """What launch ``index`` of a problem costs, from two problems with the same variant."""
+    wanted = variant(made(p, units, table)[index])
+    found: dict[float, tuple[ConvProblem, int]] = {}
+    for problem, some in problems(p, index, units):
+        launch = made(problem, some, table)[index]
+        if variant(launch) == wanted:
+            found.setdefault(estimate.steps(problem, index, launch) / math.prod(launch.grid), (problem, some))
+    depths = sorted(found)
+    first = next((depth for depth in depths if depth >= 2), depths[-1])
+    second = next((depth for depth in depths if depth >= 2 * first), depths[-1])
+    resident, one = executed(architecture, *found[first], index, table)
+    if first == second:
+        return Cost(resident, one, Work(0, 0, 0, 0))
+    _, other = executed(architecture, *found[second], index, table)
+    slope = Work(*((b - a) / (second - first) for a, b in zip(one, other, strict=True)))
+    return Cost(resident, Work(*(a - first * s for a, s in zip(one, slope, strict=True))), slope)
+
+
+def executed(architecture: str, p: ConvProblem, units: int, index: int, table: Table) -> tuple[int, Work]:
+    """Workgroups that a compute unit holds, and what one from the middle of the launch occupies."""
+    settings = Settings(architecture, counting=True, chosen=partial(middle, phases=index < 2))
+    with Zeros():
+        compute(EmulatedRoute(settings, units, table), p, operands(p), PASSES[index])
+    launched = settings.log[max(0, index - 2)]
+    counters = launched.counters
+    assert counters is not None
+    number = counters.workgroups
+    waves = check_amd_isa.occupancy(architecture, launched.registers, launched.lds, launched.waves)
+    work = Work(
+        counters.busy() / 2 / number, counters.lds_cycles / number, counters.lines / number,
+        counters.alone / counters.waves,
+    )  # fmt: skip
+    return max(1, 2 * waves // launched.waves), work
+
+
+class Zeros(TorchFunctionMode):
+    """New tensors hold zeros: workgroups that were not executed leave what others read unwritten."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        return made.zero_() if function in (torch.Tensor.new_empty, torch.Tensor.new_empty_strided) else made
+
+
+def middle(grid: Grid, phases: bool) -> Sequence[int]:
+    """A workgroup from the middle of the launch; with ``phases`` one of each, as their taps differ."""
+    plane = grid[0] * grid[1]
+    return [z * plane + grid[0] // 2 for z in (range(grid[2]) if phases else (0,))]
+
+
+def jobs() -> list[Job]:
+    """Every variant in fp32 with 32-bit offsets and without the large kernels: those of the models."""
+    return [
+        job
+        for job in check_amd_isa.jobs(["gfx1012"])
+        if job.problem.dtype == torch.float32 and max(job.problem.kernel) <= 3 and job.problem.batch == 1
+    ]
+
+
+def row(architecture: str, known: dict[str, list[Any]], job: Job) -> tuple[str, list[Any]]:
+    """A variant's name and its row of the table, the one that is known if there is one."""
+    torch.set_num_threads(1)
+    name = estimate.variant_name(check_amd_isa.launches(job)[job.index])
+    if name in known:
+        return name, known[name]
+    cost = count(architecture, job.problem, job.index, job.units)
+    return name, [cost.resident, *([float(f"{x:.4g}") for x in each] for each in cost[1:])]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", nargs="+", default=list(CARDS), choices=list(CARDS))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--missing", action="store_true", help="count what the table lacks alone")
+    options = parser.parse_args()
+    table = json.loads(estimate.COSTS.read_text()) if estimate.COSTS.exists() else {}
+    with ProcessPoolExecutor(options.processes) as pool:
+        for architecture in options.arch:
+            known = table.get(architecture, {}) if options.missing else {}
+            table[architecture] = dict(sorted(pool.map(partial(row, architecture, known), jobs())))
+            print(f"{architecture}: {len(table[architecture])} variants", flush=True)
+    lines = (
+        f' "{architecture}": {{\n'
+        + ",\n".join(f'  "{name}": {json.dumps(values)}' for name, values in rows.items())
+        + "\n }"
+        for architecture, rows in table.items()
+    )
+    estimate.COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What a model's convolutions would cost on an AMD card, by a model of the card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", minversion="3.6", reason="the kernels are named by Triton")
+
+import check_amd_isa
+import count_amd_costs
+from command import Command
+
+from patches.convolution.problem import ConvProblem
+from toolkit.benchmark import estimate
+from toolkit.benchmark.measure import load_layers
+from toolkit.errors import ToolkitError
+
+LAYERS = Path(__file__).resolve().parents[2] / "scripts" / "layers"
+ARCHITECTURES = [name for name in estimate.CARDS if estimate.costs(name)]
+PLAIN = check_amd_isa.layer(8, 64, 64, 3, 1, 1, False)
+
+
+def layers(model: str, batch: int) -> set[ConvProblem]:
+    found = load_layers(LAYERS / f"{model}.json", batch, "cuda", torch.float32)
+    return {replace(each, channels_last=last) for each in found for last in (False, True)}
+
+
+@pytest.mark.parametrize("batch", [4, 8, 16])
+@pytest.mark.parametrize("model", ["yolov8n", "yolo11n"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_layer_takes_longer_than_its_floors(architecture: str, model: str, batch: int) -> None:
+    for layer in layers(model, batch):
+        for each in estimate.layer(layer, architecture):
+            assert each.total >= max(each.floors) > 0 or not any(each.floors)
+            assert each.seconds[each.bound] == each.total
+
+
+def test_the_first_card_of_the_project_has_a_table() -> None:
+    assert "gfx1010" in ARCHITECTURES
+
+
+def test_twice_the_images_take_about_twice_as_long() -> None:
+    one = estimate.total(estimate.layer(replace(PLAIN, batch=8), "gfx1010"))
+    two = estimate.total(estimate.layer(replace(PLAIN, batch=16), "gfx1010"))
+    assert 1.7 < two / one < 2.3
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_table_holds_what_counting_gives(index: int) -> None:
+    """Another Triton schedules otherwise, so within a tenth."""
+    launch = estimate.launches(PLAIN, 36)[index]
+    listed = estimate.costs("gfx1010")[estimate.variant_name(launch)]
+    counted = count_amd_costs.count("gfx1010", replace(PLAIN, batch=1), index, 36)
+    assert counted.resident == listed.resident
+    assert counted.step.arithmetic == pytest.approx(listed.step.arithmetic, rel=0.1)
+    assert counted.step.lds == pytest.approx(listed.step.lds, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "architecture", "said"),
+    [(PLAIN, "gfx906", "gfx906"), (replace(PLAIN, kernel=(5, 5), padding=(2, 2)), "gfx1010", "counted")],
+)
+def test_what_nobody_counted_is_said(problem: ConvProblem, architecture: str, said: str) -> None:
+    with pytest.raises(ToolkitError, match=said):
+        estimate.layer(problem, architecture)
+
+
+def test_the_command_says_that_it_is_a_model(toolkit: Command) -> None:
+    done = toolkit("bench", "card", "yolov8n", "--estimate", "gfx1010")
+    assert done.status == 0, done.err
+    assert "Radeon RX 5600 XT" in done.out
+    assert "no card has been measured" in " ".join((done.out + done.err).split())
