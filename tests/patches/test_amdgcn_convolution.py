@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -54,6 +57,7 @@ def test_fp16_agrees_on_gfx1010(name: str) -> None:
         ("gfx1030", torch.float16),
         ("gfx1100", torch.float16),
         ("gfx1100", torch.bfloat16),
+        ("gfx1151", torch.float32),
         ("gfx1201", torch.float16),
         ("gfx1201", torch.bfloat16),
         ("gfx1201", torch.float32),
@@ -72,6 +76,32 @@ def test_offsets_beyond_32_bits_reach_the_right_bytes(name: str, monkeypatch: py
     monkeypatch.setattr(route, "_wide", lambda *tensors: True)
     far = {name: (1 << 46) + (k << 34) for k, name in enumerate(("src", "grad", "x", "out", "partial"))}
     assert_correct(EmulatedRoute(Settings("gfx1010", addresses=far)), KINDS[name])
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+def test_one_offset_beyond_2_to_the_31_reaches_the_right_bytes(last: bool) -> None:
+    """The third image lies 2^31 elements after the first, in memory that exists where it is touched alone."""
+    problem = replace(PLAIN, batch=3, bias=True, channels_last=last)
+    values, weight, bias, grad = tensors(problem)
+    distance = 2**30 + 16
+    memory = torch.frombuffer(mmap.mmap(-1, 4 * (2 * distance + values[0].numel())), dtype=torch.float32)
+    x = memory.as_strided(values.shape, (distance, *values.stride()[1:])).copy_(values)
+    assert_correct(EmulatedRoute(Settings("gfx1010")), problem, (x, weight, bias, grad))
+
+
+def test_the_order_of_workgroups_changes_no_bit() -> None:
+    """As deterministic training wants it: nothing is summed by whoever comes first."""
+    problem = replace(FURTHER["more pixels than one split takes"], channels_out=20)
+    x, weight, bias, grad = tensors(problem)
+
+    def run(order: Callable[[range], Sequence[int]]) -> list[torch.Tensor]:
+        route = EmulatedRoute(Settings("gfx1010", chosen=lambda grid: order(range(math.prod(grid)))))
+        out = route.forward(problem, x, weight, bias)
+        gradients = route.backward(problem, grad, x, weight, (True, True, True))
+        return [out, *(each for each in gradients if each is not None)]
+
+    for one, other in zip(run(lambda numbers: numbers), run(lambda numbers: numbers[::-1]), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
