@@ -136,7 +136,7 @@ def test_a_dry_run_and_a_start_say_what_an_epoch_shows(
     assert "nothing is left to choose by" in lines
     assert "of the last epoch" in lines
     assert planned.images["train"] == 13, "a quarter of 44 and 8"
-    monkeypatch.setattr(supervisor, "supervise", lambda plan: plan.run)
+    monkeypatch.setattr(supervisor, "supervise", lambda plan, **_: plan.run)
     supervisor.train(planned.plan)
     said = capsys.readouterr().err
     assert "13 samples an epoch" in said
