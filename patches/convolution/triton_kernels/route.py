@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...environment import amd_architectures
 from ..problem import ConvProblem
+from .layout import alignment, vector, weight_layout
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -313,7 +314,7 @@ class Builder:
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
         pointwise = _pointwise(p, src, out)
-        align = _alignment(channels_last, pointwise, p.groups, src, out)
+        align = alignment(channels_last, pointwise, p.groups, src, out)
         tile = self.tiles.gather(
             filters,
             p.batch * pixels,
@@ -324,9 +325,7 @@ class Builder:
             channels_last=channels_last,
             aligned=align > 1,
         )
-        pack, w_strides, unit, weight_align = _weight_layout(
-            weight, p.groups, flat, transposed, channels_last
-        )
+        pack, w_strides, unit, weight_align = weight_layout(weight, p.groups, flat, transposed, channels_last)
         launch = self.launch(
             gather_gemm,
             (-(-filters // tile.m) * -(-p.batch * pixels // tile.n), p.groups, phases),
@@ -339,7 +338,7 @@ class Builder:
                 "EVEN_K": not flat and channels % tile.k == 0, "CHANNELS_LAST": channels_last,
                 "ALIGN": self._narrow(p, align),
                 "WEIGHT_ALIGN": self._narrow(p, weight_align),
-                "FILTERS_ALIGN": _vector(weight) if filters % _vector(weight) == 0 else 1,
+                "FILTERS_ALIGN": vector(weight) if filters % vector(weight) == 0 else 1,
                 "UNIT": unit, "WIDE": wide, "UPCAST": self._upcasts(p),
                 "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
                 "BLOCKED": self.tiles.table.blocked and p.dtype == torch.float32 and self.precision == "ieee",
@@ -397,8 +396,8 @@ class Builder:
                 {
                     **common, "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
                     "CHANNELS_LAST": channels_last,
-                    "GRAD_ALIGN": self._narrow(p, _alignment(channels_last, _linear(grad), p.groups, grad)),
-                    "ALIGN": self._narrow(p, _alignment(True, True, p.groups, x)) if channels_last else 1,
+                    "GRAD_ALIGN": self._narrow(p, alignment(channels_last, _linear(grad), p.groups, grad)),
+                    "ALIGN": self._narrow(p, alignment(True, True, p.groups, x)) if channels_last else 1,
                     "WIDE": wide, "UPCAST": self._upcasts(p),
                     "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
                     "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
@@ -463,78 +462,3 @@ def _bias_alone(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[None, Tensor]:
 def _linear(t: Tensor) -> bool:
     """Whether the pixels of a plane follow one another at one distance."""
     return t.stride(2) == t.stride(3) * t.shape[3]
-
-
-def _vector(t: Tensor) -> int:
-    """Elements in 16 bytes."""
-    return 16 // t.element_size()
-
-
-def _divisible(t: Tensor, *counts: int) -> bool:
-    vector = _vector(t)
-    return t.data_ptr() % 16 == 0 and all(n % vector == 0 for n in counts)
-
-
-def _alignment(channels_last: bool, runs: bool, groups: int, *tensors: Tensor) -> int:
-    """Elements of the fastest axis that one access may take at once in all of the tensors: 1, or 16 bytes'
-    worth.
-
-    Channels for channels_last; for NCHW pixels, where ``runs`` says that consecutive ones stay consecutive.
-    """
-    for t in tensors:
-        n, c, y, x = t.stride()
-        if channels_last:
-            if c != 1 or not _divisible(t, n, y, x, t.shape[1] // groups):
-                return 1
-        elif not runs or x != 1 or not _divisible(t, n, c, t.shape[2] * t.shape[3]):
-            return 1
-    return _vector(tensors[0])
-
-
-def _tap_stride(weight: Tensor) -> int:
-    return weight.stride(3) if weight.shape[3] > 1 else weight.stride(2)
-
-
-def _weight_layout(
-    weight: Tensor, groups: int, flat: bool, transposed: bool, channels_last: bool
-) -> tuple[Callable[[Tensor], Tensor] | None, tuple[int, int, int, int], str, int]:
-    """How ``gather_gemm`` reads the weight: (copy to make first, strides, UNIT, WEIGHT_ALIGN).
-
-    Threads that sit side by side should read elements that do: channels written, or (1x1, and ``flat``)
-    channels read. Where the weight as stored offers neither, it is copied once to (groups, taps, channels
-    read, channels written); weights are small. For channels_last only channels written will do: with channels
-    read side by side in shared memory, sixteen threads read from the same banks, 3x the time for 1x1.
-    """
-    rows, kw = weight.shape[2:]
-    taps = rows * kw
-    regular = 1 in (rows, kw) or weight.stride(2) == kw * weight.stride(3)
-    m_size, k_size = weight.shape[0] // groups, weight.shape[1]
-    m, k, t = weight.stride(0), weight.stride(1), _tap_stride(weight) if taps > 1 else 0
-    g = m_size * m
-    if transposed:
-        m_size, k_size, m, k = k_size, m_size, k, m
-    vector = _vector(weight)
-    if flat and not channels_last:
-        if transposed and regular:
-            return None, (g, t, k, m), "none", 1
-        if regular and t == 1 and k == taps:
-            return None, (g, t, k, m), "k", 1
-        if not transposed:
-            return _contiguous, (m_size * k_size * taps, 1, taps, k_size * taps), "k", 1
-    elif regular and m == 1:
-        return None, (g, t, k, m), "m", vector if _divisible(weight, g, t, k, m_size) else 1
-    elif taps == 1 and k == 1 and not channels_last:
-        return None, (g, t, k, m), "k", vector if _divisible(weight, g, m, k_size) else 1
-
-    def pack(weight: Tensor) -> Tensor:
-        if groups == 1:
-            return weight.permute((2, 3, 0, 1) if transposed else (2, 3, 1, 0)).contiguous()
-        w = weight.reshape(groups, -1, *weight.shape[1:])
-        return w.permute((0, 3, 4, 1, 2) if transposed else (0, 3, 4, 2, 1)).contiguous()
-
-    align = vector if m_size % vector == 0 else 1
-    return pack, (taps * k_size * m_size, k_size * m_size, m_size, 1), "m", align
-
-
-def _contiguous(weight: Tensor) -> Tensor:
-    return weight.contiguous()
