@@ -87,7 +87,9 @@ def conv(
 @app.command()
 def card(
     model: Annotated[str, typer.Argument(help="An Ultralytics configuration (yolov8n) or a checkpoint.")],
-    estimate: Annotated[str, typer.Option(metavar="ARCH", help="gfx1010, gfx1030, gfx1100 or gfx1201.")],
+    estimate: Annotated[
+        str, typer.Option(metavar="ARCH", help="The architecture of the card, such as gfx1010.")
+    ],
     batch: Batch = 8,
     imgsz: ImageSize = 640,
     channels_last: Annotated[
