@@ -92,8 +92,7 @@ class ResumableTrainer(GuardedTrainer):
         self.files, self.instructions = files, instructions
         self.saving, self.stop_wanted = saving, stop_wanted
         self.progress = Progress(epoch=-1)
-        self.batches_done, self.saved_at = 0, -1
-        self._last_save = time.monotonic()
+        self.batches_done, self.saved_at, self._last_save = 0, -1, time.monotonic()
         files.run.mkdir(parents=True, exist_ok=True)
         telemetry = Telemetry(files)
         self._state = find_state(files, instructions.before, MAIN, telemetry.record)
@@ -162,8 +161,8 @@ class ResumableTrainer(GuardedTrainer):
     # What Ultralytics' loop calls
 
     def _on_train_start(self) -> None:
-        count = self.batch_size // max(self.world_size, 1)
         half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        count = self.batch_size // max(self.world_size, 1)
         images = (count, int(self.data["channels"]), int(self.args.imgsz))
         settle_convolutions(unwrap_model(self.model), images, half if self.amp else None)
         if self._state is not None:
