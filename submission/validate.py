@@ -6,7 +6,7 @@ wrong labels, impossible boxes and scores it would take and score badly. All of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,28 @@ FRAME = (384, 288)
 """Width and height of LTDv2's frames, pixels."""
 
 
-def check_values(detections: Detections, source: str = "the predictions") -> None:
+def check_values(
+    detections: Detections, source: str = "the predictions", labels: Iterable[int] = LABELS
+) -> None:
     """Check every box, score and label.
+
+    Args:
+        detections: of any images.
+        source: names them in messages.
+        labels: those that there are; the challenge's by default.
 
     Raises:
         SubmissionError: NaN or infinite numbers, x2 < x1 or y2 < y1, a score outside [0, 1], or a label
-            that is not 1 to 4; the first ten are named with their ids.
+            that is none of ``labels``; the first ten are named with their ids.
     """
-    d = detections
+    d, known = detections, sorted(labels)
     finite = np.isfinite(d.boxes).all(axis=1)
     upright = (d.boxes[:, 2] >= d.boxes[:, 0]) & (d.boxes[:, 3] >= d.boxes[:, 1])
     rules: list[tuple[Any, Callable[[int], str], str]] = [
         (~finite, lambda i: f"box {d.boxes[i].tolist()}", "finite coordinates"),
         (finite & ~upright, lambda i: f"box {d.boxes[i].tolist()}", "corners with x1 <= x2 and y1 <= y2"),
         (~((d.scores >= 0) & (d.scores <= 1)), lambda i: f"score {d.scores[i]}", "scores in [0, 1]"),
-        (~np.isin(d.labels, list(LABELS)), lambda i: f"label {d.labels[i]}", "labels 1 to 4"),
+        (~np.isin(d.labels, known), lambda i: f"label {d.labels[i]}", f"labels {known[0]} to {known[-1]}"),
     ]
     broken = np.logical_or.reduce([mask for mask, _, _ in rules])
     rows = np.flatnonzero(broken)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
+from enum import Enum
 from typing import Any, TextIO, TypeVar
 
 import msgspec
@@ -75,8 +76,33 @@ def reword_with(reword: Callable[[str], str]) -> None:
     _reword = reword
 
 
+class Level(Enum):
+    """How much a command says on standard error."""
+
+    QUIET = "warnings and errors alone"
+    NORMAL = "what was done, what comes next, and progress"
+    VERBOSE = "also which files, data and device were chosen"
+
+
+_level = Level.NORMAL
+
+
+def speak(level: Level) -> None:
+    """From now on, say this much."""
+    global _level
+    _level = level
+
+
+def detail(message: str) -> None:
+    """:func:`note`, for whoever asked for more (``-v``)."""
+    if _level is Level.VERBOSE:
+        note(message)
+
+
 def note(message: str) -> None:
-    """Print one line for the person at the keyboard (standard error, no markup)."""
+    """Print one line for the person at the keyboard (standard error, no markup); not with ``-q``."""
+    if _level is Level.QUIET:
+        return
     err.print(escape(_reword(message)), highlight=False, soft_wrap=True)
 
 
@@ -155,6 +181,9 @@ def progress(title: str, total: int | None, unit: str = "images") -> Iterator[Ad
         total: number of items, or None when it is not known.
         unit: what an item is, in the plural.
     """
+    if _level is Level.QUIET:
+        yield Advance(lambda n: None)
+        return
     if not err.is_terminal:
         plain = _PlainProgress(title, total, unit)
         yield Advance(plain.advance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from patches.convolution import registry, selftest
 from patches.findings import VISIBILITY, Finding, Verdict, architecture, buffer_operations, vendor_library
 from patches.runtime import Runtime, ask
-from toolkit import __version__
+from toolkit import __version__, console
 from toolkit.dataset.loader import loader_bytes
 from toolkit.machine import checks, kernel
 from toolkit.machine.cards import PROFILES, Choice, best_card, default_number, recommend_profile
@@ -116,6 +117,19 @@ def examine(
     routes = [route for route in ROUTES if route != "triton" or runtime.triton]
     device = f"cuda:{_default(found, runtime)}"
     return diagnose(found, runtime, [_try(route, device, timeout) for route in routes], imgsz)
+
+
+@cache
+def fitting(imgsz: int) -> dict[str, int]:
+    """``batch`` and ``workers`` that fit this machine, as the doctor recommends them; no self-test runs.
+
+    Args:
+        imgsz: side of the training images, pixels.
+    """
+    fit = _recommend(kernel.read(kernel.SYSFS, Path()), ask(selftest.TIMEOUT), (), imgsz)
+    for name, choice in (("batch", fit.batch), ("workers", fit.workers)):
+        console.note(f"{name} {choice.value}: {choice.reason}")
+    return {"batch": int(fit.batch.value), "workers": int(fit.workers.value)}
 
 
 def _try(route: str, device: str, timeout: float) -> SelfTest:

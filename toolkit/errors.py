@@ -10,6 +10,16 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 """What would break a line, or speak to the terminal."""
 
 
+STATUSES = {
+    0: "done: what was made can be used",
+    1: "an error, one line says which; of verify and doctor, their verdict: something is bad or limited",
+    2: "a call that does not parse; of doctor, a machine that cannot train",
+    75: "a training that SIGTERM or a closed terminal stopped after saving: --resume goes on",
+    130: "Ctrl-C: a training was saved, nothing else is left half-written",
+}
+"""What a command's exit status means, for all verbs."""
+
+
 class ToolkitError(Exception):
     """A problem that the user can understand and mend.
 

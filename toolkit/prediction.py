@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from submission import Detections
-from submission.validate import LABELS, check_values
+from submission.validate import check_values
 from toolkit import console
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
@@ -77,7 +77,7 @@ def predict(
     is written, the scores that are printed and what is handed in are of the same numbers. See :func:`detect`.
 
     Args:
-        weights: a YOLO detection checkpoint with the challenge's four classes, or opened already.
+        weights: a YOLO detection checkpoint with the classes of the data, or opened already.
         data: folder with LTDv2's files, prepared; or its index.
         split: "train", "val" or "test".
         options: see :class:`PredictionOptions`.
@@ -92,11 +92,13 @@ def predict(
 
     options = options or PredictionOptions()
     device = resolve_device(options.device)
-    detector = Detector.read(weights) if isinstance(weights, Path) else weights
     frames = index.load(data) if isinstance(data, Path) else data
+    classes = frames.manifest.vocabulary.classes
+    detector = Detector.read(weights, classes) if isinstance(weights, Path) else weights
+    detector.require(classes)
     with running(device, patched=options.patches):
         detections = detect(detector.on(torch_device(device)), frames, split, options).rounded()
-    check_values(detections, f"what {detector.path} finds")
+    check_values(detections, f"what {detector.path} finds", classes)
     if not len(detections.boxes):
         raise ToolkitError(
             f"{detector.path} finds nothing in {split}",
@@ -210,7 +212,6 @@ def outputs(
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader
-    from ultralytics.utils.nms import non_max_suppression
 
     from toolkit.dataset.loader import use_server
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -243,16 +244,7 @@ def outputs(
     with closing(loader), console.progress(f"predicting {split}", len(dataset), "frames") as advance:
         for batch in loader:
             images = batch["img"].to(target, non_blocking=True).float() / 255
-            kept = non_max_suppression(
-                model(images, augment=options.tta),
-                options.conf,
-                options.iou,
-                multi_label=True,
-                agnostic=options.agnostic,
-                max_det=most,
-                end2end=end2end,
-                max_time_img=math.inf,  # a slow machine must not cost frames their boxes
-            )
+            kept = suppress(model(images, augment=options.tta), options, most, end2end=end2end)
             unread.add(batch["unreadable"])
             stood_in += sum(batch["stood_in"])
             for i, rows in enumerate(kept):
@@ -266,9 +258,37 @@ def outputs(
         console.note(f"{stood_in:,} times a frame of {split} stood in for a neighbour that is not there")
 
 
+def suppress(
+    output: Any, options: PredictionOptions, most: int = ALL_BOXES, *, end2end: bool
+) -> list[torch.Tensor]:
+    """What is kept of a model's output where boxes overlap: (n, 6) a frame, corners in pixels of the input,
+    score and class, the best first.
+
+    Args:
+        output: of the model, for a batch.
+        options: ``conf``, ``iou`` and ``agnostic`` count here.
+        most: boxes kept in a frame.
+        end2end: whether the head needs no suppression.
+    """
+    from ultralytics.utils.nms import non_max_suppression
+
+    kept: list[torch.Tensor] = non_max_suppression(
+        output,
+        options.conf,
+        options.iou,
+        multi_label=True,
+        agnostic=options.agnostic,
+        max_det=most,
+        end2end=end2end,
+        max_time_img=math.inf,  # a slow machine must not cost frames their boxes
+    )
+    return kept
+
+
 def place_in_class(classes: torch.Tensor) -> torch.Tensor:
-    """How many of the same class come before each of ``classes``, (n,) int64, 0 to 3; int64."""
-    of_class: torch.Tensor = classes[:, None] == torch.arange(len(LABELS), device=classes.device)
+    """How many of the same class come before each of ``classes``, (n,) int64, from 0; int64."""
+    highest = int(classes.max()) + 1 if len(classes) else 0
+    of_class: torch.Tensor = classes[:, None] == torch.arange(highest, device=classes.device)
     return (of_class.cumsum(0) * of_class).sum(1) - 1
 
 

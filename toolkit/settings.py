@@ -121,7 +121,7 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
         str | None, Option("Recipe: thermal, thermal-large, thermal-6gb, rx5600xt, smoke, or FILE.yaml.")
     ] = None
     device: Annotated[
-        str | None, Option("cpu, 0, 0,1; default: the first GPU or the CPU.", resume="apart")
+        str | None, Option("cpu, 0, 0,1; default: the first GPU or the CPU; auto: batch too.", resume="apart")
     ] = None
     name: Annotated[str | None, Option("Name of the run; default: the next train-N.", resume="apart")] = None
 
@@ -190,13 +190,22 @@ def read(files: Sequence[Path]) -> Defaults:
     """
     merged: dict[str, Any] = {}
     for path in files:
-        content = _parse(path)
-        try:
-            msgspec.convert(content, Defaults)  # each by itself: the error names the file
-        except msgspec.ValidationError as error:
-            raise refusal(f"{path} cannot be used", content, error) from error
-        merged = _merge(merged, content)
+        merged = _merge(merged, content(path))  # each checked by itself: an error names the file
     return msgspec.convert(merged, Defaults)
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What one file sets.
+
+    Raises:
+        ToolkitError: see :func:`read`.
+    """
+    found = _parse(path)
+    try:
+        msgspec.convert(found, Defaults)
+    except msgspec.ValidationError as error:
+        raise refusal(f"{path} cannot be used", found, error) from error
+    return found
 
 
 def _parse(path: Path) -> dict[str, Any]:

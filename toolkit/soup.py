@@ -6,7 +6,7 @@ soup, and each further one stays in the average if the average scores at least a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from submission.validate import LABELS
 from toolkit import console, provenance
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
@@ -56,13 +57,14 @@ def checkpoints_of(run: Path) -> list[Path]:
     return list(once.values())
 
 
-def make(paths: Sequence[Path], judge: Judge, out: Path) -> Soup:
+def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, str] = LABELS) -> Soup:
     """Average checkpoints greedily and write the result, a checkpoint like its members.
 
     Args:
         paths: at least two checkpoints of one architecture.
         judge: scores a checkpoint; called once for each and once for each average that is tried.
         out: where the average goes.
+        classes: label, from 1, -> name, as they have to be.
 
     Raises:
         ToolkitError: fewer than two checkpoints, one that cannot be used, or different architectures.
@@ -70,7 +72,7 @@ def make(paths: Sequence[Path], judge: Judge, out: Path) -> Soup:
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
         raise ToolkitError("nothing to average", found=f"{len(paths)} checkpoint", expected="at least two")
-    models = {path: _read(path) for path in paths}
+    models = {path: _read(path, classes) for path in paths}
     for path in paths[1:]:
         _require_alike(models[paths[0]], models[path], paths[0], path)
     alone = {}
@@ -108,9 +110,9 @@ def average(models: Sequence[nn.Module]) -> nn.Module:
     return mean
 
 
-def _read(path: Path) -> nn.Module:
+def _read(path: Path, classes: Mapping[int, str]) -> nn.Module:
     model = read_checkpoint(path)
-    require_classes(model, path)
+    require_classes(model, path, classes)
     return model.float()
 
 

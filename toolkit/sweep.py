@@ -119,7 +119,8 @@ def sweep(
     device = resolve_device(options.device)
     found: dict[tuple[float, float, int], tuple[Tried, Detections]] = {}
     with running(device, patched=options.patches):
-        detector = Detector.read(weights) if isinstance(weights, Path) else weights
+        classes = frames.manifest.vocabulary.classes
+        detector = Detector.read(weights, classes) if isinstance(weights, Path) else weights
         model = detector.on(torch_device(device))
         if bool(getattr(model, "end2end", False)) and "iou" in names:
             raise ToolkitError(

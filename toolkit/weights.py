@@ -273,7 +273,7 @@ def check_detector(model: nn.Module, source: str) -> None:
 
 @dataclass(frozen=True)
 class Detector:
-    """A checkpoint that has been opened, and finds the challenge's classes.
+    """A checkpoint that has been opened.
 
     Attributes:
         path: the file.
@@ -284,15 +284,26 @@ class Detector:
     model: nn.Module
 
     @staticmethod
-    def read(weights: Path) -> Detector:
+    def read(weights: Path, classes: Mapping[int, str] | None = LABELS) -> Detector:
         """Open a checkpoint, before anything else is looked for.
 
+        Args:
+            weights: the file.
+            classes: label, from 1, -> name, as they have to be; None: any.
+
         Raises:
-            ToolkitError: see :func:`read_checkpoint` and :func:`require_classes`.
+            ToolkitError: see :func:`read_checkpoint`, :func:`check_detector` and :func:`require_classes`.
         """
-        model = read_checkpoint(weights)
-        require_classes(model, weights)
-        return Detector(weights, model)
+        detector = Detector(weights, read_checkpoint(weights))
+        if classes is None:
+            check_detector(detector.model, str(weights))
+        else:
+            detector.require(classes)
+        return detector
+
+    def require(self, classes: Mapping[int, str]) -> None:
+        """Raises ToolkitError: see :func:`require_classes`."""
+        require_classes(self.model, self.path, classes)
 
     def on(self, device: torch.device) -> DetectionModel:
         """The model for inference, batch norm folded into the convolutions."""
@@ -306,23 +317,28 @@ def load_model(weights: Path, device: torch.device) -> DetectionModel:
     return Detector.read(weights).on(device)
 
 
-def require_classes(model: nn.Module, weights: Path) -> None:
-    """Refuse a model that does not find the challenge's four classes.
+def class_names(model: nn.Module) -> dict[int, str]:
+    """Names of a model's classes by their numbers, from 0; older versions kept a list."""
+    names: Any = getattr(model, "names", {})
+    return {int(k): str(v) for k, v in (names.items() if isinstance(names, Mapping) else enumerate(names))}
+
+
+def require_classes(model: nn.Module, weights: Path, classes: Mapping[int, str] = LABELS) -> None:
+    """Refuse a model that does not find these classes, the challenge's four by default.
 
     Raises:
         ToolkitError: it is no detector, or one of other classes.
     """
     check_detector(model, str(weights))
-    wanted = {label - 1: name for label, name in LABELS.items()}
-    names: Any = getattr(model, "names", {})
-    found = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))  # lists, once
+    wanted = {label - 1: name for label, name in classes.items()}
+    found = class_names(model)
     count = int(model.model[-1].nc)  # type: ignore[index, union-attr]
     if found != wanted or count != len(wanted):
         raise ToolkitError(
             f"{weights} has other classes",
             found=_name_classes(found) if found != wanted else f"a head for {count} classes",
             expected=_name_classes(wanted),
-            fix="train on LTDv2 first: toolkit train --model " + str(weights),
+            fix="train on the data first: toolkit train --model " + str(weights),
         )
 
 

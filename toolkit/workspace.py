@@ -2,7 +2,7 @@
 
 A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names another::
 
-    toolkit.toml                       defaults (optional)
+    toolkit.toml                       defaults (optional); the user's own lies in ~/.config/ltdv2-toolkit
     data/<name>/codabench-<id>.json    a competition's phases and dates, as the server told them last
     data/ or data/<name>/              Train.json Valid.json TestNoLabels.json frames.zip [toolkit.toml]
     runs/<name>/weights/best.pt        and last.pt
@@ -25,7 +25,7 @@ import msgspec
 
 from submission import competitions
 from submission.errors import NO_JSON
-from toolkit import settings
+from toolkit import NAME, console, settings, vocabulary
 from toolkit.errors import ToolkitError, reason
 from toolkit.ltdv2 import ANNOTATIONS
 
@@ -107,17 +107,22 @@ class Workspace:
         """The folder with the receipts of all uploads."""
         return self.root / "submissions"
 
-    def settings_files(self, data: Path | None = None) -> tuple[Path, ...]:
-        """The files ``toolkit.toml`` that count, the one that wins last.
+    def settings_places(self, data: Path | None = None) -> tuple[tuple[Path, str], ...]:
+        """Where a ``toolkit.toml`` would count, and whose it is; the one that wins last.
 
-        The workspace's and the one beside the data. Where the data lies inside the workspace, its file is of
-        the same user and the more particular one, and wins; a file beside data elsewhere, on a disk that
-        others share, is farther from the user than the workspace's and gives way.
+        The user's, the workspace's and the one beside the data. Where the data lies inside the workspace, its
+        file is of the same user and the more particular one, and wins; a file beside data elsewhere, on a
+        disk that others share, is farther from the user than the workspace's and gives way.
         """
         own, beside = self.root / settings.FILE, (data or self.root) / settings.FILE
-        inside = beside.parent.resolve().is_relative_to(self.root.resolve())
-        files = (own, beside) if inside else (beside, own)
-        return tuple(path for path in dict.fromkeys(files) if path.is_file())
+        places = {user_settings(): "yours everywhere", own: "this workspace's", beside: "beside the data"}
+        if not beside.parent.resolve().is_relative_to(self.root.resolve()):
+            places = {path: places[path] for path in (user_settings(), beside, own)}
+        return tuple((path, words if path != own else "this workspace's") for path, words in places.items())
+
+    def settings_files(self, data: Path | None = None) -> tuple[Path, ...]:
+        """The files of :meth:`settings_places` that are there, the one that wins last."""
+        return tuple(path for path, _ in self.settings_places(data) if path.is_file())
 
     def defaults(self, data: Path | None = None) -> settings.Defaults:
         """What :meth:`settings_files` set, key by key.
@@ -125,7 +130,9 @@ class Workspace:
         Raises:
             ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
         """
-        return settings.read(self.settings_files(data))
+        files = self.settings_files(data)
+        console.detail("settings: " + (", ".join(map(str, files)) or "no toolkit.toml"))
+        return settings.read(files)
 
     def competition(self, flag: str | None = None, data: Path | None = None) -> int:
         """Codabench's number of the competition: the flag's, toolkit.toml's, RTIOD at WACV 2026.
@@ -155,6 +162,7 @@ class Workspace:
         here = [folder for folder in (self.root, self.root / "data") if _is_dataset(folder)]
         candidates = here[:1] or sorted(f for f in (self.root / "data").glob("*") if _is_dataset(f))
         if len(candidates) == 1:
+            console.detail(f"the data is {candidates[0]}")
             return candidates[0]
         raise ToolkitError(
             "cannot tell where the data is",
@@ -184,6 +192,7 @@ class Workspace:
         if path.name == name and name in ("best.pt", "last.pt"):
             newest = _newest(self.runs.glob(f"*/weights/{name}"))
             if newest is not None:
+                console.detail(f"{name} is {newest}")
                 return newest
             raise ToolkitError(
                 f"no {name}", found=f"no run with weights in {self.runs}", fix="train one: toolkit train"
@@ -241,6 +250,14 @@ class Workspace:
                 return folder
         return None
 
+    def known_data(self, path: Path, flag: Path | None = None) -> tuple[Path | None, dict[int, str]]:
+        """:meth:`data_of`, None where there is none, and the names of its classes by label, else LTDv2's."""
+        try:
+            data = self.data_of(path, flag)
+        except ToolkitError:
+            return None, vocabulary.LTDV2.classes
+        return data, vocabulary.of_data(data).classes
+
     def data_of(self, path: Path, flag: Path | None = None) -> Path:
         """The data that belongs to a weights or predictions file: the flag, its run's data, the default."""
         run = self.run_of(path)
@@ -258,6 +275,16 @@ class Workspace:
                     fix="say with --data where it lies",
                 ) from error
         return self.data_dir(flag)
+
+
+def user_settings() -> Path:
+    """The user's own ``toolkit.toml``: in ``XDG_CONFIG_HOME`` or ``~/.config``. It need not exist.
+
+    A relative ``XDG_CONFIG_HOME`` counts for nothing, as the XDG base directory specification has it.
+    """
+    named = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    home = named if named.is_absolute() else Path(os.path.expanduser("~")) / ".config"  # noqa: PTH111 - never fails
+    return home / NAME / settings.FILE
 
 
 def current() -> Workspace:

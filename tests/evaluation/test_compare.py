@@ -75,7 +75,7 @@ def test_frames_of_one_clip_are_no_independent_evidence() -> None:
 def test_a_resample_scores_like_a_dataset_with_the_clips_drawn() -> None:
     truth, found, context = synthetic(20)
     clips, clip = np.unique(context.clips, return_inverse=True)
-    month = _month_of(truth.image_ids)
+    month = _month_of(align(truth, found))
     weights = np.random.default_rng(0).integers(1, 4, (3, len(clips))).astype(np.float32)
     sampled = _bootstrap(match(align(truth, found)), clip, month, len(clips), weights)
     for n, drawn in enumerate(weights):

@@ -10,7 +10,7 @@ from submission import Detections
 from toolkit.evaluation import leverage
 from toolkit.evaluation.leverage import CAUSES, causes, cells
 from toolkit.evaluation.matching import Matches, match
-from toolkit.evaluation.scoring import Scores, align, balance, score
+from toolkit.evaluation.scoring import Scores, align, balance, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
 
 DIGITS = ("202101", "202102", "202103", "202104", "202005", "202006", "202007", "202008")
@@ -53,8 +53,8 @@ def test_each_cause_is_told_by_its_own_case_and_its_end_gives_the_whole_gain() -
     }
     assert set(cases) == set(CAUSES)
     for cause, (true, found, count) in cases.items():
-        scores, matches, ids = made(true, found)
-        told = causes(matches, ids)
+        scores, matches, _ = made(true, found)
+        told = causes(matches)
         assert {name: c.boxes for name, c in told.items() if c.boxes} == {cause: count}, cause
         # All months are alike, so the consistency is perfect and the score is mAP@0.5.
         assert scores.balanced == pytest.approx(scores.overall.map_50)
@@ -71,14 +71,14 @@ def test_without_a_cure_nothing_moves_and_the_numbers_are_the_scores() -> None:
     p = matches.problem
     now = leverage._balanced(
         matches,
-        leverage.month_masks(truth.image_ids),
+        month_masks(truth.image_ids),
         p.label,
         matches.found >= 0,
         matches.counted,
         everything,
     )
     assert now == pytest.approx((scores.overall.map_50, scores.balanced), abs=1e-6)
-    told = causes(matches, truth.image_ids)
+    told = causes(matches)
     assert all(cause.gain_50 > -1e-9 for cause in told.values())
     lost = sum(told[name].boxes for name in ("small", "hidden", "missed"))
     assert lost <= (matches.found_by < 0).sum()
@@ -89,14 +89,14 @@ def test_without_a_cure_nothing_moves_and_the_numbers_are_the_scores() -> None:
 def test_pieces_of_any_size_give_the_same_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, found, _ = synthetic()
     matches = match(align(truth, found))
-    whole = causes(matches, truth.image_ids)
+    whole = causes(matches)
     monkeypatch.setattr(leverage, "PAIRS", 7)
-    assert causes(matches, truth.image_ids) == whole
+    assert causes(matches) == whole
 
 
 def test_a_class_gains_its_part_of_the_mean() -> None:
-    scores, matches, ids = made([(BIG, 1), (OTHER, 4)], [(BIG, 0.9, 1)])
-    table = cells(scores, matches, ids)
+    scores, matches, _ = made([(BIG, 1), (OTHER, 4)], [(BIG, 0.9, 1)])
+    table = cells(scores, matches)
     assert table[4]["all"].gain == pytest.approx(0.05)
     # A class that is perfect has nothing to gain.
     assert table[1]["all"].gain == pytest.approx(0.0)
@@ -117,6 +117,6 @@ def test_a_class_that_a_month_lacks_is_marked() -> None:
         truth.image_ids, np.concatenate([[0], np.cumsum(counts)]), truth.boxes[kept], truth.labels[kept]
     )
     scores = score(without, found)
-    table = cells(scores, match(align(without, found)), truth.image_ids)
+    table = cells(scores, match(align(without, found)))
     assert (table[3]["jan"].ap_50, table[3]["jan"].gain, table[3]["jan"].boxes) == (None, None, 0)
     assert all(table[3][month].gain is not None for month in ("feb", "aug", "all"))

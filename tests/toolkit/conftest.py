@@ -15,6 +15,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that commands take for the workspace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TOOLKIT_WORKSPACE", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path.with_name(f"{tmp_path.name}-config")))
     return tmp_path
 
 

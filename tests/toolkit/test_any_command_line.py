@@ -37,7 +37,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from patches import runtime
 from patches.convolution import selftest
 from submission.validate import LABELS
-from toolkit import doctor
+from toolkit import doctor, drift
 from toolkit.benchmark import commands
 from toolkit.benchmark import data as loading
 from toolkit.dataset.prepare import prepare
@@ -66,6 +66,7 @@ ALWAYS = {
 
 MINUTES = (
     (supervisor, "supervise"),
+    (drift, "train_in_child"),
     (probe, "run"),
     (probe, "loading_seconds"),
     (commands, "_measured"),

@@ -19,10 +19,11 @@ from command import Command
 from msgspec import structs
 from ultralytics.cfg import get_cfg
 
+from toolkit import doctor
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
-from toolkit.machine import checks
+from toolkit.machine import checks, kernel
 from toolkit.machine.device import resolve_device
 from toolkit.runs import reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
@@ -41,6 +42,37 @@ def place(tmp_path: Path) -> Workspace:
     write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0)
     prepare(tmp_path / "data")
     return Workspace(tmp_path)
+
+
+def test_the_device_auto_takes_the_doctors_batch_and_workers_unless_somebody_says_others(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fitting(imgsz: int) -> dict[str, int]:
+        asked.append(imgsz)
+        return {"batch": 6, "workers": 3}
+
+    monkeypatch.setattr(doctor, "fitting", fitting)
+    planned = deciding.plan(place, Options(preset="smoke", device="auto", imgsz=96))
+    assert (planned.arguments["batch"], planned.arguments["workers"]) == (6, 3)
+    assert planned.device == resolve_device(None)
+    assert asked == [96]
+    (place.root / "toolkit.toml").write_text('device = "auto"\nworkers = 1\n')
+    planned = deciding.plan(place, Options(preset="smoke", batch=2))
+    assert (planned.arguments["batch"], planned.arguments["workers"]) == (2, 1)
+    sources = dict(deciding.layers(Options(device="auto"), place.defaults(), load_preset("smoke")))
+    assert sources["doctor"] == {"batch": 6, "workers": 3}
+
+
+def test_what_the_doctor_finds_fitting_is_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "ask", lambda timeout: doctor.Runtime(torch="2.0"))
+    doctor.fitting.cache_clear()
+    here = doctor.fitting(640)
+    doctor.fitting.cache_clear()
+    advice = doctor.diagnose(kernel.read(), doctor.Runtime(torch="2.0"), ()).recommendation
+    assert here["batch"] == int(advice.batch.value)
+    assert here["workers"] == int(advice.workers.value)
 
 
 @pytest.mark.parametrize("name", preset.presets())

@@ -16,7 +16,9 @@ import typer
 from toolkit import __version__
 from toolkit.cli import bench, border, container, dataset
 from toolkit.cli.compare import compare
+from toolkit.cli.config import config
 from toolkit.cli.doctor import doctor
+from toolkit.cli.drift import drift
 from toolkit.cli.ensemble import ensemble
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.link import link
@@ -27,7 +29,10 @@ from toolkit.cli.soup import soup
 from toolkit.cli.submissions import submissions
 from toolkit.cli.submit import submit
 from toolkit.cli.train import train
+from toolkit.errors import STATUSES
 from toolkit.quiet import keep_libraries_quiet
+
+VAL = "The same as evaluate, by Ultralytics' name.\n\nExample: [bold]toolkit val best.pt[/bold]"
 
 app = typer.Typer(
     name="toolkit",
@@ -35,6 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    epilog="\n\n".join(["Exit status:", *(f"{status}  {meaning}" for status, meaning in STATUSES.items())]),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(dataset.app, name="dataset")
@@ -43,14 +49,17 @@ app.command()(monitor)
 app.command()(runs)
 app.command()(reproduce)
 app.command()(evaluate)
+app.command("val", help=VAL)(evaluate)
 app.command()(compare)
 app.command()(predict)
 app.command()(soup)
 app.command()(link)
 app.command()(ensemble)
+app.command()(drift)
 app.command()(submit)
 app.command()(submissions)
 app.command()(doctor)
+app.command()(config)
 app.add_typer(container.app, name="container")
 app.add_typer(bench.app, name="bench")
 
@@ -69,8 +78,17 @@ def _root(
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the whole trace of an unexpected error.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings, errors and results alone.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also say which files, data and device were chosen.")
+    ] = False,
 ) -> None:
-    pass
+    from toolkit import console
+
+    if quiet and verbose:
+        raise typer.BadParameter("-q and -v contradict each other")
+    level = console.Level.QUIET if quiet else console.Level.VERBOSE if verbose else console.Level.NORMAL
+    console.speak(level)
 
 
 def _speak_as_called() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli.evaluate import EngineName, Split
-from toolkit.cli.options import number
+from toolkit.cli.options import MANY, number
 
 
 def compare(
@@ -31,7 +31,7 @@ def compare(
     """
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
-    from toolkit import console, ltdv2, workspace
+    from toolkit import console, ltdv2, vocabulary, workspace
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context
     from toolkit.evaluation.table import class_difference_table, difference_table
@@ -40,15 +40,18 @@ def compare(
     place = workspace.current()
     paths = [place.predictions(name, split.value) for name in (a, b)]
     both = [Detections.read(path) for path in paths]
+    answers = truth or place.data_of(paths[0], data) / ltdv2.ANNOTATIONS[split.value]
+    classes = vocabulary.of_data(answers.parent).classes
     for path, detections in zip(paths, both, strict=True):
-        check_values(detections, str(path))
+        check_values(detections, str(path), classes)
     for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):
         console.warn(f"{line}; scored as if nothing was found there")
-    answers = truth or place.data_of(paths[0], data) / ltdv2.ANNOTATIONS[split.value]
     true = GroundTruth.read(answers)
     for path, detections in zip(paths, both, strict=True):
         check_overlap(detections, true.image_ids, str(path), str(answers))
     context = Context.read(answers, true.image_ids)
+    if max(len(each.scores) for each in both) > MANY:
+        console.note(f"scoring {len(true):,} images twice and {resamples:,} resamples of their clips")
     result = run(true, both[0], both[1], context, engine.value, resamples, seed)
     if json:
         console.print_json(result.as_dict())

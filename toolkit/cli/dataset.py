@@ -83,7 +83,28 @@ def download(
 
 @app.command()
 def prepare(
-    folder: Folder,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="LTDv2's folder; of other data a data.yaml, a COCO file, a folder or a zip archive.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Of other data: the folder that is made; default: data/NAME.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Of other data: its months: date, day, camera, folder, name:2, meta.KEY:4, height=name:2."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Of other data: person=person,car=vehicle; default: all, as they are.")
+    ] = None,
+    val_part: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Of other data without a validation split: its share.")
+    ] = 0.2,
     drop_bad: Annotated[
         bool, typer.Option("--drop-bad", help="Drop duplicates and unknown images or categories, and go on.")
     ] = False,
@@ -92,13 +113,26 @@ def prepare(
     """Write the index that training and evaluation read. Extracts nothing, copies nothing.
 
     Example: [bold]toolkit dataset prepare data/ltdv2[/bold]
+    Example: [bold]toolkit dataset prepare x/data.yaml --by camera --classes person=person,car=vehicle[/bold]
     """
     import msgspec
 
-    from toolkit import console
+    from toolkit import console, workspace
+    from toolkit.dataset.own import writing as own
     from toolkit.dataset.prepare import prepare as prepare_index
+    from toolkit.errors import ToolkitError
     from toolkit.ltdv2 import ANNOTATIONS
 
+    if own.is_source(folder):
+        target = out or workspace.current().root / "data" / own.name_of(folder)
+        own.bring(folder, target, by=by, classes=classes, val=val_part)
+        folder = target
+    elif named := [f for f, value in {"--out": out, "--by": by, "--classes": classes}.items() if value]:
+        raise ToolkitError(
+            f"{named[0]} is for other data",
+            found=f"LTDv2's files, or nothing, in {folder}",
+            fix=f"leave {named[0]} out",
+        )
     result = prepare_index(folder, drop_bad=drop_bad)
     manifest = result.manifest
     if as_json:
@@ -106,13 +140,14 @@ def prepare(
         return
     if result.unchanged:
         console.note(f"the index in {result.folder} is up to date: nothing to do")
+    words = f"parts by {manifest.vocabulary.by}" if manifest.vocabulary.is_own else "months"
     for split, images in manifest.images.items():
         console.note(
             f"{split}: {images:,} images, {manifest.boxes[split]:,} boxes, {manifest.clips[split]:,} clips, "
-            f"{len(manifest.by_month[split])} months"
+            f"{len(manifest.by_month[split])} {words}"
         )
     for split, name in ANNOTATIONS.items():
-        if split not in manifest.images:
+        if split not in manifest.images and not manifest.vocabulary.is_own:
             console.warn(f"no {name}: the index has no {split} split")
     if manifest.unlisted_frames:
         console.note(f"{manifest.unlisted_frames:,} frames are in no annotation file (ignored)")
@@ -243,9 +278,12 @@ def stats(
 def export(
     folder: Folder,
     out: Annotated[
-        Path | None, typer.Option(help="Where the exported layout goes; default: DIR/yolo.")
+        Path | None, typer.Option(help="Where the exported layout goes; default: DIR/yolo or DIR/coco.")
     ] = None,
-    layout: Annotated[str, typer.Option("--format", help="Layout to write; yolo is the only one.")] = "yolo",
+    layout: Annotated[
+        str,
+        typer.Option("--format", help="yolo: Ultralytics' data.yaml; coco: for FiftyOne or CVAT."),
+    ] = "yolo",
     extract: Annotated[
         bool, typer.Option("--extract", help="Write frames out of frames.zip as files (links cannot).")
     ] = False,
@@ -254,18 +292,21 @@ def export(
         typer.Option(min=1, max=3, help="1: grey, as every preset trains; 3: for a model of colour images."),
     ] = 1,
 ) -> None:
-    """Write Ultralytics' images/labels/data.yaml layout, for plain `yolo train`.
+    """Write another tool's layout: Ultralytics' data.yaml, for plain `yolo train`, or COCO.
 
     Example: [bold]toolkit dataset export data/ltdv2 --format yolo --out data/yolo --extract[/bold]
     """
     from toolkit import console
-    from toolkit.dataset.export import export_yolo
+    from toolkit.dataset.export import export_coco, export_yolo
     from toolkit.dataset.index import load
     from toolkit.errors import ToolkitError
 
-    if layout != "yolo":
-        raise ToolkitError(f"no export format named {layout}", expected="yolo")
+    if layout not in ("yolo", "coco"):
+        raise ToolkitError(f"no export format named {layout}", expected="yolo or coco")
     if channels == 2:
         raise ToolkitError("no images with 2 channels", expected="1 or 3")
+    if layout == "coco":
+        console.note(f"wrote {export_coco(load(folder), out or folder / 'coco', extract=extract)}")
+        return
     written = export_yolo(load(folder), out or folder / "yolo", extract=extract, channels=channels)
     console.note(f"wrote {written}; next: yolo train data={written}")

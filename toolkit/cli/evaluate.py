@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import Agnostic, Conf, Iou, MaxDet, number
+from toolkit.cli import completion
+from toolkit.cli.options import MANY, Agnostic, Conf, Iou, MaxDet, number
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def evaluate(
         typer.Argument(
             metavar="WEIGHTS|PREDICTIONS.json",
             help="Weights to predict with (best.pt: the newest run's; a run: its best), or predictions.",
+            autocompletion=completion.predictions,
         ),
     ] = "best.pt",
     split: Annotated[Split, typer.Option(help="Split that is predicted and scored.")] = Split.val,
@@ -55,6 +57,9 @@ def evaluate(
     engine: Annotated[EngineName, typer.Option(help="Both give the same numbers.")] = EngineName.auto,
     report: Annotated[
         bool, typer.Option("--report", help="Also draw report.html: months, classes, weather, worst frames.")
+    ] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Also write matches.parquet and coco-results.json.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse missing and unknown ids instead of counting them.")
@@ -83,7 +88,7 @@ def evaluate(
     """
     from submission import Detections
     from submission.validate import check_overlap, check_values
-    from toolkit import console, ltdv2, provenance, workspace
+    from toolkit import console, ltdv2, provenance, vocabulary, workspace
     from toolkit.evaluation.scoring import score
     from toolkit.evaluation.table import month_table
     from toolkit.evaluation.truth import GroundTruth
@@ -92,15 +97,17 @@ def evaluate(
     path = place.weights(target)
     run = place.run_of(path)
     is_predictions = path.suffix == ".json"
+    known: Path | None = None
     if not is_predictions:
         from toolkit import prediction
         from toolkit.dataset import index
         from toolkit.runs import health
         from toolkit.weights import Detector
 
-        detector = Detector.read(path)  # before its data is looked for
+        known, classes = place.known_data(path, data)
+        detector = Detector.read(path, classes)  # refused before its data is
     needs_data = truth is None or not is_predictions or data is not None
-    source = place.data_of(path, data) if needs_data or run is not None else None
+    source = known or (place.data_of(path, data) if needs_data or run is not None else None)
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split.value]
     folder = out or (run or path.parent) / "evaluation"
 
@@ -113,7 +120,7 @@ def evaluate(
                 expected="a checkpoint: predictions are suppressed already",
             )
         detections = Detections.read(path)
-        check_values(detections, str(path))
+        check_values(detections, str(path), vocabulary.of_data(answers.parent).classes)
         origin = provenance.origin_of(path)
         true = GroundTruth.read(answers)
         check_overlap(detections, true.image_ids, str(path), str(answers))
@@ -140,6 +147,8 @@ def evaluate(
         predictions = folder / "predictions.json"
         detections.write(predictions)
         origin = provenance.record(predictions, split.value, path.name, provenance.sha256(path))
+    if len(detections.scores) > MANY:
+        console.note(f"scoring {len(detections.scores):,} detections in {len(true):,} images")
     scores = score(true, detections, engine=engine.value, strict=strict, source=str(path))
     scores.write(folder / "scores.json")
     if origin is not None and origin.split == split.value and truth is None:
@@ -164,8 +173,15 @@ def evaluate(
         from toolkit.report.page import report_on
 
         title = f"{run.name if run else path.stem}, split {split.value}"
+        if len(detections.scores) > MANY:
+            console.note("drawing the report")
         opened = frames or source
         console.note(str(report_on(folder, title, scores, true, detections, answers, opened, split.value)))
+    if tables:
+        from toolkit.evaluation.matched import write_tables
+
+        for written in write_tables(folder, true, detections, answers):
+            console.note(str(written))
     if run is not None and not is_predictions:
         console.note(f"next: `toolkit predict {quote(run.name)} --split test`")
 

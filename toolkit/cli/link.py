@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import require_suffix
+
 
 def link(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.json", help="Of one split.")],
@@ -29,6 +31,7 @@ def link(
     from toolkit.evaluation.sequences import LinkOptions, check_one_split
     from toolkit.evaluation.sequences import link as link_boxes
 
+    require_suffix(out, ".json")
     options = LinkOptions(iou=iou, gap=gap, share=share)
     detections = Detections.read(predictions)
     check_values(detections, str(predictions))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from toolkit.cli import completion
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -25,7 +27,11 @@ UNLIMITED = 10_000
 
 def monitor(
     run: Annotated[
-        str | None, typer.Argument(help="Name of the run; default: the one in training, else the newest.")
+        str | None,
+        typer.Argument(
+            help="Name of the run; default: the one in training, else the newest.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One look, as JSON.")] = False,
     interval: Annotated[

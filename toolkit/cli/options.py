@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -11,6 +12,7 @@ import typer
 from msgspec import Meta
 
 from toolkit import settings
+from toolkit.errors import ToolkitError
 
 IN_THE_FILE = "Options that toolkit.toml may set too"
 """Where ``--help`` shows them."""
@@ -71,6 +73,22 @@ def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
         default=default,
         annotation=Annotated[kind if kind is bool else kind | None, option],
     )
+
+
+MANY = 50_000
+"""Detections whose scoring takes seconds: it is said before it begins."""
+
+
+def require_suffix(path: Path | None, suffix: str) -> None:
+    """Refuse a file whose name says another kind than what is written: programs go by it.
+
+    Raises:
+        ToolkitError: the name ends in another suffix; without one it may stay.
+    """
+    if path is not None and path.suffix not in ("", suffix):
+        raise ToolkitError(
+            f"cannot write {path}", found=f"a name in {path.suffix}", expected=f"one in {suffix}"
+        )
 
 
 Conf = Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import Agnostic, Conf, Iou, MaxDet, number
+from toolkit.cli import completion
+from toolkit.cli.options import Agnostic, Iou, MaxDet, number, require_suffix
+
+if TYPE_CHECKING:
+    from toolkit.prediction import PredictionOptions
+    from toolkit.workspace import Workspace
 
 
 class Split(str, Enum):
@@ -19,16 +25,46 @@ class Split(str, Enum):
     test = "test"
 
 
+class Format(str, Enum):
+    """Files that the boxes of a source are written to."""
+
+    json = "json"
+    coco = "coco"
+    yolo = "yolo"
+
+
+SOURCE = (
+    "A picture, folder, glob, video, frames.zip or a folder in it (frames.zip/frames/20200514), "
+    "a camera's number, a stream."
+)
+
+
 def predict(
-    weights: Annotated[str, typer.Argument(help="A checkpoint; best.pt: the newest run's; a run: its best.")],
-    split: Annotated[Split, typer.Option(help="val is the development phase, test the testing phase.")],
-    out: Annotated[Path | None, typer.Option(help="Default: predictions-SPLIT.json in the run.")] = None,
+    weights: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint; best.pt: the newest run's; a run: its best.",
+            autocompletion=completion.weights,
+        ),
+    ],
+    source: Annotated[str | None, typer.Argument(help=SOURCE)] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Instead: val is the development phase, test the testing phase.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Default: predictions-SPLIT.json in the run; of a source, a folder predict-N there."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
     imgsz: Annotated[int | None, number("imgsz", "Default: as trained.")] = None,
     batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
-    workers: Annotated[int, number("workers", "Loader processes.")] = 4,
-    conf: Conf = 0.001,
+    workers: Annotated[int, number("workers", "Loader processes, for a split.")] = 4,
+    conf: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lowest score kept; default: 0.001, of a source 0.25.")
+    ] = None,
     iou: Iou = 0.6,
     max_det: MaxDet = 100,
     agnostic: Agnostic = False,
@@ -36,37 +72,109 @@ def predict(
         bool, typer.Option("--tta", help="Each frame at three sizes, one of them mirrored: twice the time.")
     ] = False,
     no_patches: Annotated[bool, typer.Option("--no-patches", help="PyTorch's own convolutions.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Also draw: a picture a frame, of a video a video.")
+    ] = False,
+    video: Annotated[bool, typer.Option("--video", help="Draw one video, of pictures too.")] = False,
+    format: Annotated[
+        list[Format] | None,
+        typer.Option(help="Of a source: json (default), coco (results and images), yolo (text). Repeatable."),
+    ] = None,
+    values: Annotated[
+        str,
+        typer.Option(
+            "--range", metavar="LOW:HIGH", help="Of frames with 16 bits: black and white, or percentiles."
+        ),
+    ] = "0.5%:99.5%",
+    colour: Annotated[
+        bool, typer.Option("--colour", help="Keep colours, for weights that learnt from them; else grey.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video or camera to stop after.")
+    ] = None,
 ) -> None:
-    """Predict a split and write the challenge's JSON.
+    """Predict a split and write the challenge's JSON, or predict anything and write what you need.
 
     Example: [bold]toolkit predict best.pt --split test[/bold]
+    Example: [bold]toolkit predict best.pt harbour.mp4 --save --format coco[/bold]
     """
-    from toolkit import console, prediction, provenance, workspace
-    from toolkit.runs import health
-    from toolkit.weights import Detector
+    from toolkit import prediction, workspace
+    from toolkit.errors import ToolkitError
 
     place = workspace.current()
+    if (source is None) == (split is None):
+        raise ToolkitError(
+            "it is not clear what to predict",
+            found="a source and --split" if source else "neither a source nor --split",
+            expected="one of the two: predict best.pt SOURCE, or --split val or test",
+            fix="toolkit predict --help",
+            exit_code=2,
+        )
     checkpoint = place.weights(weights)
-    detector = Detector.read(checkpoint)  # before its data is looked for
-    source = place.data_of(checkpoint, data)
     options = prediction.PredictionOptions(
         imgsz=imgsz,
         batch=batch,
         device=device,
         workers=workers,
-        conf=conf,
+        conf=conf if conf is not None else 0.001 if split else 0.25,
         iou=iou,
         max_det=max_det,
         agnostic=agnostic,
         tta=tta,
         patches=not no_patches,
-        bad_frames=health.load(place.defaults(source).health).frames_allowed(),
     )
-    detections = prediction.predict(detector, source, split.value, options)
-    run = place.run_of(checkpoint)
-    target = out or (run or place.root) / f"predictions-{split.value}.json"
+    if split is not None:
+        of_source = {
+            "--save": save,
+            "--video": video,
+            "--format": format,
+            "--colour": colour,
+            "--limit": limit,
+        }
+        _refuse_flags(of_source, "a source, not a split")
+        target = _predict_split(place, checkpoint, split, out, data, options)
+    else:
+        assert source is not None
+        _refuse_flags({"--tta": tta, "--data": data}, "a split, not a source")
+        kinds = tuple(dict.fromkeys(each.value for each in format or [Format.json]))
+        from toolkit.sources.command import Wanted, predict_to_folder
+
+        wanted = Wanted(kinds, save or video, video, values, colour, limit)
+        target = predict_to_folder(place, checkpoint, source, out, options, wanted)
+    typer.echo(target)
+
+
+def _refuse_flags(flags: Mapping[str, object], belongs: str) -> None:
+    from toolkit.errors import ToolkitError
+
+    for flag, value in flags.items():
+        if value:
+            raise ToolkitError(f"{flag} is for {belongs}", fix=f"leave {flag} out", exit_code=2)
+
+
+def _predict_split(
+    place: Workspace,
+    checkpoint: Path,
+    split: Split,
+    out: Path | None,
+    data: Path | None,
+    options: PredictionOptions,
+) -> Path:
+    from dataclasses import replace
+
+    from toolkit import console, prediction, provenance
+    from toolkit.runs import health
+    from toolkit.weights import Detector
+
+    require_suffix(out, ".json")
+    known, classes = place.known_data(checkpoint, data)
+    detector = Detector.read(checkpoint, classes)  # refused before its data is
+    frames = known or place.data_of(checkpoint, data)
+    allowed = health.load(place.defaults(frames).health).frames_allowed()
+    detections = prediction.predict(detector, frames, split.value, replace(options, bad_frames=allowed))
+    target = out or (place.run_of(checkpoint) or place.root) / f"predictions-{split.value}.json"
     detections.write(target)
     provenance.record(target, split.value, checkpoint.name, provenance.sha256(checkpoint))
     if split is Split.test:
         console.note(f"next: `toolkit submit {quote(str(target))} --zip`")
-    typer.echo(target)
+    return target

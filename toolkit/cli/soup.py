@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import number
+from toolkit.cli.options import number, require_suffix
 
 if TYPE_CHECKING:
     from toolkit.workspace import Workspace
@@ -44,6 +44,7 @@ def soup(
     from toolkit.evaluation.truth import GroundTruth
     from toolkit.runs import health
 
+    require_suffix(out, ".pt")
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
     source = place.data_of(paths[0], data)
@@ -59,7 +60,7 @@ def soup(
         found = prediction.predict(weights, source, "val", options)
         return float(score(truth, found, source=str(weights)).as_dict()[select_by.value])
 
-    made = soups.make(paths, judge, out)
+    made = soups.make(paths, judge, out, truth.vocabulary.classes)
     best = next(iter(made.alone.values()))
     console.note(
         f"{len(made.members)} of {len(paths)} checkpoints averaged: {select_by.value} {made.score:.4f} on "

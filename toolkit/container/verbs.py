@@ -124,7 +124,8 @@ def compose(
         weights, flag, split = PREDICTED
         if not given or given[0].startswith("-"):
             given.insert(0, weights)
-        if not any(one == flag or one.startswith(f"{flag}=") for one in given):
+        has_source = len(given) > 1 and not given[1].startswith("-")
+        if not has_source and not any(one == flag or one.startswith(f"{flag}=") for one in given):
             given += [flag, split]
     if name == "submit" and "--zip" not in given:
         given.append("--zip")

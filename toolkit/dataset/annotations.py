@@ -8,7 +8,7 @@ Image ids have 17 digits and stay Python and numpy integers throughout; a double
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -38,6 +38,7 @@ class _Image(msgspec.Struct, gc=False):
     height: Size
     date_captured: str | int | float | None = None
     meta: msgspec.Raw = msgspec.Raw(b"{}")
+    part: str = ""
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -68,6 +69,7 @@ class Annotations:
         widths, heights: (images,) int32, pixels.
         dates: ``date_captured`` as text, empty where the file has none.
         metas: the weather dictionary of each image as JSON text.
+        parts: the part of each image in data other than LTDv2; empty texts there.
         annotation_ids: (boxes,) int64, -1 where the file gives none.
         box_image_ids: (boxes,) int64, the image that each box belongs to.
         boxes: (boxes, 4) float64, COCO's x, y, width, height in pixels, exactly as written.
@@ -81,18 +83,23 @@ class Annotations:
     heights: npt.NDArray[np.int32]
     dates: list[str]
     metas: list[str]
+    parts: list[str]
     annotation_ids: npt.NDArray[np.int64]
     box_image_ids: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int64]
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, classes: Mapping[int, str] = LABELS) -> Annotations:
     """Read a COCO annotation file.
 
+    Args:
+        path: the file.
+        classes: label -> name, as they have to be.
+
     Raises:
-        ToolkitError: the file is missing, cut off, no JSON, no COCO file, names other categories than the
-            challenge's, or has an id that is not an integer.
+        ToolkitError: the file is missing, cut off, no JSON, no COCO file, names other categories than
+            ``classes``, or has an id that is not an integer.
     """
     try:
         with path.open("rb") as file:
@@ -107,7 +114,7 @@ def read_annotations(path: Path) -> Annotations:
             fix="download it: toolkit dataset download DIR",
         ) from error
     top = _decode(path, msgspec.json.Decoder(_File), content, "")
-    _check_categories(path, top.categories)
+    _check_categories(path, top.categories, classes)
 
     image_ids: list[int] = []
     widths: list[int] = []
@@ -115,6 +122,7 @@ def read_annotations(path: Path) -> Annotations:
     names: list[str] = []
     dates: list[str] = []
     metas: list[str] = []
+    parts: list[str] = []
     for images in _Pieces(path, top.images, _Image, "images"):
         for image in images:
             image_ids.append(image.id)
@@ -123,6 +131,7 @@ def read_annotations(path: Path) -> Annotations:
             heights.append(image.height)
             dates.append("" if image.date_captured is None else str(image.date_captured))
             metas.append(_text(path, image.meta))
+            parts.append(image.part)
 
     pieces = [_box_columns([])]
     pieces += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
@@ -135,6 +144,7 @@ def read_annotations(path: Path) -> Annotations:
         heights=np.array(heights, np.int32),
         dates=dates,
         metas=metas,
+        parts=parts,
         annotation_ids=annotation_ids,
         box_image_ids=box_image_ids,
         boxes=boxes,
@@ -254,12 +264,12 @@ def _not_readable(path: Path, found: str) -> ToolkitError:
     )
 
 
-def _check_categories(path: Path, categories: list[_Category]) -> None:
+def _check_categories(path: Path, categories: list[_Category], classes: Mapping[int, str]) -> None:
     found = {c.id: c.name for c in categories}
-    wrong = {i: name for i, name in found.items() if i in LABELS and name.lower() != LABELS[i]}
+    wrong = {i: name for i, name in found.items() if i in classes and name.lower() != classes[i].lower()}
     if wrong:
         raise ToolkitError(
             f"{path} names the categories differently",
             found=", ".join(f"{i} {name}" for i, name in wrong.items()),
-            expected=", ".join(f"{i} {name}" for i, name in LABELS.items()),
+            expected=", ".join(f"{i} {name}" for i, name in classes.items()),
         )

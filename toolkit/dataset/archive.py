@@ -95,7 +95,7 @@ class ZipFrames:
         if len(data) < start + size:
             data = self._pread(row, start + size)
         name = data[_LOCAL_HEADER : _LOCAL_HEADER + name_length]
-        if not name.endswith(frame):
+        if not name.endswith(frame.removeprefix(b"frames/")):
             raise self._moved(row, f"{name.decode(errors='replace')} at byte {offset:,}")
         body = data[start : start + size]
         if len(body) < size:

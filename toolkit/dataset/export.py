@@ -1,13 +1,14 @@
-"""LTDv2 in the layout that plain Ultralytics reads: images/, labels/ and data.yaml, with links for images."""
+"""A dataset in the layouts that others read: Ultralytics' data.yaml, and COCO; with links for images."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import yaml
 
-from submission.validate import LABELS
 from toolkit import console
 from toolkit.dataset.frames import FolderFrames, FrameError
 from toolkit.dataset.index import DatasetIndex, Split
@@ -38,6 +39,92 @@ def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, cha
         ToolkitError: the frames are in an archive and ``extract`` is false, the folder already holds an
             export of something else, or it cannot be written.
     """
+    folder = Path(folder)
+    listed = folder / "data.yaml"
+    splits = _begin(index, folder, listed, extract=extract)
+    for name in splits:
+        split, labels = index.split(name), folder / "labels" / name
+        labels.mkdir(parents=True, exist_ok=True)
+        for row, flat in _export_images(split, folder):
+            (labels / flat).with_suffix(".txt").write_text(_label_text(split, row))
+    content: dict[str, object] = {
+        "path": str(folder.resolve()),
+        **{name: f"images/{name}" for name in splits},
+        "channels": channels,
+        "names": {label - 1: name for label, name in index.manifest.vocabulary.classes.items()},
+    }
+    with replacing(listed) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    return listed
+
+
+def export_coco(index: DatasetIndex, folder: Path, *, extract: bool = False) -> Path:
+    """Write ``images/<split>/`` and ``annotations/instances_<split>.json`` below ``folder``.
+
+    Ids and boxes are those of the dataset's own files, and so are ``date_captured`` and ``meta``. An image
+    also says its ``clip`` and its ``month``, or what stands for it. FiftyOne, CVAT and pycocotools read it.
+
+    Args:
+        index: the dataset.
+        folder: where it goes.
+        extract: write files instead of links.
+
+    Returns:
+        The folder of the annotations.
+
+    Raises:
+        ToolkitError: see :func:`export_yolo`.
+    """
+    folder = Path(folder)
+    annotations = folder / "annotations"
+    for name in _begin(index, folder, annotations, extract=extract):
+        split = index.split(name)
+        named = dict(_export_images(split, folder))
+        content = _coco(split, list(named.items()))
+        with replacing(annotations / f"instances_{name}.json") as temporary:
+            temporary.write_bytes(msgspec.json.encode(content) + b"\n")
+    return annotations
+
+
+def _coco(split: Split, named: list[tuple[int, str]]) -> dict[str, object]:
+    """A COCO dataset of these rows of a split, each with the name of its image."""
+    table = split.table("image_id", "width", "height", "date", "clip", "meta").rows()
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for row, file_name in named:
+        number, width, height, date, clip, meta = table[row]
+        images.append(
+            {
+                "id": number,
+                "file_name": file_name,
+                "width": width,
+                "height": height,
+                "date_captured": date,
+                "clip": clip,
+                split.vocabulary.by: str(split.part_names[row]),
+                "meta": msgspec.Raw(meta.encode()),
+            }
+        )
+        boxes = slice(int(split.box_offsets[row]), int(split.box_offsets[row + 1]))
+        columns = split.boxes[boxes].tolist(), split.labels[boxes].tolist()
+        for (x1, y1, x2, y2), label in zip(*columns, strict=True):
+            w, h = x2 - x1, y2 - y1
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": [x1, y1, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": label, "name": name} for label, name in split.vocabulary.classes.items()]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _begin(index: DatasetIndex, folder: Path, mark: Path, *, extract: bool) -> list[str]:
+    """The splits to write. Raises ToolkitError: links cannot do, or ``folder`` is full, without ``mark``."""
     zipped = index.manifest.frames != "frames"
     if zipped and not extract:
         raise ToolkitError(
@@ -46,22 +133,9 @@ def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, cha
             fix="add --extract to write the frames as files (LTDv2: about 19 GB), "
             "or train from the archive: toolkit train",
         )
-    folder = Path(folder)
-    listed = folder / "data.yaml"
-    if folder.exists() and any(folder.iterdir()) and not listed.is_file():
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
         raise ToolkitError(f"{folder} is not empty", expected="a new folder, or an earlier export")
-    splits = [name for name in ANNOTATIONS if index.manifest.images.get(name)]
-    for name in splits:
-        _export_split(index.split(name), folder)
-    content: dict[str, object] = {
-        "path": str(folder.resolve()),
-        **{name: f"images/{name}" for name in splits},
-        "channels": channels,
-        "names": {label - 1: name for label, name in LABELS.items()},
-    }
-    with replacing(listed) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-    return listed
+    return [name for name in ANNOTATIONS if index.manifest.images.get(name)]
 
 
 def stems(index: DatasetIndex) -> dict[str, int]:
@@ -81,15 +155,14 @@ def _flat(name: str) -> str:
     return name.removeprefix("frames/").replace("/", "-")
 
 
-def _export_split(split: Split, folder: Path) -> None:
-    images, labels = folder / "images" / split.name, folder / "labels" / split.name
+def _export_images(split: Split, folder: Path) -> Iterator[tuple[int, str]]:
+    """Links, or files, of a split's frames below ``images/``; row and file name of each that is there."""
+    images = folder / "images" / split.name
     try:
         images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(parents=True, exist_ok=True)
         frames = split.frames()
         for row in console.track(range(len(split)), f"exporting {split.name}"):
-            name = frames.name(row)
-            flat = _flat(name)
+            flat = _flat(frames.name(row))
             image = images / flat
             if not isinstance(frames, FolderFrames):
                 try:
@@ -100,7 +173,7 @@ def _export_split(split: Split, folder: Path) -> None:
             else:
                 image.unlink(missing_ok=True)
                 image.symlink_to(os.path.relpath(frames.path(row).absolute(), images.resolve()))
-            (labels / flat).with_suffix(".txt").write_text(_label_text(split, row))
+            yield row, flat
     except OSError as error:
         raise ToolkitError(
             f"cannot write {folder}",

@@ -62,7 +62,8 @@ def decode_grey(name: str, data: bytes) -> npt.NDArray[np.uint8]:
     """Decode a JPEG to grey, (height, width) uint8. Bytes behind its end marker are no fault.
 
     One without the marker is refused: where other bytes follow, as the zeros of a file whose space was taken
-    before it was written, the decoder would fill what is missing and say nothing.
+    before it was written, the decoder would fill what is missing and say nothing. Data other than LTDv2 may
+    have PNG, TIFF, BMP or WebP, whose 16 bits become 8.
 
     Raises:
         FrameError: the bytes are no JPEG or a part of one, or claim more pixels than a frame can have.
@@ -70,13 +71,15 @@ def decode_grey(name: str, data: bytes) -> npt.NDArray[np.uint8]:
     import cv2  # here, because making an index decodes nothing
 
     at, height, width = _frame_header(data)
+    if data.startswith(_PNG) and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)  # of its first chunk, IHDR
     if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9", at) < 0:
         raise FrameError(name, "is cut off", f"{len(data):,} bytes without an end marker")
     if height * width > MAX_FRAME_PIXELS:
         found = f"{len(data):,} bytes that claim {width:,} x {height:,} pixels"
         raise FrameError(name, "is too large", found, f"at most {MAX_FRAME_PIXELS:,} pixels")
     image = None
-    if height * width:
+    if height * width or data.startswith(_OTHER_PICTURES):
         with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if image is None:
@@ -115,6 +118,10 @@ _WARNING = re.compile(
     rb"(?:Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS)[^\n]*\n"
 )
 
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OTHER_PICTURES = (_PNG, b"II*\0", b"MM\0*", b"BM", b"RIFF")
+"""How PNG, TIFF (two orders of bytes), BMP and WebP begin."""
 
 _SEGMENT = struct.Struct(">BHxHH")
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

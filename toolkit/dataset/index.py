@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from patches.cache import cache_folder
 from submission.errors import NO_JSON
-from toolkit import NAME, console
+from toolkit import NAME, console, vocabulary
 from toolkit.dataset.archive import Members, ZipFrames
 from toolkit.dataset.frames import (
     FolderFrames,
@@ -31,6 +31,7 @@ from toolkit.dataset.frames import (
 )
 from toolkit.errors import ToolkitError, reason
 from toolkit.ltdv2 import ANNOTATIONS, FILES
+from toolkit.vocabulary import LTDV2, Vocabulary
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,6 +54,7 @@ class Manifest(msgspec.Struct, frozen=True):
             beside the manifest names them.
         discrepancies: count of each kind; the list itself is ``discrepancies.jsonl``.
         prefixes: of a folder, what lies between the data folder and the frames' names: "" as LTDv2 has it.
+        vocabulary: names of the classes, and of the parts, whose numbers stand in the column ``month``.
     """
 
     fingerprint: str
@@ -66,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True):
     unlisted_frames: int
     discrepancies: dict[str, int]
     prefixes: tuple[str, ...] = ("",)
+    vocabulary: Vocabulary = LTDV2
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +155,7 @@ def _is_stale(data: Path, manifest: Manifest) -> bool:
     annotations = {split: data / name for split, name in ANNOTATIONS.items() if (data / name).exists()}
     if not manifest.images.keys() <= annotations.keys():
         return False
-    inputs = [*annotations.values(), data / manifest.frames]
+    inputs = [*annotations.values(), *own_files(data), data / manifest.frames]
     try:
         return all(fingerprint_of(inputs, drop_bad) != manifest.fingerprint for drop_bad in (False, True))
     except OSError:
@@ -218,6 +221,19 @@ class Split:
     def months(self) -> npt.NDArray[np.int32]:
         """(images,) int32, YYYYMM."""
         return self._numpy("month", np.int32)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Names of the classes and parts."""
+        return self.index.manifest.vocabulary
+
+    @cached_property
+    def part_names(self) -> npt.NDArray[np.str_]:
+        """(images,) the month as text, YYYYMM; of other data the name of the part."""
+        named = self.vocabulary.names_of_parts()
+        numbers, inverse = np.unique(self.months, return_inverse=True)
+        names = [named.get(number, str(number)) for number in numbers.tolist()]
+        return np.array(names, np.str_)[inverse] if names else np.empty(0, np.str_)
 
     @cached_property
     def file_names(self) -> npt.NDArray[np.bytes_]:
@@ -335,6 +351,11 @@ def folders_below(data: Path) -> list[Path]:
         for f in (data / "data", *sorted(data.glob("snapshots/*/data")), *sorted(data.glob("*/")))
         if f.is_dir()
     ]
+
+
+def own_files(data: Path) -> list[Path]:
+    """``dataset.json``, which data other than LTDv2 has."""
+    return [path for path in [data / vocabulary.FILE] if path.is_file()]
 
 
 def fingerprint_of(paths: list[Path], drop_bad: bool) -> str:

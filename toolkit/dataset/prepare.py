@@ -18,8 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from submission.validate import LABELS
-from toolkit import console
+from toolkit import console, vocabulary
 from toolkit.dataset.annotations import Annotations, read_annotations
 from toolkit.dataset.archive import count_members, leaves, read_directory
 from toolkit.dataset.discrepancies import REFUSED, Discrepancies, Discrepancy
@@ -30,6 +29,7 @@ from toolkit.dataset.index import (
     folder_below,
     folders_below,
     frame_cache,
+    own_files,
     prepared_folder,
     read_manifest,
     training_paths,
@@ -38,6 +38,7 @@ from toolkit.dataset.index import (
 from toolkit.errors import ToolkitError
 from toolkit.files import remove_abandoned, replacing, turn
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, MONTH_DIGITS, SplitName
+from toolkit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,7 +77,7 @@ def prepare(data: Path, *, drop_bad: bool = False) -> Prepared:
             else "toolkit dataset download DIR fetches LTDv2, toolkit dataset sample DIR draws a small one",
         )
     archive = _frames_of(data)
-    fingerprint = fingerprint_of([*sources.values(), archive], drop_bad)
+    fingerprint = fingerprint_of([*sources.values(), *own_files(data), archive], drop_bad)
     done, _ = _already(data, fingerprint)
     if done and not (os.access(done.folder, os.W_OK) and _older(done.folder, done.manifest)):
         return done
@@ -115,10 +116,10 @@ def _prepare(
     import polars as pl
 
     log = Discrepancies()
-    tables = []
+    tables, words = [], vocabulary.of_data(data)
     for split, path in sources.items():
         console.note(f"reading {path.name}")
-        tables.append(_table(split, read_annotations(path), log))
+        tables.append(_table(split, read_annotations(path, words.classes), log, words))
     console.note(f"reading the directory of {archive.name}")
     images, unlisted, prefixes = _locate(tables, archive, log)
     refused = {kind: n for kind, n in log.counts.items() if kind in REFUSED}
@@ -132,7 +133,7 @@ def _prepare(
             fix=f"download the files again, or drop these entries: toolkit dataset prepare {data} --drop-bad",
         )
 
-    manifest = _summary(images, fingerprint, archive.name, len(unlisted), log, prefixes)
+    manifest = _summary(images, fingerprint, archive.name, len(unlisted), log, prefixes, words)
     for name in manifest.images:
         _write_training_tables(images.filter(pl.col("split") == name), folder, manifest.index, name)
     with replacing(folder / manifest.index) as temporary:
@@ -275,7 +276,7 @@ def _frames_of(data: Path) -> Path:
     )
 
 
-def _table(split: SplitName, annotations: Annotations, log: Discrepancies) -> pl.DataFrame:
+def _table(split: SplitName, annotations: Annotations, log: Discrepancies, words: Vocabulary) -> pl.DataFrame:
     """Images of one file with their boxes as list columns; discrepancies logged, refused rows left out."""
     import polars as pl
 
@@ -305,7 +306,7 @@ def _table(split: SplitName, annotations: Annotations, log: Discrepancies) -> pl
         schema_overrides={"file_name": pl.String, "date": pl.String, "meta": pl.String},
     ).with_columns(
         pl.lit(split).alias("split"),
-        (pl.col("image_id") // MONTH_DIGITS).cast(pl.Int32).alias("month"),
+        pl.Series("month", _months(a, words), pl.Int32),
         pl.col("file_name").str.replace(r"^frames/", "").str.replace(r"/?[^/]*$", "").alias("clip"),
     )
     undated = images.filter(
@@ -314,6 +315,7 @@ def _table(split: SplitName, annotations: Annotations, log: Discrepancies) -> pl
     log.add(
         Discrepancy("image id without a month", file, frame=name, image_id=str(number))
         for name, number in undated.select("file_name", "image_id").iter_rows()
+        if not words.is_own
     )
     images = _once(images, "image_id", "duplicate image id", file, log)
     images = _once(images, "file_name", "duplicate frame", file, log)
@@ -322,7 +324,7 @@ def _table(split: SplitName, annotations: Annotations, log: Discrepancies) -> pl
     order = np.argsort(ids, kind="stable")
     at = np.searchsorted(ids, a.box_image_ids, sorter=order).clip(max=max(len(ids) - 1, 0))
     known = ids[order[at]] == a.box_image_ids if len(ids) else np.zeros(len(a.labels), bool)
-    labelled = np.isin(a.labels, list(LABELS))
+    labelled = np.isin(a.labels, list(words.classes))
 
     def report(kind: str, rows: npt.NDArray[np.bool_], detail: bool = True) -> None:
         log.add(
@@ -370,6 +372,13 @@ def _table(split: SplitName, annotations: Annotations, log: Discrepancies) -> pl
     return images.join(boxes, on="image_id", how="left", maintain_order="left").with_columns(
         pl.col(c).fill_null([]) for c in columns
     )
+
+
+def _months(annotations: Annotations, words: Vocabulary) -> npt.NDArray[np.int32]:
+    """(images,) YYYYMM of LTDv2's ids; of other data the number of each image's part, 0 for none."""
+    if words.is_own:
+        return np.array([words.parts.get(part, 0) for part in annotations.parts], np.int32)
+    return (annotations.image_ids // MONTH_DIGITS).clip(max=2**31 - 1).astype(np.int32)
 
 
 def _once(images: pl.DataFrame, column: str, kind: str, file: str, log: Discrepancies) -> pl.DataFrame:
@@ -461,6 +470,7 @@ def _summary(
     unlisted: int,
     log: Discrepancies,
     prefixes: list[str],
+    words: Vocabulary,
 ) -> Manifest:
     import polars as pl
 
@@ -471,10 +481,11 @@ def _summary(
     classes = images.select("split", "label").explode("label").drop_nulls().group_by("split", "label").len()
     by_month: dict[str, dict[str, int]] = {}
     by_class: dict[str, dict[str, int]] = {}
+    named = words.names_of_parts()
     for split, month, n in months:
-        by_month.setdefault(split, {})[str(month)] = n
+        by_month.setdefault(split, {})[named.get(month, str(month))] = n
     for split, label, n in classes.sort("label").iter_rows():
-        by_class.setdefault(split, {})[LABELS[label]] = n
+        by_class.setdefault(split, {})[words.classes[label]] = n
     counts = {row["split"]: row for row in by_split.iter_rows(named=True)}
     order = [split for split in ANNOTATIONS if split in counts]
     return Manifest(
@@ -489,4 +500,5 @@ def _summary(
         unlisted_frames=unlisted,
         discrepancies=dict(sorted(log.counts.items())),
         prefixes=tuple(prefixes),
+        vocabulary=words,
     )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from submission.validate import LABELS
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.ltdv2 import ANNOTATIONS
 
@@ -72,21 +71,22 @@ def _describe(split: Split) -> SplitStats:
     import polars as pl
 
     hour = pl.col("date").str.extract(r"[T ](\d\d):", 1)
-    images = split.table("month", "date", "clip").with_columns(hour.alias("hour"))
+    month = pl.Series("month", split.part_names)
+    images = split.table("date", "clip").with_columns(hour.alias("hour"), month)
     counts = np.diff(split.box_offsets)
     widths, heights = (split.boxes[:, 2:] - split.boxes[:, :2]).T
     place = np.searchsorted(list(SIZES.values()), np.maximum(widths * heights, 0), side="right") - 1
     boxes = pl.DataFrame(
         {
-            "class": np.array(["", *LABELS.values()])[split.labels],
-            "month": np.repeat(split.months, counts),
+            "class": np.array([split.vocabulary.classes.get(k, "") for k in range(256)])[split.labels],
+            "month": np.repeat(split.part_names, counts),
             "size": np.array(list(SIZES))[place],
             "hour": images["hour"].gather(np.repeat(np.arange(len(split)), counts)),
         },
-        schema_overrides={"class": pl.String, "size": pl.String},
+        schema_overrides={"class": pl.String, "month": pl.String, "size": pl.String},
     )
-    meta = split.meta()
-    months = np.unique(split.months).tolist() if meta.width else []
+    meta, names = split.meta(), list(split.vocabulary.classes.values())
+    months = np.unique(split.part_names).tolist() if meta.width else []
     return SplitStats(
         images=len(split),
         clips=images["clip"].n_unique(),
@@ -94,11 +94,11 @@ def _describe(split: Split) -> SplitStats:
         images_by_month=_counts(images, "month"),
         images_by_hour=_counts(images, "hour"),
         clips_by_month=_clips(images),
-        boxes_by_class_and_month=_cross(boxes, "month"),
-        boxes_by_class_and_size=_cross(boxes, "size"),
-        boxes_by_class_and_hour=_cross(boxes, "hour"),
+        boxes_by_class_and_month=_cross(boxes, "month", names),
+        boxes_by_class_and_size=_cross(boxes, "size", names),
+        boxes_by_class_and_hour=_cross(boxes, "hour", names),
         weather=_weather(meta),
-        weather_by_month={str(m): _weather(meta.filter(pl.Series(split.months == m))) for m in months},
+        weather_by_month={m: _weather(meta.filter(pl.Series(split.part_names == m))) for m in months},
     )
 
 
@@ -106,8 +106,8 @@ def _counts(table: pl.DataFrame, column: str) -> dict[str, int]:
     return {str(k): n for k, n in table.drop_nulls(column).group_by(column).len().sort(column).iter_rows()}
 
 
-def _cross(boxes: pl.DataFrame, column: str) -> Counts:
-    found: Counts = {name: {} for name in LABELS.values()}
+def _cross(boxes: pl.DataFrame, column: str, names: list[str]) -> Counts:
+    found: Counts = {name: {} for name in names}
     for kind, key, n in boxes.drop_nulls(column).group_by("class", column).len().sort(column).iter_rows():
         found[kind][str(key)] = n
     return found

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from toolkit import ltdv2
 from toolkit.errors import ToolkitError
+from toolkit.vocabulary import LTDV2, Vocabulary
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import Split
@@ -35,13 +36,13 @@ class Subset(msgspec.Struct, frozen=True):
     part: float = 1.0
 
     @classmethod
-    def parse(cls, months: str | None = None, part: str | None = None) -> Subset:
-        """From what a person writes: ``feb,mar`` and ``10%``.
+    def parse(cls, months: str | None = None, part: str | None = None, words: Vocabulary = LTDV2) -> Subset:
+        """From what a person writes: ``feb,mar`` and ``10%``; of other data the names of its parts.
 
         Raises:
             ToolkitError: a name that is no month, or a part outside (0, 1].
         """
-        chosen = parse_months(months) if months is not None else ()
+        chosen = parse_months(months, words) if months is not None else ()
         return cls(tuple(sorted(set(chosen))), parse_part(part) if part is not None else 1.0)
 
     @property
@@ -51,7 +52,7 @@ class Subset(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         names = {number: name for name, number in MONTHS.items()}
-        months = ", ".join(names[month] for month in self.months) or "all months"
+        months = ", ".join(names.get(month, f"part {month}") for month in self.months) or "all months"
         return months if self.part == 1 else f"{months}, {100 * self.part:.3g} % in whole clips"
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
@@ -59,12 +60,14 @@ class Subset(msgspec.Struct, frozen=True):
         return np.arange(len(split)) if self.is_all else select(split, months=self.months, part=self.part)
 
 
-def parse_months(text: str) -> list[int]:
-    """Months from a list such as ``feb`` or ``jan,mar,202007``, as YYYYMM.
+def parse_months(text: str, words: Vocabulary = LTDV2) -> list[int]:
+    """Months from a list such as ``feb`` or ``jan,mar,202007``, as YYYYMM; of other data its parts' numbers.
 
     Raises:
-        ToolkitError: a name that is no month of LTDv2.
+        ToolkitError: a name that is no month of LTDv2, or no part of the data.
     """
+    if words.is_own:
+        return [_part(word.strip(), words) for word in text.split(",")]
     found = []
     for word in text.lower().replace(" ", "").split(","):
         month = MONTHS.get(word, int(word) if word.isdigit() else 0)
@@ -72,6 +75,12 @@ def parse_months(text: str) -> list[int]:
             raise ToolkitError(f"no month named {word!r}", expected=", ".join(MONTHS))
         found.append(month)
     return found
+
+
+def _part(name: str, words: Vocabulary) -> int:
+    if name not in words.parts:
+        raise ToolkitError(f"no {words.by} named {name!r}", expected=", ".join(words.parts))
+    return words.parts[name]
 
 
 def parse_part(text: str) -> float:

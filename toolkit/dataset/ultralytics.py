@@ -23,7 +23,6 @@ import torch
 from ultralytics.data.augment import Compose, Format, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
-from submission.validate import LABELS
 from toolkit import console
 from toolkit.dataset.cache import choose, open_cache
 from toolkit.dataset.frames import FrameError, Frames
@@ -67,12 +66,13 @@ def data_dictionary(index: DatasetIndex, channels: int, views: Views = PLAIN) ->
         raise ToolkitError(
             f"no images with {channels} channels", expected="1 or 3" if views.is_plain else str(views)
         )
+    classes = index.manifest.vocabulary.classes
     splits = {name: name for name in ("train", "val", "test") if index.manifest.images.get(name)}
     return {
         "path": index.data,
         **splits,
-        "nc": len(LABELS),
-        "names": {label - 1: name for label, name in LABELS.items()},
+        "nc": len(classes),
+        "names": {label - 1: name for label, name in classes.items()},
         "channels": channels,
         "views": views,
     }
@@ -235,14 +235,14 @@ class LTDv2Dataset(YOLODataset):
         return self.order.size
 
     def class_counts(self) -> Array:
-        """(4,) int64, boxes of each class in the chosen images, without a walk over ``labels``."""
+        """(classes,) int64, boxes of each class in the chosen images, without a walk over ``labels``."""
         tables = self.split.training
         chosen = np.zeros(len(tables.images), bool)
         chosen[self._rows] = True
         kinds = tables.boxes["label"][np.repeat(chosen, tables.images["boxes"])] - 1
         if self.classes is not None:
             kinds = kinds[np.isin(kinds, self.classes)]
-        return np.bincount(kinds * (not self.single_cls), minlength=len(LABELS))
+        return np.bincount(kinds * (not self.single_cls), minlength=len(self.data["names"]))
 
     def update_labels(self, include_class: list[int] | None) -> None:
         """Keep the boxes of these classes only."""

@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from submission import Detections
-from submission.validate import LABELS
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
-from toolkit.evaluation.engines import RECALL_THRESHOLDS, Engine
+from toolkit.evaluation.engines import RECALL_THRESHOLDS, Engine, Problem
 from toolkit.evaluation.matching import Matches, match
-from toolkit.evaluation.scoring import Scores, align, is_number, month_masks, score
+from toolkit.evaluation.scoring import Scores, align, is_number, score
 from toolkit.evaluation.truth import GroundTruth
-from toolkit.ltdv2 import MONTHS
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -69,12 +67,14 @@ class Comparison:
         classes: (month or "all") -> label -> AP@0.5 of A and of B, without interval.
         clips: number of clips that were resampled.
         resamples: number of resamples.
+        names: label -> name of the class.
     """
 
     differences: Mapping[str, Difference]
     classes: Mapping[str, Mapping[int, Difference]]
     clips: int
     resamples: int
+    names: Mapping[int, str]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: null where a number is not decided."""
@@ -89,7 +89,7 @@ class Comparison:
         return {
             "differences": {name: plain(d) for name, d in self.differences.items()},
             "classes": {
-                month: {LABELS[label]: plain(d) for label, d in row.items()}
+                month: {self.names[label]: plain(d) for label, d in row.items()}
                 for month, row in self.classes.items()
             },
             "clips": self.clips,
@@ -123,10 +123,11 @@ def compare(
     if len(clips) < 2:
         raise ToolkitError("one clip is no sample", found=f"{len(clips)} clip", expected="at least two")
     scores = score(truth, a, engine), score(truth, b, engine)
-    month = _month_of(truth.image_ids)
+    aligned = [align(truth, d) for d in (a, b)]
+    month = _month_of(aligned[0])
     weights = _resample(clip, month, len(clips), resamples, np.random.default_rng(seed))
     weights = np.vstack([np.ones_like(weights[:1]), weights])
-    sampled = [_bootstrap(match(align(truth, d)), clip, month, len(clips), weights) for d in (a, b)]
+    sampled = [_bootstrap(match(each), clip, month, len(clips), weights) for each in aligned]
     exact = [_values(s) for s in scores]
     differences = {
         name: _difference(exact[0][name], exact[1][name], sampled[0].get(name), sampled[1].get(name))
@@ -136,11 +137,43 @@ def compare(
     classes = {
         name: {
             label: Difference(*((s[name].map_50_per_class or {}).get(label, -1.0) for s in sets))
-            for label in LABELS
+            for label in scores[0].classes
         }
         for name in sets[0]
     }
-    return Comparison(differences, classes, len(clips), resamples)
+    return Comparison(differences, classes, len(clips), resamples, scores[0].classes)
+
+
+def intervals(
+    truth: GroundTruth,
+    found: Detections,
+    context: Context,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    engine: Engine = "auto",
+) -> dict[str, tuple[float, float]]:
+    """The interval of every value of :class:`Comparison` for one set of predictions, by resampled clips.
+
+    Values that are not decided have none. Arguments and errors are those of :func:`compare`.
+    """
+    clips, clip = np.unique(context.clips, return_inverse=True)
+    if len(clips) < 2:
+        raise ToolkitError("one clip is no sample", found=f"{len(clips)} clip", expected="at least two")
+    aligned = align(truth, found)
+    month = _month_of(aligned)
+    weights = _resample(clip, month, len(clips), resamples, np.random.default_rng(seed))
+    weights = np.vstack([np.ones_like(weights[:1]), weights])
+    sampled = _bootstrap(match(aligned), clip, month, len(clips), weights)
+    between = {}
+    for name, value in _values(score(truth, found, engine)).items():
+        drawn = sampled.get(name, np.full(1, np.nan))
+        drawn = drawn[1:] + (value - drawn[0])  # as for a difference: what binning alone does is taken out
+        drawn = drawn[np.isfinite(drawn)]
+        if is_number(value) and len(drawn):
+            tail = 50 * (1 - CONFIDENCE)
+            low, high = np.percentile(drawn, [tail, 100 - tail]).tolist()
+            between[name] = low, high
+    return between
 
 
 def _values(scores: Scores) -> dict[str, float]:
@@ -151,7 +184,7 @@ def _values(scores: Scores) -> dict[str, float]:
     }
     values |= {f"{name}_map_50": summary.map_50 for name, summary in scores.months.items()}
     per_class = scores.overall.map_50_per_class or {}
-    return values | {f"{name}_map_50": per_class.get(label, -1.0) for label, name in LABELS.items()}
+    return values | {f"{name}_map_50": per_class.get(label, -1.0) for label, name in scores.classes.items()}
 
 
 def _difference(
@@ -171,10 +204,10 @@ def _difference(
     return Difference(a, b, low, high, wins)
 
 
-def _month_of(image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(images,) number of each image's month in the order of :data:`MONTHS`, -1 for none."""
-    month = np.full(len(image_ids), -1, np.int64)
-    for number, mask in enumerate(month_masks(image_ids).values()):
+def _month_of(problem: Problem) -> npt.NDArray[np.int64]:
+    """(images,) number of each image's month in the order of ``problem.months``, -1 for none."""
+    month = np.full(problem.images, -1, np.int64)
+    for number, mask in enumerate(problem.months.values()):
         month[mask] = number
     return month
 
@@ -208,10 +241,10 @@ def _bootstrap(
     p = matches.problem
     home = np.full(clips, -1, np.int64)
     home[clip] = month
-    names, none = list(MONTHS), np.empty(0)
+    names, none = list(p.months), np.empty(0)
     by_set: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in ["global", *names]}
     result: dict[str, npt.NDArray[np.float64]] = {}
-    for label, name in LABELS.items():
+    for label, name in p.classes.items():
         rows = matches.counted & (p.label == label)
         hits = (matches.found >= 0) & rows
         levels = np.unique(np.quantile(p.scores[hits], np.linspace(0, 1, SCORE_BINS))) if hits.any() else none
@@ -233,7 +266,7 @@ def _bootstrap(
         means = {where: _nanmean(np.array(values)) for where, values in by_set.items()}
         monthly = np.array([means[m] for m in names])
         monthly = monthly[np.isfinite(monthly).any(axis=1)]
-        if len(monthly) == len(names):
+        if len(monthly) == len(names) > 1:
             result["global_map_con"] = np.std(monthly, axis=0, ddof=1) / np.mean(monthly, axis=0)
             result["global_map_bal"] = (1 - result["global_map_con"]) * means["global"]
     result["global_map_50"] = means["global"]

@@ -81,6 +81,8 @@ def _number(value: Any) -> float:
 
 
 def _hour(date: Any) -> float:
+    if ":" not in str(date):  # a day alone
+        return math.nan
     try:
         taken = datetime.fromisoformat(str(date).strip().removesuffix("Z"))
     except ValueError:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from submission.validate import LABELS
 from toolkit.errors import ToolkitError
 
 Engine = Literal["auto", "pycocotools", "hotcoco"]
@@ -49,6 +50,8 @@ class Problem:
         image, label: (d,) int64, ascending images.
         boxes: (d, 4) float64, x, y, width, height.
         scores: (d,) float64.
+        months: month -> (images,) bool, the images that belong to it; of other data its parts.
+        classes: label -> name.
     """
 
     images: int
@@ -60,6 +63,8 @@ class Problem:
     label: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
+    months: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    classes: Mapping[int, str] = field(default_factory=lambda: LABELS)
 
 
 @dataclass(frozen=True, eq=False)

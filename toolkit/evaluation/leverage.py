@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from submission.detections import spans
 from toolkit.evaluation.matching import IOU, Curve, Matches, box_iou
-from toolkit.evaluation.scoring import Scores, balance, is_number, month_masks
-from toolkit.ltdv2 import MONTHS
+from toolkit.evaluation.scoring import Scores, balance, is_number
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -78,18 +77,19 @@ class Cause:
     gain_50: float
 
 
-def cells(scores: Scores, matches: Matches, image_ids: Ints) -> dict[int, dict[str, Cell]]:
+def cells(scores: Scores, matches: Matches) -> dict[int, dict[str, Cell]]:
     """Label -> month, and ``all`` -> what a better class would give.
 
     A class that is better in one month alone lifts the overall AP by the month's part of the class's boxes.
     """
-    masks, p = month_masks(image_ids), matches.problem
+    p = matches.problem
+    masks = p.months
     table: dict[int, dict[str, Cell]] = {}
     for label in sorted((scores.overall.map_50_per_class or {}).keys()):
         of_class = p.truth_label == label
-        counts = {m: int((of_class & masks[m][p.truth_image]).sum()) for m in MONTHS}
-        row = {month: _cell(scores, label, (month,), counts) for month in MONTHS}
-        row["all"] = _cell(scores, label, tuple(MONTHS), counts, int(of_class.sum()))
+        counts = {m: int((of_class & masks[m][p.truth_image]).sum()) for m in masks}
+        row = {month: _cell(scores, label, (month,), counts) for month in masks}
+        row["all"] = _cell(scores, label, tuple(masks), counts, int(of_class.sum()))
         table[label] = row
     return table
 
@@ -121,14 +121,14 @@ def _classes(aps: Mapping[int, float] | None) -> int:
     return sum(is_number(ap) for ap in (aps or {}).values())
 
 
-def causes(matches: Matches, image_ids: Ints) -> dict[str, Cause]:
+def causes(matches: Matches) -> dict[str, Cause]:
     """Each cause of :data:`CAUSES` -> what it costs, the dearest first.
 
     A box of another class or badly placed would find its object, unless a better one does; what else is wrong
     would not be there. An object that nothing points at has no score to be found with: it leaves the count.
     """
     errors = _Errors.of(matches)
-    p, masks = matches.problem, month_masks(image_ids)
+    p, masks = matches.problem, matches.problem.months
     hits = matches.found >= 0
     everything = np.ones(len(p.truth_label), np.bool_)
     now_50, now = _balanced(matches, masks, p.label, hits, matches.counted, everything)

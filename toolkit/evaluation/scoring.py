@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from toolkit.evaluation.engines import IOU_THRESHOLDS, Curves, Engine, Problem, 
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
 from toolkit.ltdv2 import MONTHS
+from toolkit.vocabulary import LTDV2
 
 ABSENT = -1.0
 """The value of a metric that nothing in the truth can decide, in pycocotools and here."""
@@ -68,6 +69,8 @@ class Scores:
         engine: the evaluator that computed it.
         missing: images of the truth that the predictions do not have (scored as empty).
         ignored: images of the predictions that the truth does not have.
+        classes: label -> name.
+        by: what the months are; another word for the parts of other data than LTDv2.
     """
 
     overall: Summary
@@ -77,6 +80,13 @@ class Scores:
     engine: str
     missing: int
     ignored: int
+    classes: Mapping[int, str] = field(default_factory=lambda: LTDV2.classes)
+    by: str = LTDV2.by
+
+    @property
+    def part(self) -> str:
+        """What a sentence calls one of ``months``."""
+        return "month" if self.by == LTDV2.by else "part"
 
     def as_dict(self) -> dict[str, Any]:
         """The organisers' keys, and ``toolkit`` with what is needed to read them."""
@@ -97,6 +107,8 @@ class Scores:
             "missing_ids": self.missing,
             "ignored_ids": self.ignored,
         }
+        if self.by != LTDV2.by or self.classes != LTDV2.classes:
+            values["toolkit"] |= {"by": self.by, "classes": {str(k): v for k, v in self.classes.items()}}
         return values
 
     def write(self, path: Path) -> None:
@@ -137,21 +149,23 @@ def score(
     missing = int((~np.isin(truth.image_ids, predictions.image_ids)).sum())
     ignored = int((~np.isin(predictions.image_ids, truth.image_ids)).sum())
     problem = align(truth, predictions)
-    months = month_masks(truth.image_ids)
-    present = {name: np.flatnonzero(mask) for name, mask in months.items() if mask.any()}
+    present = {name: np.flatnonzero(mask) for name, mask in problem.months.items() if mask.any()}
     subsets = [np.arange(len(truth)), *present.values()]
     curves = accumulate(problem, subsets, chosen)
     summaries = map(_summary, repeat(problem), subsets, curves)
     overall = next(summaries)
     by_month = dict(zip(present, summaries, strict=True))
-    all_months = {name: by_month.get(name, _NOTHING) for name in MONTHS}
+    all_months = {name: by_month.get(name, _NOTHING) for name in problem.months}
     consistency, balanced = balance(overall.map_50, [s.map_50 for s in all_months.values()])
-    return Scores(overall, all_months, consistency, balanced, chosen, missing, ignored)
+    words = problem.classes, truth.vocabulary.by
+    return Scores(overall, all_months, consistency, balanced, chosen, missing, ignored, *words)
 
 
 def balance(map_50: float, monthly_map_50: list[float]) -> tuple[float, float]:
     """The coefficient of variation of the months (ddof = 1), and (1 - it) x the overall mAP@0.5."""
     months = np.array(monthly_map_50)
+    if len(months) < 2:  # of other data, that has one part
+        return math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         consistency = float(np.std(months, ddof=1) / np.mean(months))
     return consistency, (1 - consistency) * map_50
@@ -161,6 +175,13 @@ def month_masks(image_ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bo
     """For each month the images that belong to it: its six digits occur in the id's first eight."""
     heads = image_ids.astype("U8")
     return {name: np.char.find(heads, digits) >= 0 for name, digits in MONTHS.items()}
+
+
+def months_of(truth: GroundTruth) -> dict[str, npt.NDArray[np.bool_]]:
+    """:func:`month_masks` of LTDv2; for each part of other data the images that belong to it."""
+    if truth.parts is None:
+        return month_masks(truth.image_ids)
+    return {name: truth.parts == number for name, number in truth.vocabulary.parts.items()}
 
 
 _NOTHING = Summary(0, ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, None, None)
@@ -180,6 +201,8 @@ def align(truth: GroundTruth, predictions: Detections) -> Problem:
         label=found.labels,
         boxes=_float32_xywh(found.boxes),
         scores=found.scores.astype(np.float32).astype(np.float64),
+        months=months_of(truth),
+        classes=truth.vocabulary.classes,
     )
 
 

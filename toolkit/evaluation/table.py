@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from rich import box
 from rich.table import Table
 
-from submission.validate import LABELS
 from toolkit.evaluation.compare import Comparison
 from toolkit.evaluation.scoring import Scores, Summary, is_number
 
@@ -23,20 +23,20 @@ def month_table(scores: Scores) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # eighty columns hold it
     )
-    table.add_column("month")
-    for name in ("images", "mAP", "mAP@.5", "mAP@.75", *LABELS.values()):
+    table.add_column(scores.by)
+    for name in ("images", "mAP", "mAP@.5", "mAP@.75", *scores.classes.values()):
         table.add_column(name, justify="right")
     for name, summary in scores.months.items():
-        table.add_row(name, *_cells(summary))
+        table.add_row(name, *_cells(summary, scores.classes))
     table.add_section()
-    table.add_row("all", *_cells(scores.overall), style="bold")
+    table.add_row("all", *_cells(scores.overall, scores.classes), style="bold")
     return table
 
 
-def _cells(summary: Summary) -> list[str]:
+def _cells(summary: Summary, classes: Iterable[int]) -> list[str]:
     per_class = summary.map_50_per_class or {}
     values = [summary.map, summary.map_50, summary.map_75]
-    values += [per_class.get(label, -1.0) for label in LABELS]
+    values += [per_class.get(label, -1.0) for label in classes]
     return [f"{summary.images:,}", *(_show(value) for value in values)]
 
 
@@ -58,12 +58,13 @@ def difference_table(result: Comparison, a: str, b: str) -> Table:
     table.add_column("")
     for name in ("A", "B", "B - A", "low", "high", "B above A"):
         table.add_column(name, justify="right")
+    last_month = f"{[name for name in result.classes if name != 'all'][-1]}_map_50"
     for name, d in result.differences.items():
         wins = f"{d.wins:.0%}" if is_number(d.wins) else "-"
         mark = " *" if d.certain else ""
         values = [_show(d.a, 4), _show(d.b, 4), _signed(d.change), _signed(d.low), _signed(d.high), wins]
         table.add_row(name + mark, *values, style="bold" if name == "global_map_bal" else None)
-        if name in ("global_map_con", "aug_map_50"):
+        if name in ("global_map_con", last_month):
             table.add_section()
     return table
 
@@ -72,10 +73,10 @@ def class_difference_table(result: Comparison) -> Table:
     """AP@0.5 of B and its difference from A, class by month."""
     table = Table(title="AP@.5 of B (B - A)", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("month")
-    for name in LABELS.values():
+    for name in result.names.values():
         table.add_column(name, justify="right")
     for month, row in result.classes.items():
-        cells = [f"{_show(row[label].b)} ({_signed(row[label].change, 3)})" for label in LABELS]
+        cells = [f"{_show(row[label].b)} ({_signed(row[label].change, 3)})" for label in result.names]
         table.add_row(month, *cells, style="bold" if month == "all" else None)
     return table
 

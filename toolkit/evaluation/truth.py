@@ -13,6 +13,7 @@ import numpy.typing as npt
 from submission.detections import locate, parse_ids, read_bytes, refuse_repeated_keys, to_offsets
 from submission.errors import NO_JSON, SubmissionError
 from toolkit.errors import ToolkitError
+from toolkit.vocabulary import LTDV2, Vocabulary, of_data
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -23,6 +24,7 @@ class _Entry(msgspec.Struct, gc=False):
 
 class _Image(msgspec.Struct, gc=False):
     id: int
+    part: str = ""
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -48,12 +50,17 @@ class GroundTruth:
         offsets: (images + 1,) int64; image ``i`` owns rows ``offsets[i]:offsets[i + 1]``.
         boxes: (n, 4) float64, corners x1, y1, x2, y2 in absolute pixels.
         labels: (n,) int64, 0 to 255 (the evaluator keeps them in a byte).
+        vocabulary: names of the classes, and of the parts that the consistency is taken over.
+        parts: (images,) int64, the number that each image's part has in the vocabulary; None for LTDv2, whose
+            ids say the month.
     """
 
     image_ids: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int64]
+    vocabulary: Vocabulary = LTDV2
+    parts: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.boxes).all():
@@ -69,7 +76,7 @@ class GroundTruth:
             raise ToolkitError(
                 "the truth has an unknown label",
                 found=f"{self.labels[row]} in image {self.image_ids[self._owner(row)]}",
-                expected="1 to 4",
+                expected=", ".join(f"{k} {name}" for k, name in self.vocabulary.classes.items()),
             )
 
     def _owner(self, row: int) -> int:
@@ -158,7 +165,11 @@ def _from_coco(coco: _Coco, path: Path) -> GroundTruth:
     corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
     labels = np.fromiter((a.category_id for a in coco.annotations), np.int64, n)
     counts = np.bincount(image, minlength=len(ids))
-    return GroundTruth(ids, to_offsets(counts), corners[order], labels[order])
+    vocabulary = of_data(path.parent)
+    parts = None
+    if vocabulary.is_own:
+        parts = np.array([vocabulary.parts.get(image.part, -1) for image in coco.images], np.int64)
+    return GroundTruth(ids, to_offsets(counts), corners[order], labels[order], vocabulary, parts)
 
 
 __all__ = ["GroundTruth", "SubmissionError"]

@@ -13,6 +13,7 @@ import torch
 
 import patches
 import patches.ultralytics
+from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.machine import checks, kernel
 from toolkit.machine.cards import default_number
@@ -25,13 +26,25 @@ for _handler in LOGGER.handlers:
         _handler.setStream(sys.stdout)
 
 
+AUTO = "auto"
+"""The device that is taken without a flag; of a training also the batch and the workers that fit it."""
+
+
 def resolve_device(flag: str | None) -> str:
-    """The device in Ultralytics' words: ``cpu``, ``0``, ``0,1``; without a flag the GPU that `toolkit doctor`
-    recommends, else the CPU.
+    """The device in Ultralytics' words: ``cpu``, ``0``, ``0,1``; without a flag or with ``auto`` the GPU
+    that `toolkit doctor` recommends, else the CPU.
 
     Raises:
         ToolkitError: the flag names a GPU that is not there.
     """
+    if flag == AUTO:
+        flag = None
+    device = _choose(flag)
+    console.detail(f"device {device}" + ("" if flag else ", chosen by the toolkit"))
+    return device
+
+
+def _choose(flag: str | None) -> str:
     gpus = torch.cuda.device_count()
     if not flag and not gpus:
         return "cpu"

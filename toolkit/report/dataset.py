@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from submission.validate import LABELS
 from toolkit.dataset.frames import FrameError
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.stats import SIZES, ClipRange, SplitStats, WeatherRange
@@ -36,9 +35,9 @@ def sheet(split: Split) -> npt.NDArray[np.uint8]:
     Every second one shows its boxes. Frames are spread over the month's clips; one that does not decode
     leaves its place black.
     """
-    frames, rows = split.frames(), [_legend()]
-    for month in np.unique(split.months):
-        of_month = np.flatnonzero(split.months == month)
+    frames, rows = split.frames(), [_legend(split.vocabulary.classes)]
+    for month in np.unique(split.part_names):
+        of_month = np.flatnonzero(split.part_names == month)
         chosen = of_month[np.linspace(0, len(of_month) - 1, COLUMNS).astype(int)]
         cells = []
         for place, row in enumerate(chosen.tolist()):
@@ -56,11 +55,11 @@ def sheet(split: Split) -> npt.NDArray[np.uint8]:
     return np.vstack(rows)
 
 
-def _legend() -> Any:
+def _legend(classes: Mapping[int, str]) -> Any:
     strip = np.zeros((28, COLUMNS * 256, 3), np.uint8)
-    for place, (label, name) in enumerate(LABELS.items()):
+    for place, (label, name) in enumerate(classes.items()):
         x = 12 + 140 * place
-        cv2.rectangle(strip, (x, 8), (x + 16, 20), COLOURS[label], 2)
+        cv2.rectangle(strip, (x, 8), (x + 16, 20), COLOURS[(label - 1) % len(COLOURS) + 1], 2)
         cv2.putText(strip, name, (x + 24, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1, cv2.LINE_AA)
     return strip
 
@@ -69,7 +68,7 @@ def _draw_boxes(image: Any, split: Split, row: int) -> None:
     boxes = slice(int(split.box_offsets[row]), int(split.box_offsets[row + 1]))
     for box, label in zip(split.boxes[boxes].round().astype(int), split.labels[boxes], strict=True):
         x1, y1, x2, y2 = box.tolist()
-        cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[int(label)], 1)
+        cv2.rectangle(image, (x1, y1), (x2, y2), COLOURS[(int(label) - 1) % len(COLOURS) + 1], 1)
 
 
 def write_report(index: DatasetIndex, stats: dict[str, SplitStats], folder: Path) -> Path:

@@ -18,10 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from submission.validate import LABELS
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.matching import Curve, Matches
-from toolkit.evaluation.scoring import Scores, is_number, month_masks
+from toolkit.evaluation.scoring import Scores, is_number
 from toolkit.ltdv2 import MONTHS
 
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e7eb"
@@ -40,6 +39,12 @@ CLASS_STYLE = {
     4: (GREEN, "-.", "D", "xx"),
 }
 """Label -> colour, line style, marker, hatch."""
+
+
+def class_style(label: int) -> tuple[str, str, str, str]:
+    """That of :data:`CLASS_STYLE`; beyond the fourth class they begin again."""
+    return CLASS_STYLE[(label - 1) % len(CLASS_STYLE) + 1]
+
 
 YEARS = {name: digits[:4] for name, digits in MONTHS.items()}
 SIZES = (0, 12, 20, 32, 48, 96, np.inf)
@@ -116,8 +121,8 @@ def months(data: Evaluated) -> Picture:
     scores = data.scores
     figure, axes = _canvas(8.6, 3.9)
     shown = {name: s.map_50 for name, s in scores.months.items() if s.images}
-    x = np.arange(len(MONTHS))
-    known = np.array([shown.get(name, np.nan) for name in MONTHS])
+    x = np.arange(len(scores.months))
+    known = np.array([shown.get(name, np.nan) for name in scores.months])
     decided = [v for v in shown.values() if is_number(v)]
     bars = axes.bar(x, np.nan_to_num(known.clip(min=0)), width=0.62, color=BLUE, zorder=3)
     for bar, value in zip(bars, known.tolist(), strict=True):
@@ -146,14 +151,15 @@ def months(data: Evaluated) -> Picture:
             color=VERMILION,
             fontsize=9,
         )
-    axes.set_xticks(x, [f"{name.capitalize()}\n{YEARS[name]}" for name in MONTHS])
+    dated = {name: f"{name.capitalize()}\n{year}" for name, year in YEARS.items()}
+    axes.set_xticks(x, [dated.get(name, name) for name in scores.months])
     axes.set_ylim(0, max([*decided, 0.1]) * 1.12)
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1])
     axes.set_ylabel("mAP@0.5")
     return Picture(
         "months",
-        "mAP@0.5 by month",
-        "Line and band: mean of the months and one sample standard deviation. Band over line is the "
+        f"mAP@0.5 by {scores.by}",
+        "Line and band: their mean and one sample standard deviation. Band over line is the "
         "coefficient of variation that the ranking subtracts.",
         figure,
     )
@@ -163,12 +169,12 @@ def classes(data: Evaluated) -> Picture:
     """Heat map of AP@0.5, class by month."""
     p = data.matches.problem
     sets = {**data.scores.months, "all": data.scores.overall}
-    masks = {**month_masks(data.image_ids), "all": np.ones(p.images, np.bool_)}
-    values = np.full((len(LABELS), len(sets)), np.nan)
+    masks = {**p.months, "all": np.ones(p.images, np.bool_)}
+    values = np.full((len(p.classes), len(sets)), np.nan)
     numbers = np.zeros_like(values, np.int64)
     for column, (name, summary) in enumerate(sets.items()):
         inside = masks[name][p.truth_image]
-        for row, label in enumerate(LABELS):
+        for row, label in enumerate(p.classes):
             value = (summary.map_50_per_class or {}).get(label, -1.0)
             values[row, column] = value if is_number(value) else np.nan
             numbers[row, column] = int((inside & (p.truth_label == label)).sum())
@@ -201,12 +207,12 @@ def classes(data: Evaluated) -> Picture:
             )
     axes.axvline(len(sets) - 1.5, color="white", lw=5)
     axes.set_xticks(range(len(sets)), [name.capitalize() for name in sets])
-    axes.set_yticks(range(len(LABELS)), list(LABELS.values()))
+    axes.set_yticks(range(len(p.classes)), list(p.classes.values()))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return Picture(
         "classes",
-        "AP@0.5 by class and month",
+        f"AP@0.5 by class and {data.scores.by}",
         "Small numbers: true boxes. The mean over classes weighs a rare class like a common one.",
         figure,
     )
@@ -216,7 +222,7 @@ def precision_recall(data: Evaluated) -> Picture:
     """Precision over recall at IoU 0.5, by class."""
     figure, axes = _canvas(4.9, 3.9)
     for label, curve in _curves(data.matches).items():
-        colour, line, marker, _ = CLASS_STYLE[label]
+        colour, line, marker, _ = class_style(label)
         recall = np.concatenate([[0.0], curve.recall, curve.recall[-1:]])
         precision = np.concatenate([curve.precision[:1], curve.precision, [0.0]])
         axes.plot(
@@ -228,7 +234,7 @@ def precision_recall(data: Evaluated) -> Picture:
             marker=marker,
             markevery=(0.06, 0.17),
             ms=5,
-            label=f"{LABELS[label]}  AP {curve.ap:.3f}",
+            label=f"{data.scores.classes[label]}  AP {curve.ap:.3f}",
         )
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     if axes.lines:
@@ -236,8 +242,8 @@ def precision_recall(data: Evaluated) -> Picture:
     return Picture(
         "precision_recall",
         "Precision over recall by class",
-        "At IoU 0.5, all months. Where a curve ends, lowering the threshold finds nothing more. "
-        "A class without a curve: none of its true boxes was found.",
+        f"At IoU 0.5, all {data.scores.part}s. Where a curve ends, lowering the threshold finds nothing "
+        "more. A class without a curve: none of its true boxes was found.",
         figure,
     )
 
@@ -284,11 +290,11 @@ def counts(data: Evaluated) -> Picture:
     """True boxes by class, and found, missed and false at the threshold, by month."""
     m, p = data.matches, data.matches.problem
     figure, (left, right) = _canvas(8.6, 3.8, columns=2)
-    masks = month_masks(data.image_ids)
+    masks = p.months
     x = np.arange(len(masks))
     base = np.zeros(len(masks))
-    for label, name in LABELS.items():
-        colour, _, _, hatch = CLASS_STYLE[label]
+    for label, name in p.classes.items():
+        colour, _, _, hatch = class_style(label)
         heights = np.array(
             [int((mask[p.truth_image] & (p.truth_label == label)).sum()) for mask in masks.values()]
         )
@@ -325,7 +331,7 @@ def counts(data: Evaluated) -> Picture:
         _legend(axes, loc="upper left", ncols=2 if axes is left else 3)
     return Picture(
         "counts",
-        "Counts by month",
+        f"Counts by {data.scores.part}",
         "Left: what there is. Right: what happens at the one threshold where F1 over all classes is best.",
         figure,
     )
@@ -405,7 +411,7 @@ def _binned(
 
 
 def _curves(matches: Matches) -> dict[int, Curve]:
-    labels: Sequence[int] = [label for label in LABELS if label in matches.problem.labels]
+    labels: Sequence[int] = [label for label in matches.problem.classes if label in matches.problem.labels]
     curves = {label: matches.curve(label) for label in labels}
     return {label: curve for label, curve in curves.items() if curve.positives}
 

@@ -15,7 +15,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke, withStroke
 
 from submission.detections import locate
-from submission.validate import LABELS
 from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.report.figures import INK, ORANGE, SKY, VERMILION, Evaluated, Picture
@@ -164,7 +163,7 @@ def _draw(
     for row in detected.tolist():
         _box(axes, p.boxes[row], "detection" if m.found[row] >= 0 else "false alarm", thin)
     labels = _Labels(axes, shown)
-    usual = np.bincount(p.truth_label, minlength=max(LABELS) + 1)
+    usual = np.bincount(p.truth_label, minlength=max(p.classes) + 1)
     words = [(p.truth_boxes[row], int(p.truth_label[row]), "true box, missed", "") for row in missed.tolist()]
     words += [
         (p.boxes[row], int(p.label[row]), "false alarm", f" {p.scores[row]:.2f}") for row in false.tolist()
@@ -172,7 +171,7 @@ def _draw(
     unnamed = int(usual.argmax()) if crowded else 0
     words = [each for each in words if _inside(each[0][None], shown)[0] and each[1] != unnamed]
     for box, label, kind, score in sorted(words, key=lambda each: int(usual[each[1]]))[:WORDS]:
-        labels.add(box, kind, LABELS.get(label, "?") + score)
+        labels.add(box, kind, p.classes.get(label, "?") + score)
 
 
 def _window(wrong: npt.NDArray[np.float64], size: tuple[int, ...]) -> tuple[float, float, float, float]:

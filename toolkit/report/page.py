@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from submission import Detections, SubmissionError
-from submission.validate import LABELS
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.leverage import CAUSES, STEP, Cell, causes, cells
@@ -22,7 +21,7 @@ from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import Scores, align, is_number
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
-from toolkit.ltdv2 import ANNOTATIONS, MONTHS
+from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.report.figures import Evaluated, Picture, operating_point, pictures, save
 from toolkit.report.gallery import Reader, frames_of, gallery
 
@@ -82,6 +81,7 @@ def write_report(
         figures="\n".join(embedded),
         levers=_levers(data),
         table=_table(scores),
+        part=scores.part,
         footer=html.escape(
             f"ltdv2-toolkit, engine {scores.engine}. {scores.missing:,} images had no predictions, "
             f"{scores.ignored:,} predicted images were not in the truth."
@@ -130,31 +130,31 @@ def findings(scores: Scores) -> list[str]:
     if len(months) > 1 and is_number(scores.balanced):
         lost = scores.overall.map_50 - scores.balanced
         told.append(
-            f"The drift between months costs {lost:.3f}: with equal months the score would be "
-            f"{scores.overall.map_50:.3f} instead of {scores.balanced:.3f}."
+            f"The drift between {scores.part}s costs {lost:.3f}: with equal {scores.part}s the score would "
+            f"be {scores.overall.map_50:.3f} instead of {scores.balanced:.3f}."
         )
         shown = {name.capitalize(): f"{value:.3f}" for name, value in months.items()}
         low, high = min(shown.values()), max(shown.values())
         worst, best = ([name for name in shown if shown[name] == value] for value in (low, high))
         if low == high:
-            told.append(f"All months score alike ({low}).")
+            told.append(f"All {scores.part}s score alike ({low}).")
         else:
             told.append(
-                f"{_are(worst)} the weakest month{'s' * (len(worst) > 1)} ({low}), "
+                f"{_are(worst)} the weakest {scores.part}{'s' * (len(worst) > 1)} ({low}), "
                 f"{_listed(best)} the strongest ({high})."
             )
     empty = [name.capitalize() for name, s in scores.months.items() if not is_number(s.map_50)]
     if empty:
         told.append(
-            f"No true boxes in {', '.join(empty)}: the challenge's formula then counts -1 for the month, and "
-            "global_map_con and global_map_bal say nothing."
+            f"No true boxes in {', '.join(empty)}: the challenge's formula then counts -1 for the "
+            f"{scores.part}, and global_map_con and global_map_bal say nothing."
         )
     classes = {k: v for k, v in (scores.overall.map_50_per_class or {}).items() if is_number(v)}
     if len(classes) > 1:
         low = f"{min(classes.values()):.3f}"
         weak = [k for k, value in classes.items() if f"{value:.3f}" == low]
         rest = [value for k, value in classes.items() if k not in weak]
-        names = [LABELS.get(k, str(k)).capitalize() for k in weak]
+        names = [scores.classes.get(k, str(k)).capitalize() for k in weak]
         if not rest:
             told.append(f"All classes score alike (AP@0.5 {low}).")
         else:
@@ -185,7 +185,7 @@ def _cards(scores: Scores) -> Iterable[str]:
 
     yield card(scores.balanced, "global_map_bal, the number that ranks: (1 − CoV) × mAP@0.5", " main")
     yield card(scores.overall.map_50, "global_map_50: mAP@0.5")
-    yield card(scores.consistency, "global_map_con: CoV of the months")
+    yield card(scores.consistency, f"global_map_con: CoV of the {scores.part}s")
     yield card(scores.overall.map, "global_map: mAP@0.50:0.95")
 
 
@@ -202,11 +202,11 @@ def _figure(picture: Picture, png: bytes) -> str:
 def _levers(data: Evaluated) -> str:
     """Two tables: what a better class would give, by month, and what each cause of error costs."""
     if not is_number(data.scores.balanced):
-        return "<p>A month without true boxes leaves no score that ranks, and none to move.</p>"
-    by_class = cells(data.scores, data.matches, data.image_ids)
-    months = [*MONTHS, "all"]
+        return f"<p>A {data.scores.part} without true boxes leaves no score that ranks, and none to move.</p>"
+    by_class = cells(data.scores, data.matches)
+    months, names = [*data.scores.months, "all"], data.scores.classes
     rows = [
-        f"<tr><td>{html.escape(LABELS.get(label, str(label)))}</td>"
+        f"<tr><td>{html.escape(names.get(label, str(label)))}</td>"
         + "".join(f"<td>{_cell(row[month])}</td>" for month in months)
         + "</tr>"
         for label, row in by_class.items()
@@ -214,15 +214,16 @@ def _levers(data: Evaluated) -> str:
     costs = [
         f"<tr><td>{html.escape(CAUSES[name])}</td><td>{cause.boxes:,}</td><td>{cause.gain:+.4f}</td>"
         f"<td>{cause.gain_50:+.4f}</td></tr>"
-        for name, cause in causes(data.matches, data.image_ids).items()
+        for name, cause in causes(data.matches).items()
     ]
-    by_month = _rows(("class", *(month.capitalize() for month in months)), rows)
+    by_month = _rows(("class", *(html.escape(month.capitalize()) for month in months)), rows)
     by_cause = _rows(("cause", "boxes", "global_map_bal", "global_map_50"), costs)
     return (
-        f"<p>What global_map_bal gains if a class has {STEP:.2f} more AP@0.5 in a month, or in all. Below it "
-        "stand the AP@0.5 and the number of true boxes: with a handful of boxes an AP is an accident.</p>\n"
-        f"{by_month}\n{_absent(by_class)}<p>What it gains if one cause of error is gone, in the manner of "
-        f"TIDE; gains do not add up.</p>\n{by_cause}"
+        f"<p>What global_map_bal gains if a class has {STEP:.2f} more AP@0.5 in a {data.scores.part}, or in "
+        "all. Below it stand the AP@0.5 and the number of true boxes: with a handful of boxes an AP is an "
+        "accident.</p>\n"
+        f"{by_month}\n{_absent(by_class, data.scores)}<p>What it gains if one cause of error is gone, in the "
+        f"manner of TIDE; gains do not add up.</p>\n{by_cause}"
     )
 
 
@@ -237,28 +238,30 @@ def _cell(cell: Cell) -> str:
     return f"<b>{cell.gain:+.4f}</b><br>{cell.ap_50:.2f} of {cell.boxes:,}"
 
 
-def _absent(by_class: dict[int, dict[str, Cell]]) -> str:
+def _absent(by_class: dict[int, dict[str, Cell]], scores: Scores) -> str:
     """Which classes which months lack, and what that does to the score."""
     lacks = {
-        LABELS.get(label, str(label)): [m.capitalize() for m in MONTHS if row[m].ap_50 is None]
+        scores.classes.get(label, str(label)): [m.capitalize() for m in scores.months if row[m].ap_50 is None]
         for label, row in by_class.items()
     }
     told = [f"{name} in {_listed(months)}" for name, months in lacks.items() if months]
     if not told:
         return ""
     return (
-        f"<p>There is no {html.escape('; no '.join(told))}. Such a month's mean is over its other classes. "
-        "Where the missing class is a weak one the month looks better than it is, the months differ more, "
-        "and global_map_bal falls: that is the split's doing, not the model's.</p>\n"
+        f"<p>There is no {html.escape('; no '.join(told))}. Such a {scores.part}'s mean is over its other "
+        f"classes. Where the missing class is a weak one the {scores.part} looks better than it is, the "
+        f"{scores.part}s differ more, and global_map_bal falls: that is the split's doing, not the "
+        "model's.</p>\n"
     )
 
 
 def _table(scores: Scores) -> str:
-    heads = ["month", "images", "mAP", "mAP@0.5", "mAP@0.75", "AR@1", "AR@10", "AR@100"]
+    heads = [html.escape(scores.by), "images", "mAP", "mAP@0.5", "mAP@0.75", "AR@1", "AR@10", "AR@100"]
     rows = []
     for name, s in {**scores.months, "all": scores.overall}.items():
         values = [s.map, s.map_50, s.map_75, s.mar_1, s.mar_10, s.mar_100]
         cells = [f"{s.images:,}", *(f"{v:.4f}" if is_number(v) else "–" for v in values)]
-        rows.append(f"<tr><td>{name.capitalize()}</td>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+        first = f"<tr><td>{html.escape(name.capitalize())}</td>"
+        rows.append(first + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     head = "".join(f"<th>{text}</th>" for text in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from toolkit import console, ltdv2, workspace
+from toolkit import console, doctor, ltdv2, vocabulary, workspace
 from toolkit.dataset import index
 from toolkit.dataset.paste import Paste
 from toolkit.dataset.views import PLAIN, Views
@@ -67,7 +67,7 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
                 fix="leave --channels out",
             )
         channels = views.channels
-    subsets = options.subsets()
+    subsets = options.subsets(vocabulary.of_data(data))
     select_by = options.select_by or "fitness"
     score_every = options.score_every or (0 if select_by == "fitness" else 1)
     if score_every and "val" in subsets:
@@ -118,6 +118,10 @@ def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[s
         ToolkitError: one is given twice in one place, is none of Ultralytics', or the toolkit's to decide.
     """
     given: list[tuple[str, dict[str, Argument]]] = [("preset", dict(preset.arguments))]
+    if (options.device or defaults.device) == "auto":
+        sizes = (options.imgsz, defaults.imgsz, preset.arguments.get("imgsz"))
+        side = next((int(size) for size in sizes if isinstance(size, int)), 640)
+        given.append(("doctor", dict(doctor.fitting(side))))
     for source, words, numbers in (
         ("toolkit.toml", defaults.arguments, defaults),
         ("flag", options.arguments, options),
@@ -177,7 +181,7 @@ def plan_resume(
             )
     if state_of(files) == "finished":
         raise ToolkitError(f"run {files.run.name} has finished", found=str(files.best), fix="start a new run")
-    if (wanted := options.subsets()) and wanted != before.subsets:
+    if (wanted := options.subsets(vocabulary.of_data(before.data))) and wanted != before.subsets:
         raise ToolkitError(
             f"run {files.run.name} keeps the images that it was started with",
             found=describe(wanted),
@@ -331,7 +335,6 @@ def _check_selection(data: Path, opened: index.Opener, select_by: SelectBy, scor
     then says nothing. The mean of cells needs one that is filled.
     """
     from toolkit.evaluation import cells
-    from toolkit.evaluation.scoring import month_masks
 
     if score_every != 1:
         raise ToolkitError(
@@ -340,20 +343,23 @@ def _check_selection(data: Path, opened: index.Opener, select_by: SelectBy, scor
             fix="leave --score-every out",
         )
     split = opened(data.absolute()).split("val")
+    words = split.vocabulary
+    if select_by == "cells" and words.is_own:
+        raise ToolkitError("--select-by cells is for LTDv2", fix="choose by fitness or global_map_bal")
     counts = cells.counts(split.image_ids, split.box_offsets, split.labels)
     if select_by == "cells":
         cells.require(counts, data / ltdv2.ANNOTATIONS["val"])
         return
-    scored = split.image_ids[split.training.images["boxes"] > 0]
-    empty = [month for month, mask in month_masks(scored).items() if not mask.any()]
+    scored = set(split.months[split.training.images["boxes"] > 0].tolist())
+    empty = [name for name, number in words.parts.items() if number not in scored]
     if empty:
         raise ToolkitError(
             "--select-by global_map_bal has nothing to choose by",
             found=f"no true boxes in {', '.join(empty)} in {data / ltdv2.ANNOTATIONS['val']}",
-            expected="true boxes in each of the eight months",
+            expected=f"true boxes in each of the {len(words.parts)} {words.by}s",
             fix="leave --select-by out",
         )
-    if lacking := cells.lacking(counts):
+    if not words.is_own and (lacking := cells.lacking(counts)):
         console.warn(f"no {lacking} in validation: global_map_bal hangs on that; --select-by cells does not")
 
 

@@ -19,6 +19,7 @@ from toolkit.settings import Argument, Option, SelectBy, TrainingOptions, declar
 if TYPE_CHECKING:
     from toolkit.dataset.frequency import Frequency
     from toolkit.dataset.subset import Subset
+    from toolkit.vocabulary import Vocabulary
 
 
 class Options(TrainingOptions, frozen=True, kw_only=True):
@@ -75,15 +76,20 @@ class Options(TrainingOptions, frozen=True, kw_only=True):
     # Of ``name=value`` and ``--set``; not a flag of its own.
     arguments: Mapping[str, Argument] = msgspec.field(default_factory=dict)
 
-    def subsets(self) -> dict[str, Subset]:
-        """Which images of the training and the validation split are wanted.
+    def subsets(self, words: Vocabulary | None = None) -> dict[str, Subset]:
+        """Which images of the two splits are wanted; ``words`` names the parts of other data than LTDv2.
 
         Raises:
             ToolkitError: a name that is no month, or a part outside (0, 1].
         """
         from toolkit.dataset.subset import Subset  # imports NumPy, which ``--help`` does without
+        from toolkit.vocabulary import LTDV2
 
-        wanted = {"train": Subset.parse(self.months, self.subset), "val": Subset.parse(self.val_months)}
+        known = words or LTDV2
+        wanted = {
+            "train": Subset.parse(self.months, self.subset, known),
+            "val": Subset.parse(self.val_months, words=known),
+        }
         return {split: subset for split, subset in wanted.items() if not subset.is_all}
 
     def frequency(self) -> Frequency:

@@ -1,0 +1,78 @@
+"""The Python surface: what its document shows runs, and importing it does nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from submission.validate import LABELS
+from toolkit import api
+from toolkit.dataset.prepare import prepare
+from toolkit.dataset.sample import write_sample
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "helpers" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a prepared data/sample and best.pt."""
+    folder = tmp_path_factory.mktemp("api")
+    write_sample(folder / "data" / "sample", train=4, val=6, test=4, seed=0)
+    prepare(folder / "data" / "sample")
+    torch.manual_seed(0)
+    model = DetectionModel(str(TINY), ch=1, nc=4, verbose=False)
+    model.names = {label - 1: name for label, name in LABELS.items()}
+    torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 64}}, folder / "best.pt")
+    return folder
+
+
+def test_the_documents_example_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    exec(compile(code, "docs/python.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"global_map_bal \S+, [\d,]+ objects missed of [\d,]+", printed)
+
+
+def test_tables_have_a_row_a_frame_a_box_and_a_clip(place: Path) -> None:
+    dataset = api.load(place / "data" / "sample")
+    frames, boxes, clips = (make(dataset, "val") for make in (api.frames, api.boxes, api.clips))
+    true = api.truth(dataset)
+    assert len(frames) == 6
+    assert frames["boxes"].sum() == len(boxes) == len(true.boxes) == clips["boxes"].sum()
+    assert clips["frames"].sum() == 6
+    assert frames["image_id"].to_list() == dataset.split("val").image_ids.tolist()
+    assert any(name.startswith("meta.") for name in frames.columns)
+    assert np.array_equal(np.sort(boxes["x1"].to_numpy()), np.sort(true.boxes[:, 0]))
+    assert set(boxes["class"].unique().to_list()) <= set(LABELS.values())
+
+
+def test_predictions_compare_with_themselves(place: Path) -> None:
+    dataset = api.load(place / "data" / "sample")
+    found = api.predict(place / "best.pt", dataset, "val", device="cpu", patches=False)
+    true = api.truth(place / "data" / "sample" / "Valid.json")
+    if len(api.clips(dataset, "val")) > 1:
+        same = api.compare(true, found, found, place / "data" / "sample" / "Valid.json", resamples=10)
+        assert same.differences["global_map_50"].change == 0
+    assert len(api.match(true, found)) >= len(found.boxes)
+
+
+def test_importing_it_loads_nothing_heavy_and_changes_nothing() -> None:
+    check = (
+        "import os, sys; before = dict(os.environ); import toolkit.api as api\n"
+        "heavy = {'torch', 'ultralytics', 'polars', 'numpy', 'matplotlib', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nassert dict(os.environ) == before\n"
+        "assert all(callable(getattr(api, name)) for name in api.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)

@@ -1,0 +1,130 @@
+"""What every verb shares: statuses, how much is said, settings with their sources, completion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Command
+
+from toolkit import console
+from toolkit.cli import completion
+from toolkit.configuration import VARIABLES
+from toolkit.dataset.sample import write_sample
+from toolkit.errors import STATUSES
+from toolkit.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _as_loud_as_before() -> object:
+    yield
+    console.speak(console.Level.NORMAL)
+
+
+def test_the_statuses_of_the_documentation_are_those_of_the_code(toolkit: Command) -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    shown = toolkit("--help").out
+    for status, meaning in STATUSES.items():
+        assert f"| {status} | {meaning} |\n" in text
+        assert f"{status}  {meaning}"[:60] in " ".join(shown.split()) or str(status) in shown
+    assert text.count("\n| ") == len(STATUSES) + 1
+
+
+def test_quiet_says_errors_and_verbose_says_what_was_chosen(workspace: Path, toolkit: Command) -> None:
+    assert (
+        "wrote 1 + 1 + 1 images"
+        in toolkit("dataset", "sample", "data", "--train", 1, "--val", 1, "--test", 1).err
+    )
+    assert toolkit("-q", "dataset", "prepare", "data").err == ""
+    assert "up to date" in toolkit("dataset", "prepare", "data").err
+    assert toolkit("-q", "evaluate").err.startswith("error: no best.pt")
+    said = toolkit("-v", "train", "--dry-run", "--preset", "smoke", "--device", "cpu").err
+    assert "settings: no toolkit.toml" in said
+    assert f"the data is {workspace / 'data'}" in said
+    assert toolkit("-q", "-v", "runs").status == 2
+
+
+def test_val_is_evaluate(workspace: Path, toolkit: Command) -> None:
+    assert toolkit("val", "nowhere.pt").err == toolkit("evaluate", "nowhere.pt").err != ""
+
+
+def test_every_setting_has_its_value_and_its_source(
+    workspace: Path, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, data = Workspace(workspace), workspace / "data"
+    write_sample(data, train=1, val=1, test=1, seed=0)
+    user = own.settings_places()[0][0]
+    user.parent.mkdir(parents=True)
+    user.write_text('batch = 2\nseed = 5\npreset = "smoke"\n')
+    (workspace / "toolkit.toml").write_text("batch = 4\nepochs = 9\n[health.hang]\nlimit = 70\n")
+    (data / "toolkit.toml").write_text("batch = 8\n")
+    monkeypatch.setenv("CODABENCH_TOKEN", "secret")
+    shown = toolkit("config", "--data", data, "--json").out
+    assert "secret" not in shown
+    values = json.loads(shown)
+    expected = {
+        "batch": (8, str(data / "toolkit.toml")),
+        "epochs": (9, str(workspace / "toolkit.toml")),
+        "seed": (5, str(user)),
+        "health.hang.limit": (70.0, str(workspace / "toolkit.toml")),
+        "health.hang.action": ("restart", "default"),
+        "saving.seconds": (300.0, "default"),
+        "imgsz": (None, "default"),
+        "CODABENCH_TOKEN": ("(set)", "environment"),
+    }
+    for key, (value, source) in expected.items():
+        assert values[key] == {"value": value, "source": source}, key
+    assert set(VARIABLES) <= set(values)
+    table = toolkit("config", "--data", data)
+    assert f"yours everywhere: {user}" in table.err
+    merged = own.defaults(data)
+    assert (merged.batch, merged.epochs, merged.seed, merged.preset) == (8, 9, 5, "smoke")
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_config_home_that_is_no_place_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", home)
+    monkeypatch.setenv("HOME", "/somebody")
+    place = Workspace(Path("/w")).settings_places()[0][0]
+    assert place == Path("/somebody/.config/ltdv2-toolkit/toolkit.toml")
+
+
+def test_runs_weights_and_presets_are_completed(workspace: Path) -> None:
+    for name in ("first", "fast"):
+        (workspace / "runs" / name / "weights").mkdir(parents=True)
+        (workspace / "runs" / name / "run.json").write_text("{}")
+    (workspace / "runs" / "first" / "weights" / "best.pt").touch()
+    (workspace / "mine.pt").touch()
+    (workspace / "found.json").touch()
+    assert sorted(completion.runs("f")) == ["fast", "first"]
+    assert completion.runs("x") == []
+    assert completion.weights("fi") == ["first"]
+    assert {"best.pt", "last.pt", "first", "mine.pt", "runs/"} == set(completion.weights(""))
+    assert "found.json" in completion.predictions("")
+    assert completion.weights("runs/first/weights/b") == ["runs/first/weights/best.pt"]
+    assert completion.presets("rx") == ["rx5600xt"]
+    assert completion.weights("nowhere/x") == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("link", "found.json", "--out", "linked.zip"),
+        ("ensemble", "a.json", "b.json", "--out", "both.csv"),
+        ("soup", "a.pt", "b.pt", "--out", "soup.json"),
+        ("predict", "a.pt", "--split", "val", "--out", "found.zip"),
+    ],
+)
+def test_a_name_that_says_another_kind_of_file_is_refused(
+    workspace: Path, toolkit: Command, words: tuple[str, ...]
+) -> None:
+    (workspace / "a.pt").touch()
+    result = toolkit(*words)
+    assert result.status == 1
+    assert f"cannot write {words[-1]}" in result.err
+    assert not (workspace / words[-1]).exists()

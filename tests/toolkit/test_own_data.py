@@ -1,0 +1,126 @@
+"""The commands on data of one's own: prepared, predicted, scored, compared, exported, and not submitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+from command import Command
+from pycocotools.coco import COCO
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
+NAMES = {0: "cat", 1: "dog", 2: "cow", 3: "hen", 4: "fox"}
+
+
+@pytest.fixture
+def source(workspace: Path) -> Path:
+    """Thirty pictures of five kinds of animal by three cameras, as Ultralytics has them."""
+    root, rng = workspace / "farm", np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 24)):
+        for n in range(count):
+            name = f"cam{n % 3}_{n:03d}"
+            for kind in ("images", "labels"):
+                (root / kind / split).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 255, (64, 96), np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{name}.jpg"), pixels)
+            boxes = [f"{(n + k) % 5} 0.{2 + k} 0.5 0.2 0.4" for k in range(3)]
+            (root / "labels" / split / f"{name}.txt").write_text("\n".join(boxes))
+    content = {"path": ".", "train": "images/train", "val": "images/val", "names": NAMES}
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+    return root / "data.yaml"
+
+
+@pytest.fixture
+def weights(workspace: Path) -> Path:
+    torch.manual_seed(0)
+    model = DetectionModel(str(TINY), ch=1, nc=5, verbose=False)
+    model.names = NAMES
+    torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 96}}, workspace / "animals.pt")
+    return workspace / "animals.pt"
+
+
+def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
+    workspace: Path, toolkit: Command, source: Path, weights: Path
+) -> None:
+    prepared = toolkit("dataset", "prepare", source, "--by", "name:1")
+    assert prepared.status == 0, prepared.err
+    assert "val: 24 images, 72 boxes" in prepared.err
+    assert "TestNoLabels" not in prepared.err
+    data = workspace / "data" / "farm"
+    assert toolkit("dataset", "prepare", data).status == 0  # a data folder is prepared where it is
+
+    scored = toolkit("evaluate", weights, "--device", "cpu", "--report", "--tables")
+    assert scored.status == 0, scored.err
+    for word in ("name:1", "cam0", "cam1", "cam2", *NAMES.values()):
+        assert word in scored.out
+    folder = workspace / "evaluation"
+    scores = json.loads((folder / "scores.json").read_bytes())
+    assert scores["toolkit"]["classes"] == {str(k + 1): name for k, name in NAMES.items()}
+    assert scores["toolkit"]["images"] == {"global": 24, "cam0": 8, "cam1": 8, "cam2": 8}
+    page = (folder / "report.html").read_text()
+    assert "<td>Cam2</td>" in page
+    assert "mAP@0.5 by name:1" in page
+    assert "motorcycle" not in page
+    table = pl.read_parquet(folder / "matches.parquet")
+    assert set(table["name:1"].unique()) == {"cam0", "cam1", "cam2"}
+
+    same = toolkit(
+        "compare", folder / "predictions.json", folder / "predictions.json", "--json", "--resamples", 100
+    )
+    assert same.status == 0, same.err
+    assert json.loads(same.out)["differences"]["cam1_map_50"]["change"] == 0
+    exported = toolkit("dataset", "export", data, "--format", "coco", "--out", "coco")
+    assert exported.status == 0, exported.err
+    coco = COCO(str(workspace / "coco" / "annotations" / "instances_val.json"))
+    assert [each["name"] for each in coco.cats.values()] == list(NAMES.values())
+    assert (workspace / "coco" / "images" / "val" / coco.imgs[min(coco.imgs)]["file_name"]).is_file()
+    assert toolkit("dataset", "stats", data, "--json").status == 0
+    assert toolkit("dataset", "verify", data, "--deep").status == 0
+
+
+def test_the_challenge_takes_its_own_frames_alone(
+    workspace: Path, toolkit: Command, source: Path, weights: Path
+) -> None:
+    assert toolkit("dataset", "prepare", source).status == 0
+    assert toolkit("predict", weights, "--split", "val", "--device", "cpu").status == 0
+    refused = toolkit("submit", "predictions-val.json", "--zip")
+    assert refused.status == 1
+    assert not list(workspace.glob("**/submission.zip"))
+
+
+def test_weights_of_other_classes_than_the_datas_are_refused(
+    workspace: Path, toolkit: Command, source: Path, weights: Path
+) -> None:
+    assert toolkit("dataset", "prepare", source, "--classes", "cat=person,dog=vehicle").status == 0
+    result = toolkit("evaluate", weights, "--device", "cpu")
+    assert result.status == 1
+    assert "has other classes" in result.err
+
+
+@pytest.mark.parametrize("flag", [("--by", "date"), ("--classes", "a=b"), ("--out", "x")])
+def test_flags_for_other_data_are_refused_for_ltdv2(
+    workspace: Path, toolkit: Command, flag: tuple[str, str]
+) -> None:
+    assert toolkit("dataset", "sample", "data", "--train", 1, "--val", 1, "--test", 1).status == 0
+    result = toolkit("dataset", "prepare", "data", *flag)
+    assert result.status == 1
+    assert f"{flag[0]} is for other data" in result.err
+
+
+def test_parts_of_the_data_are_planned_for_a_training(
+    workspace: Path, toolkit: Command, source: Path
+) -> None:
+    assert toolkit("dataset", "prepare", source, "--by", "name:1").status == 0
+    words = ("train", "--preset", "smoke", "--device", "cpu", "--dry-run", "--months")
+    planned = toolkit(*words, "cam0,cam2")
+    assert planned.status == 0, planned.err
+    refused = toolkit(*words, "feb")
+    assert "no name:1 named 'feb'" in refused.err

@@ -1,0 +1,37 @@
+"""``toolkit config``: every value that a file may set, with where it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def config(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the data; its toolkit.toml counts too.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Show every setting, its value, and the file or variable that it comes from.
+
+    Example: [bold]toolkit config --data data/ltdv2[/bold]
+    """
+    from rich import box
+    from rich.table import Table
+
+    from toolkit import configuration, console, workspace
+
+    place = workspace.current()
+    values = configuration.values(place, data)
+    if json:
+        console.print_json({value.key: {"value": value.value, "source": value.source} for value in values})
+        return
+    table = Table("setting", "value", "from", box=box.SIMPLE_HEAD)
+    for value in values:
+        shown = "-" if value.value is None else str(value.value)
+        table.add_row(value.key, shown, value.source, style="dim" if value.source == "default" else "")
+    console.out.print(table)
+    for path, words in place.settings_places(data):
+        console.note(f"{words}: {path}{'' if path.is_file() else ' (not there)'}")

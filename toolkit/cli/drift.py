@@ -1,0 +1,76 @@
+"""``toolkit drift``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from submission import Detections
+
+
+def drift(
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- FLAGS OF TRAIN]", help="For every training."),
+    ] = None,
+    train_months: Annotated[
+        str, typer.Option(help="A run each: feb,jun; feb+jun is one run on both; all: each month.")
+    ] = "all",
+    test_months: Annotated[str, typer.Option(help="Months that are tested.")] = "all",
+    data: Annotated[Path | None, typer.Option(help="Folder with the data.")] = None,
+    prefix: Annotated[str, typer.Option(help="Of the runs' names: drift-feb.")] = "drift",
+    collect: Annotated[bool, typer.Option("--collect", help="Train nothing, score what is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs there would be.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, 0; default: the first GPU or the CPU.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default: runs/PREFIX-matrix.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the matrix as JSON.")] = False,
+) -> None:
+    """Train on some months, test on all: the matrix of scores with intervals. Run it again to continue.
+
+    Example: [bold]toolkit drift --train-months feb,jun -- --preset rx5600xt --epochs 30[/bold]
+    """
+    from rich import box
+    from rich.table import Table
+
+    from toolkit import console, workspace
+    from toolkit import drift as matrices
+
+    place = workspace.current()
+    source = place.data_dir(data)
+    rows = matrices.plan(place, source, train_months, prefix)
+    if dry_run:
+        for row in rows:
+            typer.echo(f"{row.files.run.name}\t{row.months}\t{row.state}")
+        return
+    if not collect:
+        words = [*(more or []), *(["--device", device] if device else [])]
+        matrices.train_all(rows, source.absolute(), words, matrices.train_in_child)
+        rows = matrices.plan(place, source, train_months, prefix)
+    for row in rows:
+        if row.state != "finished":
+            console.warn(f"{row.files.run.name} is {row.state}: its row is left out")
+
+    def predict(weights: Path, folder: Path) -> Detections:
+        from toolkit import prediction
+        from toolkit.runs import health
+
+        allowed = health.load(place.defaults(folder).health).frames_allowed()
+        return prediction.predict(
+            weights, folder, "val", prediction.PredictionOptions(device=device, bad_frames=allowed)
+        )
+
+    table = matrices.matrix(rows, source, test_months, predict)
+    for written in matrices.write(table, out or place.runs / f"{prefix}-matrix"):
+        console.note(str(written))
+    if json:
+        console.print_json(table.to_dicts())
+        return
+    shown = Table("trained on", *table["test"].unique(maintain_order=True).to_list(), box=box.SIMPLE_HEAD)
+    for train, cells in matrices.by_train(table).items():
+        shown.add_row(train, *cells.values())
+    console.out.print(shown)

@@ -1,0 +1,80 @@
+"""What is set and by whom: every key of ``toolkit.toml`` and the variables that a command reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from toolkit import settings
+from toolkit.runs import health
+from toolkit.workspace import Workspace
+
+VARIABLES = {
+    "TOOLKIT_WORKSPACE": "the folder of runs and settings",
+    "TOOLKIT_DATA": "the data, before toolkit.toml's",
+    "CODABENCH_TOKEN": "what Codabench knows you by",
+    "CODABENCH_URL": "another server",
+    "HF_TOKEN": "what the hub knows you by",
+    "HF_ENDPOINT": "a mirror of the hub",
+    "XDG_CONFIG_HOME": "where your own toolkit.toml is",
+    "XDG_CACHE_HOME": "where tuned plans and traces are kept",
+}
+"""Variables that a command reads, and what each is."""
+
+DEFAULT, HIDDEN = "default", "(set)"
+
+
+@dataclass(frozen=True)
+class Value:
+    """One setting.
+
+    Attributes:
+        key: as in toolkit.toml, tables with dots; or a variable's name.
+        value: None where nothing is set and the command decides.
+        source: a file, ``environment`` or ``default``.
+    """
+
+    key: str
+    value: Any
+    source: str
+
+
+def values(place: Workspace, data: Path | None = None) -> list[Value]:
+    """Every setting, in the order of :class:`toolkit.settings.Defaults`, then the variables.
+
+    Args:
+        place: where the command works.
+        data: folder with the data; by default the one that toolkit.toml or ``TOOLKIT_DATA`` names.
+
+    Raises:
+        ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
+    """
+    if data is None and (named := os.environ.get("TOOLKIT_DATA") or place.defaults().data):
+        data = place.root / named
+    merged = place.defaults(data)
+    set_by: dict[str, str] = {}
+    for path in place.settings_files(data):
+        set_by |= dict.fromkeys((key for key, _ in _flat(settings.content(path))), str(path))
+    tables = {**msgspec.to_builtins(merged), "health": msgspec.to_builtins(health.load(merged.health))}
+    found = [Value(key, value, set_by.get(key, DEFAULT)) for key, value in _flat(tables)]
+    return found + [_variable(name) for name in VARIABLES]
+
+
+def _variable(name: str) -> Value:
+    value = os.environ.get(name)
+    shown = HIDDEN if value and name.endswith("_TOKEN") else value or None
+    return Value(name, shown, "environment" if value else DEFAULT)
+
+
+def _flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and their values."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value

@@ -1,0 +1,223 @@
+"""A dataset that was read, written as a data folder: LTDv2's files, links to the frames, ``dataset.json``."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from toolkit import console, vocabulary
+from toolkit.dataset.index import folder_below
+from toolkit.dataset.own import parts as partition
+from toolkit.dataset.own.reading import Dataset, Image, read
+from toolkit.errors import ToolkitError, reason
+from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE
+from toolkit.vocabulary import LTDV2, Vocabulary
+
+MOST_CLASSES = 250
+"""The evaluator keeps labels in a byte."""
+
+BLOCK = 20
+"""Frames that go to one split together where nothing says which clip they are of."""
+
+
+def is_source(path: Path) -> bool:
+    """Whether this is data of one's own, yet to be brought: some of what ``read`` reads, no data folder."""
+    if not path.is_dir():
+        return path.suffix.lower() in (".yaml", ".yml", ".json", ".zip")
+    if any((path / name).exists() for name in (*ANNOTATIONS.values(), vocabulary.FILE)) or folder_below(path):
+        return False
+    return any(any(path.glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json"))
+
+
+def name_of(path: Path) -> str:
+    """A name for the data folder: the source's, or of a data.yaml or annotations/ that of its folder."""
+    whole = path.absolute()
+    plain = whole.is_dir() or whole.suffix.lower() == ".zip"
+    parent = whole.parent.parent if whole.parent.name == "annotations" else whole.parent
+    return whole.stem if plain else parent.name or whole.stem
+
+
+def bring(
+    source: Path,
+    data: Path,
+    *,
+    by: str | None = None,
+    classes: str | None = None,
+    val: float = 0.2,
+) -> Vocabulary:
+    """Read a dataset and write a data folder, which ``prepare`` makes an index of. No image is copied.
+
+    Args:
+        source: see :func:`toolkit.dataset.own.reading.read`.
+        data: the folder; new, empty, or one that this made before.
+        by: see :data:`toolkit.dataset.own.parts.WAYS`.
+        classes: ``person=person,car=vehicle``, the source's names and what they become; others are left out.
+            All keep their names by default.
+        val: share of each part's images that validates, in whole clips, where the source has no such split.
+
+    Raises:
+        ToolkitError: the source is no dataset; classes or parts are not there; or the folder is another's.
+    """
+    if data.exists() and any(data.iterdir()) and not (data / vocabulary.FILE).is_file():
+        raise ToolkitError(f"{data} is not empty", expected="a new folder, or one that was prepared before")
+    console.note(f"reading {source}")
+    found = read(source)
+    names, becomes = _classes(found.classes, classes)
+    labels = {name: label for label, name in names.items()}
+    parts, way = partition.name_parts(found.images, by)
+    codes = {name: number for number, name in enumerate(partition.order(parts), 1)}
+    images = _split(found.images, parts, val)
+    vocabulary_ = Vocabulary(names, codes, way, str(source))
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        files = _link(found, images, data)
+        numbers = _numbers(images)
+        for split, name in ANNOTATIONS.items():
+            rows = [i for i, image in enumerate(images) if image.split == split]
+            if not rows:
+                (data / name).unlink(missing_ok=True)
+                continue
+            content = _coco(images, rows, parts, files, numbers, names, labels, becomes)
+            with replacing(data / name) as temporary:
+                temporary.write_bytes(msgspec.json.encode(content) + b"\n")
+    except OSError as error:
+        raise ToolkitError(f"cannot write {data}", found=reason(error)) from error
+    with replacing(data / vocabulary.FILE) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(vocabulary_), indent=2) + b"\n")
+    return vocabulary_
+
+
+def _classes(found: list[str], text: str | None) -> tuple[dict[int, str], dict[str, str]]:
+    """Label -> name, and the source's name -> the name that it becomes."""
+    if text is None:
+        becomes = {name: name for name in found}
+    else:
+        by_lower = {name.lower(): name for name in found}
+        becomes = {}
+        for pair in text.split(","):
+            name, _, target = (each.strip() for each in pair.partition("="))
+            if name.lower() not in by_lower or not (target or "=" not in pair):
+                raise ToolkitError(
+                    f"--classes {pair.strip()} cannot be used",
+                    found=f"classes {', '.join(found)}",
+                    expected="pairs such as car=vehicle of the source's classes",
+                )
+            becomes[by_lower[name.lower()]] = target or name
+    targets = list(dict.fromkeys(becomes.values()))
+    if text is not None and set(targets) <= set(LTDV2.classes.values()):
+        return dict(LTDV2.classes), becomes  # weights trained on either can be used on the other
+    if len(targets) > MOST_CLASSES:
+        raise ToolkitError(f"{len(targets):,} classes", expected=f"at most {MOST_CLASSES}")
+    return dict(enumerate(targets, 1)), becomes
+
+
+def _split(images: list[Image], parts: Sequence[str], val: float) -> list[Image]:
+    """The images with a split each; validation is chosen in whole clips, evenly over the parts."""
+    if any(image.split == "val" for image in images):
+        return [replace(image, split=image.split or "train") for image in images]
+    if not 0 < val < 1:
+        raise ToolkitError(f"--val-part {val:g} is no part", expected="a number between 0 and 1")
+    clips: dict[tuple[str, str], list[int]] = {}
+    for i, image in sorted(enumerate(images), key=lambda each: each[1].name):
+        if image.split != "test":
+            clips.setdefault((parts[i], _clip(image.name)), []).append(i)
+    blocks: dict[str, list[list[int]]] = {}
+    for (part, _), rows in clips.items():
+        blocks.setdefault(part, []).extend(rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK))
+    chosen: set[int] = set()
+    for number, part in enumerate(sorted(blocks)):
+        wanted, taken = val * sum(map(len, blocks[part])), 0
+        for at in np.random.default_rng([0, number]).permutation(len(blocks[part])).tolist():
+            if taken < wanted and (taken == 0 or taken + len(blocks[part][at]) / 2 <= wanted):
+                chosen |= set(blocks[part][at])
+                taken += len(blocks[part][at])
+    console.note(f"no validation split in the source: {len(chosen):,} images of whole clips were chosen")
+    return [
+        replace(image, split="val" if i in chosen else image.split or "train")
+        for i, image in enumerate(images)
+    ]
+
+
+def _clip(name: str) -> str:
+    """Frames that were taken one after the other: those of a folder whose names differ in the last number."""
+    path = PurePosixPath(name)
+    stem = re.sub(r"[_\-. ]*\d+$", "", path.stem)
+    return (path.parent / stem).as_posix() if stem else path.parent.as_posix()
+
+
+def _link(found: Dataset, images: Sequence[Image], data: Path) -> list[str]:
+    """Links to the frames; the path of each below ``data``, clip and file."""
+    if found.root.is_file():
+        link = data / ARCHIVE
+        link.unlink(missing_ok=True)
+        link.symlink_to(found.root.resolve())
+        return [f"frames/{re.sub('^(.*/)?frames/', '', image.name)}" for image in images]
+    names = []
+    for image in images:
+        clip, base = _clip(image.name), PurePosixPath(image.name).name
+        name = f"frames/{clip}/{base}" if clip != "." else f"frames/{base}"
+        link = data / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(found.root / image.name, link.parent.resolve()))
+        names.append(name)
+    return names
+
+
+def _numbers(images: Sequence[Image]) -> list[int]:
+    """The source's ids where each is another number, else 1, 2, 3, ..."""
+    known = [image.number for image in images if image.number is not None]
+    if len(known) == len(images) == len(set(known)):
+        return known
+    return list(range(1, len(images) + 1))
+
+
+def _coco(
+    images: Sequence[Image],
+    rows: Sequence[int],
+    parts: Sequence[str],
+    files: Sequence[str],
+    numbers: Sequence[int],
+    names: Mapping[int, str],
+    labels: Mapping[str, int],
+    becomes: Mapping[str, str],
+) -> dict[str, Any]:
+    annotations: list[dict[str, Any]] = [
+        {"image_id": numbers[i], "category_id": labels[becomes[kind]], "bbox": box}
+        for i in rows
+        for kind, *box in images[i].boxes
+        if kind in becomes
+    ]
+    return {
+        "images": [
+            {
+                "id": numbers[i],
+                "file_name": files[i],
+                "width": images[i].width,
+                "height": images[i].height,
+                "date_captured": _iso(images[i].date),
+                "part": parts[i],
+                "meta": images[i].meta,
+            }
+            for i in rows
+        ],
+        "annotations": [
+            {"id": n, **each, "area": math.prod(each["bbox"][2:]), "iscrowd": 0}
+            for n, each in enumerate(annotations, 1)
+        ],
+        "categories": [{"id": label, "name": name} for label, name in names.items()],
+    }
+
+
+def _iso(date: str) -> str:
+    """``20210114`` as ``2021-01-14``; other texts as they are."""
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if re.fullmatch(r"\d{8}", date) else date

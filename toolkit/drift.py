@@ -1,0 +1,283 @@
+"""How a model trained in one month does in another: one run a training month, scored in every test month.
+
+Each step is kept: a run that finished is not trained again, and predictions that its weights made are not
+made again. What was cut off goes on where it was, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patches import children
+from submission import Detections
+from toolkit import console, provenance, vocabulary
+from toolkit.dataset.subset import parse_months
+from toolkit.errors import ToolkitError
+from toolkit.evaluation.compare import RESAMPLES, intervals
+from toolkit.evaluation.context import Context
+from toolkit.evaluation.scoring import is_number, score
+from toolkit.evaluation.truth import GroundTruth
+from toolkit.files import replacing
+from toolkit.ltdv2 import ANNOTATIONS
+from toolkit.runs.folder import RunFiles, state_of
+from toolkit.runs.plan import read_plan
+from toolkit.workspace import Workspace
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.figure import Figure
+
+Train = Callable[[Sequence[str]], object]
+"""Runs ``toolkit train`` with these words."""
+
+Predict = Callable[[Path, Path], Detections]
+"""Predicts the validation split of a data folder with weights."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the matrix.
+
+    Attributes:
+        months: what it trains on, as named: ``feb``, or ``feb,jun`` together.
+        files: of the run.
+        state: "absent", or as :func:`toolkit.runs.folder.state_of` says.
+    """
+
+    months: str
+    files: RunFiles
+    state: str
+
+    def words(self, data: Path, more: Sequence[str]) -> list[str]:
+        """What ``toolkit train`` is given to begin or continue the run."""
+        if self.state != "absent":
+            return ["--resume", "--name", self.files.run.name]
+        return ["--name", self.files.run.name, "--months", self.months, "--data", str(data), *more]
+
+
+def plan(place: Workspace, data: Path, train_months: str, prefix: str = "drift") -> list[Row]:
+    """The runs of a matrix and their states.
+
+    Args:
+        place: where runs are.
+        data: the data folder.
+        train_months: months, a run each; ``feb+jun`` is one run on both; ``all`` is a run for each month.
+        prefix: of the runs' names.
+
+    Raises:
+        ToolkitError: a name that is no month of the data, or a run of that name has other months.
+    """
+    words = vocabulary.of_data(data)
+    groups = (
+        list(words.parts) if train_months == "all" else [each.strip() for each in train_months.split(",")]
+    )
+    rows = []
+    for group in dict.fromkeys(groups):
+        months = group.replace("+", ",")
+        wanted = tuple(sorted(set(parse_months(months, words))))
+        files = RunFiles(place.runs / _name(prefix, group))
+        there = files.plan.is_file()
+        found = read_plan(files).subset("train").months if there else wanted
+        if found != wanted:
+            raise ToolkitError(
+                f"run {files.run.name} trains on other months",
+                found=", ".join(map(str, found)) or "all months",
+                expected=group,
+                fix="choose other names with --prefix",
+            )
+        rows.append(Row(months, files, state_of(files) if there else "absent"))
+    return rows
+
+
+def _name(prefix: str, group: str) -> str:
+    return f"{prefix}-" + "".join(c if c.isalnum() or c in "+.-" else "-" for c in group)
+
+
+def train_all(rows: Sequence[Row], data: Path, more: Sequence[str], train: Train) -> None:
+    """Begin or continue every run that has not finished.
+
+    Raises:
+        ToolkitError: a run was stopped or given up; the same command goes on there.
+    """
+    for number, row in enumerate(rows, 1):
+        if row.state == "finished":
+            console.note(f"{row.files.run.name} has finished")
+            continue
+        console.note(f"run {number} of {len(rows)}: {row.files.run.name} on {row.months}")
+        train(row.words(data, more))
+
+
+def train_in_child(words: Sequence[str]) -> None:
+    """``toolkit train`` in a process of its own, which is told once of Ctrl-C and SIGTERM: it saves and ends.
+
+    Raises:
+        ToolkitError: it ended with another status than 0, which is this error's.
+    """
+    command = children.command("toolkit", "train", *words)
+    # In a session of its own: a terminal would tell it of Ctrl-C too, and a second time means not to save.
+    child = subprocess.Popen(
+        command, env=children.environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    with _passing_on(child):
+        code = child.wait()
+    if code:
+        raise ToolkitError(
+            "a run of the matrix did not finish",
+            found=f"status {code} of toolkit train {' '.join(words)}",
+            fix="the same command goes on there",
+            exit_code=code if code > 0 else 1,
+        )
+
+
+@contextmanager
+def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM go to the child, and this process waits for what it does about them."""
+    before = {
+        number: signal.signal(number, lambda number, _: child.send_signal(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def detections_of(row: Row, data: Path, predict: Predict) -> Detections:
+    """What a run finds in the validation split: as predicted before by the same weights, else now."""
+    path = row.files.run / "evaluation" / "predictions.json"
+    weights = row.files.best
+    sha256 = provenance.sha256(weights)
+    origin = provenance.origin_of(path)
+    if origin is not None and (origin.split, origin.weights_sha256) == ("val", sha256):
+        return Detections.read(path)
+    found = predict(weights, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.write(path)
+    provenance.record(path, "val", weights.name, sha256)
+    return found
+
+
+def matrix(
+    rows: Sequence[Row],
+    data: Path,
+    test_months: str,
+    predict: Predict,
+    resamples: int = RESAMPLES,
+) -> pl.DataFrame:
+    """mAP@0.5 of each finished run in each month of validation, with intervals over resampled clips.
+
+    Args:
+        rows: the runs.
+        data: the data folder.
+        test_months: months, or ``all``, which adds the scores over all of them.
+        predict: see :data:`Predict`.
+        resamples: number of bootstrap samples.
+
+    Returns:
+        ``train``, ``test``, ``map_50``, ``low``, ``high`` (95 %; null if undecided), ``images``;
+        ``test`` is a month, ``global_map_50``, ``global_map_con`` or ``global_map_bal``.
+
+    Raises:
+        ToolkitError: no run has finished; a name that is no month.
+    """
+    import polars as pl
+
+    truth = GroundTruth.read(data / ANNOTATIONS["val"])
+    context = Context.read(data / ANNOTATIONS["val"], truth.image_ids)
+    names = list(truth.vocabulary.parts)
+    wanted = names if test_months == "all" else [each.strip() for each in test_months.split(",")]
+    if unknown := [name for name in wanted if name not in names]:
+        raise ToolkitError(f"no {truth.vocabulary.by} named {unknown[0]!r}", expected=", ".join(names))
+    done = [row for row in rows if row.state == "finished"]
+    if not done:
+        raise ToolkitError("no run of the matrix has finished", expected="one or more, to collect")
+    cells: list[tuple[str, str, float | None, float | None, float | None, int]] = []
+    for row in console.track(done, "scoring", unit="runs"):
+        found = detections_of(row, data, predict)
+        scores = score(truth, found)
+        between = intervals(truth, found, context, resamples)
+        exact = {f"{name}_map_50": summary.map_50 for name, summary in scores.months.items()}
+        exact |= {"global_map_50": scores.overall.map_50, "global_map_con": scores.consistency}
+        exact |= {"global_map_bal": scores.balanced}
+        shown = [f"{name}_map_50" for name in wanted]
+        shown += [key for key in exact if key.startswith("global")] if test_months == "all" else []
+        for key in shown:
+            test = key.removesuffix("_map_50") if not key.startswith("global") else key
+            images = scores.months[test].images if test in scores.months else scores.overall.images
+            low, high = between.get(key, (float("nan"), float("nan")))
+            value = exact[key]
+            cells.append((row.months, test, _known(value), _known(low), _known(high), images))
+    schema = {"train": pl.String, "test": pl.String, "map_50": pl.Float64, "low": pl.Float64}
+    return pl.DataFrame(cells, schema={**schema, "high": pl.Float64, "images": pl.Int64}, orient="row")
+
+
+def _known(value: float) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def write(table: pl.DataFrame, folder: Path) -> tuple[Path, Path]:
+    """Write ``drift.parquet`` and ``drift.png``. Raises ToolkitError: the folder cannot be written."""
+    parquet, picture = folder / "drift.parquet", folder / "drift.png"
+    with replacing(parquet) as temporary:
+        table.write_parquet(temporary)
+    with replacing(picture) as temporary:
+        draw(table).savefig(temporary, format="png", dpi=160, metadata={"Software": None})
+    return parquet, picture
+
+
+def draw(table: pl.DataFrame) -> Figure:
+    """The matrix as a heat map, intervals below the scores; the months that a run learnt from are framed."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    rows = table["train"].unique(maintain_order=True).to_list()
+    columns = table["test"].unique(maintain_order=True).to_list()
+    cells = {(train, test): values for train, test, *values in table.iter_rows()}
+    grid = np.array([[_number(cells[row, column][0]) for column in columns] for row in rows])
+    figure = Figure(figsize=(1.6 + 1.05 * len(columns), 1.3 + 0.72 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["cividis"].with_extremes(bad="#f1f3f5")
+    axes.imshow(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            value, low, high, _ = cells[row, column]
+            ink = "white" if _number(value) < 0.55 else "#1b1f24"
+            axes.text(x, y - 0.1, _show(value), ha="center", va="center", color=ink, weight="bold")
+            axes.text(
+                x, y + 0.25, f"{_show(low)}–{_show(high)}", ha="center", va="center", color=ink, fontsize=7
+            )
+            if column in row.split(","):
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, ec="#D55E00", lw=2))
+    axes.set_xticks(range(len(columns)), [column.removeprefix("global_map_") for column in columns])
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="tested on", ylabel="trained on")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _show(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def by_train(table: pl.DataFrame) -> Mapping[str, Mapping[str, str]]:
+    """Trained on -> tested on -> score and interval in words, for a table on the console."""
+    found: dict[str, dict[str, str]] = {}
+    for train, test, value, low, high, _ in table.iter_rows():
+        between = "" if low is None or high is None else f" {low:.3f}–{high:.3f}"
+        found.setdefault(train, {})[test] = _show(value) + between
+    return found

@@ -1,0 +1,1 @@
+"""Predicting anything: pictures, folders, archives, videos and cameras, and what is written of them."""
