@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from submission import Detections
+    from toolkit.drift import Row
 
 
 def drift(
@@ -43,9 +44,13 @@ def drift(
     place = workspace.current()
     source = place.data_dir(data)
     rows = matrices.plan(place, source, train_months, prefix)
+    if dry_run and json:
+        names = ("run", "months", "state")
+        console.print_json([dict(zip(names, _words(row), strict=True)) for row in rows])
+        return
     if dry_run:
         for row in rows:
-            typer.echo(f"{row.files.run.name}\t{row.months}\t{row.state}")
+            typer.echo("\t".join(_words(row)))
         return
     if not collect:
         words = [*(more or []), *(["--device", device] if device else [])]
@@ -74,3 +79,7 @@ def drift(
     for train, cells in matrices.by_train(table).items():
         shown.add_row(train, *cells.values())
     console.out.print(shown)
+
+
+def _words(row: Row) -> tuple[str, str, str]:
+    return row.files.run.name, row.months, row.state
