@@ -54,7 +54,8 @@ def values(place: Workspace, data: Path | None = None) -> list[Value]:
     Raises:
         ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
     """
-    if data is None and (named := os.environ.get("TOOLKIT_DATA") or place.defaults().data):
+    named = os.environ.get("TOOLKIT_DATA") or place.defaults().data
+    if data is None and named and (place.root / named).is_dir():  # which no name with a zero byte is
         data = place.root / named
     merged = place.defaults(data)
     set_by: dict[str, str] = {}
