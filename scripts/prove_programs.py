@@ -5,8 +5,9 @@
     python scripts/prove_programs.py timm --part 2/4            # one quarter of a long list
 
 Models have random weights and run forward and backward in float64, in training mode, on the CPU through the
-route gemm; the largest difference of output and gradients, relative to the largest value of each, is compared
-with 1e-10. Programs run from the installed wheel. A row a model or program; the status is 1 if one fails.
+route gemm; the largest difference of output and gradients, relative to the largest value of each tensor (or
+to FLOOR of the model's, where that is larger), is compared with 1e-10. Programs run from the installed wheel.
+A row a model or program; the status is 1 if one fails.
 `make proofs` makes the environment that this needs.
 """
 
