@@ -26,7 +26,8 @@ Argument = bool | int | float | str | list[Any] | None
 """A value of one of Ultralytics' training arguments."""
 
 Count = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(ge=0)]
+# TOML writes inf: no number to print, nor to wait for.
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 
 
 class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -71,6 +71,7 @@ def test_a_workspace_that_is_the_data_folder_has_one_file(tmp_path: Path) -> Non
         ("batch = true", "batch = True"),
         ("epochs = 2.5", "epochs = 2.5"),
         ("[saving]\nseconds = nan", r"saving\.seconds = nan"),
+        ("[saving]\nseconds = inf", r"saving\.seconds = inf"),
         ("[saving]\nbatches = -1", r"saving\.batches = -1"),
         ("[restarts]\nan_hour = -1", r"restarts\.an_hour = -1"),
         ("[restarts]\nroll_backs = 1e3", r"restarts\.roll_backs = 1000\.0"),
