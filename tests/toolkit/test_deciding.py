@@ -128,6 +128,7 @@ def test_a_name_that_is_taken_is_refused(place: Workspace) -> None:
         (Options(preset="fast"), r"no preset fast.*rx5600xt, smoke, thermal"),
         (Options(name="a/b"), "no name for a run"),
         (Options(device="7"), r"no device 7.*toolkit doctor"),
+        (Options(channels=0), r"0 channels.*1 or 3"),
         (Options(channels=2), r"2 channels.*1 or 3"),
     ],
 )

@@ -56,7 +56,8 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
         _check_route()
     model = check_model(options.model or defaults.model or preset.model)
     views = _views(options, model)
-    channels = options.channels or defaults.channels or preset.channels
+    asked = (options.channels, defaults.channels, preset.channels)
+    channels = next(given for given in asked if given is not None)
     if channels not in (1, 3):
         raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
     if not views.is_plain:
