@@ -269,6 +269,7 @@ def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:
         problem((128, 128), 3, **small),
         problem((64, 64), 3, **large),
         problem((80, 80), 3, **medium),
+        problem((128, 80), 3, **small),
         problem((3, 16), 3, stride=2, **large),
         problem((16, 32), 3, stride=2, **large),
         problem((32, 256), 3, stride=2, **large),

@@ -101,7 +101,18 @@ VERBS = {
 }
 """The verbs by name; ``docker-<name>`` is the target of each."""
 
-OTHERS = ("compare", "doctor", "ensemble", "link", "reproduce", "soup", "submissions")
+OTHERS = (
+    "compare",
+    "config",
+    "doctor",
+    "drift",
+    "ensemble",
+    "link",
+    "reproduce",
+    "soup",
+    "submissions",
+    "val",
+)
 """Commands of the toolkit without a verb of their own: ``docker-run`` runs them."""
 
 PREDICTED = ("best.pt", "--split", "test")
