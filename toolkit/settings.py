@@ -26,8 +26,8 @@ Argument = bool | int | float | str | list[Any] | None
 """A value of one of Ultralytics' training arguments."""
 
 Count = Annotated[int, Meta(ge=0)]
-# TOML writes inf: no number to print, nor to wait for.
-Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+# TOML writes inf: no number to print, nor to wait for. 1e9 is 32 years, which is how a plan says never.
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Saving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
