@@ -98,12 +98,8 @@ class Session:
             raise ValueError(f"column budget {column_budget}: expected a positive number of bytes")
         self.device = device
         self.notes: list[str] = []
-        forced = variables.ROUTE.read()
-        self.route = forced.value if forced else route
-        if self.route not in ("auto", *NAMES):
-            named = f"{forced.name}={self.route}" if forced else f"route {route!r}"
-            raise ValueError(f"{named}: expected one of auto, {', '.join(NAMES)}")
-        if forced and self.route != route:
+        self.route = variables.ROUTE.choose("route", route, ("auto", *NAMES))
+        if self.route != route and (forced := variables.ROUTE.read()):
             self.note(f"{forced.name}={self.route} overrules route {route!r}{forced.advice}")
         self.normalization = normalizations.setting(normalization)
         self.vendor = miopen.setting(vendor)

@@ -39,12 +39,7 @@ def setting(wanted: str) -> str:
     Raises:
         ValueError: it is none of them.
     """
-    forced = variables.VENDOR.read()
-    found = forced.value if forced else wanted
-    if found not in CHOICES:
-        named = f"{forced.name}={found}" if forced else f"vendor {wanted!r}"
-        raise ValueError(f"{named}: expected one of {', '.join(CHOICES)}")
-    return found
+    return variables.VENDOR.choose("vendor", wanted, CHOICES)
 
 
 def needed() -> bool:

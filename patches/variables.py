@@ -7,6 +7,7 @@ read here and nowhere else; the newer one counts where both are set.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -23,6 +24,24 @@ class Variable(NamedTuple):
             if value:
                 return Setting(name, value, "" if name == self.name else f" (its name is {self.name} now)")
         return None
+
+    def choose(self, what: str, wanted: str, choices: Sequence[str]) -> str:
+        """One of some choices: what the environment says, else what is wanted.
+
+        Args:
+            what: is set, for the message.
+            wanted: by the program.
+            choices: that there are.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        forced = self.read()
+        found = forced.value if forced else wanted
+        if found not in choices:
+            named = f"{forced.name}={found}" if forced else f"{what} {wanted!r}"
+            raise ValueError(f"{named}: expected one of {', '.join(choices)}")
+        return found
 
 
 class Setting(NamedTuple):

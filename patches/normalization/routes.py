@@ -28,12 +28,7 @@ def setting(wanted: str) -> str:
     Raises:
         ValueError: it is none of them.
     """
-    forced = variables.NORMALIZATION.read()
-    found = forced.value if forced else wanted
-    if found not in CHOICES:
-        named = f"{forced.name}={found}" if forced else f"normalization {wanted!r}"
-        raise ValueError(f"{named}: expected one of {', '.join(CHOICES)}")
-    return found
+    return variables.NORMALIZATION.choose("normalization", wanted, CHOICES)
 
 
 def self_tests(setting: str, device: str) -> tuple[str, ...]:
