@@ -30,6 +30,18 @@ time.sleep(60)
 """
 
 
+@contextmanager
+def waiting(workspace: Path, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A command in a container that is ready to be stopped and says by what; its end is waited for."""
+    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
+    with subprocess.Popen(
+        line, env=environment(workspace), stdout=subprocess.PIPE, stderr=stderr, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
 def test_output_streams_and_exit_status_come_through(workspace: Path) -> None:
     line = command("run", workspace, "--", "sh", "-c", "echo result; echo note >&2; exit 7")
     result = call(line, workspace, capture_output=True)
@@ -54,11 +66,9 @@ def test_the_data_is_read_only_unless_asked(workspace: Path) -> None:
 def test_a_signal_reaches_the_command_inside(
     number: signal.Signals, arrives: signal.Signals, workspace: Path
 ) -> None:
-    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
-    with subprocess.Popen(line, env=environment(workspace), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with waiting(workspace) as process:
         process.send_signal(number)
+        assert process.stdout is not None
         assert process.stdout.readline() == f"got {arrives.name}\n"
     assert process.returncode == 40 + arrives
 
@@ -66,10 +76,7 @@ def test_a_signal_reaches_the_command_inside(
 def test_stopping_the_container_reaches_the_command_inside(
     workspace: Path, client: docker.DockerClient
 ) -> None:
-    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
-    with subprocess.Popen(line, env=environment(workspace), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with waiting(workspace) as process:
         (container,) = containers(client, workspace)
         container.stop(timeout=30)
     assert process.returncode == 40 + signal.SIGTERM
@@ -127,13 +134,9 @@ def test_a_command_that_ends_without_reading_its_input_ends(workspace: Path) -> 
 
 
 def test_a_killed_container_says_that_it_was_killed(workspace: Path, client: docker.DockerClient) -> None:
-    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
-    with subprocess.Popen(
-        line, env=environment(workspace), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == "ready\n"
+    with waiting(workspace, stderr=subprocess.PIPE) as process:
         containers(client, workspace)[0].kill()
+        assert process.stderr is not None
         assert "was killed; found status 137" in process.stderr.read()
     assert process.returncode == 137
 
@@ -141,10 +144,7 @@ def test_a_killed_container_says_that_it_was_killed(workspace: Path, client: doc
 def test_a_command_that_is_killed_outside_leaves_nothing_behind_for_long(
     workspace: Path, client: docker.DockerClient
 ) -> None:
-    line = command("run", workspace, "python", "-c", SAY_WHEN_STOPPED)
-    with subprocess.Popen(line, env=environment(workspace), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with waiting(workspace) as process:
         process.kill()
     (left,) = containers(client, workspace)
     left.stop(timeout=30)

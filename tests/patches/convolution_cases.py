@@ -92,6 +92,29 @@ KINDS = {
 """What a route may treat as a case of its own, by name."""
 
 
+def _filled(
+    draw: st.DrawFn,
+    small: st.SearchStrategy[int],
+    least: list[int],
+    more: int,
+    dtypes: tuple[torch.dtype, ...],
+    axes: dict[str, Any],
+) -> ConvProblem:
+    """A problem of the drawn axes, from the ``least`` sizes that they allow to ``more`` pixels beyond."""
+    return ConvProblem(
+        batch=draw(small),
+        channels_in=axes["groups"] * draw(small),
+        height=least[0] + draw(st.integers(0, more)),
+        width=least[1] + draw(st.integers(0, more)),
+        channels_out=axes["groups"] * draw(small),
+        bias=draw(st.booleans()),
+        dtype=draw(st.sampled_from(dtypes)),
+        device="cpu",
+        channels_last=draw(st.booleans()),
+        **axes,
+    )
+
+
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> ConvProblem:
     """Small 2-d convolutions of every kind: strides, padding wider than the kernel, dilation, groups."""
@@ -102,22 +125,8 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     groups = draw(st.sampled_from([1, 1, 2, 5]))
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
-    return ConvProblem(
-        batch=draw(small),
-        channels_in=groups * draw(small),
-        height=least[0] + draw(st.integers(0, 7)),
-        width=least[1] + draw(st.integers(0, 7)),
-        channels_out=groups * draw(small),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=draw(st.booleans()),
-        dtype=draw(st.sampled_from(dtypes)),
-        device="cpu",
-        channels_last=draw(st.booleans()),
-    )
+    axes = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return _filled(draw, small, least, 7, dtypes, axes)
 
 
 @st.composite
@@ -133,24 +142,9 @@ def transposed_problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torc
         max(1, -(-(2 * p - d * (k - 1) - e) // s) + 1)
         for k, s, p, d, e in zip(kernel, stride, padding, dilation, extra, strict=True)
     ]
-    return ConvProblem(
-        batch=draw(small),
-        channels_in=groups * draw(small),
-        height=least[0] + draw(st.integers(0, 5)),
-        width=least[1] + draw(st.integers(0, 5)),
-        channels_out=groups * draw(small),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=draw(st.booleans()),
-        dtype=draw(st.sampled_from(dtypes)),
-        device="cpu",
-        channels_last=draw(st.booleans()),
-        transposed=True,
-        output_padding=(extra[0], extra[1]),
-    )
+    axes = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    axes |= {"transposed": True, "output_padding": extra}
+    return _filled(draw, small, least, 5, dtypes, axes)
 
 
 Operands = tuple[Tensor, Tensor, "Tensor | None", Tensor]

@@ -29,12 +29,6 @@ from toolkit.workspace import Workspace
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
-    return Workspace(tmp_path)
-
-
-@pytest.fixture
 def tiny(data: Path) -> Options:
     return Options(data=data, model=str(MODEL), preset="thermal", device="cpu", name="one")
 

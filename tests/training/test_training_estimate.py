@@ -37,12 +37,6 @@ NOT_OF_TRAINING = (
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
-    return Workspace(tmp_path)
-
-
-@pytest.fixture
 def tiny(data: Path) -> Options:
     return Options(data=data, model=str(MODEL), preset="thermal", imgsz=64, batch=8, epochs=3, device="cpu")
 

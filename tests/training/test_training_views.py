@@ -98,12 +98,6 @@ def test_channels_that_both_have_keep_their_kernels() -> None:
     torch.testing.assert_close(same.model[0].conv.weight, before)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
-    return Workspace(tmp_path)
-
-
 def options(data: Path, **more: object) -> Options:
     return Options(
         **{"data": data, "model": str(MODEL), "preset": "smoke", "imgsz": 64, "device": "cpu", "name": "one"}
