@@ -105,7 +105,7 @@ def predict(weights: Path | str, dataset: DatasetIndex, split: SplitName, **opti
     keep_libraries_quiet()  # before Ultralytics is first imported
     from toolkit import prediction
 
-    return prediction.predict(Path(weights), dataset.data, split, prediction.PredictionOptions(**options))
+    return prediction.predict(Path(weights), dataset, split, prediction.PredictionOptions(**options))
 
 
 def score(true: GroundTruth, found: Detections) -> Scores:
