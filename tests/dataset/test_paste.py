@@ -14,8 +14,9 @@ from ultralytics.cfg import get_cfg
 
 from submission.validate import LABELS
 from toolkit.dataset.frames import FrameError
+from toolkit.dataset.frequency import Paste
 from toolkit.dataset.index import DatasetIndex, load
-from toolkit.dataset.paste import HIDDEN, HOURS, MARGIN, Donors, Paste, _blend, _overlap
+from toolkit.dataset.paste import HIDDEN, HOURS, MARGIN, Donors, _blend, _overlap
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary

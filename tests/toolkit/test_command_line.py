@@ -47,6 +47,15 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
+def test_a_run_is_listed_without_what_draws_or_trains() -> None:
+    check = """
+import sys, toolkit.runs.plan
+heavy = {"torch", "ultralytics", "cv2", "matplotlib"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
 def test_the_version(toolkit: Command) -> None:
     assert toolkit("--version").out.strip() == f"ltdv2-toolkit {__version__}"
 

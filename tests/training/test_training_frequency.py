@@ -11,8 +11,7 @@ import torch
 from tiny_run import MODEL, plan, train
 
 from toolkit.dataset import index
-from toolkit.dataset.frequency import Frequency
-from toolkit.dataset.paste import Paste
+from toolkit.dataset.frequency import Frequency, Paste
 from toolkit.errors import ToolkitError
 from toolkit.evaluation import cells
 from toolkit.evaluation.scoring import score
@@ -77,12 +76,6 @@ def test_best_pt_may_be_that_of_well_filled_cells(
     truth = GroundTruth.read(data / ANNOTATIONS["val"])
     found = predict(planned.run / "weights" / "best.pt", data, "val", PredictionOptions(device="cpu"))
     assert cells.mean(truth, score(truth, found)) == pytest.approx(max(values), rel=1e-5)
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setenv("TOOLKIT_WORKSPACE", str(tmp_path))
-    return Workspace(tmp_path)
 
 
 def options(data: Path, **more: object) -> Options:

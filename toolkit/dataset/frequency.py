@@ -1,4 +1,4 @@
-"""How often frames come in training: each n-th of a clip, and those with rare classes more often.
+"""How often frames come in training, and how often rare objects are pasted into them.
 
 Neighbouring frames of a clip are a second apart and nearly alike; a class of few boxes is shown so rarely
 that other classes decide every step. Both are answered by one sequence: the frames by clip and time, each as
@@ -7,6 +7,7 @@ often as its class asks for, of which an epoch takes every n-th. So what is repe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -45,18 +46,17 @@ class Frequency(msgspec.Struct, frozen=True):
         """
         if every is not None and every < 1:
             raise ToolkitError(f"no training on every {every}th frame", expected="1 or more")
-        labels = {name: label for label, name in LABELS.items()}
-        times = {}
-        for word in repeat.replace(" ", "").split(",") if repeat is not None else ():
-            name, _, number = word.partition("=")
-            if name not in labels or not number.isdecimal() or not 1 <= int(number) <= MOST:
+        times: dict[int, int] = {}
+        for word, label, number in _by_class(repeat):
+            if label is None or not number.isdecimal() or not 1 <= int(number) <= MOST:
+                names = ", ".join(LABELS.values())
                 raise ToolkitError(
                     f"{word!r} repeats no class",
-                    expected=f"such as motorcycle=8,bicycle=2: {', '.join(labels)}, each 1 to {MOST}",
+                    expected=f"such as motorcycle=8,bicycle=2: {names}, each 1 to {MOST}",
                 )
-            if labels[name] in times:
-                raise ToolkitError(f"{name} is repeated twice", found=repeat or "")
-            times[labels[name]] = int(number)
+            if label in times:
+                raise ToolkitError(f"{LABELS[label]} is repeated twice", found=repeat or "")
+            times[label] = int(number)
         return cls(every or 1, times)
 
     @property
@@ -98,6 +98,55 @@ class Frequency(msgspec.Struct, frozen=True):
 
 EVERY_FRAME = Frequency()
 """Each frame once an epoch."""
+
+
+class Paste(msgspec.Struct, frozen=True):
+    """How often objects are pasted.
+
+    Attributes:
+        chances: label of a class -> the chance that a frame gets one of it, in (0, 1].
+    """
+
+    chances: dict[int, float] = {}
+
+    @classmethod
+    def parse(cls, text: str | None = None) -> Paste:
+        """From what a person writes: ``motorcycle=0.3,bicycle=0.1``.
+
+        Raises:
+            ToolkitError: a name that is no class, twice, or a chance outside (0, 1].
+        """
+        chances: dict[int, float] = {}
+        for word, label, number in _by_class(text):
+            try:
+                chance = float(number)
+            except ValueError:
+                chance = 0.0
+            if label is None or not 0 < chance <= 1 or label in chances:
+                names = ", ".join(LABELS.values())
+                raise ToolkitError(
+                    f"{word!r} pastes nothing",
+                    expected=f"such as motorcycle=0.3,bicycle=0.1: {names}, each once, 0 to 1",
+                )
+            chances[label] = chance
+        return cls(chances)
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"a {LABELS[label]} in {chance:.3g} of frames" for label, chance in self.chances.items()
+        )
+
+
+NOTHING = Paste()
+"""No object is pasted."""
+
+
+def _by_class(text: str | None) -> Iterator[tuple[str, int | None, str]]:
+    """Of ``motorcycle=8,bicycle=2``: each word, the label of its class, None for no class, and its number."""
+    labels = {name: label for label, name in LABELS.items()}
+    for word in text.replace(" ", "").split(",") if text is not None else ():
+        name, _, number = word.partition("=")
+        yield word, labels.get(name), number
 
 
 def _holding(split: Split, label: int) -> npt.NDArray[np.bool_]:

@@ -11,12 +11,12 @@ import random
 from collections.abc import Callable
 
 import cv2
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from submission.validate import LABELS
 from toolkit.dataset.frames import FrameError
+from toolkit.dataset.frequency import Paste
 from toolkit.dataset.index import Split
 from toolkit.errors import ToolkitError
 
@@ -31,47 +31,6 @@ HIDDEN = 0.1
 
 Grey = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float64]
-
-
-class Paste(msgspec.Struct, frozen=True):
-    """How often objects are pasted.
-
-    Attributes:
-        chances: label of a class -> the chance that a frame gets one of it, in (0, 1].
-    """
-
-    chances: dict[int, float] = {}
-
-    @classmethod
-    def parse(cls, text: str | None = None) -> Paste:
-        """From what a person writes: ``motorcycle=0.3,bicycle=0.1``.
-
-        Raises:
-            ToolkitError: a name that is no class, twice, or a chance outside (0, 1].
-        """
-        labels = {name: label for label, name in LABELS.items()}
-        chances: dict[int, float] = {}
-        for word in text.replace(" ", "").split(",") if text is not None else ():
-            name, _, number = word.partition("=")
-            try:
-                chance = float(number)
-            except ValueError:
-                chance = 0.0
-            if name not in labels or not 0 < chance <= 1 or labels[name] in chances:
-                raise ToolkitError(
-                    f"{word!r} pastes nothing",
-                    expected=f"such as motorcycle=0.3,bicycle=0.1: {', '.join(labels)}, each once, 0 to 1",
-                )
-            chances[labels[name]] = chance
-        return cls(chances)
-
-    def __str__(self) -> str:
-        return ", ".join(
-            f"a {LABELS[label]} in {chance:.3g} of frames" for label, chance in self.chances.items()
-        )
-
-
-NOTHING = Paste()
 
 
 class Donors:

@@ -26,12 +26,12 @@ from ultralytics.data.dataset import YOLODataset
 from toolkit import console
 from toolkit.dataset.cache import choose, open_cache
 from toolkit.dataset.frames import FrameError, Frames
-from toolkit.dataset.frequency import EVERY_FRAME, Frequency
+from toolkit.dataset.frequency import EVERY_FRAME, NOTHING, Frequency, Paste
 from toolkit.dataset.grey import Brightness, GreyFormat, channels_that_differ
 from toolkit.dataset.index import DatasetIndex, Split
 from toolkit.dataset.joined import JoinedFrames, JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
-from toolkit.dataset.paste import NOTHING, Donors, Paste
+from toolkit.dataset.paste import Donors
 from toolkit.dataset.views import PLAIN, Sources, Views
 from toolkit.errors import ToolkitError
 

@@ -12,9 +12,8 @@ import msgspec
 
 from submission.errors import NO_JSON
 from toolkit import ltdv2
-from toolkit.dataset.frequency import Frequency
+from toolkit.dataset.frequency import Frequency, Paste
 from toolkit.dataset.joined import open_split
-from toolkit.dataset.paste import Paste
 from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason

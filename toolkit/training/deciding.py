@@ -13,7 +13,7 @@ import msgspec
 
 from toolkit import console, doctor, ltdv2, vocabulary, workspace
 from toolkit.dataset import index
-from toolkit.dataset.paste import Paste
+from toolkit.dataset.frequency import Paste
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
@@ -174,12 +174,8 @@ def plan_resume(
             value = preset_name(value)
         if value not in (None, begun):
             flag = "--" + key.replace("_", "-")
-            raise ToolkitError(
-                f"run {files.run.name} was begun with another {flag}",
-                found=f"{flag} {value}",
-                expected=f"{flag} {begun}" if begun else f"no {flag}",
-                fix=f"leave {flag} out, or start a new run",
-            )
+            known = f"{flag} {begun}" if begun else f"no {flag}"
+            raise _begun_with_another(flag, files, f"{flag} {value}", known)
     if state_of(files) == "finished":
         raise ToolkitError(f"run {files.run.name} has finished", found=str(files.best), fix="start a new run")
     if (wanted := options.subsets(vocabulary.of_data(before.data))) and wanted != before.subsets:
@@ -197,26 +193,11 @@ def plan_resume(
             fix="leave --every and --repeat out, or start a new run",
         )
     if options.paste and Paste.parse(options.paste) != before.paste:
-        raise ToolkitError(
-            f"run {files.run.name} was begun with another --paste",
-            found=options.paste,
-            expected=str(before.paste) or "none",
-            fix="leave --paste out, or start a new run",
-        )
+        raise _begun_with_another("--paste", files, options.paste, str(before.paste) or "none")
     if options.train_on and options.splits() != before.train_on:
-        raise ToolkitError(
-            f"run {files.run.name} was begun with another --train-on",
-            found=options.train_on,
-            expected=",".join(before.train_on),
-            fix="leave --train-on out, or start a new run",
-        )
+        raise _begun_with_another("--train-on", files, options.train_on, ",".join(before.train_on))
     if options.frames and Views.parse(options.frames) != before.views:
-        raise ToolkitError(
-            f"run {files.run.name} was begun with another --frames",
-            found=options.frames,
-            expected=str(before.views),
-            fix="leave --frames out, or start a new run",
-        )
+        raise _begun_with_another("--frames", files, options.frames, str(before.views))
     changed = {key: value for key, value in options.overrides().items() if key in CHANGEABLE}
     changed |= _arguments_again(files, options.arguments, before)
     arguments = {**before.arguments, **changed}
@@ -245,6 +226,16 @@ def plan_resume(
     return planned
 
 
+def _begun_with_another(option: str, files: RunFiles, found: str, expected: str) -> ToolkitError:
+    """An option of a run that goes on, which must be what it was."""
+    return ToolkitError(
+        f"run {files.run.name} was begun with another {option}",
+        found=found,
+        expected=expected,
+        fix=f"leave {option} out, or start a new run",
+    )
+
+
 def _arguments_again(
     files: RunFiles, given: Mapping[str, Argument], before: TrainingPlan
 ) -> dict[str, Argument]:
@@ -253,12 +244,7 @@ def _arguments_again(
     begun = vars(configuration(before))
     for name, value in given.items():
         if name not in CHANGEABLE and value != begun[name]:
-            raise ToolkitError(
-                f"run {files.run.name} was begun with another {name}",
-                found=f"{name}={value}",
-                expected=f"{name}={begun[name]}",
-                fix=f"leave {name} out, or start a new run",
-            )
+            raise _begun_with_another(name, files, f"{name}={value}", f"{name}={begun[name]}")
     return {name: value for name, value in given.items() if name in CHANGEABLE}
 
 
