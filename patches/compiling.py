@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -106,7 +107,17 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
         _jobs = ()
 
 
+def die_of_aborts() -> None:
+    """In a process that compiles: an abort of LLVM ends it, which others notice.
+
+    A fork inherits the handlers of LLVM and its linker, and these can hand the signal to each other without
+    end: the process then works for ever, and who waits for it waits for ever.
+    """
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
+
+
 def _without_device(target: Target) -> None:
+    die_of_aborts()
     from triton.runtime import driver
 
     driver.set_active(Deviceless(target))

@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from patches.cache import cache_folder
+from patches.compiling import die_of_aborts
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels.route import spills_on_amd
 from patches.normalization import selftest
@@ -425,7 +426,7 @@ def check(work: Sequence[Job | NormJob], processes: int, cache: Path) -> Iterato
     while work:
         done = 0
         try:
-            with ProcessPoolExecutor(processes) as pool:
+            with ProcessPoolExecutor(processes, initializer=die_of_aborts) as pool:
                 for found in pool.map(_attempt, work):
                     yield found
                     done += 1
@@ -447,7 +448,7 @@ def _attempt(job: Job | NormJob) -> Kernel:
 def _alone(job: Job | NormJob) -> Kernel:
     """A job in a process of its own, to see whether it is the one that kills its process."""
     try:
-        with ProcessPoolExecutor(1) as pool:
+        with ProcessPoolExecutor(1, initializer=die_of_aborts) as pool:
             return pool.submit(_attempt, job).result()
     except BrokenProcessPool:
         return _failed(job, "the compiler died")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,32 @@ print(len(work), len(list(Path(sys.argv[1]).rglob("*.cubin"))), torch.cuda.is_in
 compile_all([die], Target("cuda", 90, 32, 132))
 print("alive")
 """
+
+
+ABORT = """
+import ctypes, os
+from patches.compiling import Target, compile_all
+libc = ctypes.CDLL(None)
+again = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: getattr(libc, "raise")(number))
+libc.signal(6, again)
+compile_all([os.abort], Target("cuda", 90, 32, 132))
+print("alive")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="handlers of C, as Linux numbers them")
+def test_an_abort_ends_a_process_that_inherits_handlers_which_never_end() -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    command = [sys.executable, "-c", ABORT]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.communicate(timeout=60)[0] == "alive\n"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
