@@ -2,15 +2,18 @@
 
 ``check_amp`` loads another model, downloading it if need be, and judges the card by that; here the model that
 is about to be trained is judged. ``InfiniteDataLoader`` forks its workers after the GPU context exists, which
-hangs ROCm; here they are spawned. Ultralytics is imported by the functions, not by this module.
+hangs ROCm; here they are spawned, and end as forked ones do (:class:`Worker`). Ultralytics is imported by the
+functions, not by this module.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from multiprocessing import context
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,25 @@ AMP_TOLERANCE = 0.1
 """Largest difference between the outputs with and without autocast, relative to the largest output."""
 
 _undo: list[Callable[[], None]] = []
+
+
+class Worker(context.SpawnProcess):
+    """A spawned process that ends when its work has ended, without taking the interpreter down first.
+
+    A forked process ends so. A spawned one finalizes Python. Until version 3.14, Python then ends a thread
+    that asks for the interpreter by unwinding its stack, and the thread that hands a loader's batches over
+    runs C++ that must not be unwound: now and then the worker aborts ("terminate called without an active
+    exception"), and the process that closes the loader fails with it.
+    """
+
+    def _bootstrap(self, *args: Any, **kwargs: Any) -> NoReturn:
+        os._exit(super()._bootstrap(*args, **kwargs))  # type: ignore[misc]
+
+
+class WorkerContext(context.SpawnContext):
+    """The start method "spawn" of multiprocessing, with :class:`Worker` for its processes."""
+
+    Process = Worker
 
 
 def apply() -> None:
@@ -34,7 +56,7 @@ def apply() -> None:
     @functools.wraps(original_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("num_workers", 0) > 0 and kwargs.get("multiprocessing_context") is None:
-            kwargs["multiprocessing_context"] = "spawn"
+            kwargs["multiprocessing_context"] = WorkerContext()
         original_init(self, *args, **kwargs)
 
     loader.__init__ = init

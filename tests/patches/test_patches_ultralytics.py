@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -123,3 +125,23 @@ def test_a_spawned_worker_delivers_every_epoch() -> None:
     for _ in range(2):
         assert torch.cat(list(loader)).tolist() == list(range(8))  # type: ignore[call-overload]
     loader.close()  # type: ignore[attr-defined]
+
+
+def share_for_ever() -> None:
+    """What the thread does that hands batches over, without an end."""
+    while True:
+        torch.ones(1000).untyped_storage()._share_fd_cpu_()
+
+
+def work_beside_a_sharing_thread(status: int) -> None:
+    threading.Thread(target=share_for_ever, daemon=True).start()
+    time.sleep(0.2)
+    raise SystemExit(status)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_worker_that_still_hands_tensors_over_ends_with_its_own_status(status: int) -> None:
+    worker = patch.WorkerContext().Process(target=work_beside_a_sharing_thread, args=(status,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == status
