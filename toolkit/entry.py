@@ -200,10 +200,28 @@ def prepare(
             held = templates.read(data_template)
             rehearsal = len(held) < len(expected) and bool(np.isin(held, expected).all())
             if rehearsal:
+                _refuse_another_split(detections.image_ids, held, source, against)
                 check_ids(detections, held, allow_missing=allow_missing, source=source)
+    _refuse_another_split(detections.image_ids, expected, source, against)
     whole = check_ids(detections, expected, allow_missing=allow_missing or rehearsal, source=source)
     filled = int((~np.isin(expected, detections.image_ids)).sum())
     return Submission(whole.rounded(), phase, against, filled, rehearsal)
+
+
+def _refuse_another_split(
+    image_ids: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], source: str, against: str
+) -> None:
+    """Say which phase predictions are of when none of their ids is expected and a phase has them all."""
+    if not len(image_ids) or np.isin(image_ids, expected).any():
+        return
+    for phase, split in SPLITS.items():
+        if np.isin(image_ids, templates.template(phase)).all():
+            raise ToolkitError(
+                f"{source} is of another split",
+                found=f"{len(image_ids):,} ids of the {phase} phase (split {split})",
+                expected=f"ids of {against}",
+                fix=f"hand it in with --phase {phase}, or predict the split that is wanted",
+            )
 
 
 def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:

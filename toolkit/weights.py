@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,9 @@ SIGNATURES = (
 
 HEAD_BYTES = 4096
 
+ZEROS = "zero bytes, as a power cut or a full disk leaves"
+CUT = "a zip archive that is cut off or damaged"
+
 
 def read_checkpoint(weights: Path) -> nn.Module:
     """The model of an Ultralytics checkpoint on the CPU, of any task and any classes.
@@ -73,13 +77,16 @@ def read_checkpoint(weights: Path) -> nn.Module:
         raise ToolkitError(f"no file {weights}", found="a folder" if weights.is_dir() else "")
     try:
         model: nn.Module = _load(weights)
-    except OSError as error:
-        raise ToolkitError(f"cannot read {weights}", found=reason(error)) from error
     except Exception as error:  # torch.load raises whatever the bytes make it raise
+        # EINVAL is its own as well: of a file that is too short it reads at a place before the first byte.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise ToolkitError(f"cannot read {weights}", found=reason(error)) from error
+        kind = kind_of(weights, error)
         raise ToolkitError(
             f"{weights} is no YOLO checkpoint",
-            found=kind_of(weights, error),
+            found=kind,
             expected="a .pt file that `toolkit train` or Ultralytics wrote",
+            fix="copy or download it again" if kind in (CUT, ZEROS) else "",
         ) from error
     if isinstance(model, tasks.BaseModel):
         _require_finite(model, weights)
@@ -146,7 +153,7 @@ def kind_of(path: Path, error: Exception | None = None) -> str:
     if not head:
         return "an empty file"
     if not head.strip(b"\0"):
-        return "zero bytes, as a power cut or a full disk leaves"
+        return ZEROS
     for at, signature, words in SIGNATURES:
         if head[at:].startswith(signature):
             return words
@@ -171,7 +178,7 @@ def _kind_of_zip(path: Path, error: Exception | None) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError):
-        return "a zip archive that is cut off or damaged"
+        return CUT
     inside = {name.partition("/")[2] for name in names}
     if "data.pkl" not in inside:
         return "a zip archive of " + (", ".join(names[:3]) or "nothing")

@@ -79,6 +79,23 @@ def test_verify_without_deep_notices_a_shortened_archive(copy: Path) -> None:
     assert len(done.stdout.splitlines()) > 10
 
 
+def test_verify_without_deep_names_empty_members_and_claims_no_decoding(copy: Path) -> None:
+    prepare(copy)
+    with zipfile.ZipFile(copy / "frames.zip") as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    done = runner.invoke(app, ["dataset", "verify", str(copy)])
+    assert "none decoded" in done.stderr, done.stderr
+    empty = next(name for name in members if name.endswith(".jpg"))
+    with zipfile.ZipFile(copy / "frames.zip", "w") as file:
+        for name, content in members.items():
+            file.writestr(name, b"" if name == empty else content)
+    prepare(copy)
+    done = runner.invoke(app, ["dataset", "verify", str(copy), "--json"])
+    assert isinstance(done.exception, ToolkitError)
+    (bad,) = json.loads(done.stdout)["bad"]
+    assert bad["reason"] == f"frame {empty} is cut off in frames.zip; found an empty file"
+
+
 def test_export_links_frames_of_a_folder_under_unique_names(copy: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(copy / "frames.zip") as file:
         file.extractall(copy)

@@ -212,6 +212,16 @@ def test_ids_of_two_phases_belong_to_none(workspace: Path, toolkit: Command) -> 
     assert not list(workspace.rglob("*.zip"))
 
 
+def test_predictions_of_another_split_are_called_so(sample: Path, toolkit: Command) -> None:
+    result = toolkit("submit", "runs/first/predictions-val.json", "--zip", "--phase", "testing")
+    assert "predictions-val.json is of another split" in result.err
+    assert "ids of the development phase (split val)" in result.err
+    own = write(sample / "ids.json", {str(i): {} for i in TEST})
+    result = toolkit("submit", "runs/first/predictions-val.json", "--zip", "--template", own)
+    assert "is of another split" in result.err
+    assert not list(sample.rglob("*.zip"))
+
+
 @pytest.mark.parametrize("form", ["template", "COCO"])
 def test_a_template_of_ones_own_decides(sample: Path, toolkit: Command, form: str) -> None:
     template = sample / "data/sample/TestNoLabels.json"

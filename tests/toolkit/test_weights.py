@@ -129,6 +129,15 @@ def test_a_file_that_is_no_checkpoint_is_named_as_what_it_is(
         load_model(tmp_path / "best.pt", CPU)
 
 
+@pytest.mark.parametrize("part", [0.001, 0.01, 0.1, 0.5, 0.999])
+def test_a_checkpoint_that_is_cut_off_anywhere_is_called_so(tmp_path: Path, part: float) -> None:
+    saved(tmp_path / "best.pt", tiny())
+    whole = (tmp_path / "best.pt").read_bytes()
+    (tmp_path / "best.pt").write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(ToolkitError, match=r"a zip archive that is cut off or damaged; .*copy or download"):
+        load_model(tmp_path / "best.pt", CPU)
+
+
 def test_archives_are_told_apart(tmp_path: Path) -> None:
     zipped(tmp_path / "frames.pt", "frames/a.jpg")
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), tmp_path / "script.pt")

@@ -113,6 +113,8 @@ class ZipFrames:
         end = int(self.members.offsets[row]) + _LOCAL_HEADER + int(self.members.sizes[row])
         if end > self.path.stat().st_size:
             raise FrameError(self.name(row), f"is cut off in {self.path.name}")
+        if not self.members.raw_sizes[row]:
+            raise FrameError(self.name(row), f"is cut off in {self.path.name}", "an empty file")
 
     def read_checked(self, row: int) -> bytes:
         """:meth:`read`, and compare the CRC-32. Raises FrameError."""
