@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from submission.errors import SubmissionError
+from submission.errors import SubmissionError, remedy
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -33,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             f"cannot write {path}",
             found=error.strerror or str(error),
             expected="a writable folder with space left",
-            fix="free some space or choose another place",
+            fix=remedy(error),
         ) from error
     finally:
         if temporary is not None:

@@ -1,6 +1,8 @@
-"""The one exception of this package, and what a decoder of JSON raises."""
+"""The one exception of this package, what a JSON decoder raises, and what helps a file not written."""
 
 from __future__ import annotations
+
+import errno
 
 import msgspec
 
@@ -18,3 +20,10 @@ class SubmissionError(ValueError):
     def __init__(self, what: str, found: str = "", expected: str = "", fix: str = "") -> None:
         self.what, self.found, self.expected, self.fix = what, found, expected, fix
         super().__init__("; ".join(part for part in (what, found, expected, fix) if part))
+
+
+def remedy(error: OSError) -> str:
+    """What helps where a file could not be written: space on a full disk, else another place."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space"
+    return "choose a place that this user may write"

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from submission.errors import remedy
 from toolkit import console
 from toolkit.errors import ToolkitError
 
@@ -113,5 +114,5 @@ def _write_error(path: Path, error: OSError) -> ToolkitError:
         f"cannot write {path}",
         found=error.strerror or str(error),
         expected="a writable folder with space left",
-        fix="free some space or choose another disk",
+        fix=remedy(error),
     )

@@ -151,6 +151,24 @@ def test_unreadable_frames_stop_and_nothing_is_written(
     assert set(workspace.iterdir()) == before
 
 
+@pytest.mark.parametrize("verb", [("evaluate", "--out"), ("predict", "--split", "val", "--out")])
+def test_a_result_that_cannot_be_written_is_said_before_a_frame_is_read(
+    workspace: Path,
+    toolkit: Command,
+    data: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: list[str],
+) -> None:
+    monkeypatch.setattr("toolkit.prediction.detect", lambda *a: pytest.fail("it began to predict"))
+    (workspace / "notes").write_text("a file, not a folder")
+    target = workspace / "notes" / "here.json"
+    result = toolkit(verb[0], tiny, "--data", data, "--device", "cpu", *verb[1:], target)
+    assert result.status == 1
+    assert f"cannot write in {workspace / 'notes'}" in result.err
+    assert (workspace / "notes").read_text() == "a file, not a folder"
+
+
 def test_the_limit_on_bad_frames_is_the_one_of_training(
     workspace: Path, toolkit: Command, damaged: Path, tiny: Path
 ) -> None:

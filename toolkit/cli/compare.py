@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.evaluate import EngineName, Split
-from toolkit.cli.options import MANY, number
+from toolkit.cli.options import EngineChoice, Published, number
 
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A run's folder or name, or predictions.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
-    split: Annotated[Split, typer.Option(help="Split that both were predicted on.")] = Split.val,
+    split: Published = "val",
     truth: Annotated[Path | None, typer.Option(help="A COCO file; default: the split's.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
     resamples: Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap samples.")] = 1000,
     seed: Annotated[int, number("seed", "Of the bootstrap.")] = 0,
-    engine: Annotated[EngineName, typer.Option(help="Both give the same numbers.")] = EngineName.auto,
+    engine: EngineChoice = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print numbers instead of tables.")] = False,
 ) -> None:
     """Put two runs or prediction files side by side and tell a gain from noise.
@@ -32,15 +31,16 @@ def compare(
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
     from toolkit import console, ltdv2, vocabulary, workspace
+    from toolkit.evaluation import scoring
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context
     from toolkit.evaluation.table import class_difference_table, difference_table
     from toolkit.evaluation.truth import GroundTruth
 
     place = workspace.current()
-    paths = [place.predictions(name, split.value) for name in (a, b)]
+    paths = [place.predictions(name, split) for name in (a, b)]
     both = [Detections.read(path) for path in paths]
-    answers = truth or place.data_of(paths[0], data) / ltdv2.ANNOTATIONS[split.value]
+    answers = truth or place.data_of(paths[0], data) / ltdv2.ANNOTATIONS[split]
     classes = vocabulary.of_data(answers.parent).classes
     for path, detections in zip(paths, both, strict=True):
         check_values(detections, str(path), classes)
@@ -50,9 +50,9 @@ def compare(
     for path, detections in zip(paths, both, strict=True):
         check_overlap(detections, true.image_ids, str(path), str(answers))
     context = Context.read(answers, true.image_ids)
-    if max(len(each.scores) for each in both) > MANY:
+    if max(len(each.scores) for each in both) > scoring.MANY:
         console.note(f"scoring {len(true):,} images twice and {resamples:,} resamples of their clips")
-    result = run(true, both[0], both[1], context, engine.value, resamples, seed)
+    result = run(true, both[0], both[1], context, engine, resamples, seed)
     if json:
         console.print_json(result.as_dict())
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.options import require_suffix
+from toolkit.cli.options import require_place
 
 
 class MethodName(str, Enum):
@@ -45,7 +45,7 @@ def ensemble(
     from toolkit.errors import ToolkitError
     from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
-    require_suffix(out, ".json")
+    require_place(out, ".json")
     by_class = None
     if weights == "validation":
         by_class, weights = weights_by_class(scores or [_scores_of(path) for path in predictions]), None

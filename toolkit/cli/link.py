@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.options import require_suffix
+from toolkit.cli.options import require_place
 
 
 def link(
@@ -31,7 +31,8 @@ def link(
     from toolkit.evaluation.sequences import LinkOptions, check_one_split
     from toolkit.evaluation.sequences import link as link_boxes
 
-    require_suffix(out, ".json")
+    written = out or predictions.with_name(f"{predictions.stem}-linked.json")
+    require_place(written, ".json")
     options = LinkOptions(iou=iou, gap=gap, share=share)
     detections = Detections.read(predictions)
     check_values(detections, str(predictions))
@@ -39,7 +40,6 @@ def link(
     result = link_boxes(detections, options)
     linked = result.detections.rounded()
     check_values(linked, "what came of linking")
-    written = out or predictions.with_name(f"{predictions.stem}-linked.json")
     linked.write(written)
     console.note(
         f"{result.clips:,} clips: {result.joined:,} of {len(detections.scores):,} boxes in {result.tracks:,} "

@@ -75,20 +75,29 @@ def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
     )
 
 
-MANY = 50_000
-"""Detections whose scoring takes seconds: it is said before it begins."""
+Published = Annotated[Literal["train", "val"], typer.Option(help="Split that is scored.")]
+"""Splits whose truth is published."""
+
+EngineChoice = Annotated[
+    Literal["auto", "pycocotools", "hotcoco"],
+    typer.Option(help="Both give the same numbers; auto is hotcoco where it is installed."),
+]
+"""Evaluators of the COCO protocol."""
 
 
-def require_suffix(path: Path | None, suffix: str) -> None:
-    """Refuse a file whose name says another kind than what is written: programs go by it.
+def require_place(path: Path, suffix: str) -> None:
+    """Refuse, before any work, a file that cannot be written or whose name says another kind of file.
 
     Raises:
-        ToolkitError: the name ends in another suffix; without one it may stay.
+        ToolkitError: the name ends in another suffix (without one it may stay), or its folder takes no file.
     """
-    if path is not None and path.suffix not in ("", suffix):
+    from toolkit.machine import checks
+
+    if path.suffix not in ("", suffix):
         raise ToolkitError(
             f"cannot write {path}", found=f"a name in {path.suffix}", expected=f"one in {suffix}"
         )
+    checks.writable(path.parent)
 
 
 Conf = Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")]

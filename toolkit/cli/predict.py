@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import Agnostic, Iou, MaxDet, number, require_suffix
+from toolkit.cli.options import Agnostic, Iou, MaxDet, number, require_place
 
 if TYPE_CHECKING:
     from toolkit.prediction import PredictionOptions
@@ -166,13 +166,13 @@ def _predict_split(
     from toolkit.runs import health
     from toolkit.weights import Detector
 
-    require_suffix(out, ".json")
+    target = out or (place.run_of(checkpoint) or place.root) / f"predictions-{split.value}.json"
+    require_place(target, ".json")
     known, classes = place.known_data(checkpoint, data)
     detector = Detector.read(checkpoint, classes)  # refused before its data is
     frames = known or place.data_of(checkpoint, data)
     allowed = health.load(place.defaults(frames).health).frames_allowed()
     detections = prediction.predict(detector, frames, split.value, replace(options, bad_frames=allowed))
-    target = out or (place.run_of(checkpoint) or place.root) / f"predictions-{split.value}.json"
     detections.write(target)
     provenance.record(target, split.value, checkpoint.name, provenance.sha256(checkpoint))
     if split is Split.test:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import number, require_suffix
+from toolkit.cli.options import number, require_place
 
 if TYPE_CHECKING:
     from toolkit.workspace import Workspace
@@ -44,7 +44,7 @@ def soup(
     from toolkit.evaluation.truth import GroundTruth
     from toolkit.runs import health
 
-    require_suffix(out, ".pt")
+    require_place(out, ".pt")
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
     source = place.data_of(paths[0], data)

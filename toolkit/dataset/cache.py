@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from submission.errors import NO_JSON
+from submission.errors import NO_JSON, remedy
 from toolkit import console
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
@@ -191,7 +191,7 @@ def _build_all(index: DatasetIndex, splits: Sequence[str], place: Path) -> None:
         raise ToolkitError(
             f"cannot write the cache in {place}",
             found=error.strerror or str(error),
-            fix="free some space; the next run continues where this one stopped",
+            fix=f"{remedy(error)}; the next run continues where this one stopped",
         ) from error
 
 

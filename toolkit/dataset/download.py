@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import msgspec
 
-from submission.errors import NO_JSON
+from submission.errors import NO_JSON, remedy
 from toolkit import console
 from toolkit.dataset.annotations import read_annotations
 from toolkit.dataset.archive import read_directory
@@ -130,7 +130,7 @@ def download(folder: Path, *, revision: str = REVISION, source: Path | None = No
         raise ToolkitError(
             f"cannot write to {folder}",
             found=error.strerror or str(error),
-            fix="free some space; the next run continues where this one stopped",
+            fix=f"{remedy(error)}; the next run continues where this one stopped",
         ) from error
 
 

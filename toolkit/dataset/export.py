@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from submission.errors import remedy
 from toolkit import console
 from toolkit.dataset.frames import FolderFrames, FrameError
 from toolkit.dataset.index import DatasetIndex, Split
@@ -178,7 +179,7 @@ def _export_images(split: Split, folder: Path) -> Iterator[tuple[int, str]]:
         raise ToolkitError(
             f"cannot write {folder}",
             found=error.strerror or str(error),
-            fix="free some space or choose another disk",
+            fix=remedy(error),
         ) from error
 
 

@@ -29,6 +29,9 @@ from toolkit.files import replacing
 from toolkit.ltdv2 import MONTHS
 from toolkit.vocabulary import LTDV2
 
+MANY = 50_000
+"""Detections that take seconds to score, to compare or to draw: what happens is said before it begins."""
+
 ABSENT = -1.0
 """The value of a metric that nothing in the truth can decide, in pycocotools and here."""
 

@@ -1,0 +1,222 @@
+"""From weights or predictions to a split's scores on disk: ``toolkit evaluate`` between flags and table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from submission import Detections
+from submission.validate import check_overlap, check_values
+from toolkit import console, ltdv2, provenance, vocabulary
+from toolkit.dataset.frames import BAD_FRAMES
+from toolkit.errors import ToolkitError
+from toolkit.evaluation.engines import Engine
+from toolkit.evaluation.matched import write_tables
+from toolkit.evaluation.scoring import MANY, Scores, score
+from toolkit.evaluation.truth import GroundTruth
+from toolkit.machine import checks
+from toolkit.runs import health
+from toolkit.workspace import Workspace
+
+if TYPE_CHECKING:
+    from toolkit.dataset.index import DatasetIndex
+    from toolkit.prediction import PredictionOptions
+    from toolkit.weights import Detector
+
+Split = Literal["train", "val"]
+"""Splits whose truth is published."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is scored, against what, and where the result goes.
+
+    Attributes:
+        path: weights or predictions.
+        detector: the weights, opened; None for predictions.
+        run: the run that ``path`` lies in, if any.
+        split: the split that is scored.
+        answers: the file with its true boxes. published: they are the split's own, in the data's folder.
+        data: the folder of the frames; None where nothing needs it.
+        folder: where scores, predictions and the report go.
+        bad_frames: part of the frames that may be missing or unreadable.
+    """
+
+    path: Path
+    detector: Detector | None
+    run: Path | None
+    split: Split
+    answers: Path
+    published: bool
+    data: Path | None
+    folder: Path
+    bad_frames: float
+
+    @property
+    def title(self) -> str:
+        return f"{self.run.name if self.run else self.path.stem}, split {self.split}"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A split's truth, what was found, and the scores, which are on disk."""
+
+    truth: GroundTruth
+    detections: Detections
+    scores: Scores
+    index: DatasetIndex | None
+
+    def remarks(self) -> Iterator[str]:
+        """What a reader of the scores has to know."""
+        scores, objects = self.scores, len(self.truth.labels)
+        if scores.missing or scores.ignored:
+            yield (
+                f"{scores.missing:,} images of the truth have no predictions (scored as empty), "
+                f"{scores.ignored:,} predicted images are not in the truth (ignored)"
+            )
+        if scores.overall.map_50 <= 0 < objects:
+            yield (
+                f"nothing was found: none of {len(self.detections.boxes):,} boxes lies on one of {objects:,} "
+                "objects with its class; the weights have learnt too little, or belong to other frames"
+            )
+
+
+def task(
+    place: Workspace,
+    target: str,
+    split: Split,
+    truth: Path | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+) -> Task:
+    """Find everything that an evaluation needs, before any of its work.
+
+    Args:
+        place: finds runs, weights and data.
+        target: weights, a run or predictions (``.json``).
+        split: the split that is scored.
+        truth: another file with its true boxes.
+        data: the folder of the data; None: the run's, or the workspace's.
+        out: the folder of the result; None: ``evaluation`` beside the weights or predictions.
+
+    Raises:
+        ToolkitError: something is not there, the weights are no detector of the data's classes, or the folder
+            of the result cannot be written.
+    """
+    path = place.weights(target)
+    run = place.run_of(path)
+    detector: Detector | None = None
+    known: Path | None = None
+    if path.suffix != ".json":
+        from toolkit.weights import Detector  # here: predictions are scored without PyTorch
+
+        known, classes = place.known_data(path, data)
+        detector = Detector.read(path, classes)  # refused before its data is
+    needs_data = truth is None or detector is not None or data is not None
+    source = known or (place.data_of(path, data) if needs_data or run is not None else None)
+    answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
+    folder = out or (run or path.parent) / "evaluation"
+    checks.writable(folder)
+    allowed = health.load(place.defaults(source).health).frames_allowed() if detector else BAD_FRAMES
+    return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
+
+
+def options_of(wanted: Task, fields: Mapping[str, Any]) -> PredictionOptions:
+    """Fields of :class:`PredictionOptions`, and the limit of bad frames."""
+    from toolkit.prediction import PredictionOptions  # here: predictions are scored without PyTorch
+
+    return PredictionOptions(**fields, bad_frames=wanted.bad_frames)
+
+
+def assess(
+    wanted: Task, fields: Mapping[str, Any], engine: Engine = "auto", strict: bool = False
+) -> Assessment:
+    """Predict if need be, score, and write ``scores.json`` with its origin.
+
+    Args:
+        wanted: what is scored, see :func:`task`.
+        fields: of :class:`PredictionOptions`; nothing is made of them where predictions were given.
+        engine: the evaluator of the COCO protocol.
+        strict: refuse missing and unknown ids instead of counting them.
+
+    Raises:
+        ToolkitError: see :func:`toolkit.prediction.predict`.
+        SubmissionError: a file is not what it should be, or shares no image with the truth.
+    """
+    path, answers = wanted.path, wanted.answers
+    index: DatasetIndex | None = None
+    if wanted.detector is None:
+        detections = Detections.read(path)
+        check_values(detections, str(path), vocabulary.of_data(answers.parent).classes)
+        origin = provenance.origin_of(path)
+        truth = GroundTruth.read(answers)
+        check_overlap(detections, truth.image_ids, str(path), str(answers))
+    else:
+        from toolkit import prediction  # here: predictions are scored without PyTorch
+
+        truth, index = GroundTruth.read(answers), opened(wanted)
+        detections = prediction.predict(wanted.detector, index, wanted.split, options_of(wanted, fields))
+        written = wanted.folder / "predictions.json"
+        detections.write(written)
+        origin = provenance.record(written, wanted.split, path.name, provenance.sha256(path))
+    if len(detections.scores) > MANY:
+        console.note(f"scoring {len(detections.scores):,} detections in {len(truth):,} images")
+    scores = score(truth, detections, engine=engine, strict=strict, source=str(path))
+    scores.write(wanted.folder / "scores.json")
+    if origin is not None and origin.split == wanted.split and wanted.published:
+        hashes = origin.weights_sha256, provenance.sha256(answers)
+        provenance.record(wanted.folder / "scores.json", wanted.split, origin.weights, *hashes)
+    return Assessment(truth, detections, scores, index)
+
+
+def opened(wanted: Task) -> DatasetIndex:
+    """The index of the data that weights are scored on.
+
+    Raises:
+        ToolkitError: it is not prepared.
+    """
+    from toolkit.dataset import index
+
+    assert wanted.data is not None  # weights need data
+    return index.load(wanted.data)
+
+
+def report(wanted: Task, done: Assessment) -> Path:
+    """Draw the report, and return its page."""
+    from toolkit.report.page import report_on  # here: it draws, and a table needs no Matplotlib
+
+    if len(done.detections.scores) > MANY:
+        console.note("drawing the report")
+    source = done.index or wanted.data
+    return report_on(
+        wanted.folder,
+        wanted.title,
+        done.scores,
+        done.truth,
+        done.detections,
+        wanted.answers,
+        source,
+        wanted.split,
+    )
+
+
+def tables(wanted: Task, done: Assessment) -> list[Path]:
+    """Write matches and COCO results, and return the files."""
+    return list(write_tables(wanted.folder, done.truth, done.detections, wanted.answers))
+
+
+def require_weights(wanted: Task) -> Detector:
+    """The opened weights, for what needs the boxes before their suppression.
+
+    Raises:
+        ToolkitError: predictions were given.
+    """
+    if wanted.detector is None:
+        raise ToolkitError(
+            "--sweep needs weights",
+            found=str(wanted.path),
+            expected="a checkpoint: predictions are suppressed already",
+        )
+    return wanted.detector
