@@ -210,6 +210,12 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would be waited for
+        raise ToolkitError(
+            f"{path} cannot be used",
+            found="a folder" if path.is_dir() else "something that is no file",
+            expected="a TOML file in UTF-8",
+        )
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors on Windows write the mark
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -122,7 +122,7 @@ class Workspace:
 
     def settings_files(self, data: Path | None = None) -> tuple[Path, ...]:
         """The files of :meth:`settings_places` that are there, the one that wins last."""
-        return tuple(path for path, _ in self.settings_places(data) if path.is_file())
+        return tuple(path for path, _ in self.settings_places(data) if path.exists())
 
     def defaults(self, data: Path | None = None) -> settings.Defaults:
         """What :meth:`settings_files` set, key by key.

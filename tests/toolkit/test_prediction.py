@@ -167,6 +167,11 @@ def test_a_result_that_cannot_be_written_is_said_before_a_frame_is_read(
     assert result.status == 1
     assert f"cannot write in {workspace / 'notes'}" in result.err
     assert (workspace / "notes").read_text() == "a file, not a folder"
+    result = toolkit(
+        verb[0], tiny, "--data", data, "--device", "cpu", *verb[1:], workspace / ("n" * 300) / "x.json"
+    )
+    assert result.status == 1
+    assert "file name too long" in result.err
 
 
 def test_the_limit_on_bad_frames_is_the_one_of_training(

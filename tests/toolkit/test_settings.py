@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,12 @@ def test_a_value_of_a_table_with_free_names_is_named(tmp_path: Path, content: st
     file.write_text(content)
     with pytest.raises(ToolkitError, match=found):
         settings.read([file])
+
+
+@pytest.mark.parametrize("make, kind", [(Path.mkdir, "a folder"), (os.mkfifo, "no file")])
+def test_something_else_in_the_place_of_the_file_is_said(
+    tmp_path: Path, make: Callable[[Path], None], kind: str
+) -> None:
+    make(tmp_path / "toolkit.toml")
+    with pytest.raises(ToolkitError, match=rf"toolkit\.toml cannot be used; found .*{kind}"):
+        Workspace(tmp_path).defaults()

@@ -34,4 +34,4 @@ def config(
         table.add_row(value.key, shown, value.source, style="dim" if value.source == "default" else "")
     console.out.print(table)
     for path, words in place.settings_places(data):
-        console.note(f"{words}: {path}{'' if path.is_file() else ' (not there)'}")
+        console.note(f"{words}: {path}{'' if path.exists() else ' (not there)'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from patches.findings import Finding, Verdict
@@ -72,6 +73,8 @@ def writable(folder: Path) -> None:
     inside = (there / name for name in ("weights", "checkpoints")) if there == folder else ()
     path = there
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()  # a name that no file system takes
         for path in (there, *(each for each in inside if _exists(each))):
             with tempfile.TemporaryFile(dir=path):
                 pass
