@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ MAKE = Caller("make", {"profile": "cpu"}, LOOK_UP)
 )
 def test_make_has_its_own_words(said: str, typed: str) -> None:
     assert MAKE.reword(said) == typed
+
+
+@pytest.mark.parametrize("mark", [one for one in string.punctuation if one not in "-_="] + ["", " then"])
+def test_a_flag_is_the_variable_of_make_before_whatever_mark_a_sentence_has(mark: str) -> None:
+    assert MAKE.reword(f"name another with --base{mark}") == f"name another with BASE={mark}"
+
+
+@pytest.mark.parametrize("said", ["leave --database out", "leave --data-workers out", "leave --base_lr out"])
+def test_a_flag_that_begins_as_a_variable_of_make_is_left_as_it_is(said: str) -> None:
+    assert MAKE.reword(said) == said
 
 
 def test_every_command_of_the_toolkit_has_one_of_make() -> None:

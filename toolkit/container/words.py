@@ -25,7 +25,7 @@ UNTIED = ("ps", "logs", "attach", "stop", "prune")
 """Commands of ``toolkit container`` that are about containers and not about an image."""
 
 _COMMAND = re.compile(r"(?<![\w./-])toolkit ((?:(?:dataset|container|bench) )?[a-z]+)\b(?![=.])")
-_FLAG = re.compile(rf"(?<!\S)(`?)--({'|'.join(OPTIONS)})(?:=([^\s,;`]+))?(?=[\s,;.)`]|$)")
+_FLAG = re.compile(rf"(?<!\S)(`?)--({'|'.join(OPTIONS)})(?:=([^\s,;`]+))?(?![\w=-])")
 _TOKEN = re.compile(r" ([^\s`]+)")
 _PIP = re.compile(r"`?pip install ([\w.-]+)`?")
 
