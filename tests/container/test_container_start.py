@@ -123,6 +123,18 @@ def test_a_named_image_is_pulled_and_one_that_is_nowhere_is_one_clear_line(
     assert result.exception.what == "no image nowhere:1"
 
 
+def test_a_release_is_pulled_under_the_name_that_a_build_here_would_give_it(
+    client: FakeClient, started: list[dict[str, Any]], built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "published", lambda wanted: "far:cpu-1")
+    monkeypatch.setattr("toolkit.container.engine.engine", start.engine)
+    client.served["far:cpu-1"] = FakeImage(client, ["far:cpu-1"], {images.REVISION: COMMIT}, "9")
+    result = call("build", "--profile=cpu")
+    assert (result.exit_code, result.stdout) == (0, f"{TAG}\n")
+    assert call("runs", "--profile=cpu").exit_code == 0
+    assert ([one["image"] for one in started], built) == ([TAG], [])
+
+
 def test_without_a_network_the_newest_image_runs_and_the_difference_is_said(
     client: FakeClient, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,15 +40,18 @@ def source(profile: str, base: str | None = None) -> Source:
 
 
 class FakeImage(SimpleNamespace):
-    """An image with labels; tagging it adds a name."""
+    """An image with labels, as it was when the engine was asked for it."""
 
     def __init__(self, client: FakeClient, tags: list[str], labels: Mapping[str, str], made: str) -> None:
         super().__init__(id=f"sha256:{made}", tags=tags, labels=dict(labels), attrs={"Created": made})
         self.client = client
 
     def tag(self, name: str) -> None:
-        """Give the image one more name."""
-        self.tags.append(name)
+        """Give the image one more name in the engine; this object is as it was."""
+        known = self.client.known
+        known[known.index(self)] = FakeImage(
+            self.client, [*self.tags, name], self.labels, self.attrs["Created"]
+        )
 
 
 class FakeClient:

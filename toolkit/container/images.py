@@ -184,7 +184,7 @@ def pulled(client: DockerClient, wanted: Source) -> Image | None:
         console.warn(f"{name} is of commit {inside}, not {wanted.commit}: it is built here instead")
         return None
     image.tag(wanted.tag)
-    return image
+    return client.images.get(wanted.tag)  # what was pulled does not know of its new name
 
 
 def named(client: DockerClient, name: str, commit: str) -> Image:
@@ -226,8 +226,9 @@ def newest(client: DockerClient, profile: Profile) -> Image | None:
 
 
 def name_of(image: Image) -> str:
-    """The first name of an image, or its id."""
-    return next(iter(image.tags), image.id or "")
+    """The name that a build here gives an image, or another of its names, or its id."""
+    ours = [tag for tag in image.tags if tag.startswith(f"{REPOSITORY}:")]
+    return next(iter([*ours, *image.tags]), image.id or "")
 
 
 def of_runs(runs: Iterable[Path]) -> set[str]:
