@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -19,24 +18,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import miopen, variables
+from . import miopen, settling, variables
 from .convolution.calls import Call, answers_channels_last, problem_of
-from .convolution.native import call_backward, call_forward, is_overridden, switch
+from .convolution.native import call_backward, call_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
-from .convolution.routes import make
-from .convolution.settling import ASIDE, PLAN, SURVEY, quickest, winner
+from .convolution.routes import available
 from .convolution.tuning import Planner
+from .ledger import Entry, Ledger
 from .normalization import routes as normalizations
 from .normalization.modules import Attachment, Server
-from .report import FallThrough, ProblemUse, Report
-
-MOST_KEYS = 8192
-"""Distinct calls remembered; a run with random image sizes must not grow without bound."""
+from .overrides import Overrides
+from .report import Report
+from .settling import ASIDE, PLAN, SURVEY
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _log = logging.getLogger(str(__package__))
-_open_library: Callable[..., Any] = torch.library.Library
 _cpu_autocast: Callable[[], bool] = (
     torch.is_autocast_cpu_enabled
     if torch.__version__.startswith("1.")
@@ -52,27 +49,7 @@ It sees through the overrides, and of a route it would keep the steps for this o
 RECORDED = "recorded by torch.jit.trace"
 """Why a call that a tracer writes down is no call for a route."""
 
-_WAYS = {PLAN: "the plan's choices stay", ASIDE: "PyTorch's own convolutions serve, the overrides are out"}
-
 T = TypeVar("T")
-
-
-class _Entry:
-    """Who serves a key, and how often; the counts are exact while one thread runs each direction.
-
-    Attributes:
-        problem, route: None for a call that goes to PyTorch's own kernels untouched.
-        reason: why it does; empty otherwise.
-        is_row: whether it is 1-d, and the problem that of images with a single row.
-    """
-
-    __slots__ = ("backward", "forward", "is_row", "problem", "reason", "route")
-
-    def __init__(
-        self, problem: ConvProblem | None, route: Route | None, reason: str, is_row: bool = False
-    ) -> None:
-        self.problem, self.route, self.reason, self.is_row = problem, route, reason, is_row
-        self.forward = self.backward = 0
 
 
 class Session:
@@ -102,80 +79,43 @@ class Session:
         if self.route != route and (forced := variables.ROUTE.read()):
             self.note(f"{forced.name}={self.route} overrules route {route!r}{forced.advice}")
         self.normalization = normalizations.setting(normalization)
-        self.vendor = miopen.setting(vendor)
-        if (self.route, self.vendor) == ("library", "off"):
+        vendor = miopen.setting(vendor)
+        if (self.route, vendor) == ("library", "off"):
             raise ValueError("route 'library' is the vendor's, and vendor is 'off': leave one of them out")
-        self._may_use_vendor = miopen.may_serve(self.vendor)
         self._norms = Server(
             device, normalizations.chooser(self.normalization, device, self._trusts), self.note
         )
-        self._attachment = Attachment(self._norms)
-        self.routes: dict[str, Route] = {}
-        for name in NAMES:
-            if name != "library" or self._may_use_vendor or self.route == name:
-                self._add_route(name, column_budget)
+        self._attachment = Attachment(self._norms, normalizations.may_attach(self.normalization, device))
+        served = miopen.may_serve(vendor)
+        names = [each for each in NAMES if each != "library" or served or self.route == each]
+        self.routes = available(names, column_budget, self.route, self.note)
         self.native = self.routes["native"]
         self._planners: dict[int, Planner] = {}
-        self._entries: dict[tuple[Any, ...], _Entry] = {}
-        self._retired: list[_Entry] = []
-        self._further: dict[str, int] = {}
-        self._passed: dict[str, int] = {}
+        self.ledger = Ledger()
         self._told_unsupported = False
         # Held by who decides about a key: one thread measures, and none chooses a route being struck off.
         self._deciding = threading.RLock()
         self._as_set: Any = nullcontext() if device == "cpu" else switch
-        self._library: Any = None
-        self.installed = False
-        self._way = PLAN
-        self._miopen_before: bool | None = None
+        self._overrides = Overrides(_DISPATCH_KEYS[device], self._convolution, self._convolution_backward)
+        self.installed, self.way = False, PLAN
+        self._switch = miopen.Switch(vendor, device)
 
     def install(self) -> None:
         """Put the overrides into the dispatcher."""
         self.installed = True
-        self._tell_of_others()
-        if self._way != ASIDE:
-            self._override()
-        if self.device == "cuda" and (self.vendor == "off" or (miopen.needed() and self.vendor == "auto")):
-            self._miopen_before = miopen.switch_off()
-        self._attach()
-
-    def _tell_of_others(self) -> None:
-        key = _DISPATCH_KEYS[self.device]
-        if is_overridden(key):
-            self.note(
-                f"another library overrode aten::convolution for {key} before: the routes come first while "
-                "they are enabled, and its kernel serves again afterwards"
-            )
-
-    def _override(self) -> None:
-        key = _DISPATCH_KEYS[self.device]
-        self._library = _open_library("aten", "IMPL")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-            try:
-                self._library.impl("convolution", self._convolution, key)
-                self._library.impl("convolution_backward", self._convolution_backward, key)
-            except RuntimeError as error:  # PyTorch 1 lets one library do so
-                raise ValueError(f"another library overrode the convolutions before: {error}") from error
+        if shared := self._overrides.shared():
+            self.note(shared)
+        if self.way != ASIDE:
+            self._overrides.put()
+        self._switch.turn_off()
+        self._attachment.attach()
 
     def uninstall(self) -> None:
         """Take the overrides out of the dispatcher."""
         self.installed = False
-        self._library = None
+        self._overrides.take_out()
         self._attachment.detach()
-        if self._miopen_before is not None:
-            miopen.restore(self._miopen_before)
-            self._miopen_before = None
-
-    def _attach(self) -> None:
-        """Serve batch norms too, of models whose classes exist by now; on a CPU only when asked to.
-
-        PyTorch 1 keeps its own: hooks, transforms and half precision answer otherwise there.
-        """
-        if torch.__version__.startswith("1."):
-            return
-        if self.normalization != "off" and (self.device, self.normalization) != ("cpu", "auto"):
-            self._attachment.attach()
+        self._switch.turn_back()
 
     def _trusts(self, test: str, dtype: torch.dtype) -> bool:
         with self._deciding:
@@ -188,23 +128,11 @@ class Session:
 
     def report(self) -> Report:
         """The counters as a value."""
-        entries = [*self._retired, *self._entries.values()]
-        uses: dict[tuple[ConvProblem, str], tuple[int, int]] = {}
-        passed = dict(self._passed)
-        for entry in entries:
-            if entry.problem is None or entry.route is None:
-                passed[entry.reason] = passed.get(entry.reason, 0) + entry.forward + entry.backward
-            else:
-                forward, backward = uses.get((entry.problem, entry.route.name), (0, 0))
-                uses[entry.problem, entry.route.name] = (forward + entry.forward, backward + entry.backward)
-        return Report(
+        return self.ledger.report(
             enabled=self.installed,
             device=self.device,
             route=self.route,
-            problems=tuple(ProblemUse(problem, route, *counts) for (problem, route), counts in uses.items()),
-            fall_throughs=tuple(FallThrough(reason, calls) for reason, calls in passed.items()),
             notes=tuple(self.notes),
-            further=tuple(self._further.items()),
             normalizations=self._norms.served,
         )
 
@@ -222,7 +150,7 @@ class Session:
     ) -> Tensor:
         settings = (bias, stride, padding, dilation, transposed, output_padding, groups)
         if _records():
-            self._count(RECORDED)
+            self.ledger.count(RECORDED)
             return self._pass_on(call_forward, x, weight, *settings)
         key = (
             x.shape,
@@ -237,7 +165,7 @@ class Session:
             (x.device, weight.device, x.device if bias is None else bias.device),
             (x.dtype, weight.dtype, x.dtype if bias is None else bias.dtype),
         )
-        entry = self._entries.get(key) or self._enter(key, x, weight)
+        entry = self.ledger.entries.get(key) or self._enter(key, x, weight)
         entry.forward += 1
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
@@ -245,8 +173,8 @@ class Session:
         if entry.is_row:
             x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         try:
-            if self._guarded(x):
-                with self._guard(x):
+            if _is_guarded(self.device, x):
+                with _guard(self.device, x):
                     out = route.forward(problem, x, weight, bias)
             else:
                 out = route.forward(problem, x, weight, bias)
@@ -271,7 +199,7 @@ class Session:
         needs = (output_mask[0], output_mask[1], output_mask[2])
         settings = (bias_sizes, stride, padding, dilation, transposed, output_padding, groups, needs)
         if _records():
-            self._count(RECORDED)
+            self.ledger.count(RECORDED)
             return self._pass_on(call_backward, grad, x, weight, *settings)
         key = (
             x.shape,
@@ -286,7 +214,7 @@ class Session:
             (x.device, weight.device, grad.device),
             (x.dtype, weight.dtype, grad.dtype),
         )
-        entry = self._entries.get(key) or self._enter(key, x, weight)
+        entry = self.ledger.entries.get(key) or self._enter(key, x, weight)
         entry.backward += 1
         problem, route = entry.problem, entry.route
         if problem is None or route is None:
@@ -294,8 +222,8 @@ class Session:
         if entry.is_row:
             grad, x, weight = grad.unsqueeze(2), x.unsqueeze(2), weight.unsqueeze(2)
         try:
-            if self._guarded(x):
-                with self._guard(x):
+            if _is_guarded(self.device, x):
+                with _guard(self.device, x):
                     found = route.backward(problem, grad, x, weight, needs)
             else:
                 found = route.backward(problem, grad, x, weight, needs)
@@ -308,46 +236,17 @@ class Session:
         with self._as_set:
             return call(None, *args)
 
-    def _count(self, reason: str) -> None:
-        self._passed[reason] = self._passed.get(reason, 0) + 1
-
-    def _enter(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
+    def _enter(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> Entry:
         with self._deciding:
-            entry = self._entries.get(key)
-            if entry is None:
-                if len(self._entries) >= MOST_KEYS:
-                    self._forget()
-                entry = self._decide(key, x, weight)
-                self._entries[key] = entry
-            return entry
+            return self.ledger.entries.get(key) or self.ledger.add(key, self._decide(key, x, weight))
 
-    def _forget(self) -> None:
-        """Drop every key, and keep of its counts what does not grow: the sums by route and by reason."""
-        for entry in (*self._retired, *self._entries.values()):
-            if entry.route is None:
-                sums, name = self._passed, entry.reason
-            else:
-                sums, name = self._further, entry.route.name
-            sums[name] = sums.get(name, 0) + entry.forward + entry.backward
-        self._retired.clear()
-        self._entries.clear()
-
-    def _decide(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> _Entry:
-        self._attach()  # Ultralytics may have been imported since
+    def _decide(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> Entry:
+        self._attachment.attach()  # Ultralytics may have been imported since
         problem = problem_of(Call(*key), (x.layout, weight.layout), self.device)
         if isinstance(problem, str):
-            return _Entry(None, None, problem)
-        with self._guard(x):
-            return _Entry(problem, self._choose(problem), "", is_row=x.dim() == 3)
-
-    def _add_route(self, name: str, column_budget: int) -> None:
-        try:
-            self.routes[name] = make(name, column_budget)
-        except ImportError as error:
-            if self.route == name:
-                raise ValueError(f"route {name!r} is not available: {error}") from error
-        except RuntimeError as error:
-            self.note(f"route {name} is not available: {error}")
+            return Entry(None, None, problem)
+        with _guard(self.device, x):
+            return Entry(problem, self._choose(problem), "", is_row=x.dim() == 3)
 
     @property
     def planner(self) -> Planner:
@@ -356,24 +255,17 @@ class Session:
         if index not in self._planners:
             made = self._planners[index] = Planner(self.device, self.routes, self.note)
             made.beside = normalizations.self_tests(self.normalization, made.device)
-            self._judge_vendor()
+            self._switch.judge(self._trusts)
         return self._planners[index]
-
-    def _judge_vendor(self) -> None:
-        """Give batch norm back to MIOpen where it is known to work and shows that it does."""
-        wanted = self._miopen_before and self.vendor == "auto" and self._may_use_vendor
-        if wanted and self._trusts(miopen.SELF_TEST, torch.float32):
-            miopen.restore(True)
-            self._miopen_before = None
 
     def _choose(self, problem: ConvProblem) -> Route:
         if self.route == "auto":
             if self.device == "cpu":
                 return self.native
-            if self._way == SURVEY:
+            if self.way == SURVEY:
                 return self.planner.survey(problem)
-            single = self.routes.get(self._way)
-            if single and single.supports(problem) and self.planner.trusted(self._way, problem.dtype):
+            single = self.routes.get(self.way)
+            if single and single.supports(problem) and self.planner.trusted(self.way, problem.dtype):
                 return single
             return self.planner.choose(problem)
         wanted = self.routes.get(self.route, self.native)
@@ -388,62 +280,17 @@ class Session:
         trusted = self.device == "cpu" or self.planner.trusted(self.route, problem.dtype)
         return wanted if trusted else self.native
 
-    def settle(self, step: Callable[[], object]) -> str:
-        """See :func:`patches.settle`."""
-        if self.route != "auto" or self.device == "cpu" or not self.installed:
-            return self.route
-        way = PLAN
-        try:
-            self.find_out(step)
-            problems = {entry.problem for entry in self._entries.values() if entry.problem is not None}
-            if problems:
-                file, ways = self.planner.file, (PLAN, *self._ways(problems))
-                with file.testing():
-                    name = self.planner.step_name(problems)
-                    way = file.steps.get(name) or self._judge(name, ways, step)
-        finally:
-            self._use(way)
-        return way
-
-    def find_out(self, step: Callable[[], object]) -> None:
-        """Measure every problem of a step, after one pass that only tells which they are."""
-        self._use(SURVEY)
-        step()
-        self.planner.compile_ahead()
-        self._use(PLAN)
-        step()
-
-    def _judge(self, name: str, ways: tuple[str, ...], step: Callable[[], object]) -> str:
-        """Time a step by each way, and remember the best."""
-        seconds = quickest(ways, self._use, step)
-        way = winner(seconds)
-        self.planner.file.remember({}, {}, {name: way})
-        costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
-        self.note(f"a training step by {costs}: {_WAYS.get(way, f'route {way} serves alone')}")
-        return way
-
-    def _ways(self, problems: Iterable[ConvProblem]) -> Iterator[str]:
-        """What could serve every problem alone: trusted routes, and PyTorch without the overrides."""
-        served = {
-            name
-            for name, route in self.routes.items()
-            if all(route.supports(each) and self.planner.trusted(name, each.dtype) for each in problems)
-        }
-        yield from (name for name in served if name == "triton")
-        if ("library" if torch.backends.cudnn.enabled else "native") in served:
-            yield ASIDE
-
-    def _use(self, way: str) -> None:
+    def use(self, way: str) -> None:
         """Let the plan, a single route or PyTorch itself serve from now on."""
-        if way == self._way or not self.installed:
+        if way == self.way or not self.installed:
             return
         with self._deciding:
-            self._way = way
-            self._forget()
+            self.way = way
+            self.ledger.forget()
             if way == ASIDE:
-                self._library = None
-            elif self._library is None:
-                self._override()
+                self._overrides.take_out()
+            else:
+                self._overrides.put()
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""
@@ -453,22 +300,23 @@ class Session:
         with self._deciding:
             if self.routes.pop(route.name, None) is not None:
                 self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
-                struck = [key for key, entry in self._entries.items() if entry.route is route]
-                self._retired += [self._entries.pop(key) for key in struck]
+                self.ledger.strike(route)
         return result
 
-    def _guarded(self, x: Tensor) -> bool:
-        """Whether the surroundings of this call would change what a route computes, or where."""
-        if self.device == "cpu":
-            return _cpu_autocast()
-        return torch.is_autocast_enabled() or x.get_device() != torch._C._cuda_getDevice()
 
-    def _guard(self, x: Tensor) -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(torch.autocast(self.device, enabled=False))
-        if self.device == "cuda":
-            stack.enter_context(torch.cuda.device(x.device))
-        return stack
+def _is_guarded(device: str, x: Tensor) -> bool:
+    """Whether the surroundings of a call would change what a route computes, or where."""
+    if device == "cpu":
+        return _cpu_autocast()
+    return torch.is_autocast_enabled() or x.get_device() != torch._C._cuda_getDevice()
+
+
+def _guard(device: str, x: Tensor) -> ExitStack:
+    stack = ExitStack()
+    stack.enter_context(torch.autocast(device, enabled=False))
+    if device == "cuda":
+        stack.enter_context(torch.cuda.device(x.device))
+    return stack
 
 
 def _without_rows(gradients: Gradients) -> Gradients:
@@ -506,7 +354,7 @@ def stop() -> None:
 def settle(step: Callable[[], object]) -> str:
     """See :func:`patches.settle`."""
     session = current()
-    return "" if session is None else session.settle(step)
+    return "" if session is None else settling.settle(session, step)
 
 
 def current() -> Session | None:

@@ -7,7 +7,7 @@ called cuDNN on ROCm too. Convolutions are judged as the route ``library``, batc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,16 +64,33 @@ def may_serve(setting: str, architectures: Sequence[str] | None = None) -> bool:
     return recent and bool(cards) and all(card.startswith(KNOWN_TO_WORK) for card in cards)
 
 
-def switch_off() -> bool:
-    """Switch MIOpen off for the process and return what the switch said before, for :func:`restore`."""
-    before: bool = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    return before
+class Switch:
+    """PyTorch's switch of the library, for everything that is no convolution; off while a session wants that.
 
+    Args:
+        setting: one of :data:`CHOICES`.
+        device: "cuda" or "cpu".
+    """
 
-def restore(before: bool) -> None:
-    """Set the switch to what :func:`switch_off` returned."""
-    torch.backends.cudnn.enabled = before
+    def __init__(self, setting: str, device: str) -> None:
+        self.setting, self.device = setting, device
+        self._before: bool | None = None
+
+    def turn_off(self) -> None:
+        """Turn the library off, where it may not serve or must first show that it works."""
+        if self.device == "cuda" and (self.setting == "off" or (needed() and self.setting == "auto")):
+            self._before = torch.backends.cudnn.enabled
+            torch.backends.cudnn.enabled = False
+
+    def turn_back(self) -> None:
+        """Set it to what it was."""
+        if self._before is not None:
+            torch.backends.cudnn.enabled, self._before = self._before, None
+
+    def judge(self, trusts: Callable[[str, torch.dtype], bool]) -> None:
+        """Give batch norm back to the library where it may serve and passes its self-test."""
+        if self._before and self.setting == "auto" and may_serve("auto") and trusts(SELF_TEST, torch.float32):
+            self.turn_back()
 
 
 def examine(device: str, dtype: torch.dtype) -> str:

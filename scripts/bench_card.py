@@ -37,7 +37,7 @@ keep_libraries_quiet()
 import torch
 
 import patches
-from patches import dispatch, variables
+from patches import dispatch, settling, variables
 from patches.convolution.problem import ConvProblem
 from patches.convolution.registry import NAMES
 from toolkit.benchmark import accuracy, norm_accuracy, steps
@@ -183,7 +183,7 @@ def _first_batch(folder: str) -> tuple[float, float, str]:
     with patches.enabled("cuda"):
         session = dispatch.current()
         assert session is not None
-        session.find_out(gradients)
+        settling.find_out(session, gradients)
         torch.cuda.synchronize()
         taken = time.perf_counter() - start
         start = time.perf_counter()

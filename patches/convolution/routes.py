@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Iterable
 
 from .. import COLUMN_BUDGET
 from .gemm import Gemm
@@ -40,3 +41,31 @@ def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
         raise ValueError(f"route {name!r}: expected one of {', '.join(NAMES)}")
     route: Route = getattr(importlib.import_module(module), attribute)()
     return route
+
+
+def available(
+    names: Iterable[str], column_budget: int, wanted: str, note: Callable[[str], None]
+) -> dict[str, Route]:
+    """The routes that can be made on this machine, by name.
+
+    Args:
+        names, column_budget: see :func:`make`.
+        wanted: the route that was asked for by name, if any.
+        note: called with a sentence for each route whose kernels cannot be used.
+
+    Raises:
+        ValueError: a package is missing that the wanted route needs.
+    """
+
+    def attempt(name: str) -> Route | None:
+        try:
+            return make(name, column_budget)
+        except ImportError as error:
+            if name == wanted:
+                raise ValueError(f"route {name!r} is not available: {error}") from error
+        except RuntimeError as error:
+            note(f"route {name} is not available: {error}")
+        return None
+
+    made = {name: attempt(name) for name in names}
+    return {name: route for name, route in made.items() if route is not None}

@@ -244,14 +244,17 @@ class Attachment:
 
     Args:
         serve: who is asked at every batch norm with an activation behind it.
+        wanted: whether anything is replaced at all.
     """
 
-    def __init__(self, serve: Server) -> None:
-        self._serve = serve
+    def __init__(self, serve: Server, wanted: bool) -> None:
+        self._serve, self._wanted = serve, wanted
         self._originals: dict[type, Callable[..., Any]] = {}
 
     def attach(self) -> None:
         """Replace what can be replaced by now (Ultralytics may be imported later); cheap the next time."""
+        if not self._wanted:
+            return
         self._replace(nn.Sequential, "torch.nn.modules.container", sequential_forward)
         module = sys.modules.get("ultralytics.nn.modules.conv")
         conv = None if module is None else vars(module).get("Conv")

@@ -31,6 +31,16 @@ def setting(wanted: str) -> str:
     return variables.NORMALIZATION.choose("normalization", wanted, CHOICES)
 
 
+def may_attach(setting: str, device: str) -> bool:
+    """Whether modules are served at all; on a CPU only when asked to.
+
+    PyTorch 1 keeps its own: hooks, transforms and half precision answer otherwise there.
+    """
+    return (
+        not torch.__version__.startswith("1.") and setting != "off" and (device, setting) != ("cpu", "auto")
+    )
+
+
 def self_tests(setting: str, device: str) -> tuple[str, ...]:
     """What must be tested before anything is fused on a device."""
     fused = setting in ("auto", "triton") and device == "cuda" and importlib.util.find_spec("triton")

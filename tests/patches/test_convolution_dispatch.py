@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import patches
-from patches import dispatch
+from patches import dispatch, ledger, overrides
 from patches.convolution import native
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem, Gradients, Route
@@ -67,7 +67,7 @@ def test_enabling_does_not_warn_of_what_it_is_for(before: str, monkeypatch: pyte
                 f"{before}Overriding a previously registered kernel for the same operator", stacklevel=1
             )
 
-    monkeypatch.setattr(dispatch, "_open_library", Library)
+    monkeypatch.setattr(overrides, "_open_library", Library)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session = dispatch.Session("cuda", "auto", 2**20)
@@ -279,7 +279,7 @@ def test_a_route_is_chosen_while_the_inputs_card_is_the_current_one(monkeypatch:
     steps: list[str] = []
 
     @contextlib.contextmanager
-    def guard(x: Tensor) -> Iterator[None]:
+    def guard(device: str, x: Tensor) -> Iterator[None]:
         steps.append(f"to {x.device}")
         yield
         steps.append("back")
@@ -288,7 +288,7 @@ def test_a_route_is_chosen_while_the_inputs_card_is_the_current_one(monkeypatch:
         session = dispatch.current()
         assert session is not None
         choose = session._choose
-        monkeypatch.setattr(session, "_guard", guard)
+        monkeypatch.setattr(dispatch, "_guard", guard)
         monkeypatch.setattr(session, "_choose", lambda problem: (steps.append("choose"), choose(problem))[1])
         F.conv2d(torch.randn(1, 2, 5, 5), torch.randn(2, 2, 3, 3))
     assert steps == ["to cpu", "choose", "back"]
@@ -631,7 +631,7 @@ def test_a_forced_route_that_cannot_serve_says_so_once(caplog: pytest.LogCapture
 
 
 def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MOST_KEYS", 10)
+    monkeypatch.setattr(ledger, "MOST_KEYS", 10)
     w = torch.randn(2, 2, 3, 3)
     with patches.enabled("cpu", route="gemm"):
         session = dispatch.current()
@@ -639,7 +639,7 @@ def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pyt
         for size in range(3, 53):
             F.conv2d(torch.randn(1, 2, 3, size), w)
             F.conv3d(torch.randn(1, 2, 1, 3, size), w[:, :, None])
-            assert len(session._entries) + len(session._retired) <= 10
+            assert len(session.ledger.entries) + len(session.ledger.retired) <= 10
         report = patches.report()
     assert report.by_route() == {"gemm": 50}
     assert passed() == {"3-d convolution": 50}
@@ -753,7 +753,7 @@ def test_a_route_struck_off_while_another_thread_chooses_it_is_gone_for_both(
         leave.set()
         chooser.join()
         striker.join()
-        assert {entry.route for entry in session._entries.values()} <= {session.native}
+        assert {entry.route for entry in session.ledger.entries.values()} <= {session.native}
         assert len(patches.report().notes) == 1
 
 

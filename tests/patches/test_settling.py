@@ -11,10 +11,9 @@ from test_convolution_gemm import LAYER
 from torch import nn
 
 import patches
-from patches import dispatch
-from patches.convolution import settling
+from patches import dispatch, settling
 from patches.convolution.planfile import Card, PlanFile
-from patches.convolution.settling import ASIDE, PLAN, quickest, winner
+from patches.settling import ASIDE, PLAN, quickest, winner
 
 
 @pytest.mark.parametrize(
@@ -62,15 +61,15 @@ def convolutions() -> int:
 
 def test_overrides_that_stand_aside_see_no_call_and_come_back(session: dispatch.Session) -> None:
     before = convolutions()
-    session._use(ASIDE)
+    session.use(ASIDE)
     assert convolutions() == before
     with patches.enabled("cpu"):
         assert convolutions() == 1
     assert convolutions() == before, "what was enabled before is enabled again, as it was"
     assert patches.report().enabled
-    session._use(PLAN)
+    session.use(PLAN)
     assert convolutions() == before + 1
-    session._use(ASIDE)
+    session.use(ASIDE)
     patches.disable()
     assert not patches.report().enabled
 
@@ -83,9 +82,9 @@ def test_a_way_that_was_judged_is_remembered_and_a_failure_leaves_the_plan(
     def judged(found: dict[str, float]) -> Callable[..., dict[str, float]]:
         return lambda ways, use, step: found
 
-    monkeypatch.setattr(dispatch, "quickest", judged({PLAN: 0.004, "triton": 0.003}))
+    monkeypatch.setattr(settling, "quickest", judged({PLAN: 0.004, "triton": 0.003}))
     name = session.planner.step_name([LAYER])
-    assert session._judge(name, (PLAN, "triton"), lambda: None) == "triton"
+    assert settling.judge(session, name, (PLAN, "triton"), lambda: None) == "triton"
     told = session.notes[-1]
     assert told == "a training step by plan 4.0 ms, triton 3.0 ms: route triton serves alone"
     assert PlanFile(tmp_path / "plan.json", Card.here("cpu"), print).steps == {name: "triton"}
@@ -94,10 +93,10 @@ def test_a_way_that_was_judged_is_remembered_and_a_failure_leaves_the_plan(
         use(ASIDE)
         raise torch.cuda.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(dispatch, "quickest", exhausted)
+    monkeypatch.setattr(settling, "quickest", exhausted)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        session._judge("other", (PLAN, ASIDE), lambda: None)
-    session._use(PLAN)
+        settling.judge(session, "other", (PLAN, ASIDE), lambda: None)
+    session.use(PLAN)
     before = patches.report().calls
     assert convolutions() == before + 1
     assert session.planner.file.steps == {name: "triton"}

@@ -10,9 +10,15 @@ from __future__ import annotations
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
+
+from .convolution.problem import ConvProblem
+
+if TYPE_CHECKING:
+    from .dispatch import Session
 
 PLAN = "plan"
 """The plan's choice for each problem."""
@@ -23,6 +29,9 @@ ASIDE = "aside"
 SURVEY = "survey"
 """No way of its own: whoever is trusted serves while the problems of a step are found out."""
 
+WAYS = {PLAN: "the plan's choices stay", ASIDE: "PyTorch's own convolutions serve, the overrides are out"}
+"""What is said of a way that won."""
+
 ROUNDS, SECONDS = 9, 10.0
 """Every way is timed once a round, so that a processor shared with others slows all of them alike. No round
 begins after so many seconds, but three are taken."""
@@ -30,6 +39,55 @@ begins after so many seconds, but three are taken."""
 GAIN = 0.98
 """A way replaces the plan's choices when it takes at most this part of their time: smaller differences are
 within what two measurements of the same step differ by."""
+
+
+def settle(session: Session, step: Callable[[], object]) -> str:
+    """See :func:`patches.settle`."""
+    if session.route != "auto" or session.device == "cpu" or not session.installed:
+        return session.route
+    way = PLAN
+    try:
+        find_out(session, step)
+        problems = session.ledger.problems()
+        if problems:
+            file, choices = session.planner.file, (PLAN, *ways(session, problems))
+            with file.testing():
+                name = session.planner.step_name(problems)
+                way = file.steps.get(name) or judge(session, name, choices, step)
+    finally:
+        session.use(way)
+    return way
+
+
+def find_out(session: Session, step: Callable[[], object]) -> None:
+    """Measure every problem of a step, after one pass that only tells which they are."""
+    session.use(SURVEY)
+    step()
+    session.planner.compile_ahead()
+    session.use(PLAN)
+    step()
+
+
+def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[[], object]) -> str:
+    """Time a step by each way, and remember the best."""
+    seconds = quickest(choices, session.use, step)
+    way = winner(seconds)
+    session.planner.file.remember({}, {}, {name: way})
+    costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
+    session.note(f"a training step by {costs}: {WAYS.get(way, f'route {way} serves alone')}")
+    return way
+
+
+def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
+    """What could serve every problem alone: trusted routes, and PyTorch without the overrides."""
+    served = {
+        name
+        for name, route in session.routes.items()
+        if all(route.supports(each) and session.planner.trusted(name, each.dtype) for each in problems)
+    }
+    yield from (name for name in served if name == "triton")
+    if ("library" if torch.backends.cudnn.enabled else "native") in served:
+        yield ASIDE
 
 
 def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[], object]) -> dict[str, float]:

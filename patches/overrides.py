@@ -1,0 +1,57 @@
+"""Two kernels in PyTorch's dispatcher, in the place of its own convolution and its gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .convolution.native import is_overridden
+
+_open_library: Callable[..., Any] = torch.library.Library
+
+
+class Overrides:
+    """Kernels for ``aten::convolution`` and ``aten::convolution_backward``, not yet in the dispatcher.
+
+    Args:
+        key: the dispatch key, "CPU" or "CUDA".
+        forward, backward: the kernels, with the operators' arguments.
+    """
+
+    def __init__(self, key: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        self.key, self._forward, self._backward = key, forward, backward
+        self._library: Any = None
+
+    def shared(self) -> str:
+        """What to tell where another library overrode the same operators; empty where none did."""
+        if self._library is not None or not is_overridden(self.key):
+            return ""
+        return (
+            f"another library overrode aten::convolution for {self.key} before: the routes come first while "
+            "they are enabled, and its kernel serves again afterwards"
+        )
+
+    def put(self) -> None:
+        """Put the kernels into the dispatcher; nothing where they are.
+
+        Raises:
+            ValueError: another library's are there, and this PyTorch lets one library override an operator.
+        """
+        if self._library is not None:
+            return
+        library = _open_library("aten", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+            try:
+                library.impl("convolution", self._forward, self.key)
+                library.impl("convolution_backward", self._backward, self.key)
+            except RuntimeError as error:  # PyTorch 1 lets one library do so
+                raise ValueError(f"another library overrode the convolutions before: {error}") from error
+        self._library = library
+
+    def take_out(self) -> None:
+        """Take them out of the dispatcher."""
+        self._library = None
