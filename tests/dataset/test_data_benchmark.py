@@ -11,7 +11,7 @@ from ultralytics.data.build import build_dataloader
 
 from toolkit.benchmark import data
 from toolkit.cli import app
-from toolkit.dataset import ultralytics
+from toolkit.dataset import at_hand
 from toolkit.dataset.cache import build
 from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.loader import use_server
@@ -25,7 +25,7 @@ def test_bench_data_shows_every_stage_and_loader(
 ) -> None:
     monkeypatch.setattr(data, "SAMPLES", 32)
     monkeypatch.setattr(data, "BATCHES", 3)
-    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 8)  # fewer than the images here
+    monkeypatch.setattr(at_hand, "NEIGHBOURS", 8)  # fewer than the images here
     words = ["bench", "data", str(index.data), "--imgsz", "96", "--batch", "8", "--workers", "0", "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -42,7 +42,7 @@ def test_bench_data_times_the_cache_where_training_takes_it(
     prepare(copy)
     build(load(copy), ["train"])
     monkeypatch.setattr(data, "SAMPLES", 32)
-    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 8)
+    monkeypatch.setattr(at_hand, "NEIGHBOURS", 8)
     monkeypatch.setattr(data, "decode_grey", lambda *_: pytest.fail("decoded"))
     done = CliRunner().invoke(app, ["bench", "data", str(copy), "--imgsz", "96", "--workers", "0", "--json"])
     assert done.exit_code == 0, done.output

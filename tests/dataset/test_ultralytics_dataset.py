@@ -17,7 +17,7 @@ from ultralytics.data.augment import Format
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.utils.instance import Instances
 
-from toolkit.dataset import ultralytics
+from toolkit.dataset import at_hand
 from toolkit.dataset.export import export_yolo
 from toolkit.dataset.grey import GreyFormat
 from toolkit.dataset.index import DatasetIndex, load
@@ -127,7 +127,7 @@ def test_a_mosaic_takes_frames_that_its_worker_has_at_hand(
     index: DatasetIndex, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Each is decoded once, but for those that the first samples of a lane take from the epoch's end."""
-    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 2)
+    monkeypatch.setattr(at_hand, "NEIGHBOURS", 2)
     args = get_cfg(overrides={"imgsz": 160, "mosaic": 1.0})
     dataset = build_dataset(index, "train", args, "train", 2, data_dictionary(index, 1), seed=3)
     read: list[int] = []
@@ -135,22 +135,22 @@ def test_a_mosaic_takes_frames_that_its_worker_has_at_hand(
     monkeypatch.setattr(dataset.frames, "grey", lambda row: [read.append(row), grey(row)][1])
     order = epoch_order(len(dataset), seed=3, epoch=1).reshape(-1, 2)
     for worker in range(workers):
-        dataset._lanes.clear()
+        dataset.at_hand.lanes.clear()
         for i in order[worker::workers].ravel().tolist():
             _ = dataset[len(dataset) + i]
     assert set(read) == set(dataset._rows.tolist())
-    assert len(read) <= len(dataset) + 2 * ultralytics.LANES
+    assert len(read) <= len(dataset) + 2 * at_hand.LANES
 
 
 @pytest.mark.parametrize("degrees", [0.0, 10.0], ids=["fused", "turned"])
 def test_frames_at_hand_stay_few(
     index: DatasetIndex, monkeypatch: pytest.MonkeyPatch, degrees: float
 ) -> None:
-    monkeypatch.setattr(ultralytics, "NEIGHBOURS", 2)
+    monkeypatch.setattr(at_hand, "NEIGHBOURS", 2)
     dataset = make(index, "train", "train", degrees=degrees)
     for i in range(3 * len(dataset)):
         _ = dataset[i]
-    assert len(dataset._spare) + sum(map(len, dataset._lanes.values())) <= ultralytics.LANES * 3 + 3
+    assert len(dataset.at_hand.spare) + sum(map(len, dataset.at_hand.lanes.values())) <= at_hand.LANES * 3 + 3
 
 
 def test_other_transforms_get_frames_of_the_size_that_they_want(index: DatasetIndex) -> None:
@@ -205,7 +205,7 @@ def test_a_frame_that_does_not_decode_is_replaced_named_and_counted_in_training(
     dataset = make(load(copy), "train", "train", mosaic=0.0, skip_log=log)
     names = [dataset[i]["im_file"] for i in range(len(dataset))]
     assert bad not in names
-    assert dataset.skipped == {bad: 1}
+    assert dataset.skips.frames == {bad: 1}
     assert json.loads(log.read_text())["frame"] == bad
 
 
@@ -217,7 +217,7 @@ def test_each_frame_of_a_bad_clip_counts_once_an_epoch(copy: Path) -> None:
         damage(copy, name)
     dataset = make(load(copy), "train", "train", mosaic=0.0)
     assert all(dataset[i]["im_file"] not in clip for i in range(len(dataset)))
-    assert dataset.skipped == dict.fromkeys(clip, 1)
+    assert dataset.skips.frames == dict.fromkeys(clip, 1)
 
 
 def test_a_frame_that_does_not_decode_in_validation_keeps_its_place(copy: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_frame_of_another_size_than_its_annotations_say_is_bad(copy: Path) -> 
     prepare(copy)
     dataset = make(load(copy), "train", "train", mosaic=0.0)
     assert [dataset[i]["img"].shape for i in range(len(dataset))]
-    assert list(dataset.skipped) == [content["images"][0]["file_name"]]
+    assert list(dataset.skips.frames) == [content["images"][0]["file_name"]]
 
 
 def test_an_archive_that_is_gone_ends_training_with_a_clear_error(

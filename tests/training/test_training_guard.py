@@ -16,7 +16,7 @@ from tiny_run import plan, train
 
 from toolkit.dataset import index
 from toolkit.dataset.frames import FrameError
-from toolkit.dataset.ultralytics import LTDv2Dataset
+from toolkit.dataset.skips import Skips
 from toolkit.runs import checkpoints, events, heartbeat
 from toolkit.runs.folder import RunFiles
 from toolkit.settings import Saving
@@ -114,10 +114,9 @@ def test_a_dead_worker_is_recorded_and_replaced_and_no_sample_is_lost(data: Path
 
 
 def test_a_bad_frame_on_a_full_disk_is_replaced_all_the_same() -> None:
-    dataset = LTDv2Dataset.__new__(LTDv2Dataset)
-    dataset.skipped, dataset.skip_log = {}, Path("/dev/full")
-    dataset._skip(FrameError("a.jpg", "cut short"))
-    assert dataset.skipped == {"a.jpg": 1}
+    skips = Skips(Path("/dev/full"))
+    skips.note(FrameError("a.jpg", "cut short"))
+    assert skips.frames == {"a.jpg": 1}
 
 
 def test_frames_that_cannot_be_read_are_replaced_and_counted(data: Path, tmp_path: Path) -> None:

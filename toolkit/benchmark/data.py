@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 
 from toolkit import console
+from toolkit.dataset.at_hand import LANES, NEIGHBOURS
 from toolkit.dataset.cache import CachedFrames
 from toolkit.dataset.frames import Frames, decode_grey
-from toolkit.dataset.ultralytics import LANES, NEIGHBOURS, LTDv2Dataset
+from toolkit.dataset.ultralytics import LTDv2Dataset
 from toolkit.training.sampling import EpochSampler, ResumableLoader
 
 SAMPLES = 512

@@ -25,6 +25,7 @@ from submission.errors import NO_JSON, remedy
 from toolkit import console
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
+from toolkit.dataset.joined import JoinedFrames
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing, turn
 from toolkit.machine.kernel import memory
@@ -291,6 +292,15 @@ def remove(split: Split) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ToolkitError(f"cannot remove {final}", found=error.strerror or str(error)) from error
+
+
+def open_frames(parts: Sequence[Split], cached: Sequence[bool]) -> Frames:
+    """The frames of splits, one split after the other, each from its cache or from where it lies."""
+    opened = [
+        (open_cache(part) if from_cache else None) or part.frames()
+        for part, from_cache in zip(parts, cached, strict=True)
+    ]
+    return opened[0] if len(opened) == 1 else JoinedFrames(opened)
 
 
 def open_cache(split: Split) -> CachedFrames | None:

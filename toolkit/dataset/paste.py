@@ -8,7 +8,8 @@ the grey level of the place, and blended in; a rider and the machine below come 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -92,6 +93,35 @@ class Donors:
                 donor = int(rows[one])
                 drawn.append((donor, int(places[one]) - int(self.split.training.images[donor]["box"])))
         return drawn
+
+    def add_to(
+        self,
+        label: dict[str, Any],
+        image: Grey,
+        row: int,
+        size: tuple[int, int],
+        load: Callable[[int], Grey],
+        classes: Sequence[int] | None = None,
+        single_cls: bool = False,
+    ) -> Grey:
+        """:meth:`into`, with the objects added to the image's label as Ultralytics keeps it.
+
+        Args:
+            label: its "cls" and "bboxes" are replaced; boxes are centre and size, as parts of the frame.
+            image, row, size, load: see :meth:`into`.
+            classes: Ultralytics' classes, from 0, whose boxes are kept; None: all.
+            single_cls: all are class 0.
+        """
+        image, corners, labels = self.into(image, row, size, load)
+        kinds = labels - 1
+        if classes is not None:
+            corners, kinds = corners[np.isin(kinds, classes)], kinds[np.isin(kinds, classes)]
+        boxes = np.hstack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]])
+        boxes /= [size[1], size[0], size[1], size[0]]
+        label["bboxes"] = np.vstack([label["bboxes"], boxes.astype(np.float32)])
+        shown = np.zeros(len(kinds)) if single_cls else kinds
+        label["cls"] = np.vstack([label["cls"], shown.astype(np.float32)[:, None]])
+        return image
 
     def into(
         self, image: Grey, row: int, size: tuple[int, int], load: Callable[[int], Grey]

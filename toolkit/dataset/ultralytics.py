@@ -8,10 +8,8 @@ each, and one geometry moves them all.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -23,32 +21,23 @@ import torch
 from ultralytics.data.augment import Compose, Format, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
-from toolkit import console
-from toolkit.dataset.cache import choose, open_cache
+from toolkit.dataset.at_hand import AtHand, Loaded
+from toolkit.dataset.cache import choose, open_frames
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.frequency import EVERY_FRAME, NOTHING, Frequency, Paste
 from toolkit.dataset.grey import Brightness, GreyFormat, channels_that_differ
-from toolkit.dataset.index import DatasetIndex, Split
-from toolkit.dataset.joined import JoinedFrames, JoinedSplit, open_split
+from toolkit.dataset.index import DatasetIndex, Split, TrainingTables
+from toolkit.dataset.joined import JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
 from toolkit.dataset.paste import Donors
+from toolkit.dataset.skips import Skips
 from toolkit.dataset.views import PLAIN, Sources, Views
 from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
 
-Loaded = tuple[Array, tuple[int, int], tuple[int, int]]
-"""A frame, its size as recorded, and as enlarged to the longer side that is asked for."""
-
 MAX_REPLACEMENTS = 100
 """Frames in a row that may fail before a sample gives up: by then the archive is gone, not one frame bad."""
-
-LANES = 8
-"""Loaders deal batches to their workers in turn: of 1, 2, 4 or 8 workers one makes every eighth batch."""
-
-NEIGHBOURS = 64
-"""A mosaic's other three frames are among as many before it, in the batches that the same worker makes: they
-are at hand, decoded for earlier samples. Ultralytics takes them from the last 128 at batch 16."""
 
 
 def data_dictionary(index: DatasetIndex, channels: int, views: Views = PLAIN) -> dict[str, Any]:
@@ -138,8 +127,7 @@ class LTDv2Dataset(YOLODataset):
     """A split of LTDv2 for Ultralytics' trainers and validators.
 
     A frame that cannot be decoded is replaced by the next one when training, and by a blank frame otherwise,
-    so that every other image keeps its place. Each is counted in ``skipped`` (of this process), warned about
-    once, and appended to ``skip_log``, which all worker processes share.
+    so that every other image keeps its place. ``skips`` counts them.
 
     ``source`` says in words where the frames come from, archive or cache, and why.
 
@@ -163,12 +151,8 @@ class LTDv2Dataset(YOLODataset):
 
     Attributes:
         order: the samples of each epoch (:class:`toolkit.dataset.order.EpochOrder`).
-        skip_log: file for frames that could not be used.
+        skips: the frames that could not be used.
     """
-
-    _recent: dict[int, Loaded]
-    _lanes: dict[int, dict[int, Loaded]]
-    _spare: list[Array]
 
     def __init__(
         self,
@@ -199,15 +183,14 @@ class LTDv2Dataset(YOLODataset):
         self.rect, self.batch_size, self.stride, self.pad = rect, batch_size, stride, pad
         self.single_cls, self.fraction = single_cls, fraction
         self.use_segments = self.use_keypoints = self.use_obb = False
-        self.seed, self.skip_log = seed, skip_log
-        self.skipped: dict[str, int] = {}
+        self.seed, self.skips = seed, Skips(skip_log)
 
         self.split = split
         self._parts = split.parts if isinstance(split, JoinedSplit) else [split]
         chosen = [choose(part) for part in self._parts]
         self.cached = [cached for cached, _ in chosen]
         self.source = "; ".join(dict.fromkeys(words for _, words in chosen))
-        self.frames: Frames = self._open_frames()
+        self.frames: Frames = open_frames(self._parts, self.cached)
         self.views: Views = data.get("views", PLAIN)
         self.sources = Sources(self.views, self._parts, split)
         self._stood_in = 0
@@ -227,7 +210,6 @@ class LTDv2Dataset(YOLODataset):
 
         self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
-        self._order: tuple[int, Array, Array] | None = None
         self.transforms = self.build_transforms(hyp=copy(hyp))
 
     def __len__(self) -> int:
@@ -236,10 +218,7 @@ class LTDv2Dataset(YOLODataset):
 
     def class_counts(self) -> Array:
         """(classes,) int64, boxes of each class in the chosen images, without a walk over ``labels``."""
-        tables = self.split.training
-        chosen = np.zeros(len(tables.images), bool)
-        chosen[self._rows] = True
-        kinds = tables.boxes["label"][np.repeat(chosen, tables.images["boxes"])] - 1
+        kinds = _labels(self.split.training, self._rows) - 1
         if self.classes is not None:
             kinds = kinds[np.isin(kinds, self.classes)]
         return np.bincount(kinds * (not self.single_cls), minlength=len(self.data["names"]))
@@ -251,17 +230,10 @@ class LTDv2Dataset(YOLODataset):
     def set_rectangle(self) -> None:
         """Order the images by aspect ratio and give each batch the smallest shape that holds it."""
         images = self.split.training.images[self._rows]
-        ratio = images["height"] / images["width"]
-        order = np.argsort(ratio, kind="stable")
-        self._rows, ratio = self._rows[order], ratio[order]
-        self.batch = np.arange(self.ni) // self.batch_size
-        starts = np.arange(0, self.ni, self.batch_size)
-        low, high = np.minimum.reduceat(ratio, starts), np.maximum.reduceat(ratio, starts)
-        shapes = np.ones((len(starts), 2))
-        shapes[high < 1, 0] = high[high < 1]
-        shapes[low > 1, 1] = 1 / low[low > 1]
-        cells = np.ceil(shapes * self.imgsz / self.stride + self.pad).astype(int)
-        self.batch_shapes = cells * self.stride
+        order, self.batch, self.batch_shapes = _rectangles(
+            images["height"] / images["width"], self.batch_size, self.imgsz, self.stride, self.pad
+        )
+        self._rows = self._rows[order]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, drawn = divmod(int(index), self.order.span)
@@ -269,12 +241,7 @@ class LTDv2Dataset(YOLODataset):
         if self.augment:
             random.seed(f"{self.seed} {epoch} {i}" + (f" {copies}" if copies else ""))
             np.random.seed(random.getrandbits(32))  # noqa: NPY002 (Ultralytics' augmentation draws from it)
-            lane, self.buffer = self._neighbours(epoch, drawn)
-            wanted, held = {i, *self.buffer}, self._lanes.get(lane, {})
-            self._recent = {j: loaded for j, loaded in held.items() if j in wanted}
-            if self.fused:
-                self._spare += [loaded[0] for j, loaded in held.items() if j not in wanted]
-            self._lanes[lane] = self._recent
+            self.buffer = self.at_hand.turn(epoch, drawn)
         sample: dict[str, Any] = self.transforms(self.get_image_and_label(i))
         if self.views.is_plain and self.channels == 3:
             sample["img"] = sample["img"].expand(3, -1, -1)
@@ -289,7 +256,7 @@ class LTDv2Dataset(YOLODataset):
                 image, original, resized = self.load_image(i)
             except FrameError as error:
                 if i == index:  # those behind it count when it is their turn: else a bad clip counts squared
-                    self._skip(error)
+                    self.skips.note(error)
                 if self.augment:
                     continue
                 original, unreadable, self._stood_in = self._size(i), error.line(), 0
@@ -298,7 +265,8 @@ class LTDv2Dataset(YOLODataset):
             label = self._label(i)
             del label["shape"]
             if self._donors is not None:
-                image = self._pasted(self._donors, i, image, label)
+                into = label, image, int(self._rows[i]), self._size(i)
+                image = self._donors.add_to(*into, self._stacked, self.classes, self.single_cls)
             if not self.augment:
                 label["row"], label["unreadable"] = int(self._rows[i]), unreadable
                 label["stood_in"] = self._stood_in
@@ -310,7 +278,7 @@ class LTDv2Dataset(YOLODataset):
             return filled
         raise ToolkitError(
             f"{MAX_REPLACEMENTS} frames in a row cannot be decoded",
-            found=", ".join(list(self.skipped)[:3]),
+            found=", ".join(list(self.skips.frames)[:3]),
             fix="toolkit dataset verify DIR names all bad frames",
         )
 
@@ -339,68 +307,25 @@ class LTDv2Dataset(YOLODataset):
         Raises:
             FrameError: the frame does not decode or has another size than its annotations say.
         """
-        if i in self._recent:
-            return self._recent[i]
+        if (held := self.at_hand.recent.get(i)) is not None:
+            return held
         row = int(self._rows[i])
         grey = self.frames.grey(row)
         original = (int(grey.shape[0]), int(grey.shape[1]))
         if original != self._size(i):
             found, expected = ("{1} x {0}".format(*size) for size in (original, self._size(i)))
             raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
-        memory = self._memory((*original, self.views.channels)) if self.fused else None
+        memory = self.at_hand.memory((*original, self.views.channels)) if self.fused else None
         image, self._stood_in = self.sources.stack(self.frames, row, grey, out=memory)
         if not self.fused:
             image = self._resize(image)
         loaded = image, original, self._resized(original)
         if self.augment:
-            self._recent[i] = loaded
+            self.at_hand.recent[i] = loaded
         return loaded
 
-    def _pasted(self, donors: Donors, i: int, image: Array, label: dict[str, Any]) -> Array:
-        """The image with rare objects of other frames, which its label gets too."""
-
-        def load(row: int) -> Array:
-            return self.sources.stack(self.frames, row, self.frames.grey(row))[0]
-
-        size = self._size(i)
-        image, corners, labels = donors.into(image, int(self._rows[i]), size, load)
-        kinds = labels - 1
-        if self.classes is not None:
-            corners, kinds = corners[np.isin(kinds, self.classes)], kinds[np.isin(kinds, self.classes)]
-        boxes = np.hstack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]])
-        boxes /= [size[1], size[0], size[1], size[0]]
-        label["bboxes"] = np.vstack([label["bboxes"], boxes.astype(np.float32)])
-        shown = np.zeros(len(kinds)) if self.single_cls else kinds
-        label["cls"] = np.vstack([label["cls"], shown.astype(np.float32)[:, None]])
-        return image
-
-    def _neighbours(self, epoch: int, drawn: int) -> tuple[int, list[int]]:
-        """A sample's lane, and the images before it there; the epoch's end comes before its beginning."""
-        if self._order is None or self._order[0] != epoch:
-            order = self.order.samples(epoch)
-            self._order = epoch, order, np.argsort(order)
-        _, order, places = self._order
-        at = int(np.searchsorted(order, drawn, sorter=places))
-        if at == len(order) or order[places[at]] != drawn:
-            raise IndexError(f"sample {drawn} is none of epoch {epoch}")
-        size = self.order.size
-        count = max(1, min(NEIGHBOURS, size - 1))
-        batch, column = divmod(int(places[at]), self.batch_size)
-        turn, lane = divmod(batch, LANES)
-        turns, columns = np.divmod(turn * self.batch_size + column - np.arange(1, count + 1), self.batch_size)
-        before = (turns * LANES + lane) * self.batch_size + columns
-        return lane, (order[before % size] % self.ni).tolist()
-
-    def _memory(self, shape: tuple[int, int, int]) -> Array:
-        """The memory that an earlier frame had, (height, width, channels), each channel in one piece.
-
-        It is taken in blocks: a heap in which frames outlive the arrays made between them grows without need.
-        """
-        if not self._spare or self._spare[-1].shape != shape:
-            height, width, count = shape
-            memory = np.empty((NEIGHBOURS + 1, count, height, width), np.uint8)
-            self._spare = [planes.transpose(1, 2, 0) for planes in memory]
-        return self._spare.pop()
+    def _stacked(self, row: int) -> Array:
+        return self.sources.stack(self.frames, row, self.frames.grey(row))[0]
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (-(-side * self.imgsz // max(size)) for side in size)
@@ -420,18 +345,13 @@ class LTDv2Dataset(YOLODataset):
         return self.frames.name(int(self._rows[i]))
 
     def _label(self, i: int) -> dict[str, Any]:
-        tables = self.split.training
-        image = tables.images[self._rows[i]]
-        start = int(image["box"])
-        boxes = tables.boxes[start : start + int(image["boxes"])]
-        if self.classes is not None:
-            boxes = boxes[np.isin(boxes["label"] - 1, self.classes)]
-        kinds = (boxes["label"] - 1).astype(np.float32)[:, None]
+        row = int(self._rows[i])
+        kinds, boxes = _boxes(self.split.training, row, self.classes, self.single_cls)
         return {
             "im_file": self._name(i),
             "shape": self._size(i),
-            "cls": np.zeros_like(kinds) if self.single_cls else kinds,
-            "bboxes": np.array(boxes["xywh"]),
+            "cls": kinds,
+            "bboxes": boxes,
             "segments": [],
             "normalized": True,
             "bbox_format": "xywh",
@@ -441,8 +361,8 @@ class LTDv2Dataset(YOLODataset):
         """Ultralytics' pipeline; mosaic, colour jitter (which skips grey images) and format made for grey."""
         transforms = super().build_transforms(hyp)
         self.fused = self.augment and not self.rect and fuse(transforms)
-        # Frames at hand are as recorded for the fused mosaic, enlarged for the others.
-        self._recent, self._lanes, self._spare = {}, {}, []
+        # As recorded for the fused mosaic, enlarged for the others.
+        self.at_hand = AtHand(self.order, self.ni, self.batch_size, recycles=self.fused)
         for i, step in enumerate(transforms.transforms):
             if isinstance(step, RandomHSV):
                 transforms.transforms[i] = Brightness(hyp.hsv_v, in_place=self.fused)
@@ -450,32 +370,13 @@ class LTDv2Dataset(YOLODataset):
                 transforms.transforms[i] = GreyFormat(step)
         return transforms
 
-    def _skip(self, error: FrameError) -> None:
-        if error.name not in self.skipped:
-            console.warn(f"{error.line()}; skipped")
-        self.skipped[error.name] = self.skipped.get(error.name, 0) + 1
-        if self.skip_log is not None:
-            line = json.dumps({"frame": error.name, "reason": error.line()}) + "\n"
-            # One write of a short line at the end of the file: lines of several workers do not mix.
-            with suppress(OSError), self.skip_log.open("ab", buffering=0) as file:  # the disk may be full
-                file.write(line.encode())
-
     def __getstate__(self) -> dict[str, Any]:
         # A worker opens the frames itself and has none at hand at first.
-        own: dict[str, Any] = {"frames": None, "_recent": {}, "_lanes": {}, "_spare": [], "_order": None}
-        own["skipped"] = {}
-        return {**self.__dict__, **own}
+        return {**self.__dict__, "frames": None, "at_hand": self.at_hand.emptied()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.frames = self._open_frames()
-
-    def _open_frames(self) -> Frames:
-        opened = [
-            (open_cache(part) if cached else None) or part.frames()
-            for part, cached in zip(self._parts, self.cached, strict=True)
-        ]
-        return opened[0] if len(opened) == 1 else JoinedFrames(opened)
+        self.frames = open_frames(self._parts, self.cached)
 
 
 class _Lazy(Sequence[Any]):
@@ -502,3 +403,36 @@ def _choose(rows: Array, fraction: float) -> Array:
         return rows
     places = np.linspace(0, len(rows) - 1, count).round().astype(int)
     return np.asarray(rows[places])
+
+
+def _boxes(tables: TrainingTables, row: int, classes: list[int] | None, single: bool) -> tuple[Array, Array]:
+    """Classes (n, 1) and boxes (n, 4) of an image: centre and size as parts of the frame, both float32."""
+    image = tables.images[row]
+    start = int(image["box"])
+    boxes = tables.boxes[start : start + int(image["boxes"])]
+    if classes is not None:
+        boxes = boxes[np.isin(boxes["label"] - 1, classes)]
+    kinds = (boxes["label"] - 1).astype(np.float32)[:, None]
+    return np.zeros_like(kinds) if single else kinds, np.array(boxes["xywh"])
+
+
+def _labels(tables: TrainingTables, rows: Array) -> Array:
+    """Labels, from 1, of the boxes of some images."""
+    chosen = np.zeros(len(tables.images), bool)
+    chosen[rows] = True
+    return np.asarray(tables.boxes["label"][np.repeat(chosen, tables.images["boxes"])])
+
+
+def _rectangles(
+    ratio: Array, batch_size: int, longer: int, stride: int, pad: float
+) -> tuple[Array, Array, Array]:
+    """The order of images by aspect ratio, the batch of each, and (batches, 2) heights and widths, pixels."""
+    order = np.argsort(ratio, kind="stable")
+    ratio = ratio[order]
+    starts = np.arange(0, len(ratio), batch_size)
+    low, high = np.minimum.reduceat(ratio, starts), np.maximum.reduceat(ratio, starts)
+    shapes = np.ones((len(starts), 2))
+    shapes[high < 1, 0] = high[high < 1]
+    shapes[low > 1, 1] = 1 / low[low > 1]
+    cells = np.ceil(shapes * longer / stride + pad).astype(int)
+    return order, np.arange(len(ratio)) // batch_size, cells * stride
