@@ -259,7 +259,12 @@ def outputs(
 
 
 def suppress(
-    output: Any, options: PredictionOptions, most: int = ALL_BOXES, *, end2end: bool
+    output: Any,
+    options: PredictionOptions,
+    most: int = ALL_BOXES,
+    *,
+    end2end: bool,
+    multi_label: bool = True,
 ) -> list[torch.Tensor]:
     """What is kept of a model's output where boxes overlap: (n, 6) a frame, corners in pixels of the input,
     score and class, the best first.
@@ -269,6 +274,7 @@ def suppress(
         options: ``conf``, ``iou`` and ``agnostic`` count here.
         most: boxes kept in a frame.
         end2end: whether the head needs no suppression.
+        multi_label: a place may have a box of each class, as the metric counts; else of the likeliest alone.
     """
     from ultralytics.utils.nms import non_max_suppression
 
@@ -276,7 +282,7 @@ def suppress(
         output,
         options.conf,
         options.iou,
-        multi_label=True,
+        multi_label=multi_label,
         agnostic=options.agnostic,
         max_det=most,
         end2end=end2end,

@@ -68,16 +68,41 @@ def checkpoint(path: Path, names: dict[int, str], channels: int = 1) -> Path:
     return path
 
 
-def found(weights: Path, source: Path | str, **options: Any) -> outputs.Found:
-    return predict_source(weights, open_source(str(source), **options), OPTIONS).found
+def found(weights: Path, source: Path | str, *, as_split: bool = False, **options: Any) -> outputs.Found:
+    return predict_source(weights, open_source(str(source), **options), OPTIONS, as_split=as_split).found
 
 
 def test_frames_have_the_boxes_that_their_split_has(data: Path, frames: Path, tiny: Path) -> None:
     of_split = predict(tiny, data, "val", OPTIONS)
-    of_files = found(tiny, frames).detections().select(of_split.image_ids)
+    of_files = found(tiny, frames, as_split=True).detections().select(of_split.image_ids)
     assert len(of_split.boxes) > 50
     for column in ("offsets", "boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(of_files, column), getattr(of_split, column))
+
+
+def test_pictures_have_the_boxes_of_yolo_predict(tiny: Path, tmp_path: Path) -> None:
+    """Of other sizes than the input, wide, high and small, and none of a whole number of cells."""
+    from ultralytics import YOLO
+
+    noise = np.random.default_rng(0)
+    for height, width in ((288, 384), (501, 211), (97, 160), (33, 31), (640, 640)):
+        coarse = noise.integers(0, 255, (height // 8 + 1, width // 8 + 1), np.uint8)
+        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(tmp_path / f"{height}x{width}.png"), picture)
+    words = {"conf": OPTIONS.conf, "iou": OPTIONS.iou, "max_det": 3000, "device": "cpu", "verbose": False}
+    theirs = {
+        Path(each.path).name: each.boxes
+        for each in YOLO(tiny).predict(tmp_path, save=False, **words)  # type: ignore[arg-type]
+    }
+    ours = found(tiny, tmp_path)
+    assert sum(map(len, ours.rows)) > 100
+    for name, rows in zip(ours.names, ours.rows, strict=True):
+        boxes = theirs[name].data.numpy()
+        boxes = boxes[(boxes[:, 2:4] > boxes[:, :2]).all(1)]  # the others lie outside of the frame
+        boxes[:, 5] += 1
+        assert len(rows) == len(boxes), name
+        for one in rows:
+            assert np.isclose(boxes, one, atol=[0.02] * 4 + [2e-4, 0]).all(1).any(), (name, one)
 
 
 def test_frames_of_a_day_are_read_out_of_the_archive(data: Path, tiny: Path) -> None:

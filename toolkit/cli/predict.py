@@ -92,6 +92,10 @@ def predict(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Frames of a video or camera to stop after.")
     ] = None,
+    as_split: Annotated[
+        bool,
+        typer.Option("--as-split", help="Pad as a split's: its boxes bit for bit, not `yolo predict`'s."),
+    ] = False,
 ) -> None:
     """Predict a split and write the challenge's JSON, or predict anything and write what you need.
 
@@ -130,6 +134,7 @@ def predict(
             "--format": format,
             "--colour": colour,
             "--limit": limit,
+            "--as-split": as_split,
         }
         _refuse_flags(of_source, "a source, not a split")
         target = _predict_split(place, checkpoint, split, out, data, options)
@@ -139,7 +144,7 @@ def predict(
         kinds = tuple(dict.fromkeys(each.value for each in format or [Format.json]))
         from toolkit.sources.command import Wanted, predict_to_folder
 
-        wanted = Wanted(kinds, save or video, video, values, colour, limit)
+        wanted = Wanted(kinds, save or video, video, values, colour, limit, as_split)
         target = predict_to_folder(place, checkpoint, source, out, options, wanted)
     typer.echo(target)
 

@@ -32,6 +32,7 @@ class Wanted:
         range: see :class:`toolkit.sources.depth.ToBytes`.
         colour: whether colours are kept.
         limit: frames of a video or camera to stop after.
+        as_split: see :class:`toolkit.sources.predicting.Fit`.
     """
 
     formats: tuple[str, ...]
@@ -40,6 +41,7 @@ class Wanted:
     range: str
     colour: bool
     limit: int | None
+    as_split: bool = False
 
 
 def predict_to_folder(
@@ -74,7 +76,7 @@ def predict_to_folder(
             if sink is not None:
                 sink(found.names[-1], outputs.drawn(found, pixels))
 
-        result = predict_source(weights, source, options, wanted.range, draw)
+        result = predict_source(weights, source, options, wanted.range, draw, as_split=wanted.as_split)
         if sink is not None:
             sink.close()
         _write(result, folder, text, weights, options, wanted)
@@ -109,6 +111,7 @@ def _write(
         "complete": not result.stopped,
         "range": [result.range.low, result.range.high] if result.range else None,
         "colour": wanted.colour,
+        "as_split": wanted.as_split,
         **{name: used[name] for name in USED},
     }
     if "json" in wanted.formats:

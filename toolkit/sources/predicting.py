@@ -1,4 +1,4 @@
-"""From weights and a source to boxes, which are made, suppressed and rounded as those of a submission are."""
+"""From weights and a source to boxes, suppressed and rounded as those of a submission are."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def predict_source(
     options: PredictionOptions,
     values: str = DEFAULT,
     on_frame: Seen | None = None,
+    *,
+    as_split: bool = False,
 ) -> Result:
     """Detect objects in every frame of a source. Ctrl-C ends it; what was found until then is returned.
 
@@ -60,6 +62,7 @@ def predict_source(
         options: see :class:`PredictionOptions`; ``tta`` is for splits.
         values: see :class:`toolkit.sources.depth.ToBytes`.
         on_frame: see :data:`Seen`; not called for frames that cannot be read.
+        as_split: put frames into the input as a split's are, see :class:`Fit`.
 
     Raises:
         ToolkitError: the weights are no detector's or look at several frames at a time, or more frames than
@@ -74,7 +77,7 @@ def predict_source(
         stopped = False
         with console.progress(f"predicting {source.title}", source.count(), "frames") as advance:
             try:
-                with closing(detect_frames(model, source, options, to_bytes)) as frames:
+                with closing(detect_frames(model, source, options, to_bytes, as_split)) as frames:
                     for frame, rows in frames:
                         size = (0, 0) if frame.pixels is None else frame.pixels.shape[:2]
                         found.add(frame.name, (size[0], size[1]), rows, frame.fault)
@@ -89,7 +92,11 @@ def predict_source(
 
 @torch.inference_mode()
 def detect_frames(
-    model: DetectionModel, source: Source, options: PredictionOptions, to_bytes: ToBytes
+    model: DetectionModel,
+    source: Source,
+    options: PredictionOptions,
+    to_bytes: ToBytes,
+    as_split: bool = False,
 ) -> Generator[tuple[Frame, npt.NDArray[np.float64]], None, None]:
     """Each frame, in 8 bits, and its boxes, (n, 6) float64: corners in pixels, score, label from 1.
 
@@ -98,10 +105,11 @@ def detect_frames(
         source: the frames. Those of one size that follow each other are a batch; a camera's come one by one.
         options: see :class:`PredictionOptions`.
         to_bytes: for frames of more than 8 bits.
+        as_split: see :class:`Fit`.
     """
     target = next(model.parameters()).device
     channels, end2end = input_channels(model), bool(getattr(model, "end2end", False))
-    fit = _Fit(options.imgsz or image_size(model), max(int(model.stride.max()), 32))
+    fit = Fit(options.imgsz or image_size(model), max(int(model.stride.max()), 32), as_split)
     most = 1 if source.endless else options.batch
 
     def flush(frames: list[Frame]) -> Iterator[tuple[Frame, npt.NDArray[np.float64]]]:
@@ -110,7 +118,7 @@ def detect_frames(
         if placed:
             images = torch.from_numpy(np.stack([_planes(image, channels) for image, _ in placed]))
             images = images.to(target).expand(-1, channels, -1, -1).float() / 255
-            kept = iter(suppress(model(images), options, end2end=end2end))
+            kept = iter(suppress(model(images), options, end2end=end2end, multi_label=as_split))
         where = iter(placed)
         for frame in frames:
             rows = np.empty((0, 6))
@@ -135,29 +143,36 @@ def detect_frames(
         yield from flush(waiting)
 
 
-class _Fit:
-    """Puts a frame into a model's input as a split's are: enlarged to the longer side, centred on grey.
+class Fit:
+    """Puts a frame into a model's input, enlarged to the longer side and centred on grey.
 
     Args:
         side: longer side, pixels.
         stride: of the model, pixels.
+        as_split: with as much grey around it as validation and submissions have, half a cell at least, so
+            that boxes are those of a split bit for bit; else with as little as Ultralytics' ``predict``.
     """
 
-    def __init__(self, side: int, stride: int) -> None:
+    def __init__(self, side: int, stride: int, as_split: bool = False) -> None:
         from ultralytics.data.augment import LetterBox
 
-        self.side, self.stride, self.letterbox = side, stride, LetterBox(scaleup=False)
+        self.side, self.stride, self.as_split = side, stride, as_split
+        self.letterbox = LetterBox((side, side), auto=not as_split, scaleup=not as_split, stride=stride)
 
     def __call__(self, pixels: Pixels) -> tuple[Pixels, Any]:
         """(height, width, channels) uint8, and what Ultralytics' ``scale_boxes`` takes to go back."""
         shape = pixels.shape[:2]
-        size = tuple(-(-each * self.side // max(shape)) for each in shape)
-        if shape != size:
-            pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
-        cells = (math.ceil(each / max(shape) * self.side / self.stride + 0.5) for each in shape)
-        labels = {"img": pixels, "rect_shape": tuple(each * self.stride for each in cells)}
+        labels: dict[str, Any] = {"img": pixels}
+        if self.as_split:
+            size = tuple(-(-each * self.side // max(shape)) for each in shape)
+            if shape != size:
+                labels["img"] = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+            cells = (math.ceil(each / max(shape) * self.side / self.stride + 0.5) for each in shape)
+            labels["rect_shape"] = tuple(each * self.stride for each in cells)
         where = self.letterbox.get_params(labels)
         image: Pixels = self.letterbox.apply_image(labels, where)["img"]
+        if not self.as_split:
+            return image, None
         return image, ((size[0] / shape[0], size[1] / shape[1]), (where["left"], where["top"]))
 
 
