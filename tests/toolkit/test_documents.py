@@ -27,8 +27,11 @@ TEST = re.compile(r"(?<!\w)(test_\w+\.py)(?: -k (\w+|\"[^\"]+\"))?")
 YOURS = {"docker/extra.txt", "docker/certs/*.crt"}
 """Files that a reader may add."""
 
-OTHERS = {"--gpus", "--max-restarts", "--memory", "--nnodes", "--rdzv-id", "--shm-size", "--help", "--route"}
-"""Flags of torchrun, of Docker, and of ``python -m convroutes run``."""
+OTHERS = {
+    *("--build-arg", "--gpus", "--memory", "--provenance", "--sbom", "--shm-size"),
+    *("--max-restarts", "--nnodes", "--rdzv-id", "--help", "--route"),
+}
+"""Flags of Docker and BuildKit, of torchrun, and of ``python -m convroutes run``."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
