@@ -9,7 +9,7 @@ DEMO        ?= runs/demo
 DEMO_DATA   ?= data/demo
 # Environment of `make proofs`, outside the checkout, and what it runs: PROOF="timm yolo".
 PROOFS      ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/convroutes/proofs
-PROOF       ?= timm torchvision diffusers segmentation ddp yolo
+PROOF       ?= timm torchvision diffusers segmentation ranks quantization yolo
 # Processes that the test suite runs in, one thread of PyTorch each.
 JOBS        ?= 2
 # Variants for AMD cards that `make isa` executes, others every day; `make amdgcn` executes all.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Models and programs that nobody here wrote, through the routes as without them.
 
-    python scripts/prove_programs.py timm torchvision diffusers segmentation ddp yolo
+    python scripts/prove_programs.py timm torchvision diffusers segmentation ranks quantization yolo
     python scripts/prove_programs.py timm --part 2/4            # one quarter of a long list
 
 Models have random weights and run forward and backward in float64, in training mode, on the CPU through the
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,32 +230,45 @@ def segmentation_models() -> Iterator[tuple[str, Maker, Caller]]:
 
 
 RANK = """
-import torch, torch.distributed as dist
+import sys, torch, torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2)).double()
-model, step = DDP(net), torch.optim.SGD(net.parameters(), 0.1)
+if sys.argv[1] == "FSDP":
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    for layer in (net[0], net[3]):
+        fully_shard(layer, mesh=mesh)
+    model = fully_shard(net, mesh=mesh)
+else:
+    model = DDP(net)
+step = torch.optim.SGD(net.parameters(), 0.1)
 for n in range(3):
     x = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(10 * n + dist.get_rank())).double()
     step.zero_grad()
     model(x).square().mean().backward()
     step.step()
+whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in net.parameters()]
 if dist.get_rank() == 0:
-    print("sum", *(f"{float(p.double().abs().sum()):.12e}" for p in net.parameters()))
+    print("sum", *(f"{float(p.double().abs().sum()):.12e}" for p in whole))
 dist.destroy_process_group()
 """
 
 
-def ddp() -> Iterator[Row]:
-    """A training step on two processes, as torchrun starts them."""
+def ranks() -> Iterator[Row]:
+    """Training steps on two processes, as torchrun starts them: replicated, and sharded."""
+    yield from map(_ranks, ("DDP", "FSDP"))
+
+
+def _ranks(kind: str) -> Row:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "rank.py")
         script.write_text(RANK)
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), kind]
         plain, served = _run([sys.executable, *words], folder), _run(_served(*words), folder)
     sums = [_sums(each.stdout) for each in (plain, served)]
     alike = bool(sums[0]) and len(sums[0]) == len(sums[1])
@@ -262,7 +276,51 @@ def ddp() -> Iterator[Row]:
     calls = served.stderr.count("route gemm")
     passed = alike and worst <= MOST and calls == 2
     found = f"{worst:.1e}, {calls} ranks served"
-    yield Row("DDP, two processes", passed, found, calls, time.perf_counter() - begun)
+    return Row(f"{kind}, two processes", passed, found, calls, time.perf_counter() - begun)
+
+
+def quantization() -> Iterator[Row]:
+    """A network quantised eagerly and through FX: integers stay PyTorch's own, the rest is served."""
+    from torch.ao.quantization import QConfigMapping, convert, get_default_qconfig, prepare, quantize_fx
+
+    class Eager(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.out = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+            self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.last(self.out(self.conv(self.quant(x))))
+            return answer
+
+    def eager() -> nn.Module:
+        model: Any = Eager().eval()
+        model.conv.qconfig = model.quant.qconfig = model.out.qconfig = get_default_qconfig("x86")
+        prepared = prepare(model)
+        prepared(x)
+        made: nn.Module = convert(prepared)
+        return made
+
+    def graph() -> nn.Module:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+        prepared = quantize_fx.prepare_fx(
+            model, QConfigMapping().set_global(get_default_qconfig("x86")), (x,)
+        )
+        prepared(x)
+        made: nn.Module = quantize_fx.convert_fx(prepared)
+        return made
+
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for name, make in (("eager", eager), ("FX graph", graph)):
+        begun = time.perf_counter()
+        answers = []
+        for served in (False, True):
+            torch.manual_seed(0)
+            with convroutes.enabled("cpu", route="gemm") if served else nullcontext():
+                answers.append(make()(x))
+                calls = convroutes.report().calls if served else 0
+        worst = float((answers[0] - answers[1]).abs().max() / answers[0].abs().max())
+        yield Row(f"quantised, {name}", worst < 1e-6, f"{worst:.1e}", calls, time.perf_counter() - begun)
 
 
 def _sums(text: str) -> list[float]:
@@ -371,7 +429,7 @@ MODELS = {
     "diffusers": diffusers_models,
     "segmentation": segmentation_models,
 }
-PROGRAMS = {"ddp": ddp, "yolo": yolo}
+PROGRAMS = {"ranks": ranks, "quantization": quantization, "yolo": yolo}
 
 
 def rows(subject: str, part: int, parts: int) -> Iterator[Row]:
