@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,22 @@ def test_what_docker_run_takes_is_handed_on(places: create.Places, tmp_path: Pat
 def test_a_volume_that_is_none_is_one_clear_line(volume: str, places: create.Places) -> None:
     with pytest.raises(ToolkitError, match="expected HOST:/CONTAINER"):
         arguments("cpu", "no-card", "true", places=places, options=EngineOptions(volumes=[volume]))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (EngineOptions(memory="lots"), "no size --memory lots; expected a number and b, k, m or g, as 16g"),
+        (EngineOptions(shm_size="2 cups"), "no size --shm-size 2 cups; expected a number"),
+        (EngineOptions(publish=["x:y"]), r"cannot publish x:y; expected \[ADDRESS:\]PORT:PORT"),
+    ],
+)
+def test_an_option_that_docker_run_would_refuse_is_one_clear_line(
+    options: EngineOptions, line: str, places: create.Places
+) -> None:
+    with pytest.raises(ToolkitError) as raised:
+        arguments("cpu", "no-card", "true", places=places, options=options)
+    assert re.match(line, raised.value.line())
 
 
 def test_a_path_with_a_colon_is_a_mount_like_any_other(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from docker.errors import DockerException
 from recorded_engine import COMMIT, TREES, FakeClient, FakeImage
 from typer.testing import CliRunner
 
+from toolkit import console
 from toolkit.cli import app
 from toolkit.container import images, profiles, running, start
 from toolkit.container.request import Request
@@ -181,6 +182,46 @@ def test_paths_are_the_hosts_inside(started: list[dict[str, Any]], tmp_path: Pat
         *["toolkit", "predict", "best.pt", "--out", "found/test.json", "--split", "test"]
     ]
     assert modes(predict)[str(tmp_path)] == "rw"  # a new folder is made in it
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_receipts_of_uploads_are_kept(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    receipts = str(tmp_path / "submissions")
+    call("submit", "--profile=cpu", "runs/first/predictions-test.json")
+    call("submit", "--profile=cpu", "runs/first/predictions-test.json", "--upload")
+    call("run", "--profile=cpu", "toolkit", "submissions")
+    assert [modes(one).get(receipts) for one in started] == [None, "rw", "rw"]
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_what_is_predicted_with_weights_of_no_run_is_kept_where_it_would_be_outside(
+    started: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/model.pt").touch()
+    (tmp_path / "one.jpg").touch()
+    (tmp_path / "runs/first/weights").mkdir(parents=True)
+    (tmp_path / "runs/first/run.json").write_text("{}")
+    (tmp_path / "runs/first/weights/best.pt").touch()
+    call("predict", "--profile=cpu", "elsewhere/model.pt", "one.jpg")
+    call("run", "--profile=cpu", "toolkit", "predict", "elsewhere/model.pt", "one.jpg")
+    call("predict", "--profile=cpu", "runs/first/weights/best.pt", "one.jpg")
+    call("predict", "--profile=cpu", "elsewhere/model.pt", "--split=test")
+    assert [modes(one).get(str(tmp_path)) for one in started] == ["rw", "rw", None, None]
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_a_shell_without_a_terminal_is_told_what_to_type_instead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_reword", console._reword)  # put back afterwards
+    monkeypatch.setenv("TOOLKIT_CALLER", "make")
+    result = call("shell", "--profile=cpu")
+    assert isinstance(result.exception, ToolkitError)
+    console.fail(result.exception)
+    assert capsys.readouterr().err == (
+        "error: a shell needs a terminal; found none; `make docker-run PROFILE=cpu ARGS=COMMAND` needs none\n"
+    )
 
 
 @pytest.mark.usefixtures("client", "built")

@@ -175,11 +175,15 @@ def shell(
     from toolkit.container import start
     from toolkit.errors import ToolkitError
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ToolkitError("a shell needs a terminal", "none", fix="toolkit container run COMMAND needs none")
+    def open_shell(told: Request) -> int:
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise ToolkitError(
+                "a shell needs a terminal", "none", fix="`toolkit container run COMMAND` needs none"
+            )
+        return start.command(told, ["bash"], shell=True)
+
     engine = _engine(volume, env, publish, memory, shm_size, name)
-    request = Request(profile, base, image, data, runs, user, engine)
-    _run(request, lambda told: start.command(told, ["bash"], shell=True))
+    _run(Request(profile, base, image, data, runs, user, engine), open_shell)
 
 
 @app.command()

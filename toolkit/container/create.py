@@ -99,9 +99,10 @@ def create_arguments(
     if places.data is not None:
         passed["TOOLKIT_DATA"] = str(places.data)  # whatever toolkit.toml says
     memory = found.surroundings.memory_bytes
+    shared = _size("--shm-size", given.shm_size) if given.shm_size else min(SHARED_MEMORY, memory // 2)
     host: dict[str, Any] = {
         "mounts": _mounts(profile, places, user, given),
-        "shm_size": given.shm_size or min(SHARED_MEMORY, memory // 2) or SHARED_MEMORY,
+        "shm_size": shared or SHARED_MEMORY,
         "security_opt": ["no-new-privileges"],
         "cap_drop": ["ALL"],
     }
@@ -112,7 +113,7 @@ def create_arguments(
     if SELINUX.exists():
         host["security_opt"].append("label=disable")
     if given.memory:
-        host["mem_limit"] = given.memory
+        host["mem_limit"] = _size("--memory", given.memory)
     _add_devices(host, profile, found)
     if profile.cards:
         passed = _only_served(profile, found, passed)
@@ -134,9 +135,7 @@ def create_arguments(
         "host_config": host,
     }
     if given.publish:
-        from docker.utils.ports import build_port_bindings
-
-        bindings = build_port_bindings(list(given.publish))
+        bindings = _port_bindings(given.publish)
         host["port_bindings"] = bindings
         arguments["ports"] = [tuple(port.split("/")) if "/" in port else port for port in bindings]
     return arguments
@@ -166,6 +165,31 @@ def _mounts(profile: Profile, places: Places, user: str, given: EngineOptions) -
         else:
             shown.append(Mount(parts[1], parts[0], type="volume", read_only=read_only))
     return list({mount["Target"]: mount for mount in shown}.values())  # what is named last holds
+
+
+def _size(option: str, text: str) -> int:
+    """Bytes that an option says in the words of ``docker run``."""
+    from docker.errors import DockerException
+    from docker.utils import parse_bytes
+
+    try:
+        return int(parse_bytes(text))
+    except DockerException as error:
+        raise ToolkitError(
+            f"no size {option} {text}", expected="a number and b, k, m or g, as 16g"
+        ) from error
+
+
+def _port_bindings(given: Sequence[str]) -> dict[str, Any]:
+    """What the engine binds the container's ports to."""
+    from docker.utils.ports import build_port_bindings
+
+    try:
+        return dict(build_port_bindings(list(given)))
+    except ValueError as error:
+        raise ToolkitError(
+            f"cannot publish {' '.join(given)}", expected="[ADDRESS:]PORT:PORT, as 127.0.0.1:8888:8888"
+        ) from error
 
 
 def _environment(given: Sequence[str], caller: Mapping[str, str]) -> dict[str, str]:

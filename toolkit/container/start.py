@@ -105,8 +105,13 @@ def _start(
         for other in mounts.of_runs(runs):
             if not shown.shows(other):
                 shown.add(other)
+    if place.submissions.is_dir() or "--upload" in line:
+        create.make_folder(place.submissions, user)
+        shown.add(place.submissions.absolute(), write=True)
     if line[0] == "toolkit" or closed:
         shown.add_arguments([*line, *_models(place, data)])
+    if _makes_a_folder_here(place, line):
+        shown.add(place.root, write=True)
     found = kernel.read()
     chosen = profiles.choose_profile(request.profile, found)
     where = Places(place.root.absolute(), runs, data, shown)
@@ -133,6 +138,16 @@ def _start(
         arguments = {**arguments, "image": request.image or images.name_of(image)}
         name = request.engine.name or name_for(line)
         return running.run(client, image, name, arguments)
+
+
+def _makes_a_folder_here(place: workspace.Workspace, line: Sequence[str]) -> bool:
+    """Whether a source is predicted with weights of no run, whose folder is then made in the workspace."""
+    given = line[2:4]
+    if line[:2] != ["toolkit", "predict"] or len(given) < 2 or any(word.startswith("-") for word in given):
+        return False
+    weights = Path(given[0])
+    named = any(word.partition("=")[0] == "--out" for word in line)
+    return not named and weights.is_file() and place.run_of(weights) is None
 
 
 def _models(place: workspace.Workspace, data: Path | None) -> list[str]:
