@@ -1,6 +1,7 @@
 """Where things are: data, runs, weights, predictions. The only module that knows default paths.
 
-A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names another::
+A workspace is a folder, the current one unless ``TOOLKIT_WORKSPACE`` names another; its runs may be
+elsewhere, where ``TOOLKIT_RUNS`` says::
 
     toolkit.toml                       defaults (optional); the user's own lies in ~/.config/ltdv2-toolkit
     data/<name>/codabench-<id>.json    a competition's phases and dates, as the server told them last
@@ -93,14 +94,16 @@ class Workspace:
 
     Attributes:
         root: the folder.
+        elsewhere: the folder of all runs, if it is not ``runs`` in the root.
     """
 
     root: Path
+    elsewhere: Path | None = None
 
     @property
     def runs(self) -> Path:
         """The folder of all runs."""
-        return self.root / "runs"
+        return self.elsewhere or self.root / "runs"
 
     @property
     def submissions(self) -> Path:
@@ -289,7 +292,8 @@ def user_settings() -> Path:
 
 def current() -> Workspace:
     """The workspace that this process works in."""
-    return Workspace(Path(os.environ.get("TOOLKIT_WORKSPACE") or Path.cwd()))
+    runs = os.environ.get("TOOLKIT_RUNS")
+    return Workspace(Path(os.environ.get("TOOLKIT_WORKSPACE") or Path.cwd()), Path(runs) if runs else None)
 
 
 def _is_dataset(folder: Path) -> bool:

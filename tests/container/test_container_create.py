@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from recorded_engine import TREES, arguments
 
+from toolkit import configuration
 from toolkit.container import create, profiles
 from toolkit.container.mounts import Mounts
 from toolkit.container.request import EngineOptions
@@ -123,6 +124,12 @@ def test_only_named_variables_go_in(places: create.Places) -> None:
     environment = {"PATH": "/bin", "HSA_OVERRIDE_GFX_VERSION": "10.3.0", **passed}
     given = arguments("cpu", "no-card", "true", places=places, environment=environment)
     assert environment_of(given) == passed
+
+
+def test_every_variable_that_a_command_reads_reaches_the_container() -> None:
+    """Or is the container's own: where it works, and the image's folders for settings and caches."""
+    own = {"TOOLKIT_WORKSPACE", "TOOLKIT_RUNS", "TOOLKIT_DATA", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"}
+    assert configuration.VARIABLES.keys() - own <= set(create.PASSED_ON)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,30 @@ def test_a_shell_without_a_terminal_is_told_what_to_type_instead(
 
 
 @pytest.mark.usefixtures("client", "built")
+@pytest.mark.parametrize("given", [["--runs=disk/my runs"], []])
+def test_runs_elsewhere_have_the_hosts_path_inside(
+    given: list[str], started: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = str(tmp_path / "disk/my runs")
+    if not given:
+        monkeypatch.setenv("TOOLKIT_RUNS", elsewhere)
+    call("demo", "--profile=cpu", *given)
+    call("runs", "--profile=cpu", *given)
+    for one in started:
+        assert modes(one)[elsewhere] == "rw"
+        assert one["environment"]["TOOLKIT_RUNS"] == elsewhere
+    assert started[0]["command"][-1] == f"{elsewhere}/demo"
+    assert started[0]["environment"][start.CHECK].split(":")[0] == elsewhere
+
+
+@pytest.mark.usefixtures("client", "built")
+@pytest.mark.parametrize("given", [[], ["--runs=runs"], ["--runs=x/../runs"]])
+def test_runs_of_the_workspace_need_no_variable(given: list[str], started: list[dict[str, Any]]) -> None:
+    call("runs", "--profile=cpu", *given)
+    assert "TOOLKIT_RUNS" not in started[0]["environment"]
+
+
+@pytest.mark.usefixtures("client", "built")
 def test_what_toolkit_toml_names_is_shown(started: list[dict[str, Any]], tmp_path: Path) -> None:
     for folder in ("disk/ltdv2", "weights", "home"):
         (tmp_path / folder).mkdir(parents=True)

@@ -29,7 +29,8 @@ STOP_SECONDS = 70
 """What ``docker stop`` waits before it kills, ten seconds more than the supervisor does for a trainer.
 Docker's own default is ten seconds in all."""
 
-PASSED_ON = (*variables.ROUTE, "HF_TOKEN", "HF_ENDPOINT", "CODABENCH_TOKEN", *VISIBILITY, "TERM")
+SERVICES = ("HF_TOKEN", "HF_ENDPOINT", "CODABENCH_TOKEN", "CODABENCH_URL")
+PASSED_ON = (*variables.ROUTE, *SERVICES, *VISIBILITY, "TERM")
 """Environment variables that a container gets from its caller."""
 
 COMMAND = "io.ltdv2-toolkit.command"
@@ -51,7 +52,7 @@ class Places:
 
     Attributes:
         workspace: the folder with data and runs in it.
-        runs: the host's folder that the workspace's ``runs`` is.
+        runs: the host's folder for runs, which the workspace's ``runs`` is too.
         data: LTDv2's files, or None.
         mounts: what it sees of the host.
         here: the folder that relative paths begin in.
@@ -98,6 +99,8 @@ def create_arguments(
     passed["TOOLKIT_WORKSPACE"] = str(places.workspace)
     if places.data is not None:
         passed["TOOLKIT_DATA"] = str(places.data)  # whatever toolkit.toml says
+    if (runs := lexical(places.runs)) != lexical(places.workspace / "runs"):
+        passed["TOOLKIT_RUNS"] = str(runs)
     memory = found.surroundings.memory_bytes
     shared = _size("--shm-size", given.shm_size) if given.shm_size else min(SHARED_MEMORY, memory // 2)
     host: dict[str, Any] = {

@@ -60,13 +60,7 @@ class Mounts:
         Raises:
             ToolkitError: the path would hide a folder of the image, or a link in it points to nothing.
         """
-        path = lexical(path)
-        if any(Path(name).is_relative_to(path) for name in OF_THE_IMAGE):
-            raise ToolkitError(
-                f"a container cannot have {path}",
-                "a folder that would hide the image's own",
-                fix="put the files into a folder below it",
-            )
+        path = _showable(path)
         self.writable[path] = write or self.writable.get(path, False)
         if path.is_dir():
             with suppress(PermissionError):  # what this user may not list, the container's may not either
@@ -75,8 +69,12 @@ class Mounts:
                         self._follow(entry)
 
     def add_runs(self, runs: Path) -> None:
-        """Show the folder for runs, writable, and so the runs in it that are links to another disk."""
-        self.writable[lexical(runs)] = True
+        """Show the folder for runs, writable, and so the runs in it that are links to another disk.
+
+        Raises:
+            ToolkitError: it would hide a folder of the image.
+        """
+        self.writable[_showable(runs)] = True
         with suppress(OSError):  # what this user may not list, the container's may not either
             for entry in runs.iterdir():
                 if entry.is_symlink() and entry.is_dir():
@@ -129,6 +127,22 @@ class Mounts:
         shown = [place for place in self.writable if folder.is_relative_to(place)]
         if not any(self.writable[place] for place in shown):
             self.add(folder, write=True)
+
+
+def _showable(path: Path) -> Path:
+    """``path``, lexical, if a container can have it under the same name.
+
+    Raises:
+        ToolkitError: it would hide a folder of the image.
+    """
+    path = lexical(path)
+    if any(Path(name).is_relative_to(path) for name in OF_THE_IMAGE):
+        raise ToolkitError(
+            f"a container cannot have {path}",
+            "a folder that would hide the image's own",
+            fix="put the files into a folder below it",
+        )
+    return path
 
 
 def lexical(path: Path) -> Path:

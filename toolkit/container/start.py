@@ -56,8 +56,9 @@ def verb(request: Request, name: str, arguments: Sequence[str]) -> int:
         if wanted.data == "makes":
             create.make_folder(data, user)
         shown.add(data, write=writes)
-    command = compose(name, arguments, data, place.root.absolute(), named=request.data is not None)
-    must_write = [str(place.root.absolute() / "runs")] if wanted.writes_runs else []
+    runs = (request.runs or place.runs).absolute()
+    command = compose(name, arguments, data, runs, named=request.data is not None)
+    must_write = [str(runs)] if wanted.writes_runs else []
     if wanted.data == "makes" and data is not None:
         must_write.append(str(data))
     return _start(request, place, data, shown, command, user, closed=True, must_write=must_write)
@@ -97,8 +98,7 @@ def _start(
 ) -> int:
     runs = request.runs or place.runs
     create.make_folder(runs, user)
-    if request.runs is None:
-        shown.add_runs(runs)
+    shown.add_runs(runs)
     if (place.root / "toolkit.toml").is_file():
         shown.add(place.root / "toolkit.toml")
     if request.data is None:

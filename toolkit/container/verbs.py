@@ -119,15 +119,13 @@ PREDICTED = ("best.pt", "--split", "test")
 """What ``predict`` is given where the caller does not say."""
 
 
-def compose(
-    name: str, arguments: Sequence[str], data: Path | None, workspace: Path, *, named: bool
-) -> list[str]:
+def compose(name: str, arguments: Sequence[str], data: Path | None, runs: Path, *, named: bool) -> list[str]:
     """The command inside for a verb.
 
     Args:
         arguments: of the caller, for the verb.
         data: LTDv2's files.
-        workspace: the folder with the folder of runs.
+        runs: the folder of runs.
         named: whether the caller named the data.
     """
     verb, given = VERBS[name], list(arguments)
@@ -142,6 +140,6 @@ def compose(
         given.append("--zip")
     before = [str(data)] if verb.folder else []
     if name == "demo":
-        before = [str(data), str(workspace / "runs/demo")]
+        before = [str(data), str(runs / "demo")]
     after = ["--data", str(data)] if verb.flag and named else []
     return [*verb.command, *before, *given, *after]
