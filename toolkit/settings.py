@@ -77,11 +77,13 @@ class Option:
         argument: whether it is Ultralytics' training argument of that name, which a preset sets too.
         resume: a run that goes on "keeps" the value that it was begun with and refuses another, or "changes"
             to it; "apart": a rule of its own says.
+        complete: what a shell completes its value to, a function of ``toolkit/cli/completion.py``.
     """
 
     help: str
     argument: bool = False
     resume: Resume = "keeps"
+    complete: str | None = None
 
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +121,11 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
 
     model: Annotated[str | None, Option("Checkpoint (.pt) or architecture (.yaml).")] = None
     preset: Annotated[
-        str | None, Option("Recipe: thermal, thermal-large, thermal-6gb, rx5600xt, smoke, or FILE.yaml.")
+        str | None,
+        Option(
+            "Recipe: thermal, thermal-large, thermal-6gb, rx5600xt, smoke, or FILE.yaml.",
+            complete="presets",
+        ),
     ] = None
     device: Annotated[
         str | None, Option("cpu, 0, 0,1; default: the first GPU or the CPU; auto: batch too.", resume="apart")

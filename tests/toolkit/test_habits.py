@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from command import Command
 
 from toolkit import console
-from toolkit.cli import completion
+from toolkit.cli import app, completion
 from toolkit.configuration import VARIABLES
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import STATUSES
@@ -97,7 +98,8 @@ def test_a_config_home_that_is_no_place_counts_for_nothing(
 def test_runs_weights_and_presets_are_completed(workspace: Path) -> None:
     for name in ("first", "fast"):
         (workspace / "runs" / name / "weights").mkdir(parents=True)
-        (workspace / "runs" / name / "run.json").write_text("{}")
+        began = "run.json" if name == "first" else "weights/environment.json"  # of older versions, and now
+        (workspace / "runs" / name / began).write_text("{}")
     (workspace / "runs" / "first" / "weights" / "best.pt").touch()
     (workspace / "mine.pt").touch()
     (workspace / "found.json").touch()
@@ -128,3 +130,14 @@ def test_a_name_that_says_another_kind_of_file_is_refused(
     assert result.status == 1
     assert f"cannot write {words[-1]}" in result.err
     assert not (workspace / words[-1]).exists()
+
+
+def test_the_shell_completes_presets_where_they_are_given(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_TOOLKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "toolkit train --preset thermal-")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    with pytest.raises(SystemExit):
+        typer.main.get_command(app)(prog_name="toolkit")
+    assert capsys.readouterr().out.split() == ["thermal-6gb", "thermal-large"]

@@ -77,6 +77,15 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     )
     assert same.status == 0, same.err
     assert json.loads(same.out)["differences"]["cam1_map_50"]["change"] == 0
+    fused = toolkit("ensemble", *[folder / "predictions.json"] * 2, "--out", "both.json")
+    assert fused.status == 0, fused.err
+    kinds = {
+        k for each in json.loads((workspace / "both.json").read_bytes()).values() for k in each["labels"]
+    }
+    assert 5 in kinds
+    linked = toolkit("link", folder / "predictions.json")
+    assert linked.status == 1
+    assert "no clip" in linked.err or "time" in linked.err
     exported = toolkit("dataset", "export", data, "--format", "coco", "--out", "coco")
     assert exported.status == 0, exported.err
     coco = COCO(str(workspace / "coco" / "annotations" / "instances_val.json"))

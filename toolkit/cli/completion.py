@@ -9,7 +9,7 @@ def runs(incomplete: str) -> list[str]:
     """Names of runs, the newest first."""
     from toolkit import workspace
 
-    folders = [path for path in workspace.current().runs.glob("*") if (path / "run.json").is_file()]
+    folders = [path for path in workspace.current().runs.glob("*") if workspace.is_run(path)]
     folders.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return [path.name for path in folders if path.name.startswith(incomplete)]
 

@@ -41,7 +41,7 @@ def ensemble(
     """
     from submission import Detections
     from submission.validate import check_same_images, check_values
-    from toolkit import console
+    from toolkit import console, workspace
     from toolkit.errors import ToolkitError
     from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
@@ -58,12 +58,13 @@ def ensemble(
             f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
         ) from error
     sets = [Detections.read(path) for path in predictions]
+    classes = workspace.current().known_data(predictions[0])[1]
     for path, detections in zip(predictions, sets, strict=True):
-        check_values(detections, str(path))
+        check_values(detections, str(path), classes)
     for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
         console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")
     fused = fuse(sets, FusionOptions(method.value, trust, by_class, iou, max_det)).rounded()
-    check_values(fused, "what came of fusing")
+    check_values(fused, "what came of fusing", classes)
     fused.write(out)
     typer.echo(out)
 

@@ -27,7 +27,7 @@ def link(
     """
     from submission import Detections
     from submission.validate import check_values
-    from toolkit import console
+    from toolkit import console, workspace
     from toolkit.evaluation.sequences import LinkOptions, check_one_split
     from toolkit.evaluation.sequences import link as link_boxes
 
@@ -35,11 +35,12 @@ def link(
     require_place(written, ".json")
     options = LinkOptions(iou=iou, gap=gap, share=share)
     detections = Detections.read(predictions)
-    check_values(detections, str(predictions))
+    classes = workspace.current().known_data(predictions)[1]
+    check_values(detections, str(predictions), classes)
     check_one_split(detections, str(predictions))
     result = link_boxes(detections, options)
     linked = result.detections.rounded()
-    check_values(linked, "what came of linking")
+    check_values(linked, "what came of linking", classes)
     linked.write(written)
     console.note(
         f"{result.clips:,} clips: {result.joined:,} of {len(detections.scores):,} boxes in {result.tracks:,} "

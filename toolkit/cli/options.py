@@ -12,6 +12,7 @@ import typer
 from msgspec import Meta
 
 from toolkit import settings
+from toolkit.cli import completion
 from toolkit.errors import ToolkitError
 
 IN_THE_FILE = "Options that toolkit.toml may set too"
@@ -59,11 +60,13 @@ def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
     if get_origin(kind) is Literal and not isinstance(get_args(kind)[0], str):
         kind = type(get_args(kind)[0])  # Typer has choices of words alone
     word = f"no_{name}" if defaults[name] is True else name
+    complete = settings.declared(struct)[name].complete
     option = typer.Option(
         "--" + word.replace("_", "-"),
         min=limits.ge,
         max=limits.le,
         help=settings.declared(struct)[name].help,
+        autocompletion=getattr(completion, complete) if complete else None,
         rich_help_panel=IN_THE_FILE if name in settings.Defaults.__struct_fields__ else None,
     )
     default: Any = False if kind is bool else None

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from toolkit.cli import completion
 from toolkit.cli.options import declared
 from toolkit.errors import ToolkitError
 from toolkit.training.options import Options
@@ -23,6 +24,7 @@ def train(
         typer.Argument(
             metavar="[RUN] [NAME=VALUE]...",
             help="With --resume: the run to continue, its name or folder. Ultralytics' training arguments.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     *,
