@@ -66,8 +66,8 @@ $(ISA)/.installed:
 unit: setup  ## the test suite; ARGS="-k name" narrows it, JOBS=1 runs it in one process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-wheel: setup  ## build the wheel of patches/ alone, which serves any program, into dist/
-	$(PIP) wheel -q --no-deps --wheel-dir dist ./patches
+wheel: setup  ## build two wheels into dist/: the toolkit, and patches/ alone, which serves any program
+	$(PIP) wheel -q --no-deps --wheel-dir dist . ./patches
 
 proofs: wheel $(PROOFS)/.installed  ## run models and programs that nobody here wrote through the routes (minutes)
 	$(PROOFS)/bin/python -m pip --disable-pip-version-check install -q --no-deps --force-reinstall dist/convroutes-*.whl

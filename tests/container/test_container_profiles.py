@@ -101,3 +101,12 @@ def test_nvidias_driver_chooses_its_profile_where_amds_has_no_card(
     chosen = profiles.choose_profile(None, kernel.read(TREES / "no-card"))
     assert (chosen.name, chosen.nvidia, chosen.cards) == ("nvidia", True, ())
     assert profiles.choose_profile(None, kernel.read(TREES / "rx5600xt")).name == "rdna1"
+
+
+@pytest.mark.parametrize("name", [None, "cpu"])
+def test_an_installed_package_says_where_images_are_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None
+) -> None:
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
+    with pytest.raises(ToolkitError, match="expected a checkout of the project; clone it"):
+        profiles.choose_profile(name, kernel.read())

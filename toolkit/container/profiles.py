@@ -53,16 +53,31 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (ROOT / "docker/profiles").glob("*.env"))
 
 
+def require_checkout() -> None:
+    """Images are built from a checkout, which an installed package is none.
+
+    Raises:
+        ToolkitError: this is an installed package.
+    """
+    if not profile_names():
+        raise ToolkitError(
+            "there is nothing here to build an image from",
+            found=f"the toolkit installed in {ROOT}",
+            expected="a checkout of the project",
+            fix="clone it and call the same verb there, or run a published image with docker run",
+        )
+
+
 def load_profile(name: str) -> Profile:
     """Read a profile.
 
     Raises:
         ToolkitError: there is none of that name, or a line of it is not KEY=VALUE.
     """
+    require_checkout()
     path = ROOT / "docker/profiles" / f"{name}.env"
     if name not in profile_names():
-        where = ", ".join(profile_names()) or f"a checkout of the project, not {ROOT}"
-        raise ToolkitError(f"no profile {name}", expected=where)
+        raise ToolkitError(f"no profile {name}", expected=", ".join(profile_names()))
     pins = {}
     for line in path.read_text().splitlines():
         if line and not line.startswith("#"):
@@ -80,6 +95,7 @@ def choose_profile(name: str | None, found: Machine) -> Profile:
     Raises:
         ToolkitError: no name was given and there is no card, or no profile for it.
     """
+    require_checkout()
     if name is None:
         choice = recommend_profile(best_card(found))
         if choice.value == "cpu" and not has_nvidia():
