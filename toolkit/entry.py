@@ -425,9 +425,10 @@ def check_upload(
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a receipt or its copy, the whole of it or nothing."""
+    """Write a receipt or its copy, the whole of it or nothing; a score that is no number is null."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_bytes(text + b"\n")
 
 
 def _exists(path: Path) -> bool:

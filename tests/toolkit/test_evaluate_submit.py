@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from codabench_server import TOKEN, Server
 from command import Command
@@ -277,6 +278,22 @@ def test_a_receipt_says_what_the_zip_was_made_from(sample: Path, toolkit: Comman
     assert receipt["validation"]["global_map_50"] == 1.0
     assert receipt["phase"] == "testing"
     assert "torch" in receipt["versions"]
+
+
+def test_a_receipt_with_a_score_that_is_no_number_gives_way_to_the_next(
+    sample: Path, toolkit: Command
+) -> None:
+    """What finds nothing in any month has no drift, a quotient of zeros; its receipt is JSON all the same."""
+    run = sample / "runs/first"
+    scores = run / "evaluation/scores.json"
+    scores.parent.mkdir()
+    scores.write_text('{"global_map": 0.0, "global_map_con": NaN}')
+    provenance.record(scores, "val", "best.pt", "of best")
+    provenance.record(run / "predictions-test.json", "test", "best.pt", "of best")
+    for _ in range(2):
+        assert toolkit("submit", "--zip").status == 0
+        receipt = msgspec.json.decode((run / "submission.json").read_bytes())
+        assert (receipt["validation"]["global_map"], receipt["validation"]["global_map_con"]) == (0, None)
 
 
 @pytest.mark.parametrize("case", ["other weights", "split train", "a truth of one's own", "changed since"])
