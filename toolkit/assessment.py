@@ -187,8 +187,7 @@ def report(wanted: Task, done: Assessment) -> Path:
     """Draw the report, and return its page."""
     from toolkit.report.page import report_on  # here: it draws, and a table needs no Matplotlib
 
-    if len(done.detections.scores) > MANY:
-        console.note("drawing the report")
+    console.note("drawing the report")
     source = done.index or wanted.data
     return report_on(
         wanted.folder,

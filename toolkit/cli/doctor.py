@@ -50,6 +50,7 @@ def doctor(
                 data = workspace.current().data_dir()
             except ToolkitError:  # none there yet
                 data = Path("data")
+        console.note("examining this machine: seconds, with a new card's self-tests a minute or two")
         try:
             report = examine(sysfs or kernel.SYSFS, data, imgsz, timeout)
         except ToolkitError:
