@@ -527,4 +527,4 @@ def test_a_flag_cannot_be_declared_without_its_check() -> None:
 
 def test_the_documentation_has_a_row_a_flag() -> None:
     document = (Path(__file__).parents[2] / "docs/reliability.md").read_text()
-    assert health.table() in document
+    assert health.table() in document, f"docs/reliability.md lacks this table:\n{health.table()}"
