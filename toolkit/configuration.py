@@ -17,6 +17,7 @@ from toolkit.workspace import Workspace
 VARIABLES = {
     "TOOLKIT_WORKSPACE": "the folder of runs and settings",
     "TOOLKIT_RUNS": "the folder of runs, if it is elsewhere",
+    "TOOLKIT_SETTINGS": "your own toolkit.toml, if it is elsewhere",
     "TOOLKIT_DATA": "the data, before toolkit.toml's",
     "CODABENCH_TOKEN": "what Codabench knows you by",
     "CODABENCH_URL": "another server",

@@ -281,10 +281,13 @@ class Workspace:
 
 
 def user_settings() -> Path:
-    """The user's own ``toolkit.toml``: in ``XDG_CONFIG_HOME`` or ``~/.config``. It need not exist.
+    """The user's own ``toolkit.toml``: ``TOOLKIT_SETTINGS``, or in ``XDG_CONFIG_HOME`` or ``~/.config``.
 
-    A relative ``XDG_CONFIG_HOME`` counts for nothing, as the XDG base directory specification has it.
+    It need not exist. A relative ``XDG_CONFIG_HOME`` counts for nothing, as the XDG base directory
+    specification has it.
     """
+    if file := os.environ.get("TOOLKIT_SETTINGS"):
+        return Path(file)
     named = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     home = named if named.is_absolute() else Path(os.path.expanduser("~")) / ".config"  # noqa: PTH111 - never fails
     return home / NAME / settings.FILE

@@ -128,7 +128,8 @@ def test_only_named_variables_go_in(places: create.Places) -> None:
 
 def test_every_variable_that_a_command_reads_reaches_the_container() -> None:
     """Or is the container's own: where it works, and the image's folders for settings and caches."""
-    own = {"TOOLKIT_WORKSPACE", "TOOLKIT_RUNS", "TOOLKIT_DATA", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"}
+    places = {"TOOLKIT_WORKSPACE", "TOOLKIT_RUNS", "TOOLKIT_DATA", "TOOLKIT_SETTINGS"}
+    own = {*places, "XDG_CONFIG_HOME", "XDG_CACHE_HOME"}
     assert configuration.VARIABLES.keys() - own <= set(create.PASSED_ON)
 
 

@@ -14,7 +14,7 @@ from docker.errors import DockerException
 from recorded_engine import COMMIT, TREES, FakeClient, FakeImage
 from typer.testing import CliRunner
 
-from toolkit import console
+from toolkit import console, workspace
 from toolkit.cli import app
 from toolkit.container import images, profiles, running, start
 from toolkit.container.request import Request
@@ -222,6 +222,25 @@ def test_a_shell_without_a_terminal_is_told_what_to_type_instead(
     assert capsys.readouterr().err == (
         "error: a shell needs a terminal; found none; `make docker-run PROFILE=cpu ARGS=COMMAND` needs none\n"
     )
+
+
+@pytest.mark.usefixtures("client", "built")
+def test_the_callers_own_settings_hold_inside(
+    started: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    call("runs", "--profile=cpu")
+    own = tmp_path / "config/ltdv2-toolkit/toolkit.toml"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    call("runs", "--profile=cpu")
+    without, with_own = started
+    assert "TOOLKIT_SETTINGS" not in without["environment"]
+    assert with_own["environment"]["TOOLKIT_SETTINGS"] == str(own)
+    assert modes(with_own)[str(own)] == "ro"
+    monkeypatch.setenv("TOOLKIT_SETTINGS", with_own["environment"]["TOOLKIT_SETTINGS"])
+    monkeypatch.delenv("XDG_CONFIG_HOME")  # as inside, whose home is another
+    assert workspace.user_settings() == own
 
 
 @pytest.mark.usefixtures("client", "built")

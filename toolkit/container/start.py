@@ -101,6 +101,9 @@ def _start(
     shown.add_runs(runs)
     if (place.root / "toolkit.toml").is_file():
         shown.add(place.root / "toolkit.toml")
+    settings = _own_settings(user)
+    if settings is not None:
+        shown.add(settings)
     if request.data is None:
         for other in mounts.of_runs(runs):
             if not shown.shows(other):
@@ -127,6 +130,8 @@ def _start(
         options=request.engine,
     )
     arguments["environment"][VARIABLE] = request.caller
+    if settings is not None:
+        arguments["environment"]["TOOLKIT_SETTINGS"] = str(settings)
     arguments["environment"][CHECK] = os.pathsep.join(must_write)
     with engine() as client:
         arguments = _for_engine(client.info(), arguments, request, chosen)
@@ -148,6 +153,13 @@ def _makes_a_folder_here(place: workspace.Workspace, line: Sequence[str]) -> boo
     weights = Path(given[0])
     named = any(word.partition("=")[0] == "--out" for word in line)
     return not named and weights.is_file() and place.run_of(weights) is None
+
+
+def _own_settings(user: str) -> Path | None:
+    """The caller's own toolkit.toml, if there is one and the container's user can get at it there."""
+    path = mounts.lexical(workspace.user_settings())
+    hidden = user.partition(":")[0] != "0" and path.is_relative_to("/root")
+    return path if path.is_file() and not hidden else None
 
 
 def _models(place: workspace.Workspace, data: Path | None) -> list[str]:
