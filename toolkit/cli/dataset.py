@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class Scene(str, Enum):
-    """What is drawn."""
-
-    street = "street"
-    harbour = "harbour"
-
 
 app = typer.Typer(
     help="LTDv2's files: fetch, sample, prepare, verify, look at, export.", no_args_is_help=True
@@ -41,8 +32,9 @@ def sample(
     test: Annotated[int, typer.Option(help="Test images, without annotations.")] = 64,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     scene: Annotated[
-        Scene, typer.Option(help="street: few, large objects; harbour: a quay as LTDv2's camera sees it.")
-    ] = Scene.street,
+        Literal["street", "harbour"],
+        typer.Option(help="street: few, large objects; harbour: a quay as LTDv2's camera sees it."),
+    ] = "street",
 ) -> None:
     """Draw a small synthetic dataset in LTDv2's own layout.
 
@@ -52,7 +44,7 @@ def sample(
     from toolkit import console
     from toolkit.dataset.sample import write_sample
 
-    if write_sample(folder, train, val, test, seed, scene.value):
+    if write_sample(folder, train, val, test, seed, scene):
         console.note(f"wrote {train} + {val} + {test} images to {folder}")
     else:
         console.note(f"{folder} already holds this sample: nothing to do")

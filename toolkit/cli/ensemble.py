@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from toolkit.cli.options import require_place
 
 
-class MethodName(str, Enum):
-    """Ways of fusing boxes."""
-
-    wbf = "wbf"
-    nms = "nms"
-    soft_nms = "soft-nms"
-    nmw = "nmw"
-
-
 def ensemble(
     predictions: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="At least two.")],
-    method: Annotated[MethodName, typer.Option(help="wbf averages the boxes of an object.")] = MethodName.wbf,
+    method: Annotated[
+        Literal["wbf", "nms", "soft-nms", "nmw"], typer.Option(help="wbf averages the boxes of an object.")
+    ] = "wbf",
     weights: Annotated[
         str | None, typer.Option(help="Trust in each file: 2,1,1; or validation: by the AP of each class.")
     ] = None,
@@ -63,7 +55,7 @@ def ensemble(
         check_values(detections, str(path), classes)
     for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
         console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")
-    fused = fuse(sets, FusionOptions(method.value, trust, by_class, iou, max_det)).rounded()
+    fused = fuse(sets, FusionOptions(method, trust, by_class, iou, max_det)).rounded()
     check_values(fused, "what came of fusing", classes)
     fused.write(out)
     typer.echo(out)

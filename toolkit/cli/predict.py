@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,15 +18,8 @@ if TYPE_CHECKING:
     from toolkit.workspace import Workspace
 
 
-class Split(str, Enum):
-    """Splits that predictions are made for."""
-
-    val = "val"
-    test = "test"
-
-
 class Format(str, Enum):
-    """Files that the boxes of a source are written to."""
+    """Files that the boxes of a source are written to; an enum, because Typer repeats no ``Literal``."""
 
     json = "json"
     coco = "coco"
@@ -49,7 +42,8 @@ def predict(
     ],
     source: Annotated[str | None, typer.Argument(help=SOURCE)] = None,
     split: Annotated[
-        Split | None, typer.Option(help="Instead: val is the development phase, test the testing phase.")
+        Literal["val", "test"] | None,
+        typer.Option(help="Instead: val is the development phase, test the testing phase."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -160,7 +154,7 @@ def _refuse_flags(flags: Mapping[str, object], belongs: str) -> None:
 def _predict_split(
     place: Workspace,
     checkpoint: Path,
-    split: Split,
+    split: Literal["val", "test"],
     out: Path | None,
     data: Path | None,
     options: PredictionOptions,
@@ -171,15 +165,15 @@ def _predict_split(
     from toolkit.runs import health
     from toolkit.weights import Detector
 
-    target = out or (place.run_of(checkpoint) or place.root) / f"predictions-{split.value}.json"
+    target = out or (place.run_of(checkpoint) or place.root) / f"predictions-{split}.json"
     require_place(target, ".json")
     known, classes = place.known_data(checkpoint, data)
     detector = Detector.read(checkpoint, classes)  # refused before its data is
     frames = known or place.data_of(checkpoint, data)
     allowed = health.load(place.defaults(frames).health).frames_allowed()
-    detections = prediction.predict(detector, frames, split.value, replace(options, bad_frames=allowed))
+    detections = prediction.predict(detector, frames, split, replace(options, bad_frames=allowed))
     detections.write(target)
-    provenance.record(target, split.value, checkpoint.name, provenance.sha256(checkpoint))
-    if split is Split.test:
+    provenance.record(target, split, checkpoint.name, provenance.sha256(checkpoint))
+    if split == "test":
         console.note(f"next: `toolkit submit {quote(str(target))} --zip`")
     return target

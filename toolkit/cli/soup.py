@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,20 +13,15 @@ if TYPE_CHECKING:
     from toolkit.workspace import Workspace
 
 
-class Key(str, Enum):
-    """Numbers that a soup may be chosen by."""
-
-    map_50 = "global_map_50"
-    map = "global_map"
-    bal = "global_map_bal"
-
-
 def soup(
     sources: Annotated[
         list[str], typer.Argument(metavar="A.pt B.pt ...|RUN ...", help="Checkpoints, or runs with several.")
     ],
     out: Annotated[Path, typer.Option(help="Where the averaged weights go.")] = Path("soup.pt"),
-    select_by: Annotated[Key, typer.Option(help="Validation score that decides what is kept.")] = Key.map_50,
+    select_by: Annotated[
+        Literal["global_map_50", "global_map", "global_map_bal"],
+        typer.Option(help="Validation score that decides what is kept."),
+    ] = "global_map_50",
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
     imgsz: Annotated[int | None, number("imgsz", "Default: as trained.")] = None,
     batch: Annotated[int, number("batch", "Frames at a time.")] = 16,
@@ -58,12 +52,12 @@ def soup(
 
     def judge(weights: Path) -> float:
         found = prediction.predict(weights, source, "val", options)
-        return float(score(truth, found, source=str(weights)).as_dict()[select_by.value])
+        return float(score(truth, found, source=str(weights)).as_dict()[select_by])
 
     made = soups.make(paths, judge, out, truth.vocabulary.classes)
     best = next(iter(made.alone.values()))
     console.note(
-        f"{len(made.members)} of {len(paths)} checkpoints averaged: {select_by.value} {made.score:.4f} on "
+        f"{len(made.members)} of {len(paths)} checkpoints averaged: {select_by} {made.score:.4f} on "
         f"validation, the best one alone {best:.4f}"
     )
     typer.echo(out)

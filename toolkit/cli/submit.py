@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from submission.codabench import Codabench
-    from submission.templates import Phase
-
-
-class PhaseName(str, Enum):
-    """Phases of the challenge: development is split val, testing is split test."""
-
-    development = "development"
-    testing = "testing"
 
 
 def submit(
@@ -27,7 +18,8 @@ def submit(
     ] = None,
     zip: Annotated[bool, typer.Option("--zip", help="Write the archive; without it only check.")] = False,
     phase: Annotated[
-        PhaseName | None, typer.Option(help="Whose ids must all be there; default: the one that has them.")
+        Literal["development", "testing"] | None,
+        typer.Option(help="Whose ids must all be there; default: the one that has them."),
     ] = None,
     template: Annotated[
         Path | None, typer.Option(help="Ids to check against instead: a template or a COCO file.")
@@ -94,8 +86,7 @@ def submit(
     target = out or (beside if zip or upload else None)
     if target is not None:
         entry.check_place(target)
-    chosen: Phase | None = phase.value if phase else None
-    entered = entry.enter(place, predictions, data, chosen, template, allow_missing, from_coco)
+    entered = entry.enter(place, predictions, data, phase, template, allow_missing, from_coco)
     checked, worth, folder = entered.submission, entered.worth, entered.data
     number = place.competition(competition, folder)
     if folder is not None and checked.phase is not None and not upload:
