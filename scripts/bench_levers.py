@@ -8,8 +8,12 @@ DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit datase
 real frames that were converted to it; with --moving the camera moves: levers that need a still one are left
 out. A lever is one entry of LEVERS. Each training first takes two epochs for the seconds of one, then as many
 as fit into the minutes, so that its schedule ends when the time does; with --jobs all share the card alike.
-Levers that change nothing before prediction share the training of their like. Results are lines of
-OUT/results.jsonl; what is there is not done again. --table prints them alone.
+Levers that change nothing before prediction share the training of their like. "swept" and "soup" choose by
+the split that scores them: their gains are upper bounds. --train-on train,val has no entry, because nothing
+with boxes is left to score it by: "half of the clips" says what more clips bring.
+
+Results are lines of OUT/results.jsonl; what is there is not done again. --table prints them alone. A lever
+that fails is named at the end, with its log, and the others go on; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import csv
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -34,7 +39,10 @@ import numpy as np
 
 from submission import Detections
 from submission.validate import LABELS
-from toolkit import ltdv2, workspace
+from toolkit import ltdv2, soup, sweep, workspace
+from toolkit.dataset.index import load
+from toolkit.errors import ToolkitError
+from toolkit.evaluation.context import Context
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, is_number, score
 from toolkit.evaluation.sequences import link
@@ -54,6 +62,8 @@ class Lever:
         options: what ``toolkit train`` takes beside them (:class:`toolkit.training.options.Options`).
         predicting: of :class:`toolkit.prediction.PredictionOptions`.
         linked: whether the boxes of a clip are joined.
+        swept: what ``toolkit evaluate --sweep`` chooses.
+        soup: whether checkpoints of the run are averaged, as ``toolkit soup RUN`` does.
         still: whether it needs a camera that does not move.
     """
 
@@ -61,6 +71,8 @@ class Lever:
     options: Mapping[str, Any] = field(default_factory=dict)
     predicting: Mapping[str, Any] = field(default_factory=dict)
     linked: bool = False
+    swept: tuple[str, ...] = ()
+    soup: bool = False
     still: bool = False
 
     @property
@@ -105,8 +117,17 @@ LEVERS: Mapping[str, Lever] = {
     "suppression at 0.7": Lever(predicting={"iou": 0.7}),
     "25 boxes a class": Lever(predicting={"max_det": 25}),
     "agnostic suppression": Lever(predicting={"agnostic": True}),
+    "swept: conf, iou": Lever(swept=("conf", "iou")),
+    "swept: imgsz": Lever(swept=("imgsz",)),
+    "soup of its checkpoints": Lever(soup=True),
     "linked": Lever(linked=True, still=True),
+    "preset thermal-large": Lever(options={"preset": "thermal-large"}),
+    "preset thermal-6gb": Lever(options={"preset": "thermal-6gb"}),
+    "preset rx5600xt": Lever(options={"preset": "rx5600xt"}),
 }
+
+CHECKPOINTS = 5
+"""Kept of a run, beside best.pt and last.pt, where a soup is wanted."""
 
 SIZES = {"below 12 px": (0, 12), "12 to 32 px": (12, 32), "above 32 px": (32, 10_000)}
 """Square roots of areas of boxes."""
@@ -132,9 +153,9 @@ def main() -> None:
     options = parser.parse_args()
     results = options.out / "results.jsonl"
     if options.one:
-        one(options, options.data[0], *json.loads(options.one))
-        return
+        sys.exit(one(options, options.data[0], *json.loads(options.one)))
     options.out.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
     if not options.table:
         wanted = missing(options, read(results))
         with ThreadPoolExecutor(options.jobs) as pool:
@@ -144,6 +165,7 @@ def main() -> None:
     for data in options.data:
         print(f"\n{data}, {options.minutes:g} minutes each, {options.seeds} seeds\n")
         print(table(read(results), data))
+    sys.exit(1 if failed else 0)
 
 
 def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list[tuple[Path, int, list[str]]]:
@@ -172,41 +194,73 @@ def run(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     return label, status
 
 
-def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> None:
-    """Train the recipe of these levers for the minutes, and score each of them."""
-    place, first = workspace.Workspace(options.out / "workspace"), LEVERS[names[0]]
-    place.runs.mkdir(parents=True, exist_ok=True)
+def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> int:
+    """Train the recipe of these levers for the minutes, and score each of them; 1 where one failed."""
+    levers = [LEVERS[name] for name in names]
     slug = "".join(c if c.isalnum() else "-" for c in f"{data.name}-{names[0]}-{seed}")
-
-    def train(epochs: int, name: str) -> Path:
-        given = {"model": options.model, "imgsz": options.imgsz, **first.options}
-        asked = Options(
-            data=data,
-            preset="thermal",
-            epochs=epochs,
-            batch=options.batch,
-            workers=options.workers,
-            device=options.device,
-            seed=seed,
-            name=name,
-            **given,
-        )
-        plan = deciding.plan(place, asked)
-        arguments = {**plan.arguments, "patience": 0, "plots": False, **first.arguments}
-        return supervisor.train(replace(plan, arguments=arguments))
-
-    seconds = seconds_of_an_epoch(train(2, f"{slug}-probe").parents[1])
+    seconds = seconds_of_an_epoch(train(options, data, seed, levers[0], f"{slug}-probe", 2).parents[1])
     epochs = max(1, int(options.minutes * 60 / seconds))
-    weights = train(epochs, slug)
-    truth = GroundTruth.read(data / ltdv2.ANNOTATIONS["val"])
-    for name in names:
-        lever = LEVERS[name]
-        asked = PredictionOptions(device=options.device, batch=options.batch, **lever.predicting)
-        found = predict(weights, data, "val", asked)
+    period = max(1, epochs // CHECKPOINTS) if any(lever.soup for lever in levers) else -1
+    weights = train(options, data, seed, levers[0], slug, epochs, period)
+    truth, status = GroundTruth.read(data / ltdv2.ANNOTATIONS["val"]), 0
+    for name, lever in zip(names, levers, strict=True):
+        try:
+            found = detections(options, data, truth, weights, lever)
+        except (ToolkitError, RuntimeError):  # the device's memory too; the training is kept for the others
+            traceback.print_exc()
+            status = 1
+            continue
         row = {"data": data.name, "lever": name, "seed": seed, "epochs": epochs, "minutes": options.minutes}
-        row |= numbers(truth, link(found).detections if lever.linked else found)
+        row |= numbers(truth, found)
         with (options.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+    return status
+
+
+def train(
+    options: argparse.Namespace, data: Path, seed: int, lever: Lever, name: str, epochs: int, period: int = -1
+) -> Path:
+    """The weights of a run; with ``period`` it keeps those of each so many epochs too."""
+    place = workspace.Workspace(options.out / "workspace")
+    place.runs.mkdir(parents=True, exist_ok=True)
+    # A preset names its own model.
+    model = {} if "preset" in lever.options else {"model": options.model}
+    given = {"preset": "thermal", "imgsz": options.imgsz, **model, **lever.options}
+    asked = Options(
+        data=data,
+        epochs=epochs,
+        batch=options.batch,
+        workers=options.workers,
+        device=options.device,
+        seed=seed,
+        name=name,
+        **given,
+    )
+    plan = deciding.plan(place, asked)
+    told = {"patience": 0, "plots": False, "save_period": period, **lever.arguments}
+    return supervisor.train(replace(plan, arguments={**plan.arguments, **told}))
+
+
+def detections(
+    options: argparse.Namespace, data: Path, truth: GroundTruth, weights: Path, lever: Lever
+) -> Detections:
+    """What a lever finds on the validation split with weights of its recipe."""
+    asked = PredictionOptions(device=options.device, batch=options.batch, **lever.predicting)
+    if lever.soup:
+        out = weights.parents[1] / "soup.pt"
+
+        def judge(checkpoint: Path) -> float:
+            return score(truth, predict(checkpoint, data, "val", asked)).overall.map_50
+
+        soup.make(soup.checkpoints_of(weights.parents[1]), judge, out, truth.vocabulary.classes)
+        weights = out
+    if lever.swept:
+        context = Context.read(data / ltdv2.ANNOTATIONS["val"], truth.image_ids)
+        best = sweep.sweep(weights, load(data), "val", truth, context, asked, lever.swept).tried[0]
+        asked = replace(asked, conf=best.conf, iou=best.iou, imgsz=best.imgsz)
+        print(f"swept: {best.flags}")
+    found = predict(weights, data, "val", asked)
+    return link(found).detections if lever.linked else found
 
 
 def seconds_of_an_epoch(run: Path) -> float:

@@ -13,9 +13,12 @@ import pytest
 from synthetic import synthetic
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.prediction import PredictionOptions
+from toolkit.sweep import NAMES
 from toolkit.training.options import Options
+from toolkit.training.preset import presets
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,8 @@ def test_every_lever_names_what_exists(bench: ModuleType) -> None:
         assert set(lever.arguments) <= set(DEFAULT_CFG_DICT), name
         assert set(lever.options) <= set(Options.__struct_fields__), name
         assert set(lever.predicting) <= {f.name for f in fields(PredictionOptions)}, name
+        assert set(lever.swept) <= set(NAMES), name
+        assert lever.options.get("preset", "thermal") in presets(), name
         assert name == "thermal" or lever != bench.LEVERS["thermal"]
 
 
@@ -69,3 +74,35 @@ def test_numbers_are_the_scores_and_gains_are_against_the_same_seed(bench: Modul
     lines = bench.table(rows, Path("data/a")).splitlines()
     assert lines[2].startswith("| thermal | 9/9 | +0.000 ± 0.000 | 0.300 ± 0.141 |")
     assert lines[3].startswith("| linked | 9/9 | +0.060 ± 0.014 | 0.360 ± ")
+
+
+def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, found, _ = synthetic()
+    asked: list[tuple[object, ...]] = []
+
+    def train(_options: object, _data: Path, _seed: int, _lever: object, name: str, *numbers: int) -> Path:
+        asked.append((name, *numbers))
+        return tmp_path / "run" / "weights" / "best.pt"
+
+    def detections(_options: object, _data: Path, _truth: object, _weights: Path, lever: object) -> object:
+        if lever == bench.LEVERS["linked"]:
+            raise ToolkitError("no clips")
+        if lever == bench.LEVERS["three sizes (TTA)"]:
+            raise RuntimeError("out of memory")
+        return found
+
+    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(bench, "detections", detections)
+    monkeypatch.setattr(bench, "seconds_of_an_epoch", lambda _run: 3.0)
+    monkeypatch.setattr(bench.GroundTruth, "read", lambda _path: truth)
+    options = argparse.Namespace(out=tmp_path, minutes=1.0)
+    names = ["linked", "thermal", "three sizes (TTA)", "soup of its checkpoints"]
+    assert bench.one(options, tmp_path / "a", 0, names) == 1
+    rows = bench.read(tmp_path / "results.jsonl")
+    assert [row["lever"] for row in rows] == ["thermal", "soup of its checkpoints"]
+    assert asked == [("a-linked-0-probe", 2), ("a-linked-0", 20, 4)]
+    told = capsys.readouterr().err
+    assert "no clips" in told
+    assert "out of memory" in told
