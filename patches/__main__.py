@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from . import startup
 from .convolution.registry import NAMES
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Of ``run`` the program's own status, 2 for a wrong call, 127 where there is no such program; of
         ``doctor`` 0 fine, 1 works with limits, 2 will not work; of ``env`` 0.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {_NAME}", description=__doc__)
+    parser = _Parser(prog=f"python -m {_NAME}", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", metavar="{doctor,env,run}")
     doctor = verbs.add_parser("doctor", help="what works on this card, by self-test (the default)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -48,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.verb == "run":
         return _run(run, given)
     return _env() if given.verb == "env" else _doctor(given)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and one line: what is wrong, and where the usage is."""
+        self.exit(2, f"{_NAME}: {message} ({self.prog} --help)\n")
 
 
 def _seconds(text: str) -> float:

@@ -177,6 +177,7 @@ def test_a_wrong_call_is_one_line(outside: Environment, arguments: list[str], st
     assert done.returncode == status
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
