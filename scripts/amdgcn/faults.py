@@ -23,6 +23,10 @@ class LdsRace(Fault):
     """Two waves touched a word of LDS, one of them wrote it, and no barrier lay between."""
 
 
+class MemoryRace(Fault):
+    """A launch loaded what it had stored: another compute unit's cache may hold what was there before."""
+
+
 class Unwritten(Fault):
     """A register or a word of LDS was read that nothing has written."""
 

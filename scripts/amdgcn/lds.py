@@ -30,7 +30,7 @@ class Lds:
         self.grain = grain
         self._data = np.zeros(groups * self.size, np.uint8)
         slots = self.size // grain
-        self._slots = slots
+        self._slots, self._groups = slots, groups
         self._known = np.zeros(groups * slots, bool)
         self._read = np.zeros((waves, groups * slots), bool)
         self._wrote = np.zeros((waves, groups * slots), bool)
@@ -73,7 +73,7 @@ class Lds:
     def barrier(self, groups: Any) -> None:
         """All waves of some workgroups have passed a barrier."""
         for flags in (self._read, self._wrote):
-            flags.reshape(len(flags), -1, self._slots)[:, groups] = False
+            flags.reshape(len(flags), self._groups, self._slots)[:, groups] = False
 
     def _check(self, group: Any, at: Any, size: int) -> Any:
         if len(at) and int(at.max()) + size > self.asked:

@@ -2,6 +2,11 @@
 
 A tensor is a span of bytes with an address. The address may be a false one, which lets offsets pass 2^31
 without the memory for them: what lies between two spans is nobody's.
+
+Waves of one launch do not see each other's stores in order: in WGP mode, Triton's, those of a workgroup run
+on two compute units, each with an L0 cache of its own (LLVM's "User guide for AMDGPU backend", memory model
+of gfx10), and workgroups run in any order. So no launch may load what it has stored. On the card a wave may
+load what it stored itself; no kernel here does.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .faults import Misaligned, WildAccess
+from .faults import MemoryRace, Misaligned, WildAccess
 
 Bytes = NDArray[np.uint8]
 U64 = np.uint64
@@ -42,11 +47,16 @@ class Memory:
             if first.address + len(first.data) > second.address:
                 raise ValueError(f"{first.name} and {second.name} overlap")
         self._starts = np.array([span.address for span in self.spans], U64)
+        # By address: bytes that are not 0 where the launch has stored.
+        self._stored: dict[int, Span] = {}
 
     def load(self, addresses: NDArray[np.uint64], size: int) -> Any:
         """Values of ``size`` bytes (1, 2, 4) at addresses (n,), as unsigned integers of that size."""
         result = np.empty(len(addresses), SHAPES[size])
         for span, which, index in self._find(addresses, size):
+            stored = self._stored.get(span.address)
+            if stored is not None and _view(stored, size)[index].any():
+                raise MemoryRace(f"{span.name} is loaded where the same launch has stored to it")
             result[which] = _view(span, size)[index]
         return result
 
@@ -56,6 +66,9 @@ class Memory:
             if not span.writable:
                 raise WildAccess(f"a store to {span.name}, which the kernel only reads")
             _view(span, size)[index] = values[which]
+            if span.address not in self._stored:
+                self._stored[span.address] = Span(span.address, np.zeros_like(span.data))
+            _view(self._stored[span.address], size)[index] = np.iinfo(SHAPES[size]).max
 
     def _find(self, addresses: NDArray[np.uint64], size: int) -> list[tuple[Span, Any, NDArray[np.int64]]]:
         if not len(addresses):

@@ -46,6 +46,22 @@ def test_a_dropped_wait_for_memory_is_noticed(line: str) -> None:
         run(without(COPY, line))
 
 
+@pytest.mark.parametrize(("kind", "offset"), [("dword", 0), ("ushort", 2), ("ubyte", 3)])
+def test_memory_is_no_way_from_one_wave_to_another(kind: str, offset: int) -> None:
+    """A barrier orders LDS; in WGP mode another compute unit's cache may hold what was there before."""
+    through = f"""{START}
+v_xor_b32_e32 v3, 0x80, v1
+global_store_dword v1, v1, s[6:7]
+s_barrier
+global_load_{kind} v2, v3, s[6:7] offset:{offset}
+s_waitcnt vmcnt(0)
+s_endpgm"""
+    with pytest.raises(faults.MemoryRace, match="same launch"):
+        run(through, waves=2)
+    with pytest.raises(faults.MemoryRace, match="same launch"):
+        run(through.replace("s_barrier", "s_waitcnt_vscnt null, 0x0\ns_barrier"), waves=2)
+
+
 def test_the_vector_register_with_the_number_of_null_is_a_register() -> None:
     high = COPY.replace("v2", "v124")
     assert (run(high, waves=2) == np.arange(64) + 1).all()
