@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from patches.cache import cache_folder
 from toolkit import NAME
+
+ABOUT_A_FILE = ("Creating new Ultralytics Settings", "Ultralytics settings updated")
+"""How Ultralytics begins what it says on standard output, while it is imported, of its file of settings."""
 
 
 def keep_libraries_quiet() -> None:
@@ -21,3 +25,9 @@ def keep_libraries_quiet() -> None:
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_folder(NAME) / "ultralytics"))
+    logging.getLogger("ultralytics").addFilter(_is_of_interest)
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Whether a message is none of those that would stand before JSON on standard output."""
+    return not record.getMessage().startswith(ABOUT_A_FILE)

@@ -254,3 +254,20 @@ def test_another_member_at_the_place_of_a_frame_is_noticed(tmp_path: Path) -> No
         FrameError, match=r"a\.jpg is not where the index says.*found frames/b\.jpg at byte 0"
     ):
         ZipFrames(other, members).read(0)
+
+
+def test_an_archive_that_may_not_be_read_is_no_reason_to_download_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the refusal is planted."""
+    archive = tmp_path / "frames.zip"
+    archive.write_bytes(b"PK")
+
+    def closed(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(
+        ToolkitError, match=r"cannot read .*; let this user read it: chmod a\+r .*frames\.zip"
+    ):
+        read_directory(archive)

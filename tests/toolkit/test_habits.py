@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,19 @@ def test_the_shell_completes_presets_where_they_are_given(
     with pytest.raises(SystemExit):
         typer.main.get_command(app)(prog_name="toolkit")
     assert capsys.readouterr().out.split() == ["thermal-6gb", "thermal-large"]
+
+
+@pytest.mark.parametrize(
+    "settings", ["", '{"settings_version": "0.0.1"}'], ids=["none", "of an older version"]
+)
+def test_nothing_of_ultralytics_settings_stands_before_the_output(tmp_path: Path, settings: str) -> None:
+    if settings:
+        (tmp_path / "Ultralytics").mkdir()
+        (tmp_path / "Ultralytics" / "settings.json").write_text(settings)
+    code = "from toolkit.quiet import keep_libraries_quiet as q; q(); import ultralytics.utils; print(1)"
+    environment = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
+    assert (tmp_path / "Ultralytics" / "settings.json").is_file()

@@ -189,6 +189,10 @@ _ENTRY_SIGNATURE = 0x02014B50
 _32BIT_MAX = 0xFFFF_FFFF
 
 
+LET_READ = "let this user read it: chmod a+r {}"
+"""What helps where a file's rights are at fault."""
+
+
 def read_directory(path: Path) -> Members:
     """All files of a zip archive, in the order of their bytes, ZIP64 included.
 
@@ -202,8 +206,11 @@ def read_directory(path: Path) -> Members:
             start, size, count, shift = _find_directory(path, file.fileno())
             directory = os.pread(file.fileno(), size, start)
     except OSError as error:
+        denied = isinstance(error, PermissionError)
         raise ToolkitError(
-            f"cannot read {path}", found=error.strerror or str(error), fix="toolkit dataset download DIR"
+            f"cannot read {path}",
+            found=error.strerror or str(error),
+            fix=LET_READ.format(path) if denied else "toolkit dataset download DIR",
         ) from error
     entries, positions = _entries(path, directory, count)
     sizes, raw_sizes, offsets = _wide_sizes(path, directory, entries, positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -9,7 +10,7 @@ from itertools import islice
 import msgspec
 
 from toolkit import console
-from toolkit.dataset.archive import ZipFrames
+from toolkit.dataset.archive import LET_READ, ZipFrames
 from toolkit.dataset.download import is_the_hubs
 from toolkit.dataset.frames import FrameError, Frames, decode_listening
 from toolkit.dataset.index import DatasetIndex
@@ -113,6 +114,8 @@ def _remedy(index: DatasetIndex) -> str:
         return f"unpack or copy these files into {archive} again, then: toolkit dataset prepare {index.data}"
     if not archive.is_file():
         return f"{archive} is gone: put it back"
+    if not os.access(archive, os.R_OK):
+        return LET_READ.format(archive)
     if is_the_hubs(archive):
         return f"{archive} is the hub's own, so another download brings the same"
     return f"`toolkit dataset download {index.data}` compares {archive.name} with the hub's hash"
