@@ -30,7 +30,8 @@ _ID = re.compile(r"0|[1-9][0-9]{0,17}")
 _ID_KEY = re.compile(rb'"[0-9]+"\s*:')
 
 
-_PACKED = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a file packed by gzip"}
+_ZIP = b"PK\x03\x04"
+_PACKED = {_ZIP: "a zip archive", b"\x1f\x8b": "a file packed by gzip"}
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -341,6 +342,13 @@ def _parse(
     except (ValueError, RecursionError) as error:
         packed = next((kind for start, kind in _PACKED.items() if data.startswith(start)), "")
         zipped = source.lower().endswith(".zip")
+        if zipped and packed == _PACKED[_ZIP]:
+            raise SubmissionError(
+                f"{source} is a zip archive that is cut off",
+                found=f"{len(data):,} bytes without the directory at an archive's end",
+                expected="a zip with predictions.json in it",
+                fix="copy or make it again",
+            ) from error
         raise SubmissionError(
             f"{source} is no zip archive, and no JSON" if zipped else f"{source} is no JSON, or is cut off",
             found=packed or _why(error),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,18 @@ def test_text_that_is_called_a_zip_is_told_that_it_is_none(tmp_path: Path) -> No
     path.write_bytes(b"<html>Please log in</html>")
     with pytest.raises(SubmissionError, match=r"zip is no zip archive, and no JSON.*zip with predictions"):
         Detections.read(path)
+
+
+@pytest.mark.parametrize("kept", [30, 0.5, -1])
+def test_a_zip_that_is_cut_off_is_told_so_and_not_to_be_unpacked(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("predictions.json", json.dumps({str(A): ENTRY}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(SubmissionError, match=r"x\.zip is a zip archive that is cut off") as refused:
+        Detections.read(path)
+    assert "unpack" not in str(refused.value)
 
 
 def test_a_number_that_nobody_can_read_is_said_without_advice_to_programmers() -> None:
