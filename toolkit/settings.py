@@ -258,6 +258,8 @@ def refusal(what: str, content: Mapping[str, Any], error: msgspec.ValidationErro
         )
     key, value = _refused_value(content, place.rstrip("`"), words)
     expected = words.removeprefix("Expected ").partition(", got")[0].replace("`", "")
+    if expected.startswith("str") and isinstance(value, int | float):
+        expected = f'text in quotes: {key} = "{value}"'
     if words.startswith("Invalid enum value"):
         expected = "1 or 3" if key == "channels" else ""
     return ToolkitError(what, found=f"{key} = {value}", expected=expected)

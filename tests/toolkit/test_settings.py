@@ -191,3 +191,9 @@ def test_something_else_in_the_place_of_the_file_is_said(
     make(tmp_path / "toolkit.toml")
     with pytest.raises(ToolkitError, match=rf"toolkit\.toml cannot be used; found .*{kind}"):
         Workspace(tmp_path).defaults()
+
+
+def test_a_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
+    (tmp_path / "toolkit.toml").write_text("device = 7")
+    with pytest.raises(ToolkitError, match='found device = 7; expected text in quotes: device = "7"'):
+        Workspace(tmp_path).defaults()
