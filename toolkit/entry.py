@@ -190,19 +190,18 @@ def prepare(
         ToolkitError: no phase was named and the ids belong to none.
     """
     check_values(detections, source)
-    rehearsal = False
     if template is not None:
         phase, expected, against = None, templates.read(template), str(template)
     else:
         phase = phase or guess_phase(detections.image_ids, source)
         expected, against = templates.template(phase), f"the {phase} template"
-        if data_template is not None and data_template.is_file():
-            held = templates.read(data_template)
-            rehearsal = len(held) < len(expected) and bool(np.isin(held, expected).all())
-            if rehearsal:
-                _refuse_another_split(detections.image_ids, held, source, against)
-                check_ids(detections, held, allow_missing=allow_missing, source=source)
     _refuse_another_split(detections.image_ids, expected, source, against)
+    rehearsal = False
+    if template is None and data_template is not None and data_template.is_file():
+        held = templates.read(data_template)
+        rehearsal = len(held) < len(expected) and bool(np.isin(held, expected).all())
+        if rehearsal:
+            check_ids(detections, held, allow_missing=allow_missing, source=source)
     whole = check_ids(detections, expected, allow_missing=allow_missing or rehearsal, source=source)
     filled = int((~np.isin(expected, detections.image_ids)).sum())
     return Submission(whole.rounded(), phase, against, filled, rehearsal)

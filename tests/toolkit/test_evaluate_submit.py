@@ -217,6 +217,11 @@ def test_predictions_of_another_split_are_called_so(sample: Path, toolkit: Comma
     result = toolkit("submit", "runs/first/predictions-val.json", "--zip", "--phase", "testing")
     assert "predictions-val.json is of another split" in result.err
     assert "ids of the development phase (split val)" in result.err
+    foreign = templates.template("testing")[-2:].tolist()
+    write(sample / "runs/first/other.json", {str(i): HIT for i in foreign})
+    result = toolkit("submit", "runs/first/other.json", "--zip", "--phase", "testing")
+    assert "is of another split" not in result.err
+    assert f"unknown id {foreign[0]}" in result.err
     own = write(sample / "ids.json", {str(i): {} for i in TEST})
     result = toolkit("submit", "runs/first/predictions-val.json", "--zip", "--template", own)
     assert "is of another split" in result.err
