@@ -102,8 +102,7 @@ def task(
         out: the folder of the result; None: ``evaluation`` beside the weights or predictions.
 
     Raises:
-        ToolkitError: something is not there, the weights are no detector of the data's classes, or the folder
-            of the result cannot be written.
+        ToolkitError: something is not there, or the weights are no detector of the data's classes.
     """
     path = place.weights(target)
     run = place.run_of(path)
@@ -118,7 +117,6 @@ def task(
     source = known or (place.data_of(path, data) if needs_data or run is not None else None)
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
     folder = out or (run or path.parent) / "evaluation"
-    checks.writable(folder)
     allowed = health.load(place.defaults(source).health).frames_allowed() if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
 
@@ -142,9 +140,10 @@ def assess(
         strict: refuse missing and unknown ids instead of counting them.
 
     Raises:
-        ToolkitError: see :func:`toolkit.prediction.predict`.
+        ToolkitError: the folder of the result cannot be written; see :func:`toolkit.prediction.predict`.
         SubmissionError: a file is not what it should be, or shares no image with the truth.
     """
+    checks.writable(wanted.folder)
     path, answers = wanted.path, wanted.answers
     index: DatasetIndex | None = None
     if wanted.detector is None:

@@ -136,3 +136,12 @@ def test_the_command_prints_the_best_and_its_gain(toolkit: Command, weights: Pat
     refused = toolkit("evaluate", data / ANNOTATIONS["val"], "--data", data, "--sweep", "conf")
     assert refused.status == 1
     assert "--sweep needs weights" in refused.err
+
+
+def test_a_sweep_needs_no_place_for_scores(
+    data: Path, weights: Path, workspace: Path, toolkit: Command
+) -> None:
+    (workspace / "notes").write_text("a file, not a folder")
+    words = ["--data", data, "--device", "cpu", "--sweep", "conf", "--out", workspace / "notes" / "here"]
+    result = toolkit("evaluate", weights, *words)
+    assert result.status == 0, result.err
