@@ -86,7 +86,8 @@ class Session:
             device, normalizations.chooser(self.normalization, device, self._trusts), self.note
         )
         self._attachment = Attachment(self._norms, normalizations.may_attach(self.normalization, device))
-        served = miopen.may_serve(vendor)
+        self._switch = miopen.Switch(vendor, device)
+        served = self._switch.may_serve
         names = [each for each in NAMES if each != "library" or served or self.route == each]
         self.routes = available(names, column_budget, self.route, self.note)
         self.native = self.routes["native"]
@@ -98,7 +99,6 @@ class Session:
         self._as_set: Any = nullcontext() if device == "cpu" else switch
         self._overrides = Overrides(_DISPATCH_KEYS[device], self._convolution, self._convolution_backward)
         self.installed, self.way = False, PLAN
-        self._switch = miopen.Switch(vendor, device)
 
     def install(self) -> None:
         """Put the overrides into the dispatcher."""

@@ -70,10 +70,13 @@ class Switch:
     Args:
         setting: one of :data:`CHOICES`.
         device: "cuda" or "cpu".
+
+    Attributes:
+        may_serve: see :func:`may_serve`.
     """
 
     def __init__(self, setting: str, device: str) -> None:
-        self.setting, self.device = setting, device
+        self.setting, self.device, self.may_serve = setting, device, may_serve(setting)
         self._before: bool | None = None
 
     def turn_off(self) -> None:
@@ -89,7 +92,7 @@ class Switch:
 
     def judge(self, trusts: Callable[[str, torch.dtype], bool]) -> None:
         """Give batch norm back to the library where it may serve and passes its self-test."""
-        if self._before and self.setting == "auto" and may_serve("auto") and trusts(SELF_TEST, torch.float32):
+        if self._before and self.setting == "auto" and self.may_serve and trusts(SELF_TEST, torch.float32):
             self.turn_back()
 
 
