@@ -95,8 +95,8 @@ def choose_profile(name: str | None, found: Machine) -> Profile:
     Raises:
         ToolkitError: no name was given and there is no card, or no profile for it.
     """
-    require_checkout()
     if name is None:
+        require_checkout()
         choice = recommend_profile(best_card(found))
         if choice.value == "cpu" and not has_nvidia():
             raise ToolkitError(
