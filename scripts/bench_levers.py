@@ -6,11 +6,12 @@ Usage: scripts/bench_levers.py DATA [DATA ...] [--minutes 4] [--seeds 3] [--jobs
 
 DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit dataset sample --scene harbour`), or
 real frames that were converted to it; with --moving the camera moves: levers that need a still one are left
-out. A lever is one entry of LEVERS. Each training first takes two epochs for the seconds of one, then as many
-as fit into the minutes, so that its schedule ends when the time does; with --jobs all share the card alike.
-Levers that change nothing before prediction share the training of their like. "swept" and "soup" choose by
-the split that scores them: their gains are upper bounds. --train-on train,val has no entry, because nothing
-with boxes is left to score it by: "half of the clips" says what more clips bring.
+out. A lever is one entry of LEVERS. Each training ends with the minutes, and so does its schedule, by the
+argument ``time`` of Ultralytics; validation after each epoch counts, and --val-months shortens it for all
+alike. With --jobs all share the card alike. Levers that change nothing before prediction share a training.
+"swept" and "soup" choose by the split that scores them: their gains are upper bounds. --train-on
+train,val has no entry, because nothing with boxes is left to score it by: "half of the clips" says what more
+clips bring.
 
 Results are lines of OUT/results.jsonl; what is there is not done again. --table prints them alone. A lever
 that fails is named at the end, with its log, and the others go on; the exit status is then 1.
@@ -19,7 +20,6 @@ that fails is named at the end, with its log, and the others go on; the exit sta
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -81,7 +81,9 @@ class Lever:
         return json.dumps([self.arguments, self.options], sort_keys=True)
 
 
-LEVERS: Mapping[str, Lever] = {
+ADAMW: Mapping[str, Any] = {"optimizer": "AdamW", "lr0": 0.002}
+P2: Mapping[str, Any] = {"model": "yolov8n-p2.yaml"}
+LEVERS: dict[str, Lever] = {
     "thermal": Lever(),
     "640 px": Lever(arguments={"imgsz": 640}),
     "960 px": Lever(arguments={"imgsz": 960}),
@@ -91,8 +93,8 @@ LEVERS: Mapping[str, Lever] = {
     "YOLO26n": Lever(options={"model": "yolo26n.yaml"}),
     "YOLOv8n": Lever(options={"model": "yolov8n.yaml"}),
     "YOLO26n, P2 head": Lever(options={"model": "yolo26n-p2.yaml"}),
-    "YOLOv8n, P2 head": Lever(options={"model": "yolov8n-p2.yaml"}),
-    "AdamW": Lever(arguments={"optimizer": "AdamW", "lr0": 0.002}),
+    "YOLOv8n, P2 head": Lever(options=P2),
+    "AdamW": Lever(arguments=ADAMW),
     "learning rate 0.02": Lever(arguments={"lr0": 0.02}),
     "warm-up of 1 epoch": Lever(arguments={"warmup_epochs": 1.0}),
     "no mosaic": Lever(arguments={"mosaic": 0.0}),
@@ -107,7 +109,7 @@ LEVERS: Mapping[str, Lever] = {
     "motorcycle 8, bicycle 2 times": Lever(options={"repeat": "motorcycle=8,bicycle=2"}),
     "every 5th, motorcycle 8, bicycle 2": Lever(options={"every": 5, "repeat": "motorcycle=8,bicycle=2"}),
     "paste motorcycle 0.3, bicycle 0.1": Lever(options={"paste": "motorcycle=0.3,bicycle=0.1"}, still=True),
-    "thermal, P2 head at 960 px": Lever(options={"model": "yolov8n-p2.yaml"}, arguments={"imgsz": 960}),
+    "thermal, P2 head at 960 px": Lever(options=P2, arguments={"imgsz": 960}),
     "now, before": Lever(options={"frames": "now,before"}),
     "now, background": Lever(options={"frames": "now,background"}, still=True),
     "now, before, background": Lever(options={"frames": "now,before,background"}, still=True),
@@ -126,8 +128,29 @@ LEVERS: Mapping[str, Lever] = {
     "preset rx5600xt": Lever(options={"preset": "rx5600xt"}),
 }
 
-CHECKPOINTS = 5
-"""Kept of a run, beside best.pt and last.pt, where a soup is wanted."""
+RARE = "motorcycle=8,bicycle=2"
+LEVERS |= {
+    "AdamW, 960 px": Lever(arguments={**ADAMW, "imgsz": 960}),
+    "AdamW, P2 head": Lever(arguments=ADAMW, options=P2),
+    "AdamW, P2 head at 640 px": Lever(arguments={**ADAMW, "imgsz": 640}, options=P2),
+    "AdamW, P2 head at 960 px": Lever(arguments={**ADAMW, "imgsz": 960}, options=P2),
+    "AdamW, rare": Lever(arguments=ADAMW, options={"repeat": RARE}),
+    "AdamW, P2 head at 640 px, rare": Lever(
+        arguments={**ADAMW, "imgsz": 640}, options={**P2, "repeat": RARE}
+    ),
+    "AdamW, P2 head at 960 px, rare": Lever(
+        arguments={**ADAMW, "imgsz": 960}, options={**P2, "repeat": RARE}
+    ),
+    "AdamW, P2 head at 640 px, rare, three channels": Lever(
+        arguments={**ADAMW, "imgsz": 640},
+        options={**P2, "repeat": RARE, "frames": "now,before,background"},
+        still=True,
+    ),
+}
+"""What a lever gains alone says little of what it gains beside others."""
+
+CHECKPOINTS = 6
+"""Of a run, evenly spread, that a soup is made of at most."""
 
 SIZES = {"below 12 px": (0, 12), "12 to 32 px": (12, 32), "above 32 px": (32, 10_000)}
 """Square roots of areas of boxes."""
@@ -147,6 +170,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--device")
+    parser.add_argument("--val-months", help="what is validated on while training; all are scored at the end")
+    parser.add_argument("--no-patches", action="store_true", help="PyTorch's own convolutions")
     parser.add_argument("--out", type=Path, default=Path("build/levers"))
     parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -185,9 +210,10 @@ def run(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     label = f"{data.name} {names[0]} {seed}"
     job = json.dumps([seed, names])
     command = [sys.executable, __file__, str(data), "--one", job, "--out", options.out]
-    for name in ("minutes", "model", "imgsz", "batch", "workers", "device"):
+    for name in ("minutes", "model", "imgsz", "batch", "workers", "device", "val_months"):
         if (value := getattr(options, name)) is not None:
-            command += [f"--{name}", value]
+            command += [f"--{name.replace('_', '-')}", value]
+    command += ["--no-patches"] if options.no_patches else []
     with (options.out / f"{label}.log").open("w") as log:
         status = subprocess.run(list(map(str, command)), stdout=log, stderr=log, check=False).returncode
     print(f"{label}: {'failed' if status else 'done'}", file=sys.stderr)
@@ -198,10 +224,8 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     """Train the recipe of these levers for the minutes, and score each of them; 1 where one failed."""
     levers = [LEVERS[name] for name in names]
     slug = "".join(c if c.isalnum() else "-" for c in f"{data.name}-{names[0]}-{seed}")
-    seconds = seconds_of_an_epoch(train(options, data, seed, levers[0], f"{slug}-probe", 2).parents[1])
-    epochs = max(1, int(options.minutes * 60 / seconds))
-    period = max(1, epochs // CHECKPOINTS) if any(lever.soup for lever in levers) else -1
-    weights = train(options, data, seed, levers[0], slug, epochs, period)
+    weights = train(options, data, seed, levers[0], slug, soup=any(lever.soup for lever in levers))
+    epochs = len((weights.parents[1] / "results.csv").read_text().splitlines()) - 1
     truth, status = GroundTruth.read(data / ltdv2.ANNOTATIONS["val"]), 0
     for name, lever in zip(names, levers, strict=True):
         try:
@@ -217,27 +241,28 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     return status
 
 
-def train(
-    options: argparse.Namespace, data: Path, seed: int, lever: Lever, name: str, epochs: int, period: int = -1
-) -> Path:
-    """The weights of a run; with ``period`` it keeps those of each so many epochs too."""
+def train(options: argparse.Namespace, data: Path, seed: int, lever: Lever, name: str, soup: bool) -> Path:
+    """The weights of a run; for a soup it keeps those of each epoch too."""
     place = workspace.Workspace(options.out / "workspace")
     place.runs.mkdir(parents=True, exist_ok=True)
-    # A preset names its own model.
-    model = {} if "preset" in lever.options else {"model": options.model}
-    given = {"preset": "thermal", "imgsz": options.imgsz, **model, **lever.options}
+    # A preset names its own model and size.
+    own = {} if "preset" in lever.options else {"model": options.model, "imgsz": options.imgsz}
+    given = {"preset": "thermal", **own, **lever.options}
     asked = Options(
         data=data,
-        epochs=epochs,
         batch=options.batch,
         workers=options.workers,
         device=options.device,
         seed=seed,
         name=name,
+        val_months=options.val_months,
+        patches=not options.no_patches,
         **given,
     )
     plan = deciding.plan(place, asked)
-    told = {"patience": 0, "plots": False, "save_period": period, **lever.arguments}
+    told = {"patience": 0, "plots": False, "time": options.minutes / 60, **lever.arguments}
+    if soup:
+        told["save_period"] = 1
     return supervisor.train(replace(plan, arguments={**plan.arguments, **told}))
 
 
@@ -252,7 +277,8 @@ def detections(
         def judge(checkpoint: Path) -> float:
             return score(truth, predict(checkpoint, data, "val", asked)).overall.map_50
 
-        soup.make(soup.checkpoints_of(weights.parents[1]), judge, out, truth.vocabulary.classes)
+        kept = soup.checkpoints_of(weights.parents[1])
+        soup.make(kept[:: -(-len(kept) // CHECKPOINTS)], judge, out, truth.vocabulary.classes)
         weights = out
     if lever.swept:
         context = Context.read(data / ltdv2.ANNOTATIONS["val"], truth.image_ids)
@@ -261,13 +287,6 @@ def detections(
         print(f"swept: {best.flags}")
     found = predict(weights, data, "val", asked)
     return link(found).detections if lever.linked else found
-
-
-def seconds_of_an_epoch(run: Path) -> float:
-    """From results.csv, column time, which counts from the start: the last epoch, without what comes once."""
-    with (run / "results.csv").open() as file:
-        times = [float(row["time"]) for row in csv.DictReader(file, skipinitialspace=True)]
-    return times[-1] - times[-2]
 
 
 def numbers(truth: GroundTruth, found: Detections) -> dict[str, float]:
