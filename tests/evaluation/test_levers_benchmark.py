@@ -82,9 +82,12 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
     truth, found, _ = synthetic()
     asked: list[tuple[object, ...]] = []
 
-    def train(_options: object, _data: Path, _seed: int, _lever: object, name: str, *numbers: int) -> Path:
-        asked.append((name, *numbers))
-        return tmp_path / "run" / "weights" / "best.pt"
+    def train(_options: object, _data: Path, _seed: int, _lever: object, name: str, soup: bool) -> Path:
+        asked.append((name, soup))
+        weights = tmp_path / "run" / "weights"
+        weights.mkdir(parents=True)
+        (weights.parent / "results.csv").write_text("epoch,time\n1,3\n2,6\n")
+        return weights / "best.pt"
 
     def detections(_options: object, _data: Path, _truth: object, _weights: Path, lever: object) -> object:
         if lever == bench.LEVERS["linked"]:
@@ -95,14 +98,14 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
 
     monkeypatch.setattr(bench, "train", train)
     monkeypatch.setattr(bench, "detections", detections)
-    monkeypatch.setattr(bench, "seconds_of_an_epoch", lambda _run: 3.0)
     monkeypatch.setattr(bench.GroundTruth, "read", lambda _path: truth)
     options = argparse.Namespace(out=tmp_path, minutes=1.0)
     names = ["linked", "thermal", "three sizes (TTA)", "soup of its checkpoints"]
     assert bench.one(options, tmp_path / "a", 0, names) == 1
     rows = bench.read(tmp_path / "results.jsonl")
     assert [row["lever"] for row in rows] == ["thermal", "soup of its checkpoints"]
-    assert asked == [("a-linked-0-probe", 2), ("a-linked-0", 20, 4)]
+    assert [row["epochs"] for row in rows] == [2, 2]
+    assert asked == [("a-linked-0", True)]
     told = capsys.readouterr().err
     assert "no clips" in told
     assert "out of memory" in told
