@@ -2,13 +2,14 @@
 
 ``enable`` puts two overrides into PyTorch's dispatcher; every 1-d and 2-d convolution of the process,
 transposed ones too, of models that exist and of models loaded later, then goes through a route that works on
-the card. A batch norm and the activation behind it become one operation. No module is replaced.
+the card. A batch norm and the activation behind it become one operation. No module is replaced. The wheel
+calls this package ``convroutes``, a checkout ``patches``:
 
-    import patches
+    import convroutes
 
-    patches.enable("cuda")
+    convroutes.enable()
     ...
-    print(patches.report())
+    print(convroutes.report())
 
 Importing this package imports no torch and initialises no device.
 """
@@ -17,8 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .report import FallThrough, ProblemUse, Report
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "COLUMN_BUDGET",
@@ -39,7 +44,7 @@ COLUMN_BUDGET = 256 * 2**20
 
 
 def enable(
-    device: str,
+    device: str | torch.device | None = None,
     route: str = "auto",
     column_budget: int = COLUMN_BUDGET,
     normalization: str = "auto",
@@ -59,7 +64,8 @@ def enable(
     the convolutions of a frozen model by oneDNN's own operators, which no override sees.
 
     Args:
-        device: "cuda" (ROCm builds say "cuda" too) or "cpu".
+        device: "cuda" (ROCm builds say "cuda" too) or "cpu"; the GPU where there is one when None. With an
+            index, as ``torch.device("cuda:1")`` has one, it means all devices of its kind.
         route: "auto" (PyTorch's own kernels on the CPU; on a GPU the fastest correct route for each problem,
             tested and measured on the card, once), or the name of the one to use for all problems that it
             supports: "native" (PyTorch's own kernels), "library" (with cuDNN or MIOpen), "gemm" or "triton".
@@ -111,7 +117,7 @@ def settle(step: Callable[[], object]) -> str:
 
 @contextmanager
 def enabled(
-    device: str,
+    device: str | torch.device | None = None,
     route: str = "auto",
     column_budget: int = COLUMN_BUDGET,
     normalization: str = "auto",

@@ -6,18 +6,23 @@ import argparse
 import os
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from . import startup
+from . import __version__, startup
 from .convolution.registry import NAMES
 from .convolution.selftest import DTYPES, TIMEOUT
 
 _NAME = str(__package__)
+_WITHOUT_VERB = (
+    "Without a verb the doctor speaks; --json, --share FILE, --dtype and --timeout are its options."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Of ``run`` the program's own status, 2 for a wrong call, 127 where there is no such program; of
         ``doctor`` 0 fine, 1 works with limits, 2 will not work; of ``env`` 0.
     """
-    parser = _Parser(prog=f"python -m {_NAME}", description=__doc__)
+    parser = _Parser(prog=f"python -m {_NAME}", description=__doc__, epilog=_WITHOUT_VERB)
+    parser.add_argument("--version", action="version", version=f"{_NAME} {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="{doctor,env,run}")
     doctor = verbs.add_parser("doctor", help="what works on this card, by self-test (the default)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -43,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--report", action="store_true", help="print at the end which route served what")
     run.add_argument("program", nargs=argparse.REMAINDER, help="a command, a .py file, or -m MODULE")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words.insert(0, "doctor")
-    given = parser.parse_args(words)
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        verbs.choices[given.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
     if given.verb == "run":
         return _run(run, given)
     return _env() if given.verb == "env" else _doctor(given)
@@ -58,10 +66,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text} seconds: expected 1 to 86400")
-    return value
+    with suppress(ValueError):
+        value = float(text)
+        if 1 <= value <= 86_400:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} seconds: expected 1 to 86400")
 
 
 def _doctor(given: argparse.Namespace) -> int:
@@ -98,13 +107,10 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
         )
     command = _command(program)
     if command is None:
-        return _fail(127, f"{program[0]}: found no such command, .py file or -m MODULE")
-    if not _is_hooked():
-        return _fail(
-            2,
-            "nothing would be switched on: found this package outside an installed wheel, which brings the "
-            "hook that PyTorch calls; install the wheel, or call enable() in the program",
-        )
+        return _fail(127, f"{shlex.join(program)}: found no such command, .py file or -m MODULE")
+    hindrance = _hindrance()
+    if hindrance:
+        return _fail(2, f"nothing would be switched on: {hindrance}, or call enable() in the program")
     environment = {**os.environ, startup.VARIABLE: given.route}
     if given.device:
         environment[startup.DEVICE_VARIABLE] = given.device
@@ -137,12 +143,27 @@ def _command(program: Sequence[str]) -> list[str] | None:
     return [found, *program[1:]] if found else None
 
 
-def _is_hooked() -> bool:
-    """Whether a Python like this one will call :func:`startup.autoload`: the wheel's metadata are found."""
-    try:
-        return any(file.name == f"{_NAME}.pth" for file in metadata.files(_NAME) or [])
-    except metadata.PackageNotFoundError:
-        return False
+def _hindrance() -> str:
+    """Why no Python like this one would call :func:`startup.autoload`, and what to do; "" where it does."""
+    hooks: list[Path] = []
+    with suppress(metadata.PackageNotFoundError):
+        files = metadata.files(_NAME) or []
+        hooks = [Path(str(file.locate())).parent.resolve() for file in files if file.name == f"{_NAME}.pth"]
+    if not hooks:
+        return (
+            "found this package outside an installed wheel, which brings the hook that PyTorch calls; "
+            "install the wheel"
+        )
+    with suppress(metadata.PackageNotFoundError):
+        version = metadata.version("torch")
+        folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+        read = {Path(each).resolve() for each in folders}
+        if not startup.loads_backends(version) and read.isdisjoint(hooks):
+            return (
+                f"PyTorch {version} needs the wheel's .pth file, which Python reads in site-packages and not "
+                f"in {hooks[0]}; install the wheel into the environment"
+            )
+    return ""
 
 
 if __name__ == "__main__":

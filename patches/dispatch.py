@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import miopen, settling, variables
+from . import miopen, settling, startup, variables
 from .convolution.calls import Call, answers_channels_last, problem_of
 from .convolution.native import call_backward, call_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
@@ -69,8 +69,6 @@ class Session:
     def __init__(
         self, device: str, route: str, column_budget: int, normalization: str = "auto", vendor: str = "auto"
     ) -> None:
-        if device not in _DISPATCH_KEYS:
-            raise ValueError(f"device {device!r}: expected one of {', '.join(_DISPATCH_KEYS)}")
         if column_budget <= 0:
             raise ValueError(f"column budget {column_budget}: expected a positive number of bytes")
         self.device = device
@@ -103,10 +101,11 @@ class Session:
     def install(self) -> None:
         """Put the overrides into the dispatcher."""
         self.installed = True
-        if shared := self._overrides.shared():
-            self.note(shared)
+        shared = self._overrides.shared()
         if self.way != ASIDE:
             self._overrides.put()
+        if shared:
+            self.note(shared)
         self._switch.turn_off()
         self._attachment.attach()
 
@@ -330,10 +329,26 @@ _session: Session | None = None
 
 
 def start(
-    device: str, route: str, column_budget: int, normalization: str = "auto", vendor: str = "auto"
+    device: str | torch.device | None,
+    route: str,
+    column_budget: int,
+    normalization: str = "auto",
+    vendor: str = "auto",
 ) -> None:
     """See :func:`patches.enable`."""
-    resume(Session(device, route, column_budget, normalization, vendor))
+    resume(Session(_kind(device), route, column_budget, normalization, vendor))
+
+
+def _kind(device: str | torch.device | None) -> str:
+    """ "cuda" or "cpu".
+
+    Raises:
+        ValueError: the device is of another kind, or none at all.
+    """
+    kind, colon, index = str(startup.default_device() if device is None else device).partition(":")
+    if kind not in _DISPATCH_KEYS or (colon and not index.isdecimal()):
+        raise ValueError(f"device {str(device)!r}: expected one of {', '.join(_DISPATCH_KEYS)}")
+    return kind
 
 
 def resume(session: Session | None) -> None:

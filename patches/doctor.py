@@ -11,15 +11,18 @@ import os
 import platform
 import re
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from . import __version__, findings, install, runtime
+from . import __version__, findings, install, runtime, startup, variables
 from .convolution import selftest
-from .convolution.registry import ROUTES
+from .convolution.registry import NAMES, ROUTES
 from .environment import KFD_NODES, amd_architectures
 from .findings import Finding, Verdict
 from .runtime import Runtime
@@ -30,10 +33,9 @@ SWITCHES = (
     findings.BUFFER_OPS,
     "TRITON_CACHE_DIR",
     "MIOPEN_USER_DB_PATH",
-    "CONVROUTES",
-    "CONVROUTES_DEVICE",
-    "CONVROUTES_ROUTE",
-    "CONVROUTES_NORMALIZATION",
+    startup.VARIABLE,
+    startup.DEVICE_VARIABLE,
+    *variables.KERNELS,
 )
 """Environment variables that change what a card does."""
 
@@ -104,9 +106,10 @@ def examine(
     if not cards and found.hip:  # Windows, where no kernel driver speaks
         cards = [each.arch for each in found.devices]
     switches = {name: os.environ[name] for name in SWITCHES if name in os.environ}
+    copies = startup.other_versions()
     device = "cuda" if found.devices else "cpu"
     tried = () if found.error else tuple(_try_all(found, device, dtypes, timeout))
-    return diagnose(cards, nvidia, found, switches, tried)
+    return diagnose(cards, nvidia, found, switches, tried, copies)
 
 
 def _try_all(found: Runtime, device: str, dtypes: Sequence[str], timeout: float) -> Iterator[Tried]:
@@ -123,9 +126,18 @@ def _try_all(found: Runtime, device: str, dtypes: Sequence[str], timeout: float)
 
 
 def diagnose(
-    cards: Sequence[str], nvidia: bool, found: Runtime, switches: Mapping[str, str], tried: Sequence[Tried]
+    cards: Sequence[str],
+    nvidia: bool,
+    found: Runtime,
+    switches: Mapping[str, str],
+    tried: Sequence[Tried],
+    copies: Sequence[tuple[Path, str]] = (),
 ) -> Diagnosis:
-    """Draw the conclusions from what was found."""
+    """Draw the conclusions from what was found.
+
+    Args:
+        copies: folders of other versions of this package that are on the path, and their versions.
+    """
     own = {each.name for each in ROUTES if each.own}
     covered = any(each.outcome == "passed" and each.route not in own for each in tried)
     line = _install_line(cards, nvidia, found)
@@ -136,7 +148,8 @@ def diagnose(
         *_triton(cards, found),
         *findings.buffer_operations(cards, switches),
         *findings.vendor_library(cards, found, switches, covered),
-        *(Finding("switch", Verdict.FINE, f"{name}={value}") for name, value in switches.items()),
+        *_switches(switches),
+        *_copies(copies),
         *_routes(tried, line),
     ]
     return Diagnosis(
@@ -165,6 +178,8 @@ def _card(cards: Sequence[str], nvidia: bool, found: Runtime) -> Iterator[Findin
 
 def _install_line(cards: Sequence[str], nvidia: bool, found: Runtime) -> str:
     """How to install PyTorch, where none is there or one for other cards."""
+    if found.error.startswith(runtime.NO_ANSWER):  # nothing is known of the one that is there
+        return ""
     missing = not found.torch
     other = (bool(cards) and not found.hip) or (nvidia and not cards and not found.cuda)
     unserved = bool(cards) and bool(found.blas_databases) and not set(cards) & set(found.blas_databases)
@@ -172,6 +187,9 @@ def _install_line(cards: Sequence[str], nvidia: bool, found: Runtime) -> str:
 
 
 def _torch(found: Runtime, line: str) -> Finding:
+    if found.error.startswith(runtime.NO_ANSWER):
+        advice = "a driver that hangs, or a slow disk: try a longer --timeout"
+        return Finding("torch", Verdict.FAILS, found.error, advice)
     if found.error or not found.torch:
         return Finding("torch", Verdict.FAILS, found.error or "missing", line)
     built = f"HIP {found.hip}" if found.hip else f"CUDA {found.cuda}" if found.cuda else "the CPU"
@@ -185,6 +203,32 @@ def _triton(cards: Sequence[str], found: Runtime) -> Iterator[Finding]:
         yield Finding("triton", Verdict.FINE, found.triton)
     elif cards or found.devices:
         yield Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route")
+
+
+def _switches(switches: Mapping[str, str]) -> Iterator[Finding]:
+    """A row a variable; what a program would refuse is said here too."""
+    choices: dict[str, Sequence[str]] = {
+        startup.VARIABLE: (*NAMES, *startup.ON, *startup.OFF),
+        startup.DEVICE_VARIABLE: ("cuda", "cpu"),
+        **dict.fromkeys(variables.ROUTE, ("auto", *NAMES)),
+        **dict.fromkeys(variables.NORMALIZATION, variables.NORMALIZATIONS),
+        variables.VENDOR.name: variables.VENDORS,
+    }
+    for name, value in switches.items():
+        expected = [each for each in choices.get(name, ()) if each]
+        word = value.partition(":")[0] if name == startup.DEVICE_VARIABLE else value
+        of_any_case = name == startup.VARIABLE and value.lower() in (*startup.ON, *startup.OFF)
+        known = not expected or not value or word in expected or of_any_case
+        verdict = Verdict.FINE if known else Verdict.LIMITS
+        yield Finding(
+            "switch", verdict, f"{name}={value}", "" if known else f"expected one of {', '.join(expected)}"
+        )
+
+
+def _copies(copies: Sequence[tuple[Path, str]]) -> Iterator[Finding]:
+    for folder, version in copies:
+        words = f"{__version__} in {startup.HOME}; {version} is on the path too, in {folder}"
+        yield Finding("versions", Verdict.LIMITS, words, "the first serves: remove one of them")
 
 
 def _routes(tried: Sequence[Tried], line: str) -> Iterator[Finding]:
@@ -213,7 +257,8 @@ def _system() -> str:
 
 def shareable(diagnosis: Diagnosis) -> str:
     """The diagnosis as JSON without what belongs to a person: paths, and names of users and machines."""
-    return _scrubbed(diagnosis.as_json(), _private_names())
+    content = json.loads(diagnosis.as_json())
+    return json.dumps(_scrubbed(content, _private_names(), _private_folders()), indent=1)
 
 
 def _private_names() -> set[str]:
@@ -224,9 +269,33 @@ def _private_names() -> set[str]:
     return {name for name in names if len(name) > 1 and name.lower() not in ("root", "localhost")}
 
 
-def _scrubbed(text: str, names: set[str]) -> str:
-    path = re.compile(r"""(?<![\w<.])(?:[A-Za-z]:(?:\\\\|/)|~?/|\\\\\\\\)[^\s"',;:()\[\]]+""")
-    text = path.sub("<path>", text)
+def _private_folders() -> set[str]:
+    """Folders whose names may hold spaces, at which :data:`_PATH` would end."""
+    found = {tempfile.gettempdir(), sys.prefix, *sys.path}
+    for where in (Path.cwd, Path.home):
+        with suppress(OSError, RuntimeError):
+            found.add(str(where()))
+    return {each for each in found if len(each) > 1 and Path(each).is_absolute()}
+
+
+_PATH = re.compile(
+    "|".join(re.escape(address) for address in (install.AMD_INDEX, install.CPU_INDEX))
+    + r"""|(?<![\w<.])(?:[A-Za-z]:[\\/]|~?/|\\\\)[^\s"',;:()\[\]]+"""
+)
+"""An index of packages, which stays, or a path."""
+
+
+def _scrubbed(value: Any, names: set[str], folders: set[str]) -> Any:
+    """A value of JSON, with the private parts of its texts replaced; the keys are this package's own."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(each, names, folders) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(each, names, folders) for each in value]
+    if not isinstance(value, str):
+        return value
+    for folder in sorted(folders, key=len, reverse=True):
+        value = value.replace(folder, "/<folder>")
+    value = _PATH.sub(lambda found: found[0] if found[0].startswith("https:") else "<path>", value)
     for name in sorted(names, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", text, flags=re.IGNORECASE)
-    return text
+        value = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<name>", value, flags=re.IGNORECASE)
+    return value

@@ -81,7 +81,7 @@ def prepare(nodes: Path = KFD_NODES) -> list[str]:
             return []
         raise RuntimeError(
             "Triton is already imported with buffer operations on, which write nothing on gfx101x cards; "
-            "enable the patches before importing Triton, or set AMDGCN_USE_BUFFER_OPS=0 and TRITON_CACHE_DIR"
+            "enable the routes before importing Triton, or set AMDGCN_USE_BUFFER_OPS=0 and TRITON_CACHE_DIR"
         )
     os.environ.update(wanted)
     return sorted(wanted)

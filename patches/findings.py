@@ -90,7 +90,7 @@ def buffer_operations(true: Sequence[str], environment: Mapping[str, str]) -> It
     yield Finding(
         "buffer operations",
         Verdict.LIMITS if wrong else Verdict.FINE,
-        f"{BUFFER_OPS}={value}" if value else "switched off by patches",
+        f"{BUFFER_OPS}={value}" if value else "switched off for the routes",
         advice if wrong else "",
     )
 

@@ -16,9 +16,6 @@ from torch import Tensor
 from . import variables
 from .environment import amd_architectures
 
-CHOICES = ("auto", "off", "on")
-"""Where it is known to work and passed its self-tests, never, or wherever PyTorch wants it."""
-
 SELF_TEST = "vendor's batch norm"
 """What the self-test of batch norm by MIOpen is called."""
 
@@ -34,12 +31,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 def setting(wanted: str) -> str:
-    """One of :data:`CHOICES`: what the environment says, else what is wanted.
+    """One of :data:`~patches.variables.VENDORS`: what the environment says, else what is wanted.
 
     Raises:
         ValueError: it is none of them.
     """
-    return variables.VENDOR.choose("vendor", wanted, CHOICES)
+    return variables.VENDOR.choose("vendor", wanted, variables.VENDORS)
 
 
 def needed() -> bool:
@@ -51,7 +48,7 @@ def may_serve(setting: str, architectures: Sequence[str] | None = None) -> bool:
     """Whether the vendor's library may be tried at all; what it is trusted with, self-tests say.
 
     Args:
-        setting: one of :data:`CHOICES`.
+        setting: one of :data:`~patches.variables.VENDORS`.
         architectures: of AMD's cards in this machine; by the kernel driver when None.
     """
     if setting != "auto":
@@ -68,7 +65,7 @@ class Switch:
     """PyTorch's switch of the library, for everything that is no convolution; off while a session wants that.
 
     Args:
-        setting: one of :data:`CHOICES`.
+        setting: one of :data:`~patches.variables.VENDORS`.
         device: "cuda" or "cpu".
 
     Attributes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from . import startup
 from .convolution.native import is_overridden
 
 _open_library: Callable[..., Any] = torch.library.Library
@@ -30,8 +31,8 @@ class Overrides:
         if self._library is not None or not is_overridden(self.key):
             return ""
         return (
-            f"another library overrode aten::convolution for {self.key} before: the routes come first while "
-            "they are enabled, and its kernel serves again afterwards"
+            f"another library overrode aten::convolution for {self.key} before{_named()}: the routes come "
+            "first while they are enabled, and its kernel serves again afterwards"
         )
 
     def put(self) -> None:
@@ -49,9 +50,17 @@ class Overrides:
                 library.impl("convolution", self._forward, self.key)
                 library.impl("convolution_backward", self._backward, self.key)
             except RuntimeError as error:  # PyTorch 1 lets one library do so
-                raise ValueError(f"another library overrode the convolutions before: {error}") from error
+                raise ValueError(
+                    f"another library overrode the convolutions before{_named()}: {error}"
+                ) from error
         self._library = library
 
     def take_out(self) -> None:
         """Take them out of the dispatcher."""
         self._library = None
+
+
+def _named() -> str:
+    """Who the other library is, where it is another copy of this one."""
+    owner = startup.switched_on_by()
+    return "" if owner in ("", startup.__file__) else f" ({owner})"

@@ -22,6 +22,9 @@ from . import children
 TRITON = ("triton", "pytorch-triton-rocm", "triton-rocm")
 """Names under which Triton is installed."""
 
+NO_ANSWER = "no answer from PyTorch within"
+"""How an error begins where a child ran into its time limit."""
+
 
 @dataclass(frozen=True)
 class RuntimeDevice:
@@ -73,7 +76,7 @@ def ask(timeout: float = 60.0) -> Runtime:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Runtime(error=f"no answer from PyTorch within {timeout:.0f} s")
+        return Runtime(error=f"{NO_ANSWER} {timeout:.0f} s")
     except OSError as error:
         return Runtime(error=f"PyTorch could not be asked: {error}")
     if child.returncode < 0:

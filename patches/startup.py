@@ -12,7 +12,9 @@ import atexit
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,11 +29,18 @@ A program's children inherit it: ranks, loader workers, what ``subprocess`` star
 DEVICE_VARIABLE = "CONVROUTES_DEVICE"
 """The device, "cuda" or "cpu"; unset: see :func:`default_device`."""
 
+HOME = Path(__file__).resolve().parent
+"""The folder of this copy."""
+
 REPORT_VARIABLE = "CONVROUTES_REPORT"
 """If it is set, a process that made convolutions ends with its report on standard error."""
 
-_ON = ("1", "on", "auto")
-_OFF = ("", "0", "off")
+ON = ("1", "on", "auto")
+"""Values that mean the route "auto", in any case of letters."""
+
+OFF = ("", "0", "off")
+"""Values that leave PyTorch as it is."""
+
 _NAME = __name__.partition(".")[0]
 _OWNER = "_convolutions_routed_by"
 _KFD = Path("/dev/kfd")
@@ -40,9 +49,9 @@ _KFD = Path("/dev/kfd")
 def wanted() -> str | None:
     """The route that the environment asks for; None when it asks for none."""
     value = os.environ.get(VARIABLE, "").strip()
-    if value.lower() in _OFF:
+    if value.lower() in OFF:
         return None
-    return "auto" if value.lower() in _ON else value
+    return "auto" if value.lower() in ON else value
 
 
 def default_device() -> str:
@@ -67,22 +76,54 @@ def autoload() -> None:
         return
     import torch
 
-    owner = getattr(torch, _OWNER, None)
-    if owner is not None:
+    owner = switched_on_by()
+    if owner:
         if owner != __file__:
             _say(f"not switched on a second time: {owner} has done it, and {__file__} is on the path too")
         return
-    from . import enable
+    from . import __version__, enable
 
+    device = os.environ.get(DEVICE_VARIABLE) or None
+    notes = logging.getLogger(_NAME)
+    notes.addHandler(_SPEAKER)
     try:
-        enable(os.environ.get(DEVICE_VARIABLE) or default_device(), route)
+        enable(device, route)
     except ValueError as error:
+        notes.removeHandler(_SPEAKER)
         _say(f"not switched on: {VARIABLE}={os.environ[VARIABLE]}: {error}")
         return
     setattr(torch, _OWNER, __file__)
+    for folder, version in other_versions():
+        _say(f"two versions are on the path: {__version__} in {HOME} serves, {version} in {folder} does not")
+    if device and device.startswith("cuda") and default_device() == "cpu":
+        _say(f"{DEVICE_VARIABLE}={device}: found no GPU that this PyTorch can use; nothing will be served")
     _after_import("ultralytics.data.build", _mend_ultralytics)
     if os.environ.get(REPORT_VARIABLE):
         atexit.register(_print_report)
+
+
+def switched_on_by() -> str:
+    """The file of the copy of this package that :func:`autoload` switched on; "" where none is."""
+    return getattr(sys.modules.get("torch"), _OWNER, "")
+
+
+def other_versions() -> list[tuple[Path, str]]:
+    """Folders on the path that hold another version of this package, which is not the one that serves."""
+    from . import __version__
+
+    found = {}
+    for entry in sys.path:
+        home = Path(entry) / _NAME
+        with suppress(OSError):
+            version = re.search(r'^__version__ = "(.+)"', (home / "__init__.py").read_text(), re.MULTILINE)
+            if version is not None and (home / Path(__file__).name).is_file():
+                found[home.resolve()] = version[1]
+    return [(home, version) for home, version in found.items() if home != HOME and version != __version__]
+
+
+def loads_backends(torch_version: str) -> bool:
+    """Whether a PyTorch calls the entry points of ``torch.backends`` when it is imported."""
+    return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 5)
 
 
 def watch() -> None:
@@ -95,7 +136,7 @@ def watch() -> None:
 def _autoload_under_older_torch() -> None:
     import torch
 
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 5):
+    if not loads_backends(torch.__version__):
         autoload()
 
 
@@ -116,6 +157,18 @@ def _print_report() -> None:
 def _say(message: str) -> None:
     with suppress(OSError):
         sys.stderr.write(f"{_NAME}: {message}\n")
+
+
+class _Speaker(logging.Handler):
+    """Says who speaks, in a program that has set up no logging: Python's last resort prints bare words."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a note, unless the program's own handlers do."""
+        if not logging.getLogger().handlers:
+            _say(record.getMessage())
+
+
+_SPEAKER = _Speaker(logging.WARNING)
 
 
 def _after_import(name: str, call: Callable[[], None]) -> None:

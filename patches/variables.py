@@ -63,3 +63,12 @@ VENDOR = Variable("CONVROUTES_VENDOR")
 
 PLAN = Variable("CONVROUTES_PLAN", "TOOLKIT_CONV_PLAN")
 """Names the file of the plan, or the folder for plans."""
+
+NORMALIZATIONS = ("auto", "off", "torch", "triton")
+"""The best that is trusted, PyTorch as it comes, PyTorch's kernels in one operation, fused kernels."""
+
+VENDORS = ("auto", "off", "on")
+"""Where it is known to work and passed its self-tests, never, or wherever PyTorch wants it."""
+
+KERNELS = (*ROUTE, *NORMALIZATION, VENDOR.name)
+"""The names, old and new, of what chooses the kernels that compute."""

@@ -101,7 +101,18 @@ class Planner:
     def _candidates(self, problem: ConvProblem) -> Iterator[str]:
         """The trusted routes that serve a problem, PyTorch's own kernels first."""
         supporting = [name for name, route in self.routes.items() if route.supports(problem)]
-        return (name for name in supporting if self.trusted(name, problem.dtype))
+        nobody = True
+        for name in supporting:
+            if self.trusted(name, problem.dtype):
+                nobody = False
+                yield name
+        dtype = _name(problem.dtype)
+        if nobody and f"none {dtype}" not in self._told:
+            self._told.add(f"none {dtype}")
+            self._note(
+                f"no convolution route passed its self-test in {dtype} on this card: PyTorch's own kernels "
+                "serve, and what they compute may be wrong; the doctor of this package says more"
+            )
 
     def trusted(self, name: str, dtype: torch.dtype) -> bool:
         """Whether a route passed its self-test in a dtype on this card; tests it if nobody has."""

@@ -13,9 +13,6 @@ from .operation import Implementation
 from .problem import NormProblem
 from .torch_only import TorchOnly
 
-CHOICES = ("auto", "off", "torch", "triton")
-"""The best that is trusted, PyTorch as it comes, PyTorch's kernels in one operation, fused kernels."""
-
 SELF_TEST = "fused batch norm"
 """What the self-test of the Triton kernels is called."""
 
@@ -23,12 +20,12 @@ _HALVES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def setting(wanted: str) -> str:
-    """One of :data:`CHOICES`: what the environment says, else what is wanted.
+    """One of :data:`~patches.variables.NORMALIZATIONS`: what the environment says, else what is wanted.
 
     Raises:
         ValueError: it is none of them.
     """
-    return variables.NORMALIZATION.choose("normalization", wanted, CHOICES)
+    return variables.NORMALIZATION.choose("normalization", wanted, variables.NORMALIZATIONS)
 
 
 def may_attach(setting: str, device: str) -> bool:
@@ -53,7 +50,7 @@ def chooser(
     """Who computes a problem on the device of a tensor; None: PyTorch.
 
     Args:
-        setting: one of :data:`CHOICES`.
+        setting: one of :data:`~patches.variables.NORMALIZATIONS`.
         device: "cuda" or "cpu".
         trusted: whether a self-test passed in a dtype on the card in use.
     """

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import patches
 from patches import __main__ as command
-from patches import doctor, environment, install
+from patches import doctor, environment, install, startup
 from patches.convolution import selftest
 from patches.doctor import Tried, diagnose
 from patches.findings import Verdict
-from patches.runtime import Runtime, RuntimeDevice
+from patches.runtime import NO_ANSWER, Runtime, RuntimeDevice
 from toolkit.machine.cards import PROFILES
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,75 @@ def test_what_is_shared_holds_no_path_and_no_name(monkeypatch: pytest.MonkeyPatc
     for private in ("magdalena", "thunderbox", "/home", "/data", "users", "venv", "server", "t.dll"):
         assert private not in lowered, text
     assert "OSError" in content["tried"][0]["reason"]
+
+
+def test_what_is_shared_keeps_the_index_of_packages_and_the_names_of_its_fields(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("USER", "torch")
+    found = Runtime(error=f"OSError:{tmp_path}/libtorch.so")
+    content = json.loads(doctor.shareable(diagnose(["gfx1032"], False, found, {}, ())))
+    assert f"--extra-index-url {install.AMD_INDEX} " in content["install"]
+    assert content["runtime"] == {**dataclasses.asdict(Runtime()), "error": "OSError:<path>"} | {
+        name: [] for name in ("devices", "kernel_databases", "blas_databases")
+    }
+
+
+@pytest.mark.parametrize("name", ["José", "Anna Maria", "björn-7"])
+def test_a_name_of_any_letters_is_not_shared(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("USER", name)
+    monkeypatch.setattr(Path, "home", lambda: Path("/Users", name))
+    reason = f"OSError: /Users/{name}/venv of {name}/lib/x.so, '/Users/{name}'"
+    tried = (Tried("triton", "float32", "failed", reason, 1.0),)
+    text = doctor.shareable(diagnose(["gfx1010"], False, RDNA1, {}, tried))
+    shown = json.loads(text)["tried"][0]["reason"]
+    assert shown == "OSError: <path> of <name>/lib/x.so, '<path>'"
+    assert name not in text and json.dumps(name)[1:-1] not in text
+
+
+def test_a_time_limit_is_no_reason_to_install_another_torch() -> None:
+    found = diagnose([], True, Runtime(error=f"{NO_ANSWER} 5 s"), {}, ())
+    assert (found.verdict, found.install) == (Verdict.FAILS, "")
+    assert "longer --timeout" in said(found, "torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("CONVROUTES", "gemm", Verdict.FINE),
+        ("CONVROUTES", "on", Verdict.FINE),
+        ("CONVROUTES", "OFF", Verdict.FINE),
+        ("CONVROUTES", "quick", Verdict.LIMITS),
+        ("CONVROUTES", "GEMM", Verdict.LIMITS),
+        ("CONVROUTES_DEVICE", "cuda:0", Verdict.FINE),
+        ("CONVROUTES_DEVICE", "hip", Verdict.LIMITS),
+        ("CONVROUTES_VENDOR", "off", Verdict.FINE),
+        ("CONVROUTES_VENDOR", "never", Verdict.LIMITS),
+        ("TOOLKIT_CONV_ROUTE", "never", Verdict.LIMITS),
+        ("TRITON_CACHE_DIR", "never", Verdict.FINE),
+    ],
+)
+def test_a_variable_that_a_program_would_refuse_is_said(name: str, value: str, verdict: Verdict) -> None:
+    assert name in doctor.SWITCHES
+    findings = diagnose([], False, RDNA1, {name: value}, ()).findings
+    (found,) = (each for each in findings if each.subject == "switch")
+    assert (found.verdict, found.found) == (verdict, f"{name}={value}")
+    assert ("expected one of" in found.advice) == (verdict is Verdict.LIMITS)
+
+
+def test_another_version_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder, version in (("older", "0.0.1"), ("same", patches.__version__), ("empty", "")):
+        home = tmp_path / folder / "patches"
+        home.mkdir(parents=True)
+        if version:
+            (home / "__init__.py").write_text(f'"""A copy."""\n__version__ = "{version}"\n')
+            (home / "startup.py").touch()
+    paths = [*sys.path, *(str(tmp_path / each) for each in ("older", "same", "empty", "older", "missing"))]
+    monkeypatch.setattr(sys, "path", paths)
+    copies = startup.other_versions()
+    assert copies == [((tmp_path / "older" / "patches").resolve(), "0.0.1")]
+    found = diagnose([], False, RDNA1, {}, (), copies)
+    assert "0.0.1 is on the path too" in said(found, "versions")
 
 
 def test_the_doctor_tries_every_route_in_every_dtype_that_is_asked_for(

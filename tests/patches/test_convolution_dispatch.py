@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import patches
-from patches import dispatch, ledger, overrides
+from patches import dispatch, ledger, overrides, startup
 from patches.convolution import native
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem, Gradients, Route
@@ -50,6 +50,29 @@ def routes_used() -> set[str]:
 
 def passed() -> dict[str, int]:
     return {each.reason: each.calls for each in patches.report().fall_throughs}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)], ids=str)
+def test_a_device_may_be_torchs_own(device: str | torch.device) -> None:
+    with patches.enabled(device, "gemm"):
+        F.conv1d(torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+        report = patches.report()
+    assert (report.device, report.by_route()) == ("cpu", {"gemm": 1})
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_without_a_device_it_is_the_gpu_where_there_is_one(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "default_device", lambda: device)
+    patches.enable(route="gemm")
+    assert patches.report().device == device
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cpu:first", "", torch.device("meta")], ids=str)
+def test_any_other_device_is_refused(device: str | torch.device) -> None:
+    with pytest.raises(ValueError, match=f"device '{device}': expected one of cpu, cuda"):
+        patches.enable(device)
 
 
 @pytest.mark.parametrize(
@@ -648,7 +671,9 @@ def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pyt
     assert "45 earlier calls of gemm not listed by problem" in str(report)
 
 
-def test_another_librarys_override_is_named_and_serves_again_afterwards() -> None:
+def test_another_librarys_override_is_named_and_serves_again_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     other = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -662,7 +687,12 @@ def test_another_librarys_override_is_named_and_serves_again_afterwards() -> Non
         with patches.enabled("cpu", route="gemm"):
             assert float(F.conv2d(x, w)) == pytest.approx(float((x * w).sum()), abs=1e-5)
             (note,) = patches.report().notes
-        assert note.startswith("another library overrode aten::convolution for CPU before")
+        assert note.startswith("another library overrode aten::convolution for CPU before: ")
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, startup._OWNER, "/elsewhere/convroutes/startup.py", raising=False)
+            with patches.enabled("cpu", route="gemm"):
+                (note,) = patches.report().notes
+        assert "for CPU before (/elsewhere/convroutes/startup.py): the routes come first" in note
     assert float(F.conv2d(x, w)) == 7.0
     del other
     assert float(F.conv2d(x, w)) == pytest.approx(float((x * w).sum()), abs=1e-5)

@@ -185,6 +185,16 @@ class Zero(Gemm):
         return torch.zeros_like(super().forward(problem, x, weight, bias))
 
 
+@pytest.mark.usefixtures("path")
+def test_a_card_without_any_route_is_told_so_once_a_dtype() -> None:
+    notes: list[str] = []
+    chooser = planner(Timed("fast"), examine=Examiner("native", "fast"), notes=notes)
+    for problem in (LAYER, replace(LAYER, channels_out=24), replace(LAYER, dtype=torch.float64)):
+        assert chooser.choose(problem).name == "native"
+    told = [note for note in notes if note.startswith("no convolution route passed its self-test in")]
+    assert [note.split()[7] for note in told] == ["float32", "float64"]
+
+
 class RaisingNative(Raising):
     name = "native"
 

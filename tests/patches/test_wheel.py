@@ -83,6 +83,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_the_wheel_holds_every_module_of_the_folder(outside: Environment) -> None:
     with zipfile.ZipFile(outside.wheel) as wheel:
         names = {name.removeprefix("convroutes/") for name in wheel.namelist() if name.endswith(".py")}
+        assert wheel.read("convroutes/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert names == {str(path.relative_to(ROOT / "patches")) for path in (ROOT / "patches").rglob("*.py")}
 
 
@@ -165,10 +166,16 @@ def test_the_status_of_a_program_comes_through(outside: Environment) -> None:
         (["run", "--", "no-such-command"], 127, "no-such-command: found no such command"),
         (["run", "--", "missing.py"], 127, "missing.py: found no such command"),
         (["run", "--", "-m"], 127, "found no such command"),
+        (
+            ["run", "-r", "gemm", "--", "program.py"],
+            2,
+            "unrecognized arguments: -r (python -m convroutes run",
+        ),
         (["run", "--route", "quick", "--", "program.py"], 2, "invalid choice: 'quick'"),
         (["quick"], 2, "invalid choice: 'quick'"),
         (["--dtype", "int8"], 2, "invalid choice: 'int8'"),
         (["doctor", "--timeout", "0"], 2, "expected 1 to 86400"),
+        (["--timeout", "long"], 2, "long seconds: expected 1 to 86400"),
         (["--share", "no/such/folder/file", "--dtype", "float32"], 2, "cannot write no/such/folder/file"),
     ],
 )
@@ -185,6 +192,7 @@ def test_a_wrong_call_is_one_line(outside: Environment, arguments: list[str], st
     [
         ({"CONVROUTES": "quick"}, "CONVROUTES=quick"),
         ({"CONVROUTES": "gemm", "CONVROUTES_DEVICE": "tpu"}, "device 'tpu'"),
+        ({"CONVROUTES": "gemm", "CONVROUTES_VENDOR": "never"}, "CONVROUTES_VENDOR=never"),
     ],
 )
 def test_a_wrong_variable_is_said_and_the_program_runs(
@@ -194,6 +202,56 @@ def test_a_wrong_variable_is_said_and_the_program_runs(
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("convroutes: not switched on: ") and says in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_said(outside: Environment) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = outside.run(outside.python, "program.py", CONVROUTES="gemm", CONVROUTES_DEVICE="cuda")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith("convroutes: CONVROUTES_DEVICE=cuda: found no GPU")
+
+
+def test_a_note_says_who_speaks_unless_the_program_has_set_up_logging(outside: Environment) -> None:
+    variables = {"CONVROUTES": "native", "CONVROUTES_ROUTE": "gemm", "CONVROUTES_DEVICE": "cpu"}
+    code = "import torch"
+    done = outside.run(outside.python, "-c", code, **variables)
+    assert done.stderr == "convroutes: CONVROUTES_ROUTE=gemm overrules route 'native'\n"
+    done = outside.run(outside.python, "-c", f"import logging; logging.basicConfig(); {code}", **variables)
+    assert done.stderr == "WARNING:convroutes:CONVROUTES_ROUTE=gemm overrules route 'native'\n"
+
+
+def test_the_version_is_said(outside: Environment) -> None:
+    assert outside.run(outside.python, "-m", "convroutes", "--version").stdout.startswith("convroutes ")
+
+
+def test_another_version_in_front_of_the_installed_one_serves_and_says_so(outside: Environment) -> None:
+    folder = outside.folder / "newer"
+    with zipfile.ZipFile(outside.wheel) as wheel:
+        wheel.extractall(folder)
+    first = folder / "convroutes" / "__init__.py"
+    first.write_text(re.sub(r'(?m)^__version__ = ".*"', '__version__ = "9.9"', first.read_text()))
+    for program in (
+        ["program.py"],
+        ["-c", "import subprocess, sys; subprocess.call([sys.executable, 'program.py'])"],
+    ):
+        done = outside.run(outside.python, *program, CONVROUTES="gemm", PYTHONPATH=str(folder))
+        assert done.returncode == 0
+        assert done.stderr.count("\n") == 1
+        assert "two versions are on the path: 9.9 in " in done.stderr
+
+
+def test_an_older_torch_reads_no_hook_beside_the_environment(outside: Environment) -> None:
+    folder = outside.folder / "target"
+    with zipfile.ZipFile(outside.wheel) as wheel:
+        wheel.extractall(folder)
+    (folder / "torch-1.13.1.dist-info").mkdir()
+    (folder / "torch-1.13.1.dist-info" / "METADATA").write_text("Name: torch\nVersion: 1.13.1\n")
+    run = [outside.python, "-m", "convroutes", "run", "--", "program.py"]
+    done = outside.run(*run, PYTHONPATH=str(folder))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "PyTorch 1.13.1 needs the wheel's .pth file" in done.stderr
+    assert outside.run(*run).returncode == 0
 
 
 def test_a_checkout_without_its_wheel_says_so() -> None:

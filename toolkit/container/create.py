@@ -30,7 +30,7 @@ STOP_SECONDS = 70
 Docker's own default is ten seconds in all."""
 
 SERVICES = ("HF_TOKEN", "HF_ENDPOINT", "CODABENCH_TOKEN", "CODABENCH_URL")
-PASSED_ON = (*variables.ROUTE, *SERVICES, *VISIBILITY, "TERM")
+PASSED_ON = (*variables.KERNELS, *SERVICES, *VISIBILITY, "TERM")
 """Environment variables that a container gets from its caller."""
 
 COMMAND = "io.ltdv2-toolkit.command"

@@ -34,7 +34,7 @@ VARIABLES = (
     BUFFER_OPS,
     "TRITON_CACHE_DIR",
     "MIOPEN_USER_DB_PATH",
-    *variables.ROUTE,
+    *variables.KERNELS,
     "TOOLKIT_PROFILE",
 )
 """Environment variables that change what a GPU does."""

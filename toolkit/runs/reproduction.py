@@ -28,8 +28,7 @@ PACKAGES = ("torch", "torchvision", "ultralytics-opencv-headless", "numpy", "pol
 """Packages that compute, beside Triton, which has several names."""
 
 VARIABLES = (
-    *variables.ROUTE,
-    *variables.NORMALIZATION,
+    *variables.KERNELS,
     "HSA_OVERRIDE_GFX_VERSION",
     "AMDGCN_USE_BUFFER_OPS",
     "ATEN_CPU_CAPABILITY",
