@@ -276,6 +276,7 @@ def suppress(
         end2end: whether the head needs no suppression.
         multi_label: a place may have a box of each class, as the metric counts; else of the likeliest alone.
     """
+    import torchvision  # noqa: F401 - without it Ultralytics suppresses box by box in Python, a second a frame
     from ultralytics.utils.nms import non_max_suppression
 
     kept: list[torch.Tensor] = non_max_suppression(
