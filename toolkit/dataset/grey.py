@@ -36,10 +36,16 @@ class Brightness:
 
 
 class GreyFormat(Format):
-    """Ultralytics' formatting, without its slow copy and its division of tensors of a few numbers."""
+    """Ultralytics' formatting, without its slow copy and its division of tensors of a few numbers.
 
-    def __init__(self, step: Format) -> None:
+    Args:
+        step: Ultralytics'.
+        in_place: whether the image is nobody else's.
+    """
+
+    def __init__(self, step: Format, in_place: bool = False) -> None:
         self.__dict__.update(step.__dict__)
+        self.in_place = in_place
         self.normalize = False  # get_params does it
 
     def get_params(self, labels: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +58,7 @@ class GreyFormat(Format):
             # A mirrored view: OpenCV mirrors 640 x 640 pixels in 0.01 ms, where numpy's copy takes 0.22 ms.
             planes = img[:, ::-1].transpose(2, 0, 1)
             flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
-            img = cv2.flip(flat, 1).reshape(planes.shape).transpose(1, 2, 0)
+            img = cv2.flip(flat, 1, flat if self.in_place else None).reshape(planes.shape).transpose(1, 2, 0)
         if img.shape[2] > 1:  # Ultralytics would exchange the first and the last of three, as of colours
             return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
         formatted: torch.Tensor = super()._format_img(img)

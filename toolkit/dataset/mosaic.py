@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from ultralytics.data.augment import Compose, CopyPaste, Mosaic, RandomPerspective
+
+from toolkit.dataset.batches import new_canvas
 
 Grey = npt.NDArray[np.uint8]
 
@@ -41,13 +44,23 @@ class Tile:
     area: tuple[int, int, int, int]
 
 
-def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple[int, int]) -> Grey:
+Canvas = Callable[[tuple[int, ...]], Grey]
+"""What gives memory for an image of a shape; see :func:`toolkit.dataset.batches.new_canvas`."""
+
+
+def render(
+    tiles: list[Tile],
+    matrix: npt.NDArray[np.floating[Any]],
+    size: tuple[int, int],
+    canvas: Canvas = new_canvas,
+) -> Grey:
     """What a canvas with ``tiles`` looks like under ``matrix``, without making the canvas.
 
     Args:
         tiles: frames on the canvas, not overlapping, at least one.
         matrix: (3, 3), canvas to output, pixels; scale and shift alone (no rotation or shear).
         size: width and height of the output.
+        canvas: gives the output's memory.
 
     Returns:
         (height, width) uint8, or (height, width, channels) as the frames, sampled bilinearly; pixel centres
@@ -59,7 +72,7 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
         for across, down in spans
         if across is not None and down is not None
     )
-    image = _canvas((size[1], size[0], *tiles[0].frame.shape[2:]))
+    image = canvas((size[1], size[0], *tiles[0].frame.shape[2:]))
     if shown_pixels < size[0] * size[1]:
         image[...] = PADDING
     for tile, (across, down) in zip(tiles, spans, strict=True):
@@ -73,15 +86,6 @@ def render(tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple
                 rows = large[down.margin : down.margin + down.stop - down.start]
                 part[...] = rows[:, across.margin : across.margin + across.stop - across.start]
     return image
-
-
-def _canvas(shape: tuple[int, ...]) -> Grey:
-    """Memory for an image, (height, width) or (height, width, channels), each channel in one piece.
-
-    So a channel is sampled where it lies, and the tensor that a network takes is this memory.
-    """
-    planes = np.empty((*shape[2:], *shape[:2]), np.uint8)
-    return planes if len(shape) == 2 else planes.transpose(1, 2, 0)
 
 
 def _planes(image: Grey) -> list[Grey]:
@@ -129,8 +133,8 @@ class FusedMosaic:
     ``resized_shape`` is what Ultralytics would have enlarged it to.
     """
 
-    def __init__(self, mosaic: Mosaic, affine: RandomPerspective) -> None:
-        self.mosaic, self.affine = mosaic, affine
+    def __init__(self, mosaic: Mosaic, affine: RandomPerspective, canvas: Canvas) -> None:
+        self.mosaic, self.affine, self.canvas = mosaic, affine, canvas
 
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         if random.uniform(0, 1) <= self.mosaic.p:
@@ -145,7 +149,7 @@ class FusedMosaic:
         # The matrix depends on the canvas's shape alone; this stands for its pixels.
         labels["img"] = np.broadcast_to(np.uint8(PADDING), (*canvas, 1))
         params = self.affine.get_params(labels)
-        labels["img"] = render(tiles, params["M"], params["size"])
+        labels["img"] = render(tiles, params["M"], params["size"], self.canvas)
         labels["resized_shape"] = labels["img"].shape[:2]
         moved: dict[str, Any] = self.affine.apply_instances(labels, params)
         return moved
@@ -160,8 +164,12 @@ def _tile(part: dict[str, Any]) -> Tile:
     )
 
 
-def fuse(transforms: Compose) -> bool:
+def fuse(transforms: Compose, canvas: Canvas = new_canvas) -> bool:
     """Exchange Ultralytics' mosaic and affine transforms for :class:`FusedMosaic`, where they allow it.
+
+    Args:
+        transforms: of a sample; changed in place.
+        canvas: gives the memory of what is rendered.
 
     Returns:
         Whether they did: a mosaic of four, neither rotation, shear nor perspective, no copy-paste.
@@ -178,5 +186,5 @@ def fuse(transforms: Compose) -> bool:
     if any(not isinstance(step, CopyPaste) or step.p for step in others):
         return False
     # MixUp and CutMix hold the same Compose and transform their second sample with it.
-    first.transforms = [FusedMosaic(mosaic, affine)]
+    first.transforms = [FusedMosaic(mosaic, affine, canvas)]
     return True

@@ -22,6 +22,7 @@ from ultralytics.data.augment import Compose, Format, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
 from toolkit.dataset.at_hand import AtHand, Loaded
+from toolkit.dataset.batches import BatchMemory, Grey
 from toolkit.dataset.cache import choose, open_frames
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.frequency import EVERY_FRAME, NOTHING, Frequency, Paste
@@ -152,6 +153,7 @@ class LTDv2Dataset(YOLODataset):
     Attributes:
         order: the samples of each epoch (:class:`toolkit.dataset.order.EpochOrder`).
         skips: the frames that could not be used.
+        batches: where the samples of a batch are rendered; a loader may exchange it.
     """
 
     def __init__(
@@ -208,6 +210,7 @@ class LTDv2Dataset(YOLODataset):
         self.order = frequency.order(split, self._rows, seed)
         self._donors = Donors(split, self._rows, paste) if paste.chances else None
 
+        self.batches = BatchMemory()
         self.cache = None  # so that mosaic takes its other frames from `buffer`
         self.buffer: list[int] = []
         self.transforms = self.build_transforms(hyp=copy(hyp))
@@ -246,6 +249,13 @@ class LTDv2Dataset(YOLODataset):
         if self.views.is_plain and self.channels == 3:
             sample["img"] = sample["img"].expand(3, -1, -1)
         return sample
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The samples of a batch, as PyTorch's loader asks for them."""
+        return self.batches.samples(self.__getitem__, indices)
+
+    def _canvas(self, shape: tuple[int, ...]) -> Grey:
+        return self.batches.canvas(shape)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Image and label of a sample before augmentation; of the next one if this frame is bad."""
@@ -288,11 +298,17 @@ class LTDv2Dataset(YOLODataset):
 
         Args:
             batch: the samples.
-            out: (samples, channels that differ, height, width) uint8, where the images are to be; new memory
-                by default.
+            out: (samples, channels that differ, height, width) uint8, where the images are to be, and where
+                some may lie already; new memory by default.
         """
         differing = channels_that_differ(batch[0]["img"])
-        images = torch.stack([sample["img"][:differing] for sample in batch], out=out)
+        if out is None:
+            images = torch.stack([sample["img"][:differing] for sample in batch])
+        else:
+            images = out
+            for sample, place in zip(batch, images, strict=True):
+                if sample["img"].data_ptr() != place.data_ptr():
+                    place.copy_(sample["img"][:differing])
         collated: dict[str, Any] = YOLODataset.collate_fn(
             [{key: value for key, value in sample.items() if key != "img"} for sample in batch]
         )
@@ -360,14 +376,14 @@ class LTDv2Dataset(YOLODataset):
     def build_transforms(self, hyp: Any) -> Compose:
         """Ultralytics' pipeline; mosaic, colour jitter (which skips grey images) and format made for grey."""
         transforms = super().build_transforms(hyp)
-        self.fused = self.augment and not self.rect and fuse(transforms)
+        self.fused = self.augment and not self.rect and fuse(transforms, self._canvas)
         # As recorded for the fused mosaic, enlarged for the others.
         self.at_hand = AtHand(self.order, self.ni, self.batch_size, recycles=self.fused)
         for i, step in enumerate(transforms.transforms):
             if isinstance(step, RandomHSV):
                 transforms.transforms[i] = Brightness(hyp.hsv_v, in_place=self.fused)
             elif isinstance(step, Format):
-                transforms.transforms[i] = GreyFormat(step)
+                transforms.transforms[i] = GreyFormat(step, in_place=self.fused)
         return transforms
 
     def __getstate__(self) -> dict[str, Any]:
