@@ -358,6 +358,18 @@ def test_shared_memory_that_holds_no_batches_is_said_before_anything_starts(
     assert deciding.plan(place, structs.replace(options, workers=1)).arguments["workers"] == 1
 
 
+def test_batches_of_several_frames_want_shared_memory_for_each(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of three colours needs no more than one of grey: its channels share their memory."""
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 64 << 20)
+    options = Options(device="cpu", batch=16, imgsz=640, workers=1)
+    for channels in (1, 3):
+        assert deciding.plan(place, structs.replace(options, channels=channels)).channels == channels
+    with pytest.raises(ToolkitError, match=r"shared memory is too small.* and 3 channels.*--workers 0"):
+        deciding.plan(place, structs.replace(options, frames="now,before,after"))
+
+
 def test_without_a_flag_the_device_is_what_torch_has() -> None:
     assert resolve_device(None) == ("0" if torch.cuda.is_available() else "cpu")
 

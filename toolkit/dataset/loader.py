@@ -34,18 +34,19 @@ RING = PREFETCH + 2
 """Batches of a worker in shared memory: those ready, the one that is handed out, the one in the making."""
 
 
-def loader_bytes(batch: int, workers: int, imgsz: int, *, validating: bool = True) -> int:
-    """Shared memory of the batches that loaders keep ready: uint8, one channel (three share it).
+def loader_bytes(batch: int, workers: int, imgsz: int, channels: int = 1, *, validating: bool = True) -> int:
+    """Shared memory of the batches that loaders keep ready, uint8.
 
     Args:
         batch: frames in a step.
         workers: loader processes.
         imgsz: side of the network's input, pixels.
+        channels: that differ; the three of a model of colour images share one.
         validating: with Ultralytics' loader for validation, which has twice the workers and twice the batch
             and stays; training comes to its first batches without.
     """
     ahead = RING + (2 * 2 * PREFETCH if validating else 0)
-    return ahead * workers * batch * imgsz * imgsz
+    return ahead * workers * batch * channels * imgsz * imgsz
 
 
 def start_server() -> BaseContext:

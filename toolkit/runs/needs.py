@@ -21,7 +21,7 @@ class Needs(msgspec.Struct, frozen=True):
     Attributes:
         run: folder that it writes.
         device: "cpu", or numbers of GPUs.
-        batch, workers, imgsz: as :func:`loader_bytes` takes them.
+        batch, workers, imgsz, channels: as :func:`loader_bytes` takes them.
     """
 
     run: Path
@@ -29,6 +29,12 @@ class Needs(msgspec.Struct, frozen=True):
     batch: int
     workers: int
     imgsz: int
+    channels: int = 1
+
+    @property
+    def loading(self) -> tuple[int, int, int, int]:
+        """What :func:`loader_bytes` takes."""
+        return self.batch, self.workers, self.imgsz, self.channels
 
 
 def refuse_at_start(needs: Needs) -> None:
@@ -42,8 +48,8 @@ def refuse_at_start(needs: Needs) -> None:
     for finding in _devices(needs):
         raise ToolkitError(f"{finding.subject} cannot be used", found=finding.found, fix=finding.advice)
     free = checks.free_bytes(SHARED)
-    if free is not None and free < loader_bytes(needs.batch, needs.workers, needs.imgsz, validating=False):
-        finding = shared_memory(free, needs.batch, needs.workers, needs.imgsz)
+    if free is not None and free < loader_bytes(*needs.loading, validating=False):
+        finding = shared_memory(free, *needs.loading)
         raise ToolkitError("shared memory is too small to train", found=finding.found, fix=finding.advice)
 
 
@@ -52,7 +58,7 @@ def after_a_death(needs: Needs) -> list[Finding]:
     found = list(_devices(needs))
     free = checks.free_bytes(SHARED)
     if free is not None and needs.workers:
-        found.append(shared_memory(free, needs.batch, needs.workers, needs.imgsz))
+        found.append(shared_memory(free, *needs.loading))
     try:
         checks.writable(needs.run)
     except ToolkitError as error:
@@ -60,13 +66,14 @@ def after_a_death(needs: Needs) -> list[Finding]:
     return [finding for finding in found if finding.verdict is not Verdict.FINE]
 
 
-def shared_memory(free: int, batch: int, workers: int, imgsz: int) -> Finding:
+def shared_memory(free: int, batch: int, workers: int, imgsz: int, channels: int = 1) -> Finding:
     """Whether ``/dev/shm`` holds what the loader's workers put there."""
     return checks.enough(
         "shared memory",
         free,
-        loader_bytes(batch, workers, imgsz),
-        f"{workers} loader workers with batches of {batch} at {imgsz} px",
+        loader_bytes(batch, workers, imgsz, channels),
+        f"{workers} loader workers with batches of {batch} at {imgsz} px"
+        + (f" and {channels} channels" if channels > 1 else ""),
         "give the container --shm-size 2g or --ipc host, or train with --workers 0",
     )
 

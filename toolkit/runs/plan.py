@@ -105,7 +105,8 @@ class TrainingPlan:
     def needs(self) -> Needs:
         """What the run asks of the machine."""
         workers = min(self.number("workers"), os.cpu_count() or 1)
-        return Needs(self.run, self.device, self.number("batch"), workers, self.number("imgsz"))
+        loading = self.number("batch"), workers, self.number("imgsz"), self.views.channels
+        return Needs(self.run, self.device, *loading)
 
     def number(self, name: str) -> int:
         """One of :data:`ULTRALYTICS`; of a plan by an older version it may be left to Ultralytics."""
