@@ -18,7 +18,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Format
 from ultralytics.utils.instance import Instances
 
-from toolkit.dataset.batches import BatchMemory, Copies, new_canvas
+from toolkit.dataset.batches import BatchMemory, Copies
 from toolkit.dataset.grey import Brightness, GreyFormat
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import RING
@@ -149,14 +149,6 @@ def test_a_canvas_of_another_size_than_the_batch_has_memory_of_its_own() -> None
     assert canvases[0].shape == (4, 6, 1)
     assert canvases[1].shape == (5, 6, 1)
     assert np.unique(canvases[0]).tolist() == [1]
-
-
-@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40))
-def test_a_channel_of_a_canvas_lies_in_one_piece(channels: int, height: int, width: int) -> None:
-    canvas = new_canvas((height, width, channels))
-    assert canvas.shape == (height, width, channels)
-    assert canvas.transpose(2, 0, 1).flags.c_contiguous
-    assert new_canvas((height, width)).flags.c_contiguous
 
 
 def test_the_memory_of_a_copy_comes_back_when_its_last_view_is_gone() -> None:

@@ -9,25 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from toolkit.dataset.grey import channels_that_differ
-
-Grey = npt.NDArray[np.uint8]
+from toolkit.dataset.planes import Grey, new_canvas
 
 Samples = list[dict[str, Any]]
-
-
-def new_canvas(shape: tuple[int, ...]) -> Grey:
-    """Memory for an image, (height, width) or (height, width, channels), each channel in one piece.
-
-    So a channel is sampled where it lies, and the tensor that a network takes is this memory.
-    """
-    planes = np.empty((*shape[2:], *shape[:2]), np.uint8)
-    return planes if len(shape) == 2 else planes.transpose(1, 2, 0)
 
 
 class BatchMemory:
@@ -65,7 +54,7 @@ class BatchMemory:
         return made
 
     def canvas(self, shape: tuple[int, ...]) -> Grey:
-        """As :func:`new_canvas`; the first that a sample asks for lies in the batch."""
+        """As :func:`new_canvas` gives it; the first that a sample asks for lies in the batch."""
         if not self.kept or self._turn is None or len(shape) != 3:
             return new_canvas(shape)
         (part, samples), self._turn = self._turn, None

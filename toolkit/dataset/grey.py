@@ -1,4 +1,4 @@
-"""The last steps of a sample, made for channels of grey: brightness, and the tensor that a network takes."""
+"""The last steps of a sample, made for channels of grey: brightness, padding, and a network's tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from ultralytics.data.augment import Format
+from ultralytics.data.augment import Format, LetterBox
+
+from toolkit.dataset.planes import channels_of, new_canvas
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +34,27 @@ class Brightness:
             flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
             scaled = cv2.convertScaleAbs(flat, dst=flat if self.in_place else None, alpha=factor)
             labels["img"] = scaled.reshape(planes.shape).transpose(1, 2, 0)
+        return labels
+
+
+class GreyLetterBox(LetterBox):
+    """Ultralytics' letterbox, channel by channel, so that each stays in one piece of memory."""
+
+    def __init__(self, step: LetterBox) -> None:
+        self.__dict__.update(step.__dict__)
+
+    def apply_image(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        image, (width, height) = labels["img"], params["new_unpad"]
+        top, left = params["top"], params["left"]
+        padded = new_canvas((top + height + params["bottom"], left + width + params["right"], image.shape[2]))
+        padded[...] = self.padding_value
+        inside = padded[top : top + height, left : left + width]
+        for channel, place in zip(channels_of(image), channels_of(inside), strict=True):
+            if channel.shape != place.shape:
+                place[...] = cv2.resize(channel, (width, height), interpolation=self.interpolation)
+            else:
+                place[...] = channel
+        labels["img"], labels["resized_shape"] = padded, params["new_shape"]
         return labels
 
 

@@ -18,19 +18,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from ultralytics.data.augment import Compose, Format, RandomHSV
+from ultralytics.data.augment import Compose, Format, LetterBox, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
 from toolkit.dataset.at_hand import AtHand, Loaded
-from toolkit.dataset.batches import BatchMemory, Grey
+from toolkit.dataset.batches import BatchMemory
 from toolkit.dataset.cache import choose, open_frames
 from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.frequency import EVERY_FRAME, NOTHING, Frequency, Paste
-from toolkit.dataset.grey import Brightness, GreyFormat, channels_that_differ
+from toolkit.dataset.grey import Brightness, GreyFormat, GreyLetterBox, channels_that_differ
 from toolkit.dataset.index import DatasetIndex, Split, TrainingTables
 from toolkit.dataset.joined import JoinedSplit, open_split
 from toolkit.dataset.mosaic import PADDING, fuse
 from toolkit.dataset.paste import Donors
+from toolkit.dataset.planes import Grey, channels_of, new_canvas
+from toolkit.dataset.recent import RecentFrames
 from toolkit.dataset.skips import Skips
 from toolkit.dataset.views import PLAIN, Sources, Views
 from toolkit.errors import ToolkitError
@@ -192,8 +194,8 @@ class LTDv2Dataset(YOLODataset):
         chosen = [choose(part) for part in self._parts]
         self.cached = [cached for cached, _ in chosen]
         self.source = "; ".join(dict.fromkeys(words for _, words in chosen))
-        self.frames: Frames = open_frames(self._parts, self.cached)
         self.views: Views = data.get("views", PLAIN)
+        self.frames = self._open_frames()
         self.sources = Sources(self.views, self._parts, split)
         self._stood_in = 0
         self.classes = classes
@@ -349,9 +351,14 @@ class LTDv2Dataset(YOLODataset):
 
     def _resize(self, channels: Array) -> Array:
         height, width = self._resized((channels.shape[0], channels.shape[1]))
-        if channels.shape[:2] != (height, width):
-            channels = cv2.resize(channels, (width, height), interpolation=cv2.INTER_LINEAR)
-        return channels.reshape(height, width, self.views.channels)
+        if channels.shape[:2] == (height, width):
+            return channels
+        if self.augment:  # Ultralytics' steps are faster where the channels of a pixel lie together
+            return cv2.resize(channels, (width, height)).reshape(height, width, self.views.channels)
+        resized = new_canvas((height, width, self.views.channels))
+        for channel, place in zip(channels_of(channels), channels_of(resized), strict=True):
+            cv2.resize(channel, (width, height), dst=place)
+        return resized
 
     def _size(self, i: int) -> tuple[int, int]:
         image = self.split.training.images[self._rows[i]]
@@ -382,9 +389,18 @@ class LTDv2Dataset(YOLODataset):
         for i, step in enumerate(transforms.transforms):
             if isinstance(step, RandomHSV):
                 transforms.transforms[i] = Brightness(hyp.hsv_v, in_place=self.fused)
+            elif isinstance(step, LetterBox) and not self.augment:
+                transforms.transforms[i] = GreyLetterBox(step)
             elif isinstance(step, Format):
                 transforms.transforms[i] = GreyFormat(step, in_place=self.fused)
         return transforms
+
+    def _open_frames(self) -> Frames:
+        frames = open_frames(self._parts, self.cached)
+        if self.augment or self.views.is_plain:
+            return frames
+        images = self.split.training.images  # in the order of time, mostly: neighbours come soon again
+        return RecentFrames(frames, int((images["height"].astype(int) * images["width"]).max()))
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker opens the frames itself and has none at hand at first.
@@ -392,7 +408,7 @@ class LTDv2Dataset(YOLODataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.frames = open_frames(self._parts, self.cached)
+        self.frames = self._open_frames()
 
 
 class _Lazy(Sequence[Any]):

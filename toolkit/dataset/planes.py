@@ -1,0 +1,22 @@
+"""Images of which each channel lies in one piece of memory.
+
+So a channel is sampled where it lies, and the tensor that a network takes is this memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Grey = npt.NDArray[np.uint8]
+
+
+def new_canvas(shape: tuple[int, ...]) -> Grey:
+    """Memory for an image, (height, width) or (height, width, channels), each channel in one piece."""
+    planes = np.empty((*shape[2:], *shape[:2]), np.uint8)
+    return planes if len(shape) == 2 else planes.transpose(1, 2, 0)
+
+
+def channels_of(image: Grey) -> list[Grey]:
+    """The channels of an image, (height, width) each, or the image where it is one."""
+    return [image] if image.ndim == 2 else [image[..., channel] for channel in range(image.shape[2])]
