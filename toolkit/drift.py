@@ -205,6 +205,8 @@ def matrix(
         found = detections_of(row, data, predict)
         scores = score(truth, found)
         between = intervals(truth, found, context, resamples)
+        if not scores.compared and "global_map_50" in between:  # one part is the whole
+            between[f"{names[0]}_map_50"] = between["global_map_50"]
         exact = {f"{name}_map_50": summary.map_50 for name, summary in scores.months.items()}
         exact |= {"global_map_50": scores.overall.map_50, "global_map_con": scores.consistency}
         exact |= {"global_map_bal": scores.balanced}

@@ -7,15 +7,18 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from rich.console import Console
 from synthetic import synthetic
 
 from submission import Detections
 from toolkit.errors import ToolkitError
-from toolkit.evaluation.compare import _bootstrap, _month_of, _values, compare
+from toolkit.evaluation.compare import _bootstrap, _month_of, _values, compare, intervals
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, score
+from toolkit.evaluation.table import class_difference_table, difference_table
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.ltdv2 import MONTHS
+from toolkit.vocabulary import Vocabulary
 
 
 def worse(
@@ -109,6 +112,22 @@ def test_a_month_without_truth_is_left_undecided() -> None:
     assert np.isnan(result.differences["jan_map_50"].change)
     assert np.isnan(result.differences["global_map_bal"].low)
     assert np.isfinite(result.differences["global_map_50"].low)
+
+
+@pytest.mark.parametrize("part", ["all", "quay"])
+def test_data_with_one_part_is_compared_as_a_whole(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found, context = synthetic(10)
+    words = Vocabulary(truth.vocabulary.classes, {part: 1}, "camera", "x")
+    truth = replace(truth, vocabulary=words, parts=np.ones(len(truth), np.int64))
+    result = compare(truth, found, worse(found, 0.5), context, resamples=100)
+    assert list(result.classes) == ["all"]
+    assert f"{part}_map_50" not in result.differences
+    for table in (difference_table(result, "a", "b"), class_difference_table(result)):
+        Console(width=80).print(table)
+    shown = capsys.readouterr().out
+    assert "global_map_50 *" in shown
+    assert part == "all" or part not in shown
+    assert intervals(truth, found, context, resamples=100).keys() >= {"global_map_50", "person_map_50"}
 
 
 def test_one_clip_is_refused() -> None:

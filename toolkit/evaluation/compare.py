@@ -62,9 +62,9 @@ class Comparison:
     """The result of :func:`compare`.
 
     Attributes:
-        differences: ``global_map_bal``, ``global_map_50``, ``global_map_con``, then ``<month>_map_50`` and
-            ``<class>_map_50`` (over all images) -> difference.
-        classes: (month or "all") -> label -> AP@0.5 of A and of B, without interval.
+        differences: ``global_map_bal``, ``global_map_50``, ``global_map_con``, then ``<month>_map_50``
+            (where there are several) and ``<class>_map_50`` (over all images) -> difference.
+        classes: months, where there are several, and "all" -> label -> AP@0.5 of A and of B, no interval.
         clips: number of clips that were resampled.
         resamples: number of resamples.
         names: label -> name of the class.
@@ -133,7 +133,7 @@ def compare(
         name: _difference(exact[0][name], exact[1][name], sampled[0].get(name), sampled[1].get(name))
         for name in exact[0]
     }
-    sets = [{**s.months, "all": s.overall} for s in scores]
+    sets = [{**s.compared, "all": s.overall} for s in scores]
     classes = {
         name: {
             label: Difference(*((s[name].map_50_per_class or {}).get(label, -1.0) for s in sets))
@@ -182,7 +182,7 @@ def _values(scores: Scores) -> dict[str, float]:
         "global_map_50": scores.overall.map_50,
         "global_map_con": scores.consistency,
     }
-    values |= {f"{name}_map_50": summary.map_50 for name, summary in scores.months.items()}
+    values |= {f"{name}_map_50": summary.map_50 for name, summary in scores.compared.items()}
     per_class = scores.overall.map_50_per_class or {}
     return values | {f"{name}_map_50": per_class.get(label, -1.0) for label, name in scores.classes.items()}
 

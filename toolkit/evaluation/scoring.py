@@ -91,6 +91,11 @@ class Scores:
         """What a sentence calls one of ``months``."""
         return "month" if self.by == LTDV2.by else "part"
 
+    @property
+    def compared(self) -> Mapping[str, Summary]:
+        """The months that differ from each other; none where there is one, which is ``overall`` again."""
+        return self.months if len(self.months) > 1 else {}
+
     def as_dict(self) -> dict[str, Any]:
         """The organisers' keys, and ``toolkit`` with what is needed to read them."""
         values: dict[str, Any] = {}

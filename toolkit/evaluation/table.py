@@ -58,13 +58,14 @@ def difference_table(result: Comparison, a: str, b: str) -> Table:
     table.add_column("")
     for name in ("A", "B", "B - A", "low", "high", "B above A"):
         table.add_column(name, justify="right")
-    last_month = f"{[name for name in result.classes if name != 'all'][-1]}_map_50"
+    *months, _ = result.classes
+    ends = {"global_map_con", *(f"{name}_map_50" for name in months[-1:])}
     for name, d in result.differences.items():
         wins = f"{d.wins:.0%}" if is_number(d.wins) else "-"
         mark = " *" if d.certain else ""
         values = [_show(d.a, 4), _show(d.b, 4), _signed(d.change), _signed(d.low), _signed(d.high), wins]
         table.add_row(name + mark, *values, style="bold" if name == "global_map_bal" else None)
-        if name in ("global_map_con", last_month):
+        if name in ends:
             table.add_section()
     return table
 
