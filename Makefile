@@ -77,7 +77,7 @@ $(PROOFS)/.installed: $(CONSTRAINTS)
 	$(PYTHON) -m venv $(PROOFS)
 	$(if $(TORCH_INDEX),$(PROOFS)/bin/python -m pip install --index-url $(TORCH_INDEX) -c $(CONSTRAINTS) torch torchvision)
 	$(PROOFS)/bin/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS) torch torchvision timm diffusers \
-	  segmentation-models-pytorch ultralytics-opencv-headless onnx
+	  segmentation-models-pytorch ultralytics-opencv-headless onnx torchao
 	touch $@
 
 clean:  ## remove the environment and the caches, keep data/ and runs/
