@@ -77,12 +77,14 @@ class Option:
         argument: whether it is Ultralytics' training argument of that name, which a preset sets too.
         resume: a run that goes on "keeps" the value that it was begun with and refuses another, or "changes"
             to it; "apart": a rule of its own says.
+        preset: whether a preset says it too, though Ultralytics has no such argument.
         complete: what a shell completes its value to, a function of ``toolkit/cli/completion.py``.
     """
 
     help: str
     argument: bool = False
     resume: Resume = "keeps"
+    preset: bool = False
     complete: str | None = None
 
 
@@ -123,7 +125,7 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
     preset: Annotated[
         str | None,
         Option(
-            "Recipe: thermal, thermal-large, thermal-6gb, rx5600xt, smoke, or FILE.yaml.",
+            "Recipe: thermal, thermal-small, thermal-large, thermal-6gb, rx5600xt, smoke, FILE.yaml.",
             complete="presets",
         ),
     ] = None
@@ -131,11 +133,48 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
         str | None, Option("cpu, 0, 0,1; default: the first GPU or the CPU; auto: batch too.", resume="apart")
     ] = None
     name: Annotated[str | None, Option("Name of the run; default: the next train-N.", resume="apart")] = None
+    every: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)] | None,
+        Option("Each N-th frame of every clip an epoch, then others.", resume="apart", preset=True),
+    ] = None
+    repeat: Annotated[
+        str | None,
+        Option("Frames with a class come more often: motorcycle=8,bicycle=2.", resume="apart", preset=True),
+    ] = None
+    paste: Annotated[
+        str | None,
+        Option(
+            "Part of frames that get a rare object of another clip: motorcycle=0.3,bicycle=0.1.",
+            resume="apart",
+            preset=True,
+        ),
+    ] = None
+    frames: Annotated[
+        str | None,
+        Option(
+            "Channels of a sample: now,before,background; before3 is three frames earlier.",
+            resume="apart",
+            preset=True,
+        ),
+    ] = None
+    score_every: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Option("Score as the challenge does after every N epochs; else never.", preset=True),
+    ] = None
+    select_by: Annotated[
+        SelectBy | None,
+        Option("What chooses best.pt and stops early; default: fitness.", preset=True),
+    ] = None
 
     def overrides(self) -> dict[str, Any]:
         """Those of Ultralytics' training arguments that were given as options."""
         given = {name: getattr(self, name) for name, each in declared(type(self)).items() if each.argument}
         return {name: value for name, value in given.items() if value is not None}
+
+    def levers(self) -> dict[str, Any]:
+        """Those that a preset says too and that were given."""
+        found = {name: getattr(self, name) for name, each in declared(type(self)).items() if each.preset}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Defaults(TrainingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,6 +20,7 @@ from msgspec import structs
 from ultralytics.cfg import get_cfg
 
 from toolkit import doctor
+from toolkit.dataset.frequency import Frequency, Paste
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
@@ -89,6 +90,30 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(place: Workspace
     assert plan.arguments["imgsz"] == 96
     assert plan.arguments["batch"] == load_preset("smoke").arguments["batch"]
     assert (plan.preset, plan.model, plan.device) == ("smoke", "yolo11n.yaml", "cpu")
+
+
+def test_what_an_epoch_shows_is_said_by_a_preset_the_file_or_a_flag(place: Workspace) -> None:
+    below = place.root / "below.yaml"
+    below.write_text("base: thermal\nevery: 10\nrepeat: motorcycle=8\nscore_every: 4\n")
+    (place.root / "mine.yaml").write_text(f"base: {below}\nevery: 5\npaste: bicycle=0.1\n")
+    (place.root / "data" / "toolkit.toml").write_text('repeat = "bicycle=2"\nevery = 3\n')
+    plan = deciding.plan(place, Options(every=2, preset=str(place.root / "mine.yaml")))
+    assert (plan.frequency, plan.paste) == (Frequency(2, {2: 2}), Paste({2: 0.1}))
+    assert plan.score_every == 4
+    plain = deciding.plan(place, Options(repeat="", paste=""))
+    assert (plain.frequency, plain.paste) == (Frequency(3, {}), Paste({}))
+
+
+def test_a_lever_in_a_file_is_held_to_the_bounds_of_its_flag(place: Workspace) -> None:
+    (place.root / "mine.yaml").write_text("base: thermal\nevery: 0\n")
+    with pytest.raises(ToolkitError, match=r"preset .*mine.yaml cannot be used.*every"):
+        deciding.plan(place, Options(preset=str(place.root / "mine.yaml")))
+    (place.root / "mine.yaml").write_text("base: thermal\nhsv_v: 0.2\n")
+    with pytest.raises(ToolkitError, match=r"hsv_v.*Ultralytics' own below arguments:"):
+        deciding.plan(place, Options(preset=str(place.root / "mine.yaml")))
+    (place.root / "data" / "toolkit.toml").write_text('select_by = "luck"\n')
+    with pytest.raises(ToolkitError, match=r"select_by"):
+        deciding.plan(place, Options())
 
 
 def test_the_file_may_set_seed_name_and_saving(place: Workspace) -> None:

@@ -61,6 +61,17 @@ def test_each_setting_says_where_it_comes_from(place: Workspace, tiny: Options) 
     assert "  amp                True       default; off on a CPU" in lines
 
 
+def test_what_an_epoch_shows_says_where_it_comes_from(place: Workspace, tiny: Options) -> None:
+    (place.root / "mine.yaml").write_text("base: thermal\nevery: 2\n")
+    (place.root / "toolkit.toml").write_text('paste = "person=0.5"\nrepeat = "person=2"\n')
+    asked = structs.replace(tiny, preset=str(place.root / "mine.yaml"))
+    lines = list(estimate.dry_run(place, asked).lines())
+    (frequency,) = (line for line in lines if line.startswith("frequency"))
+    assert frequency.endswith("(preset, toolkit.toml)")
+    (paste,) = (line for line in lines if line.startswith("paste"))
+    assert paste.endswith("(toolkit.toml)")
+
+
 def test_a_run_that_goes_on_keeps_what_it_was_begun_with(place: Workspace, tiny: Options) -> None:
     reproduction.record(deciding.plan(place, structs.replace(tiny, name="begun")))
     found = estimate.dry_run(place, Options(batch=4), resume=True)

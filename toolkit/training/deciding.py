@@ -48,6 +48,7 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
     defaults = place.defaults(data)
     name = preset_name(options.preset or defaults.preset or DEFAULT_PRESET)
     preset = load_preset(name)
+    options = msgspec.structs.replace(options, **{**preset.levers, **defaults.levers(), **options.levers()})
     arguments: dict[str, Argument] = dict(ULTRALYTICS)
     for _, layer in layers(options, defaults, preset):
         arguments |= layer

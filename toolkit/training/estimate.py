@@ -95,15 +95,16 @@ class DryRun(msgspec.Struct, frozen=True):
         if plan.subsets:
             yield f"subset       {describe(plan.subsets)} (flag)"
         if not plan.frequency.is_plain:
-            yield f"frequency    {plan.frequency} (flag)"
+            said = dict.fromkeys(source[name] for name in ("every", "repeat") if name in source)
+            yield f"frequency    {plan.frequency} ({', '.join(said) or 'run'})"
         if plan.paste.chances:
-            yield f"paste        {plan.paste} (flag)"
+            yield f"paste        {plan.paste} ({source.get('paste', 'run')})"
         if not plan.chooses:
             yield "train on     train and val (flag): nothing is left to choose by"
         channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"
         yield f"model        {plan.model} ({source['model']}), {channels}"
         if not plan.views.is_plain:
-            yield f"frames       {plan.views} ({'flag' if source['frames'] == 'flag' else 'weights'})"
+            yield f"frames       {plan.views} ({source['frames']})"
         patches = "on" if plan.patches else "off"
         yield f"device       {plan.device} ({source['device']}){ranks}, patches {patches}"
         yield f"preset       {plan.preset} ({source['preset']})"
@@ -181,6 +182,7 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
         for source, layer in deciding.layers(options, defaults, preset):
             sources |= dict.fromkeys(layer, source)
             sources |= preset.sources if source == "preset" else {}
+        sources |= {name: preset.sources.get(name, "preset") for name in preset.levers}
     elif given := options.arguments.keys() & set(CHANGEABLE):
         sources |= dict.fromkeys(given, "flag")
     for name in ("data", *TrainingOptions.__struct_fields__):
@@ -198,7 +200,7 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
         "preset": "default",
     }
     sources = {name: "run" if resume else source for name, source in others.items()} | sources
-    sources["frames"] = "flag" if options.frames else "weights"
+    sources.setdefault("frames", "weights")
     sources["saving"] = "default" if defaults.saving == Defaults().saving else "toolkit.toml"
     for name in health.Rules.__struct_fields__:
         sources[f"health.{name}"] = "toolkit.toml" if name in defaults.health else "default"

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from toolkit.errors import ToolkitError
-from toolkit.settings import Argument, Option, SelectBy, TrainingOptions, declared
+from toolkit.settings import Argument, Option, TrainingOptions, declared
 
 if TYPE_CHECKING:
     from toolkit.dataset.frequency import Frequency
@@ -33,37 +33,9 @@ class Options(TrainingOptions, frozen=True, kw_only=True):
         None
     )
     val_months: Annotated[str | None, Option("Validate on these months alone.", resume="apart")] = None
-    every: Annotated[
-        Annotated[int, Meta(ge=1, le=100_000)] | None,
-        Option("Each N-th frame of every clip an epoch, then others.", resume="apart"),
-    ] = None
-    repeat: Annotated[
-        str | None,
-        Option("Frames with a class come more often: motorcycle=8,bicycle=2.", resume="apart"),
-    ] = None
-    paste: Annotated[
-        str | None,
-        Option(
-            "Part of frames that get a rare object of another clip: motorcycle=0.3,bicycle=0.1.",
-            resume="apart",
-        ),
-    ] = None
     train_on: Annotated[
         str | None,
         Option("train, or train,val for the last run: nothing is left to choose by.", resume="apart"),
-    ] = None
-    frames: Annotated[
-        str | None,
-        Option(
-            "Channels of a sample: now,before,background; before3 is three frames earlier.", resume="apart"
-        ),
-    ] = None
-    score_every: Annotated[
-        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Option("Score as the challenge does after every N epochs; else never."),
-    ] = None
-    select_by: Annotated[
-        SelectBy | None, Option("What chooses best.pt and stops early; default: fitness.")
     ] = None
     save_period: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,

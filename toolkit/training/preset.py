@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import yaml
 
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs.plan import TrainingPlan
-from toolkit.settings import Argument
+from toolkit.settings import Argument, TrainingOptions, declared, hints
 from toolkit.training.arguments import check
 
 PRESETS = Path(__file__).parent / "presets"
@@ -24,22 +24,41 @@ class Preset(msgspec.Struct, frozen=True):
         model: a YAML of Ultralytics (architecture, random weights) or a checkpoint.
         channels: 1 trains on grey frames, 3 on the same frame three times (for pretrained colour weights).
         arguments: Ultralytics' own training arguments, those of the presets that it builds on included.
-        sources: of model, channels and each argument that a preset below it names, which one that is.
+        levers: what an epoch shows and what chooses.
+        sources: of model, channels, each lever and each argument that a preset below it names, which one
+            that is.
     """
 
     model: str
     channels: int
     arguments: dict[str, Argument]
+    levers: dict[str, Any] = {}
     sources: dict[str, str] = {}
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a file of a recipe may say; what it leaves out is its base's, or else Ultralytics'."""
 
     base: str | None = None
     model: str | None = None
     channels: Literal[1, 3] | None = None
     arguments: dict[str, Argument] = {}
+
+    def levers(self) -> dict[str, Any]:
+        """Those that it says."""
+        found = {name: getattr(self, name) for name in LEVERS}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+LEVERS = tuple(name for name, option in declared(TrainingOptions).items() if option.preset)
+_File = msgspec.defstruct(
+    "_File",
+    [(name, hints(TrainingOptions)[name], None) for name in LEVERS],
+    bases=(_Base,),
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
 
 
 def presets() -> list[str]:
@@ -80,32 +99,36 @@ def _load(name: str, above: tuple[str, ...]) -> Preset:
             raise ToolkitError(
                 f"preset {name} names no model", expected="model: such as yolo11n.yaml, or base: a preset"
             )
-        return Preset(file.model, file.channels or 1, file.arguments)
+        return Preset(file.model, file.channels or 1, file.arguments, file.levers())
     base = _load(preset_name(file.base, path.parent), (*above, name))
-    below = {"model": base.model, "channels": base.channels, **base.arguments}
+    below = {"model": base.model, "channels": base.channels, **base.levers, **base.arguments}
     sources = {key: base.sources.get(key, f"preset {Path(file.base).stem}") for key in below}
-    own = {key for key in ("model", "channels") if getattr(file, key) is not None} | file.arguments.keys()
+    own = {key for key in ("model", "channels") if getattr(file, key) is not None}
+    own |= file.levers().keys() | file.arguments.keys()
     return Preset(
         file.model or base.model,
         file.channels or base.channels,
         {**base.arguments, **file.arguments},
+        {**base.levers, **file.levers()},
         {key: source for key, source in sources.items() if key not in own},
     )
 
 
-def _read(name: str, path: Path) -> _File:
+def _read(name: str, path: Path) -> _Base:
     """Raises ToolkitError for what is no recipe."""
     if path.parent == PRESETS and name not in presets():
         raise ToolkitError(
             f"no preset {name}", expected="one of " + ", ".join(presets()) + ", or a file NAME.yaml"
         )
-    expected = "YAML with base, model, channels, arguments, as in the toolkit's own"
+    names = ", ".join(("base", "model", "channels", *LEVERS))
+    expected = f"YAML with {names}, and Ultralytics' own below arguments:"
     try:
-        return msgspec.convert(yaml.safe_load(path.read_bytes()), _File)
+        found: Any = msgspec.convert(yaml.safe_load(path.read_bytes()), _File)
     except (OSError, yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise ToolkitError(
             f"preset {name} cannot be used", " ".join(reason(error).split()), expected
         ) from error
+    return cast(_Base, found)
 
 
 def configuration(plan: TrainingPlan) -> Any:
