@@ -100,7 +100,7 @@ def test_what_an_epoch_shows_is_said_by_a_preset_the_file_or_a_flag(place: Works
     plan = deciding.plan(place, Options(every=2, preset=str(place.root / "mine.yaml")))
     assert (plan.frequency, plan.paste) == (Frequency(2, {2: 2}), Paste({2: 0.1}))
     assert plan.score_every == 4
-    plain = deciding.plan(place, Options(repeat="", paste=""))
+    plain = deciding.plan(place, Options(repeat="none", paste="none"))
     assert (plain.frequency, plain.paste) == (Frequency(3, {}), Paste({}))
 
 

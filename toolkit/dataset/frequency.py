@@ -52,7 +52,7 @@ class Frequency(msgspec.Struct, frozen=True):
                 names = ", ".join(LABELS.values())
                 raise ToolkitError(
                     f"{word!r} repeats no class",
-                    expected=f"such as motorcycle=8,bicycle=2: {names}, each 1 to {MOST}",
+                    expected=f"such as motorcycle=8,bicycle=2: {names}, each 1 to {MOST}; or none",
                 )
             if label in times:
                 raise ToolkitError(f"{LABELS[label]} is repeated twice", found=repeat or "")
@@ -126,7 +126,7 @@ class Paste(msgspec.Struct, frozen=True):
                 names = ", ".join(LABELS.values())
                 raise ToolkitError(
                     f"{word!r} pastes nothing",
-                    expected=f"such as motorcycle=0.3,bicycle=0.1: {names}, each once, 0 to 1",
+                    expected=f"such as motorcycle=0.3,bicycle=0.1: {names}, each once, 0 to 1; or none",
                 )
             chances[label] = chance
         return cls(chances)
@@ -142,9 +142,12 @@ NOTHING = Paste()
 
 
 def _by_class(text: str | None) -> Iterator[tuple[str, int | None, str]]:
-    """Of ``motorcycle=8,bicycle=2``: each word, the label of its class, None for no class, and its number."""
+    """Of ``motorcycle=8,bicycle=2``: each word, the label of its class, None for no class, and its number.
+
+    Of ``none``, by which a flag overrules a preset: nothing.
+    """
     labels = {name: label for label, name in LABELS.items()}
-    for word in text.replace(" ", "").split(",") if text is not None else ():
+    for word in [] if text is None or text == "none" else text.replace(" ", "").split(","):
         name, _, number = word.partition("=")
         yield word, labels.get(name), number
 
