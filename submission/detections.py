@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import msgspec
@@ -31,6 +32,9 @@ _ID_KEY = re.compile(rb'"[0-9]+"\s*:')
 
 
 _ZIP = b"PK\x03\x04"
+_OF_WEIGHTS, _FIRST_MEMBER = b"/data.pkl", 512
+"""How the first member of a PyTorch checkpoint ends its name, and bytes within which that name lies."""
+
 _PACKED = {_ZIP: "a zip archive", b"\x1f\x8b": "a file packed by gzip"}
 
 
@@ -342,6 +346,13 @@ def _parse(
     except (ValueError, RecursionError) as error:
         packed = next((kind for start, kind in _PACKED.items() if data.startswith(start)), "")
         zipped = source.lower().endswith(".zip")
+        if packed == _PACKED[_ZIP] and _OF_WEIGHTS in data[:_FIRST_MEMBER]:
+            raise SubmissionError(
+                f"{source} holds weights",
+                found="a checkpoint of PyTorch",
+                expected="predictions",
+                fix=f"make some: toolkit predict {quote(source)} --split val --out predictions-val.json",
+            ) from error
         if zipped and packed == _PACKED[_ZIP]:
             raise SubmissionError(
                 f"{source} is a zip archive that is cut off",

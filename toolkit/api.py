@@ -92,7 +92,7 @@ def predict(weights: Path | str, dataset: DatasetIndex, split: SplitName, **opti
     """Detections of every frame of a split, as ``toolkit predict`` writes them.
 
     Args:
-        weights: a YOLO checkpoint with the dataset's classes.
+        weights: a YOLO checkpoint with the dataset's classes, a run, or ``best.pt`` for the newest run's.
         dataset: what :func:`load` returned.
         split: "train", "val" or "test".
         options: fields of :class:`toolkit.prediction.PredictionOptions`, such as ``device`` or ``imgsz``.
@@ -103,9 +103,10 @@ def predict(weights: Path | str, dataset: DatasetIndex, split: SplitName, **opti
     from toolkit.quiet import keep_libraries_quiet
 
     keep_libraries_quiet()  # before Ultralytics is first imported
-    from toolkit import prediction
+    from toolkit import prediction, workspace
 
-    return prediction.predict(Path(weights), dataset, split, prediction.PredictionOptions(**options))
+    checkpoint = workspace.current().weights(str(weights))
+    return prediction.predict(checkpoint, dataset, split, prediction.PredictionOptions(**options))
 
 
 def score(true: GroundTruth, found: Detections) -> Scores:

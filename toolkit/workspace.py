@@ -33,6 +33,9 @@ from toolkit.ltdv2 import ANNOTATIONS
 ENVIRONMENT = Path("weights", "environment.json")
 """What a run was made with, in its folder (:class:`toolkit.runs.reproduction.Environment`)."""
 
+NAMED_RUNS = 8
+"""So many runs are listed where a name is none of theirs."""
+
 
 class RunRecord(msgspec.Struct, frozen=True):
     """What other commands ask of how a run was begun.
@@ -171,16 +174,17 @@ class Workspace:
             "cannot tell where the data is",
             found=", ".join(str(c) for c in candidates) or f"no LTDv2 files in {self.root}",
             expected="one folder with " + ", ".join(ANNOTATIONS.values()),
-            fix="name it with --data, or try `toolkit dataset sample data/sample`",
+            fix="name it with --data, or try `toolkit dataset sample data/demo`",
         )
 
     def run(self, name: str) -> Path:
         """The folder of a run: ``name`` itself if it is a folder, else the run of that name.
 
-        It need not exist.
+        A folder that is no run gives way to a run of its name: data and runs are often called alike. The run
+        need not exist.
         """
-        path = Path(name)
-        return path if path.is_dir() else self.runs / name
+        path, named = Path(name), self.runs / name
+        return path if path.is_dir() and (is_run(path) or not is_run(named)) else named
 
     def weights(self, name: str) -> Path:
         """A weights file: ``name`` itself, for a bare ``best.pt`` or ``last.pt`` the newest run's, or the
@@ -206,6 +210,7 @@ class Workspace:
             return best
         raise ToolkitError(
             f"no {best}" if run.is_dir() else f"no file or run {name}",
+            found="" if run.is_dir() else self._known_runs(),
             expected="a run with weights, a YOLO checkpoint (.pt) or predictions (.json)",
         )
 
@@ -241,10 +246,17 @@ class Workspace:
         if newest is None:
             raise ToolkitError(
                 f"no predictions in {run}" if run.is_dir() else f"no file or run {name}",
+                found="" if run.is_dir() else self._known_runs(),
                 expected=f"predictions of the split {split}",
                 fix=f"make some: toolkit predict {run / 'weights' / 'best.pt'} --split {split}",
             )
         return newest
+
+    def _known_runs(self) -> str:
+        """The runs that a name could have meant, for a message."""
+        names = sorted(folder.name for folder in self.runs.glob("*") if is_run(folder))
+        more = f" and {len(names) - NAMED_RUNS} more" if len(names) > NAMED_RUNS else ""
+        return f"runs {', '.join(names[:NAMED_RUNS])}{more}" if names else f"no runs in {self.runs}"
 
     def run_of(self, path: Path) -> Path | None:
         """The run folder that a weights or predictions file lies in; None for a file of no run."""

@@ -315,3 +315,15 @@ def test_the_challenges_own_files_are_no_source(sample: Path, tmp_path: Path) ->
     assert (
         name_of(tmp_path / "kaist") == name_of(tmp_path / "kaist" / "annotations" / "train.json") == "kaist"
     )
+
+
+def test_a_class_that_marks_no_object_is_said_with_the_flag_that_leaves_it_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = coco(tmp_path / "source")
+    bring(root, tmp_path / "data")
+    said = capsys.readouterr().err
+    assert "class DontCare is trained on and counts in the mean" in said
+    bring(root, tmp_path / "data", classes=said.split("--classes ")[1].split()[0])
+    assert "DontCare" not in capsys.readouterr().err
+    assert of_data(tmp_path / "data").classes == {1: "Person", 2: "Car"}

@@ -317,3 +317,11 @@ def test_a_pipe_is_read_as_a_file_is() -> None:
         assert len(Detections.read(Path(f"/dev/fd/{read}")).scores) == 1
     finally:
         os.close(read)
+
+
+@pytest.mark.parametrize("name", ["soup.pt", "soup.json", "weights"])
+def test_weights_are_no_predictions_and_the_message_says_how_to_make_some(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("soup/data.pkl", b"")
+    with pytest.raises(SubmissionError, match=r"holds weights.*toolkit predict .* --split val"):
+        Detections.read(tmp_path / name)

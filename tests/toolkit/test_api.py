@@ -24,14 +24,16 @@ TINY = ROOT / "tests" / "helpers" / "tiny.yaml"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a prepared data/sample and best.pt."""
+    """A folder with a prepared data/demo and a run."""
     folder = tmp_path_factory.mktemp("api")
-    write_sample(folder / "data" / "sample", train=4, val=6, test=4, seed=0)
-    prepare(folder / "data" / "sample")
+    write_sample(folder / "data" / "demo", train=4, val=6, test=4, seed=0)
+    prepare(folder / "data" / "demo")
     torch.manual_seed(0)
     model = DetectionModel(str(TINY), ch=1, nc=4, verbose=False)
     model.names = {label - 1: name for label, name in LABELS.items()}
-    torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 64}}, folder / "best.pt")
+    (folder / "runs" / "first" / "weights").mkdir(parents=True)
+    best = folder / "runs" / "first" / "weights" / "best.pt"
+    torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 64}}, best)
     return folder
 
 
@@ -46,7 +48,7 @@ def test_the_documents_example_runs(
 
 
 def test_tables_have_a_row_a_frame_a_box_and_a_clip(place: Path) -> None:
-    dataset = api.load(place / "data" / "sample")
+    dataset = api.load(place / "data" / "demo")
     frames, boxes, clips = (make(dataset, "val") for make in (api.frames, api.boxes, api.clips))
     true = api.truth(dataset)
     assert len(frames) == 6
@@ -59,11 +61,13 @@ def test_tables_have_a_row_a_frame_a_box_and_a_clip(place: Path) -> None:
 
 
 def test_predictions_compare_with_themselves(place: Path) -> None:
-    dataset = api.load(place / "data" / "sample")
-    found = api.predict(place / "best.pt", dataset, "val", device="cpu", patches=False)
-    true = api.truth(place / "data" / "sample" / "Valid.json")
+    dataset = api.load(place / "data" / "demo")
+    found = api.predict(
+        place / "runs" / "first" / "weights" / "best.pt", dataset, "val", device="cpu", patches=False
+    )
+    true = api.truth(place / "data" / "demo" / "Valid.json")
     if len(api.clips(dataset, "val")) > 1:
-        same = api.compare(true, found, found, place / "data" / "sample" / "Valid.json", resamples=10)
+        same = api.compare(true, found, found, place / "data" / "demo" / "Valid.json", resamples=10)
         assert same.differences["global_map_50"].change == 0
     assert len(api.match(true, found)) >= len(found.boxes)
 

@@ -53,6 +53,7 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     prepared = toolkit("dataset", "prepare", source, "--by", "name:1")
     assert prepared.status == 0, prepared.err
     assert "val: 24 images, 72 boxes" in prepared.err
+    assert "counts in the mean" not in prepared.err
     assert "TestNoLabels" not in prepared.err
     data = workspace / "data" / "farm"
     assert toolkit("dataset", "prepare", data).status == 0  # a data folder is prepared where it is
@@ -133,3 +134,23 @@ def test_parts_of_the_data_are_planned_for_a_training(
     assert planned.status == 0, planned.err
     refused = toolkit(*words, "feb")
     assert "no name:1 named 'feb'" in refused.err
+
+
+def test_no_next_step_leads_where_the_data_has_nothing(
+    workspace: Path, toolkit: Command, source: Path, weights: Path
+) -> None:
+    described = yaml.safe_load(source.read_text())
+    assert toolkit("dataset", "prepare", source).status == 0
+    run = workspace / "runs" / "farm"
+    (run / "weights").mkdir(parents=True)
+    weights.rename(run / "weights" / "best.pt")
+    (run / "weights" / "environment.json").write_text(json.dumps({"plan": {"data": "data/farm"}}))
+    scored = toolkit("evaluate", "farm", "--device", "cpu")  # the run, not the folder farm of the pictures
+    assert (scored.status, "next:" in scored.err) == (0, False), scored.err
+    (source.parent / "images" / "test").mkdir()
+    cv2.imwrite(str(source.parent / "images" / "test" / "cam0_100.jpg"), np.zeros((64, 96), np.uint8))
+    source.write_text(yaml.safe_dump({**described, "test": "images/test"}))
+    assert toolkit("dataset", "prepare", source).status == 0
+    assert "--split test" in toolkit("evaluate", "farm", "--device", "cpu").err
+    predicted = toolkit("predict", "farm", "--split", "test", "--device", "cpu")
+    assert (predicted.status, "submit" in predicted.err) == (0, False), predicted.err

@@ -140,3 +140,13 @@ def test_where_the_data_is_inside_a_container_wins_over_toolkit_toml(
     (tmp_path / "inside").mkdir()
     monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path / "inside"))
     assert Workspace(tmp_path).data_dir() == tmp_path / "inside"
+
+
+def test_a_name_of_no_run_lists_the_runs_that_are_there(place: Workspace) -> None:
+    with pytest.raises(ToolkitError, match="no runs in"):
+        place.weights("hit")
+    for n in range(10):
+        make_run(place, f"run{n}", age=n, data=place.root)
+    for find in (place.weights, lambda name: place.predictions(name, "val")):
+        with pytest.raises(ToolkitError, match=r"found runs run0, .*run7 and 2 more"):
+            find("hit")

@@ -91,7 +91,7 @@ def evaluate(
     if tables:
         for written in assessment.tables(task, done):
             console.note(str(written))
-    if task.run is not None and task.detector is not None:
+    if task.run is not None and done.index is not None and done.index.manifest.images.get("test"):
         console.note(f"next: `toolkit predict {quote(task.run.name)} --split test`")
 
 

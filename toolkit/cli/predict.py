@@ -161,7 +161,7 @@ def _predict_split(
 ) -> Path:
     from dataclasses import replace
 
-    from toolkit import console, prediction, provenance
+    from toolkit import console, prediction, provenance, vocabulary
     from toolkit.runs import health
     from toolkit.weights import Detector
 
@@ -174,6 +174,6 @@ def _predict_split(
     detections = prediction.predict(detector, frames, split, replace(options, bad_frames=allowed))
     detections.write(target)
     provenance.record(target, split, checkpoint.name, provenance.sha256(checkpoint))
-    if split == "test":
+    if split == "test" and not vocabulary.of_data(frames).is_own:  # the challenge takes its own frames alone
         console.note(f"next: `toolkit submit {quote(str(target))} --zip`")
     return target

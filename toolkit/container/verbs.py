@@ -51,9 +51,9 @@ VERBS = {
         (*_DATASET, "sample"),
         "makes",
         folder=True,
-        where="data/sample",
+        where="data/demo",
         writes_runs=False,
-        example="--profile cpu --data data/sample",
+        example="--profile cpu --data data/demo",
     ),
     "download": Verb(
         "fetch LTDv2 (48 GB); again to continue",

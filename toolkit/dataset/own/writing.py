@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any
 
 import msgspec
@@ -24,6 +25,11 @@ from toolkit.vocabulary import LTDV2, Vocabulary
 
 MOST_CLASSES = 250
 """The evaluator keeps labels in a byte."""
+
+NO_OBJECTS = frozenset(
+    ("dontcare", "ignore", "ignored", "ignoreregion", "ignoredregion", "ignoredregions", "void")
+)
+"""How datasets call boxes that mark what is not to be judged, without spaces and in small letters."""
 
 BLOCK = 20
 """Frames that go to one split together where nothing says which clip they are of."""
@@ -72,6 +78,7 @@ def bring(
     console.note(f"reading {source}")
     found = read(source)
     names, becomes = _classes(found.classes, classes)
+    _warn_of_no_objects(becomes)
     labels = {name: label for label, name in names.items()}
     parts, way = partition.name_parts(found.images, by)
     codes = {name: number for number, name in enumerate(partition.order(parts), 1)}
@@ -118,6 +125,17 @@ def _classes(found: list[str], text: str | None) -> tuple[dict[int, str], dict[s
     if len(targets) > MOST_CLASSES:
         raise ToolkitError(f"{len(targets):,} classes", expected=f"at most {MOST_CLASSES}")
     return dict(enumerate(targets, 1)), becomes
+
+
+def _warn_of_no_objects(becomes: Mapping[str, str]) -> None:
+    """Say that a class which marks what is not to be judged counts like any other."""
+    named = [name for name, target in becomes.items() if re.sub(r"\W|_", "", target.lower()) in NO_OBJECTS]
+    if named:
+        others = ",".join(f"{a}={b}" if a != b else a for a, b in becomes.items() if a not in named)
+        console.warn(
+            f"class {', '.join(named)} is trained on and counts in the mean like any other; to leave it out: "
+            f"--classes {quote(others)}"
+        )
 
 
 def _split(images: list[Image], parts: Sequence[str], val: float) -> list[Image]:
