@@ -22,7 +22,7 @@ from typing import Any
 
 from . import __version__, findings, install, runtime, startup, variables
 from .convolution import selftest
-from .convolution.registry import NAMES, ROUTES
+from .convolution.registry import NAMES, PACKAGES, ROUTES
 from .environment import KFD_NODES, amd_architectures
 from .findings import Finding, Verdict
 from .runtime import Runtime
@@ -114,8 +114,7 @@ def examine(
 
 def _try_all(found: Runtime, device: str, dtypes: Sequence[str], timeout: float) -> Iterator[Tried]:
     """All routes of one dtype at once: each test is a process that mostly waits."""
-    names = [each.name for each in ROUTES if device in each.devices]
-    names = [name for name in names if name != "triton" or found.triton]
+    names = [each.name for each in ROUTES if device in each.devices and each.there(found)]
     for dtype in dtypes:
         with ThreadPoolExecutor(len(names)) as pool:
             for result in pool.map(lambda name: selftest.run(name, device, dtype, timeout), names):  # noqa: B023 - awaited inside
@@ -145,7 +144,7 @@ def diagnose(
         *_card(cards, nvidia, found),
         *([findings.architecture(cards, found, switches)] if cards else []),
         _torch(found, line),
-        *_triton(cards, found),
+        *_packages(cards, found),
         *findings.buffer_operations(cards, switches),
         *findings.vendor_library(cards, found, switches, covered),
         *_switches(switches),
@@ -198,11 +197,13 @@ def _torch(found: Runtime, line: str) -> Finding:
     )
 
 
-def _triton(cards: Sequence[str], found: Runtime) -> Iterator[Finding]:
-    if found.triton:
-        yield Finding("triton", Verdict.FINE, found.triton)
-    elif cards or found.devices:
-        yield Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route")
+def _packages(cards: Sequence[str], found: Runtime) -> Iterator[Finding]:
+    for name in PACKAGES:
+        version: str = getattr(found, name)
+        if version:
+            yield Finding(name, Verdict.FINE, version)
+        elif cards or found.devices:
+            yield Finding(name, Verdict.LIMITS, "missing", findings.WITHOUT_PACKAGE)
 
 
 def _switches(switches: Mapping[str, str]) -> Iterator[Finding]:

@@ -22,6 +22,10 @@ NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 """Architectures on which Triton's buffer operations write nothing and report success."""
 
 
+WITHOUT_PACKAGE = "convolutions go by the gemm route"
+"""What it means that a package is missing which some route imports."""
+
+
 class Verdict(IntEnum):
     """How bad a finding is; the number is the exit code."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import children
 
-TRITON = ("triton", "pytorch-triton-rocm", "triton-rocm")
+TRITON = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm")
 """Names under which Triton is installed."""
 
 NO_ANSWER = "no answer from PyTorch within"
@@ -109,6 +109,11 @@ def installed(*names: str) -> str:
     return ""
 
 
+def version_of(package: str) -> str:
+    """Version of a package by the name of its import, "" where it is absent."""
+    return installed(*(TRITON if package == "triton" else (package,)))
+
+
 def built_for_nvidia() -> bool:
     """Whether PyTorch is, asked of its version file: importing it takes seconds."""
     found = importlib.util.find_spec("torch")
@@ -133,7 +138,7 @@ def _examine() -> Runtime:
     return Runtime(
         torch=str(torch.__version__),
         torchvision=installed("torchvision"),
-        triton=installed(*TRITON),
+        triton=version_of("triton"),
         ultralytics=installed("ultralytics-opencv-headless", "ultralytics"),
         numpy=installed("numpy"),
         hip=hip,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .convolution.problem import ConvProblem
+from .convolution.registry import ROUTES
 
 if TYPE_CHECKING:
     from .dispatch import Session
@@ -79,13 +80,16 @@ def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[
 
 
 def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
-    """What could serve every problem alone: trusted routes, and PyTorch without the overrides."""
+    """What could serve every problem alone: trusted routes with kernels of their own, and PyTorch aside.
+
+    A route that needs no package is made of PyTorch's operations, and each of those costs the host a call.
+    """
     served = {
         name
         for name, route in session.routes.items()
         if all(route.supports(each) and session.planner.trusted(name, each.dtype) for each in problems)
     }
-    yield from (name for name in served if name == "triton")
+    yield from (kind.name for kind in ROUTES if kind.package and kind.name in served)
     if ("library" if torch.backends.cudnn.enabled else "native") in served:
         yield ASIDE
 

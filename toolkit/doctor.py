@@ -15,7 +15,15 @@ from pathlib import Path
 import msgspec
 
 from patches.convolution import registry, selftest
-from patches.findings import VISIBILITY, Finding, Verdict, architecture, buffer_operations, vendor_library
+from patches.findings import (
+    VISIBILITY,
+    WITHOUT_PACKAGE,
+    Finding,
+    Verdict,
+    architecture,
+    buffer_operations,
+    vendor_library,
+)
 from patches.runtime import Runtime, ask
 from toolkit import __version__, console
 from toolkit.dataset.loader import loader_bytes
@@ -114,7 +122,7 @@ def examine(
         runtime = asked.result()
         if not runtime.devices:
             return diagnose(found, runtime, [test.result() for test in on_cpu], imgsz)
-    routes = [route for route in ROUTES if route != "triton" or runtime.triton]
+    routes = [kind.name for kind in registry.ROUTES if kind.there(runtime)]
     device = f"cuda:{_default(found, runtime)}"
     return diagnose(found, runtime, [_try(route, device, timeout) for route in routes], imgsz)
 
@@ -240,10 +248,12 @@ def _software(found: Machine, runtime: Runtime) -> list[Finding]:
     elif not runtime.torchvision:
         verdict, advice = Verdict.FAILS, "install the torchvision that belongs to this torch"
     findings.append(Finding("torch", verdict, words, advice))
-    if found.visible and not runtime.triton:
-        findings.append(Finding("triton", Verdict.LIMITS, "missing", "convolutions go by the gemm route"))
-    else:
-        findings.append(Finding("triton", Verdict.FINE, runtime.triton or "missing, and not needed"))
+    for name in registry.PACKAGES:
+        version: str = getattr(runtime, name)
+        if found.visible and not version:
+            findings.append(Finding(name, Verdict.LIMITS, "missing", WITHOUT_PACKAGE))
+        else:
+            findings.append(Finding(name, Verdict.FINE, version or "missing, and not needed"))
     return [*findings, *buffer_operations(_true(found), found.surroundings.environment)]
 
 

@@ -1,6 +1,6 @@
 """What is remembered of a card: verdicts of self-tests, what routes cost, and who serves.
 
-A JSON file for each combination of card, driver, torch, triton and version of the routes, in the user's
+A JSON file for each combination of card, driver, torch, packages and version of the routes, in the user's
 cache folder. What a want of memory decided is known to its process alone. Processes share the file: a writer
 takes a lock, merges with what others wrote, and replaces the file in one step.
 """
@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +25,8 @@ import torch
 from .. import locks, variables
 from ..cache import cache_folder
 from ..environment import amd_architectures
+from ..runtime import version_of
+from .registry import PACKAGES
 from .selftest import SelfTestResult
 
 
@@ -36,13 +37,14 @@ class Card:
     Attributes:
         architecture: name and true architecture, whatever an override says ("gfx1010").
         driver: version of the kernel driver, or of the kernel that brings it.
-        torch, triton: versions; triton is empty when it is not installed.
+        torch: its version.
+        packages: versions of what routes import beside it (:data:`PACKAGES`), where that is installed.
     """
 
     architecture: str
     driver: str
     torch: str
-    triton: str
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def here(cls, device: str) -> Card:
@@ -54,7 +56,20 @@ class Card:
             kinds = amd_architectures() if torch.version.hip else []
             kind = "-".join(sorted(set(kinds))) or "sm_{}{}".format(*torch.cuda.get_device_capability())
             architecture = f"{name} {kind}"
-        return cls(architecture, _driver(), torch.__version__, _version_of("triton"))
+        packages = {name: version for name in PACKAGES if (version := version_of(name))}
+        return cls(architecture, _driver(), torch.__version__, packages)
+
+    @classmethod
+    def read(cls, content: Mapping[str, str]) -> Card:
+        """What :meth:`written` made; a package that it does not name was not installed."""
+        versions = {name: version for name, version in content.items() if version}
+        architecture, driver = versions.pop("architecture"), versions.pop("driver")
+        return cls(architecture, driver, versions.pop("torch"), versions)
+
+    def written(self) -> dict[str, str]:
+        """As it stands in a file: a package beside torch by its name, "" where it is not installed."""
+        named = {"architecture": self.architecture, "driver": self.driver, "torch": self.torch}
+        return {**named, **dict.fromkeys(PACKAGES, ""), **self.packages}
 
     def path(self) -> Path:
         """Where the plan of this card is kept; ``CONVROUTES_PLAN`` names another file or folder."""
@@ -62,7 +77,7 @@ class Card:
         named = setting and setting.value
         if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
             return Path(named)
-        digest = hashlib.sha256(json.dumps([asdict(self), version()]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([self.written(), version()]).encode()).hexdigest()[:12]
         return Path(named or cache_folder() / "convolution") / f"{digest}.json"
 
 
@@ -82,13 +97,6 @@ def _driver() -> str:
         with contextlib.suppress(OSError):
             return f"{module} {Path('/sys/module', module, 'version').read_text().strip()}"
     return f"kernel {platform.release()}"
-
-
-def _version_of(package: str) -> str:
-    for name in (package, f"pytorch-{package}", f"pytorch-{package}-rocm"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class PlanFile:
     def _replace(self) -> None:
         content = {
             "version": version(),
-            "card": asdict(self.card),
+            "card": self.card.written(),
             "self_tests": {name: asdict(each) for name, each in self.verdicts.items() if not each.transient},
             "problems": {name: asdict(each) for name, each in self.choices.items() if not each.transient},
             "steps": self.steps,
@@ -208,7 +216,7 @@ class PlanFile:
         self._read_at = self._stamp()
         try:
             content = json.loads(self.path.read_text())
-            card = Card(**content["card"])
+            card = Card.read(content["card"])
             if card != self.card:
                 self._foreign = True
                 self._note(

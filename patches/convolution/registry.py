@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -14,19 +18,30 @@ class RouteKind:
         does: what it does, in a few words.
         devices: where it can serve.
         own: whether it is PyTorch's own kernels, with or without the vendor's library.
+        package: the import that it needs beside torch; "" for none. Where that is missing the route is left
+            out; its version is a part of what a measurement holds for. A field of ``patches.runtime.Runtime``
+            has this name.
     """
 
     name: str
     does: str
     devices: tuple[str, ...] = ("cuda", "cpu")
     own: bool = False
+    package: str = ""
+
+    def there(self, found: Runtime) -> bool:
+        """Whether its package is."""
+        return not self.package or bool(getattr(found, self.package))
 
 
 ROUTES = (
     RouteKind("native", "PyTorch's own kernels", own=True),
     RouteKind("library", "the same with cuDNN or MIOpen", devices=("cuda",), own=True),
     RouteKind("gemm", "columns and a product"),
-    RouteKind("triton", "fused kernels", devices=("cuda",)),
+    RouteKind("triton", "fused kernels", devices=("cuda",), package="triton"),
 )
 
 NAMES = tuple(route.name for route in ROUTES)
+
+PACKAGES = tuple(dict.fromkeys(route.package for route in ROUTES if route.package))
+"""What routes import beside torch."""

@@ -10,7 +10,7 @@ from .. import COLUMN_BUDGET
 from .gemm import Gemm
 from .native import Native
 from .problem import Route
-from .registry import NAMES
+from .registry import NAMES, ROUTES
 
 
 def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
@@ -25,13 +25,14 @@ def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
         ImportError: the route needs a package that is not there.
         RuntimeError: Triton was imported before it was made safe for this card.
     """
+    for kind in ROUTES:
+        if kind.name == name and kind.package and importlib.util.find_spec(kind.package) is None:
+            raise ImportError(f"{kind.package} is not installed")
     if name in ("native", "library"):
         return Native(library=name == "library")
     if name == "gemm":
         return Gemm(column_budget)
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
-            raise ImportError("triton is not installed")
         from . import triton_kernels
 
         triton_kernels.prepare()

@@ -27,7 +27,7 @@ from patches.convolution.problem import ConvProblem, Route
 from patches.convolution.selftest import SelfTestResult
 from patches.convolution.tuning import Cost, Planner
 
-CARD = Card("Radeon RX 5600 XT gfx1010", "amdgpu 6.1", "2.11.0", "3.5.0")
+CARD = Card("Radeon RX 5600 XT gfx1010", "amdgpu 6.1", "2.11.0", {"triton": "3.5.0"})
 
 
 class Timed(Native):
@@ -399,7 +399,7 @@ VERDICT = asdict(SelfTestResult("native", True, "", 1.0))
 def written(**parts: object) -> str:
     """A plan file of this card and these kernels."""
     return json.dumps(
-        {"version": planfile.version(), "card": asdict(CARD), "problems": {}, "self_tests": {}, **parts}
+        {"version": planfile.version(), "card": CARD.written(), "problems": {}, "self_tests": {}, **parts}
     )
 
 
@@ -411,7 +411,7 @@ def written(**parts: object) -> str:
         "[]",
         "{}",
         '{"version": 2}',
-        json.dumps({"version": planfile.version(), "card": asdict(CARD), "problems": 3}),
+        json.dumps({"version": planfile.version(), "card": CARD.written(), "problems": 3}),
         written(problems={str(LAYER): {**CHOICE, "extra_bytes": {"native": math.inf}}}),
         written(problems={str(LAYER): {**CHOICE, "seconds": {"native": 10**400}}}),
         written(problems={str(LAYER): {**CHOICE, "pixels": 0}}),
@@ -435,7 +435,7 @@ def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(path: Path, conte
 
 def test_a_file_without_a_version_is_of_other_kernels(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text(json.dumps({"card": asdict(CARD)}))
+    path.write_text(json.dumps({"card": CARD.written()}))
     notes: list[str] = []
     planner(notes=notes)
     assert notes == [f"the convolution plan {path} is of other kernels: all is measured anew"]
@@ -483,11 +483,24 @@ def test_of_two_cards_that_are_given_one_new_file_the_second_does_not_write(path
 def test_every_card_driver_and_version_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOOLKIT_CONV_PLAN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    cards = [CARD, *(replace(CARD, **{name: "x"}) for name in ("architecture", "driver", "torch", "triton"))]
+    cards = [CARD, *(replace(CARD, **{name: "x"}) for name in ("architecture", "driver", "torch"))]
+    cards.append(replace(CARD, packages={"triton": "x"}))
     paths = {card.path() for card in cards}
     monkeypatch.setattr(planfile, "version", lambda: "another")
     assert len(paths | {CARD.path()}) == 6
     assert CARD.path().is_relative_to("/cache/convroutes")
+
+
+def test_a_package_stands_in_the_file_by_its_name_and_one_that_is_missing_is_empty() -> None:
+    without = replace(CARD, packages={})
+    assert CARD.written() == {
+        "architecture": "Radeon RX 5600 XT gfx1010",
+        "driver": "amdgpu 6.1",
+        "torch": "2.11.0",
+        "triton": "3.5.0",
+    }
+    assert without.written()["triton"] == ""
+    assert [Card.read(each.written()) for each in (CARD, without)] == [CARD, without]
 
 
 def test_this_machine_has_a_card() -> None:

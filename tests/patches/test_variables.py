@@ -54,7 +54,7 @@ def test_so_is_a_normalization(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", variables.PLAN)
 def test_so_is_the_file_of_the_plan(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(name, str(tmp_path / "plan.json"))
-    assert Card("gfx1010", "amdgpu 6.2", "2.11", "3.6").path() == tmp_path / "plan.json"
+    assert Card("gfx1010", "amdgpu 6.2", "2.11", {"triton": "3.6"}).path() == tmp_path / "plan.json"
 
 
 def test_nothing_that_this_package_writes_speaks_of_another_project() -> None:

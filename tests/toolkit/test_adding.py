@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from patches.convolution import registry, routes
+from patches.runtime import Runtime
 from submission import competitions
 from toolkit import doctor, settings
 from toolkit.cli import bench
@@ -79,6 +80,41 @@ try:
     told(Options(patience=4), resume=True)
 except ToolkitError as error:
     print("begun with another --patience" in error.line())
+"""
+
+# A route as somebody adds it: its entry, its branch, and what is asked of both doctors and of the plan then.
+ENTRY = '    RouteKind("sums", "einsum", devices=("cuda",), package="numpy"),\n'
+BRANCH = '    if name == "sums":\n        return Native(library=False)\n'
+ASKED = """
+import torch
+from patches import doctor as small, settling
+from patches.convolution import planfile, routes, selftest
+from patches.runtime import Runtime, RuntimeDevice
+from toolkit import doctor as large
+
+selftest.run = lambda name, device, *rest, **named: selftest.SelfTestResult(name, True, "", 1.0)
+gpu = (RuntimeDevice("a card", "sm_90", 2**34),)
+for there in ("1.0", ""):
+    found = Runtime(torch="2.11", torchvision="0.26", triton="3.6", numpy=there, cuda="13", devices=gpu)
+    large.ask = lambda timeout: found
+    print([each.route for each in large.examine().self_tests][-1])
+    print([each.route for each in small._try_all(found, "cuda", ["float32"], 1.0)][-1])
+    said = small.diagnose([], True, found, {}, ())
+    print([each.verdict.name for each in said.findings if each.subject == "numpy"])
+print(sorted(planfile.Card.here("cpu").packages))
+print(type(routes.make("sums")).__name__)
+
+
+class Session:
+    routes = {name: routes.make(name) for name in ("gemm", "sums", "library")}
+
+    class planner:
+        trusted = staticmethod(lambda name, dtype: True)
+
+
+problem = selftest._problems("cpu", torch.float32)[0]
+torch.backends.cudnn.enabled = False
+print(list(settling.ways(Session, [problem])))
 """
 
 
@@ -172,8 +208,36 @@ def test_a_competition_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_route_that_is_declared_can_be_made_and_is_named_wherever_one_chooses(
     kind: registry.RouteKind,
 ) -> None:
-    if kind.name == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
+    if kind.package and importlib.util.find_spec(kind.package) is None:
+        pytest.skip(f"{kind.package} is not installed")
     assert callable(routes.make(kind.name).supports)
+    assert kind.there(Runtime(**dict.fromkeys(registry.PACKAGES, "1")))
+    assert kind.there(Runtime()) == (not kind.package)
     assert kind.name in doctor.ROUTES
     assert kind.name in flags(bench.train)["route"].help
+
+
+def test_a_route_with_a_package_of_its_own_is_an_entry_and_a_branch(tmp_path: Path) -> None:
+    """Both doctors try it where its package is, the plan's key has its version, a step is timed by it."""
+    ours = Path(registry.__file__).parents[1]
+    copy = tmp_path / "patches"
+    shutil.copytree(ours, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, before, new in (
+        ("registry.py", ")\n\nNAMES =", ENTRY),
+        ("routes.py", "    module, _,", BRANCH),
+    ):
+        file = copy / "convolution" / name
+        text = file.read_text()
+        assert text.count(before) == 1
+        file.write_text(text.replace(before, new + before))
+    result = subprocess.run(
+        [sys.executable, "-c", ASKED], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    packages = sorted(name for name in ("numpy", "triton") if importlib.util.find_spec(name))
+    assert result.stdout.splitlines() == [
+        *("sums", "sums", "['FINE']"),
+        *("triton", "triton", "['LIMITS']"),
+        str(packages),
+        "Native",
+        "['sums']",
+    ], result.stderr

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from patches.convolution import routes, selftest
+from patches.convolution import registry, routes, selftest
 from patches.convolution.problem import ConvProblem
 from patches.runtime import Runtime, RuntimeDevice, ask
 from toolkit import doctor
@@ -279,7 +279,9 @@ def test_a_machine_on_which_no_route_works_will_not_work(tree: str) -> None:
 def test_the_routes_that_are_tried_are_those_that_exist() -> None:
     assert set(ROUTES) == set(routes.NAMES)
     one = ConvProblem(2, 16, 8, 8, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cpu", False)
-    serving = {name for name in set(ROUTES) - {"triton"} if routes.make(name).supports(one)}
+    serving = {
+        kind.name for kind in registry.ROUTES if not kind.package and routes.make(kind.name).supports(one)
+    }
     assert set(CPU_ROUTES) == serving
 
 
@@ -288,7 +290,7 @@ def test_the_routes_that_are_tried_are_those_that_exist() -> None:
     [
         ((), "3.8.0", [("native", "cpu"), ("gemm", "cpu")]),
         ((GPU,), "3.8.0", [(route, "cuda:0") for route in ROUTES]),
-        ((GPU,), "", [(route, "cuda:0") for route in ROUTES if route != "triton"]),
+        ((GPU,), "", [(kind.name, "cuda:0") for kind in registry.ROUTES if not kind.package]),
     ],
 )
 def test_every_route_is_tried_where_it_can_run(

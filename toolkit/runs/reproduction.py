@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from patches import variables
-from patches.runtime import TRITON, installed
+from patches.runtime import installed, version_of
 from toolkit import __version__
 from toolkit.dataset import index
 from toolkit.errors import ToolkitError, reason
@@ -111,7 +111,7 @@ def here(plan: TrainingPlan, opened: index.Opener = index.load) -> Environment:
         versions={
             "python": platform.python_version(),
             "ltdv2-toolkit": __version__,
-            "triton": installed(*TRITON),
+            "triton": version_of("triton"),
             **{name: installed(name) for name in PACKAGES},
         },
         cards=(*(card.arch for card in found.cards), *kernel.nvidia_cards()),
