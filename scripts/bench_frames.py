@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """What it costs to load several frames a sample: the loader's rate by `--frames`, all taken in turn.
 
+With `--validation` the samples are those of validation and prediction, in the order of time.
+
 Usage: scripts/bench_frames.py DATA [--frames now now,before now,before,background] [--workers 2]
-                               [--imgsz 640] [--batch 16] [--rounds 7]
+                               [--imgsz 640] [--batch 16] [--rounds 7] [--validation]
 
 DATA is a prepared dataset with clips (`toolkit dataset sample DIR --scene harbour`). Each loader keeps its
 workers and waits while the others have their turn, so that what else the machine does meets all of them
 alike. Of each turn the batches that were ready are left out. Printed are images a second, the median of the
-rounds, and the median of the ratios to the first.
+rounds; the median of the ratios to the first; and the processor time of an image, of workers and this process
+together, with its ratio, which moves less with what else runs.
 """
 
 from __future__ import annotations
@@ -18,20 +21,82 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from toolkit.quiet import keep_libraries_quiet
 
 keep_libraries_quiet()
 
+import numpy as np
+import numpy.typing as npt
 from ultralytics.cfg import get_cfg
 
 from toolkit.benchmark.data import epochs, training_loader
-from toolkit.dataset.index import load
+from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.loader import PREFETCH
+from toolkit.dataset.order import EpochOrder
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.dataset.views import Views
 
 TIMED = 16
 """Batches of a turn that are timed."""
+
+
+class InOrder(EpochOrder):
+    """Every image of every epoch in the order of time."""
+
+    def samples(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.arange(self.size)
+
+
+class Contestant:
+    """A loader of samples of some frames, and what its turns took.
+
+    Attributes:
+        seconds: a batch, of each turn that counts.
+    """
+
+    def __init__(self, index: DatasetIndex, text: str, options: argparse.Namespace) -> None:
+        self.text, self.workers, self.batch = text, options.workers, options.batch
+        views, mode = Views.parse(text), "val" if options.validation else "train"
+        data = data_dictionary(index, views.channels, views)
+        args = get_cfg(overrides={"imgsz": options.imgsz})
+        dataset = build_dataset(index, "train", args, mode, self.batch, data)
+        if options.validation:
+            dataset.order = InOrder(len(dataset), 0)
+        self.loader = training_loader(dataset, self.batch, self.workers)
+        self.stream = epochs(self.loader.order, self.loader)
+        self.seconds: list[float] = []
+        self.own_seconds = self.before = 0.0
+        self.batches = 0
+
+    def take_turn(self, counts: bool) -> None:
+        """Take the batches that were ready, and time those behind them."""
+        if counts and not self.batches:
+            self.before = self.workers_seconds()
+        own, ready = time.process_time(), PREFETCH * max(self.workers, 1) + 1
+        for _ in islice(self.stream, ready):
+            pass
+        start = time.perf_counter()
+        for _ in islice(self.stream, TIMED):
+            pass
+        if counts:
+            self.seconds.append((time.perf_counter() - start) / TIMED)
+            self.own_seconds += time.process_time() - own
+            self.batches += ready + TIMED
+
+    def workers_seconds(self) -> float:
+        """Processor time of the workers, in their own code and in the kernel."""
+        times = [
+            psutil.Process(worker.pid).cpu_times()
+            for worker in getattr(self.loader._iterator, "_workers", ())
+        ]
+        return sum(each.user + each.system for each in times)
+
+    def processor_milliseconds(self) -> float:
+        """Of an image, of the workers and of this process together, over all turns that count."""
+        spent = self.own_seconds + self.workers_seconds() - self.before
+        return 1000 * spent / (self.batches * self.batch)
 
 
 def main() -> None:
@@ -43,34 +108,27 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--validation", action="store_true")
     options = parser.parse_args()
-    index, args = load(options.data), get_cfg(overrides={"imgsz": options.imgsz})
-    loaders = []
-    for text in options.frames:
-        views = Views.parse(text)
-        data = data_dictionary(index, views.channels, views)
-        dataset = build_dataset(index, "train", args, "train", options.batch, data)
-        loaders.append(training_loader(dataset, options.batch, options.workers))
-    streams = [epochs(loader.order, loader) for loader in loaders]
-    ready = PREFETCH * max(options.workers, 1) + 1
-    seconds: list[list[float]] = [[] for _ in streams]
+    index = load(options.data)
+    contestants = [Contestant(index, text, options) for text in options.frames]
     try:
         for turn in range(options.rounds + 1):
-            for stream, taken in zip(streams, seconds, strict=True):
-                for _ in islice(stream, ready):
-                    pass
-                start = time.perf_counter()
-                for _ in islice(stream, TIMED):
-                    pass
-                if turn:  # the first one starts workers and fills what is at hand
-                    taken.append((time.perf_counter() - start) / TIMED)
+            for each in contestants:
+                each.take_turn(counts=turn > 0)  # the first one starts workers and fills what is at hand
+        spent = [each.processor_milliseconds() for each in contestants]
     finally:
-        for loader in loaders:
-            loader.close()
-    print(f"| --frames | images/s, {options.workers} workers | ratio |\n|---|---|---|")
-    for text, taken in zip(options.frames, seconds, strict=True):
-        ratio = median(first / mine for first, mine in zip(seconds[0], taken, strict=True))
-        print(f"| {text} | {options.batch / median(taken):.0f} | {ratio:.2f} |")
+        for each in contestants:
+            each.loader.close()
+    print(f"| --frames | images/s, {options.workers} workers | ratio | processor, ms an image | ratio |")
+    print("|---|---|---|---|---|")
+    first = contestants[0]
+    for each, milliseconds in zip(contestants, spent, strict=True):
+        ratio = median(one / mine for one, mine in zip(first.seconds, each.seconds, strict=True))
+        rate = options.batch / median(each.seconds)
+        print(
+            f"| {each.text} | {rate:.0f} | {ratio:.2f} | {milliseconds:.2f} | {spent[0] / milliseconds:.2f} |"
+        )
 
 
 if __name__ == "__main__":
