@@ -68,7 +68,8 @@ def enable(
             index, as ``torch.device("cuda:1")`` has one, it means all devices of its kind.
         route: "auto" (PyTorch's own kernels on the CPU; on a GPU the fastest correct route for each problem,
             tested and measured on the card, once), or the name of the one to use for all problems that it
-            supports: "native" (PyTorch's own kernels), "library" (with cuDNN or MIOpen), "gemm" or "triton".
+            supports: "native" (PyTorch's own kernels), "library" (with cuDNN or MIOpen), "gemm", "triton" or
+            "winograd" (3 x 3 of stride 1 in fp32, on AMD cards).
         column_budget: limit of the column buffer of the route "gemm", bytes.
         normalization: how a batch norm and the activation behind it are computed in Ultralytics' ``Conv``
             and in ``torch.nn.Sequential``: "auto" (on a GPU as one operation that keeps half as much for the

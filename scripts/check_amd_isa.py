@@ -4,7 +4,7 @@
     python3 scripts/check_amd_isa.py
     python3 scripts/check_amd_isa.py --arch gfx1010 --verbose
 
-Every variant of a kernel that the route chooses for the layers in scripts/layers (YOLOv8n and YOLO11n, with
+Every variant of a kernel that the routes choose for the layers in scripts/layers (YOLOv8n and YOLO11n, with
 80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
 NCHW and in channels_last, whatever the batch and the card's number of compute units; as it would on a card:
 with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB carries. All
@@ -41,6 +41,7 @@ from patches.cache import cache_folder
 from patches.compiling import die_of_aborts
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels.route import spills_on_amd
+from patches.convolution.triton_kernels.transformed import suits
 from patches.normalization import selftest
 from patches.normalization.problem import NormProblem
 from toolkit.benchmark.measure import load_layers
@@ -90,6 +91,7 @@ RAGGED = (
     (17, 19, 3, 1, 1, False),
     (17, 70, 3, 1, 1, False),
     (17, 13, 3, 1, 1, False),
+    (17, 61, 3, 1, 1, False),
 )
 WIDE = (
     (3, 16, 3, 2, 1, False),
@@ -105,13 +107,18 @@ WIDE = (
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel, named by a problem that needs it and its place among the launches of that problem."""
+    """One kernel, named by a problem that needs it and its place among the launches of that problem.
+
+    Attributes:
+        winograd: of the route "winograd", not of "triton".
+    """
 
     architecture: str
     problem: ConvProblem
     units: int = COMPUTE_UNITS[0]
     index: int = 0
     table: str = "RDNA"
+    winograd: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,8 +206,10 @@ def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
 
     unique: dict[tuple[Any, ...], Job] = {}
     for architecture in architectures:
-        for problem, units in product(problems(architecture), COMPUTE_UNITS):
-            job = Job(architecture, problem, units, table=table)
+        for problem, units, winograd in product(problems(architecture), COMPUTE_UNITS, (False, True)):
+            if winograd and not suits(problem):
+                continue
+            job = Job(architecture, problem, units, table=table, winograd=winograd)
             for index, launch in enumerate(launches(job)):
                 key = (architecture, problem.dtype, variant(launch))
                 unique.setdefault(key, replace(job, index=index))
@@ -208,7 +217,7 @@ def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
 
 
 def launches(job: Job) -> list[Any]:
-    """The launches that the route would make for the job's problem, built on tensors without data."""
+    """The launches that a route would make for the job's problem, built on tensors without data."""
     from patches.convolution.triton_kernels import tiles
     from patches.convolution.triton_kernels.ahead import Recorder
 
@@ -223,7 +232,8 @@ def launches(job: Job) -> list[Any]:
     bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
     grad = empty(p.batch, p.channels_out, *p.output_size)
     upcast = job.architecture in WITHOUT_PACKED_DOT
-    builder = Recorder(0, tiles.Tiles(job.units, getattr(tiles, job.table)), upcast=upcast)
+    table = tiles.Tiles(job.units, getattr(tiles, job.table))
+    builder = Recorder(0, table, upcast=upcast, winograd=job.winograd)
     builder.forward(p, x, weight, bias)
     builder.backward(p, grad, x, weight, (True, True, p.bias))
     return builder.made

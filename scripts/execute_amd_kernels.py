@@ -44,7 +44,8 @@ class Execution:
     """One pass over a small problem, which launches one or several variants.
 
     Attributes:
-        units: compute units of the card; wide: whether offsets have 64 bits; index: a launch of the pass.
+        units: compute units of the card; wide: whether offsets have 64 bits; index: a launch of the pass;
+        winograd: of the route "winograd".
     """
 
     architecture: str
@@ -52,6 +53,7 @@ class Execution:
     units: int
     wide: bool
     index: int
+    winograd: bool = False
 
     def names(self) -> list[str]:
         """The variants that it launches."""
@@ -60,7 +62,7 @@ class Execution:
             found = norms.variants(p, self.units)
         else:
             with variants.wide_offsets(self.wide):
-                found = variants.launched(p, self.index, self.architecture, self.units)
+                found = variants.launched(p, self.index, self.architecture, self.units, self.winograd)
         return [_name(self.architecture, p, each) for each in found]
 
     def run(self) -> str:
@@ -69,7 +71,9 @@ class Execution:
             if isinstance(self.problem, NormProblem):
                 return norms.execute(self.problem, self.architecture, self.units)
             with variants.wide_offsets(self.wide):
-                return variants.execute(self.problem, self.index, self.architecture, self.units)
+                return variants.execute(
+                    self.problem, self.index, self.architecture, self.units, self.winograd
+                )
         except Fault as fault:
             return f"{type(fault).__name__}: {fault}"
 
@@ -79,9 +83,10 @@ def execution(job: Job | NormJob) -> Execution | None:
     if isinstance(job, NormJob):
         found: Any = norms.smallest(job.problem, job.index, job.units)
         return Execution(job.architecture, found, job.units, False, 0)
-    found = variants.smallest(job.problem, job.index, job.architecture, job.units)
-    wide = variants.is_wide(job.problem)
-    return found and Execution(job.architecture, found, job.units, wide, min(job.index, 2))
+    found = variants.smallest(job.problem, job.index, job.architecture, job.units, job.winograd)
+    wide, passes = variants.is_wide(job.problem), variants.passes(job.winograd)
+    first = passes.index(passes[job.index])
+    return found and Execution(job.architecture, found, job.units, wide, first, job.winograd)
 
 
 def name(job: Job | NormJob) -> str:
@@ -96,10 +101,10 @@ def name(job: Job | NormJob) -> str:
 def _name(architecture: str, problem: ConvProblem | NormProblem, variant: variants.Key) -> str:
     import triton
 
-    from patches.convolution.triton_kernels import gather, grouped, weight
+    from patches.convolution.triton_kernels import gather, grouped, weight, winograd
     from patches.normalization import kernels
 
-    modules = (gather, grouped, weight, kernels)
+    modules = (gather, grouped, weight, winograd, kernels)
     source = next(vars(module)[variant[0]] for module in modules if variant[0] in vars(module))
     text = repr((source.cache_key, triton.__version__, problem.dtype, variant))
     return f"{architecture} {variant[0]} {hashlib.sha256(text.encode()).hexdigest()[:16]}"

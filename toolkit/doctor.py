@@ -124,7 +124,8 @@ def examine(
             return diagnose(found, runtime, [test.result() for test in on_cpu], imgsz)
     routes = [kind.name for kind in registry.ROUTES if kind.there(runtime)]
     device = f"cuda:{_default(found, runtime)}"
-    return diagnose(found, runtime, [_try(route, device, timeout) for route in routes], imgsz)
+    tried = [_try(route, device, timeout) for route in routes]
+    return diagnose(found, runtime, [test for test in tried if test.reason != selftest.NOT_MEANT], imgsz)
 
 
 @cache

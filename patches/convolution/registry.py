@@ -39,6 +39,7 @@ ROUTES = (
     RouteKind("library", "the same with cuDNN or MIOpen", devices=("cuda",), own=True),
     RouteKind("gemm", "columns and a product"),
     RouteKind("triton", "fused kernels", devices=("cuda",), package="triton"),
+    RouteKind("winograd", "the same, 3 x 3 with fewer products", devices=("cuda",), package="triton"),
 )
 
 NAMES = tuple(route.name for route in ROUTES)

@@ -32,11 +32,11 @@ def make(name: str, column_budget: int = COLUMN_BUDGET) -> Route:
         return Native(library=name == "library")
     if name == "gemm":
         return Gemm(column_budget)
-    if name == "triton":
+    if name in ("triton", "winograd"):
         from . import triton_kernels
 
         triton_kernels.prepare()
-        return triton_kernels.TritonRoute()
+        return triton_kernels.TritonRoute() if name == "triton" else triton_kernels.WinogradRoute()
     module, _, attribute = name.partition(":")
     if not attribute:
         raise ValueError(f"route {name!r}: expected one of {', '.join(NAMES)}")

@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .. import children, startup
+from .registry import ROUTES
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,9 @@ DTYPES = tuple(TOLERANCE)
 
 NOT_MEANT = "serves none of the problems of the self-test"
 """The reason of a route that is not meant for a dtype or a device: no fault of the card."""
+
+TRITON = tuple(kind.name for kind in ROUTES if kind.package == "triton")
+"""The routes whose kernels are compiled before the device is opened."""
 
 EXAMINERS = {"fused batch norm": "..normalization.selftest", "vendor's batch norm": "..miopen"}
 """What is tested beside routes, and the module, seen from here, whose ``examine(device, dtype)`` does it."""
@@ -186,8 +190,8 @@ def _examine(name: str, device: str, dtype: str) -> str:
         route = make(name)
     except (ImportError, RuntimeError) as error:
         raise _CannotStart(f"not available: {error}") from error
-    if name == "triton" and device != "cpu":
-        _compile_ahead(device, getattr(torch, dtype))
+    if name in TRITON and device != "cpu":
+        _compile_ahead(name, device, getattr(torch, dtype))
     if ":" in device:
         torch.cuda.set_device(device)
     problems = [problem for problem in _problems(device, getattr(torch, dtype)) if route.supports(problem)]
@@ -200,7 +204,7 @@ def _examine(name: str, device: str, dtype: str) -> str:
     return ""
 
 
-def _compile_ahead(device: str, dtype: torch.dtype) -> None:
+def _compile_ahead(route: str, device: str, dtype: torch.dtype) -> None:
     """Compile what the test will launch, on all processors, before this process opens the device."""
     from .. import compiling
     from .triton_kernels.ahead import jobs
@@ -209,7 +213,7 @@ def _compile_ahead(device: str, dtype: torch.dtype) -> None:
         return
     say("compiling")
     target = compiling.target_of(device)
-    compiling.compile_all(jobs(_problems(device, dtype), target.units), target)
+    compiling.compile_all(jobs(_problems(device, dtype), target.units, (route,)), target)
 
 
 def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:

@@ -176,9 +176,11 @@ class Emulated:
 class EmulatedBuilder(Builder):
     """The convolution route's builder, with launches that execute AMD machine code on this processor."""
 
-    def __init__(self, settings: Settings, units: int = 4, table: tiles.Table = tiles.RDNA) -> None:
+    def __init__(
+        self, settings: Settings, units: int = 4, table: tiles.Table = tiles.RDNA, winograd: bool = False
+    ) -> None:
         upcast = settings.architecture in WITHOUT_PACKED_DOT
-        super().__init__(0, tiles.Tiles(units, table), upcast=upcast)
+        super().__init__(0, tiles.Tiles(units, table), upcast=upcast, winograd=winograd)
         self.settings = settings
 
     def _upcasts(self, p: ConvProblem) -> bool:
@@ -193,15 +195,23 @@ class EmulatedBuilder(Builder):
 
 
 class EmulatedRoute:
-    """The convolution route as machine code of a card; implements ``Route`` for tensors on the CPU."""
+    """The convolution route as machine code of a card; implements ``Route`` for tensors on the CPU.
+
+    Args:
+        winograd: the route "winograd" instead of "triton".
+    """
 
     name = "amdgcn"
 
     def __init__(
-        self, settings: Settings | None = None, units: int = 4, table: tiles.Table = tiles.RDNA
+        self,
+        settings: Settings | None = None,
+        units: int = 4,
+        table: tiles.Table = tiles.RDNA,
+        winograd: bool = False,
     ) -> None:
         self.settings = settings or Settings()
-        self._builder = EmulatedBuilder(self.settings, units, table)
+        self._builder = EmulatedBuilder(self.settings, units, table, winograd)
 
     def supports(self, problem: ConvProblem) -> bool:
         return problem.dtype in (torch.float32, torch.float16, torch.bfloat16)

@@ -32,8 +32,12 @@ Key = tuple[Any, ...]
 SIDES = ((3, 5), (4, 4), (6, 6), (5, 8), (8, 8), (16, 16), (20, 20), (40, 40), (48, 48), (96, 96))
 
 
-def variants(problem: ConvProblem, architecture: str, units: int) -> list[Key]:
-    """The variants that the route would launch for a problem, in order."""
+def variants(problem: ConvProblem, architecture: str, units: int, winograd: bool = False) -> list[Key]:
+    """The variants that a route would launch for a problem, in order.
+
+    Args:
+        winograd: the route "winograd", not "triton".
+    """
     layout = torch.channels_last if problem.channels_last else torch.contiguous_format
 
     def empty(*shape: int) -> Tensor:
@@ -43,18 +47,21 @@ def variants(problem: ConvProblem, architecture: str, units: int) -> list[Key]:
     x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
     weight = empty(*p.weight_shape)
     bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
-    builder = Recorder(0, Tiles(units, RDNA), upcast=architecture in WITHOUT_PACKED_DOT)
+    upcast = architecture in WITHOUT_PACKED_DOT
+    builder = Recorder(0, Tiles(units, RDNA), upcast=upcast, winograd=winograd)
     builder.forward(p, x, weight, bias)
     builder.backward(p, grad, x, weight, (True, True, p.bias))
     return [variant(launch) for launch in builder.made]
 
 
-def smallest(problem: ConvProblem, index: int, architecture: str, units: int) -> ConvProblem | None:
+def smallest(
+    problem: ConvProblem, index: int, architecture: str, units: int, winograd: bool = False
+) -> ConvProblem | None:
     """The smallest problem found with the same variant as launch ``index``; None where none was."""
     with wide_offsets(is_wide(problem)):
-        wanted = variants(problem, architecture, units)[index]
+        wanted = variants(problem, architecture, units, winograd)[index]
         for candidate in sorted(candidates(problem), key=cost):
-            made = variants(candidate, architecture, units)
+            made = variants(candidate, architecture, units, winograd)
             if index < len(made) and made[index] == wanted:
                 return candidate
     return None
@@ -111,7 +118,12 @@ def wide_offsets(wide: bool) -> Iterator[None]:
 
 
 PASSES = ("output", "gradient of input", "gradient of weight", "gradient of weight")
-"""The pass in which the route makes each of its launches."""
+"""The pass in which the route "triton" makes each of its launches."""
+
+
+def passes(winograd: bool) -> tuple[str, ...]:
+    """The pass in which a route makes each of its launches: "winograd" transforms the weight in one more."""
+    return (*PASSES[:1] * 2, *PASSES[1:2] * 2, *PASSES[2:]) if winograd else PASSES
 
 
 class Operands(NamedTuple):
@@ -187,14 +199,17 @@ def _error(value: Tensor, wanted: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def execute(problem: ConvProblem, index: int, architecture: str, units: int) -> str:
+def execute(problem: ConvProblem, index: int, architecture: str, units: int, winograd: bool = False) -> str:
     """Execute the pass that makes launch ``index``; "" where it is right, else what is wrong."""
-    found = errors(EmulatedRoute(Settings(architecture), units), problem, PASSES[index])
+    emulated = EmulatedRoute(Settings(architecture), units, winograd=winograd)
+    found = errors(emulated, problem, passes(winograd)[index])
     wrong = {name: error for name, error in found.items() if error > TOLERANCE[problem.dtype]}
     return ", ".join(f"{name} is off by {error:.1e}" for name, error in wrong.items())
 
 
-def launched(problem: ConvProblem, index: int, architecture: str, units: int) -> list[Key]:
+def launched(
+    problem: ConvProblem, index: int, architecture: str, units: int, winograd: bool = False
+) -> list[Key]:
     """The variants that ``execute`` launches."""
-    made = variants(problem, architecture, units)
-    return [key for key, name in zip(made, PASSES, strict=True) if name == PASSES[index]]
+    made, names = variants(problem, architecture, units, winograd), passes(winograd)
+    return [key for key, name in zip(made, names, strict=True) if name == names[index]]

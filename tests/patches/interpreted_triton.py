@@ -22,11 +22,12 @@ from convolution_cases import (
     transposed_problems,
 )
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from patches.convolution.problem import ConvProblem
-from patches.convolution.triton_kernels import TritonRoute, route
-from patches.convolution.triton_kernels.tiles import Tile, Tiles
+from patches.convolution.triton_kernels import TritonRoute, WinogradRoute, route
+from patches.convolution.triton_kernels.tiles import RDNA, Tile, Tiles
 
 __all__ = ["poison"]
 
@@ -50,6 +51,47 @@ def test_any_convolution_agrees_with_float64(problem: ConvProblem) -> None:
 @given(transposed_problems((torch.float32, torch.float16, torch.bfloat16)))
 def test_any_transposed_convolution_agrees_with_float64(problem: ConvProblem) -> None:
     assert_correct(TritonRoute(), problem)
+
+
+@seed(20261128)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(
+    channels=st.tuples(st.integers(16, 40), st.sampled_from([16, 19, 24, 32, 61, 64])),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    batch=st.integers(1, 3),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_any_convolution_that_winograd_serves_agrees_with_float64(
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    padding: tuple[int, int],
+    batch: int,
+    flags: tuple[bool, bool, bool],
+) -> None:
+    bias, channels_last, transposed = flags
+    least = [max(1, 3 - 2 * each) if not transposed else max(1, 2 * each - 1) for each in padding]
+    p = replace(
+        PLAIN, batch=batch, channels_in=channels[0], channels_out=channels[1], padding=padding, bias=bias,
+        height=least[0] + size[0] - 1, width=least[1] + size[1] - 1, channels_last=channels_last,
+        transposed=transposed,
+    )  # fmt: skip
+    assert_correct(WinogradRoute(tiles=Tiles(4, RDNA)), p)
+
+
+def test_winograd_takes_tensors_of_any_strides() -> None:
+    p = replace(PLAIN, channels_out=20, bias=True)
+    x, weight, bias, grad = tensors(p)
+    wider = torch.randn(p.batch, 2 * p.channels_in, p.height, p.width)
+    served = WinogradRoute(tiles=Tiles(4, RDNA))
+    assert_correct(served, p, (wider.chunk(2, 1)[1], weight, bias, grad))
+    assert_correct(served, p, (turned(x), turned(weight), bias, grad))
+    assert_correct(served, p, (x, weight, bias, torch.ones(()).expand(grad.shape)))
+    last = replace(p, channels_last=True)
+    assert_correct(served, last, (wider.chunk(2, 1)[1], weight, bias, grad))
+    x = tensors(last)[0]
+    moved = torch.empty(x.numel() + 1)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    assert_correct(served, last, (moved, weight, bias, grad))
 
 
 @pytest.mark.parametrize("upcast", [False, True], ids=["packed dot", "multiplied in fp32"])

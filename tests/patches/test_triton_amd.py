@@ -121,6 +121,8 @@ def test_every_architecture_and_both_layouts_are_covered(check: ModuleType) -> N
             "reduce_partials",
             "grouped_gather",
             "grouped_weight_gradient",
+            "winograd_weight",
+            "winograd_gather",
         }
 
 
@@ -135,7 +137,10 @@ def test_no_batch_and_no_card_needs_a_kernel_that_was_not_compiled(
     }
     for problem in check.problems("gfx1030"):
         if problem.batch == 1:
-            needed = check.launches(check.Job("gfx1030", dataclasses.replace(problem, batch=batch), units))
+            job = check.Job("gfx1030", dataclasses.replace(problem, batch=batch), units)
+            needed = check.launches(job)
+            if check.suits(problem):
+                needed += check.launches(dataclasses.replace(job, winograd=True))
             assert {(problem.dtype, variant(launch)) for launch in needed} <= compiled
 
 

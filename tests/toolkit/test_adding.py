@@ -236,7 +236,7 @@ def test_a_route_with_a_package_of_its_own_is_an_entry_and_a_branch(tmp_path: Pa
     packages = sorted(name for name in ("numpy", "triton") if importlib.util.find_spec(name))
     assert result.stdout.splitlines() == [
         *("sums", "sums", "['FINE']"),
-        *("triton", "triton", "['LIMITS']"),
+        *(registry.NAMES[-1], registry.NAMES[-1], "['LIMITS']"),
         str(packages),
         "Native",
         "['sums']",

@@ -20,6 +20,7 @@ from command import Command
 from rich.console import Console
 from torch import nn
 
+from patches.convolution.gemm import Gemm
 from patches.convolution.planfile import Choice
 from patches.convolution.problem import ConvProblem
 from toolkit.benchmark import accuracy, commands, measure
@@ -51,6 +52,17 @@ def test_the_baseline_is_a_convolution() -> None:
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_a_route_for_some_layers_alone_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = measure.six_layers(1, "cpu")
+    assert commands._serves("gemm", "cpu", layers)
+    for served, said in (((1, 1), "some of the layers alone"), ((7, 7), "does not work on this device")):
+        monkeypatch.setattr(Gemm, "supports", lambda self, p, stride=served: p.stride == stride)
+        assert not commands._serves("gemm", "cpu", layers)
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_layers_of_a_model_are_recorded_in_order_and_the_hooks_are_gone() -> None:

@@ -313,6 +313,19 @@ def test_every_route_is_tried_where_it_can_run(
         assert "struck off: library" in report.recommendation.route.reason
 
 
+def test_a_route_that_is_not_meant_for_the_card_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(route: str, device: str, timeout: float) -> selftest.SelfTestResult:
+        meant = route != "winograd"
+        return selftest.SelfTestResult(route, meant, "" if meant else selftest.NOT_MEANT, 1.0)
+
+    monkeypatch.setattr(selftest, "run", run)
+    runtime = Runtime(torch="2.14.1", torchvision="0.29.1", triton="3.8.0", cuda="13.0", devices=(GPU,))
+    monkeypatch.setattr(doctor, "ask", lambda timeout: runtime)
+    report = doctor.examine(timeout=7.0)
+    assert "route winograd" not in verdicts(report) and "route triton" in verdicts(report)
+    assert "struck off" not in report.recommendation.route.reason
+
+
 def test_the_routes_are_tried_on_the_card_that_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
     found = kernel.read(TREES / "two-cards")
     runtime = found.surroundings.runtime

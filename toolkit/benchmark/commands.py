@@ -260,16 +260,18 @@ def _on(device: str | None) -> Iterator[str]:
 
 
 def _serves(route: str, kind: str, layers: list[ConvProblem]) -> bool:
-    """Whether a route can be used here at all, in fp32 and in the layers' dtypes; says so where it cannot."""
+    """Whether a route can be timed here, in fp32 and in the layers' dtypes; says so where it cannot."""
     dtypes = {torch.float32, *(layer.dtype for layer in layers)}
     with patches.enabled(kind):
         session = dispatch.current()
         assert session is not None
         there = route in session.routes
-        works = there and session.routes[route].supports(six_layers(1, kind)[0])
-        works = works and (kind == "cpu" or all(session.planner.trusted(route, each) for each in dtypes))
+        served = [there and session.routes[route].supports(each) for each in (*six_layers(1, kind), *layers)]
+        works = served[0] and (kind == "cpu" or all(session.planner.trusted(route, each) for each in dtypes))
     if not works:
-        console.note(f"route {route} is left out: it does not work on this device")
+        some = any(served) and not served[0]
+        why = "it serves some of the layers alone, in auto" if some else "it does not work on this device"
+        console.note(f"route {route} is left out: {why}")
     return works
 
 

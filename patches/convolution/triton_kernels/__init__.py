@@ -1,6 +1,6 @@
-"""Convolutions as Triton kernels: implicit GEMM, depthwise and small groups, in fp32, fp16 and bf16."""
+"""Convolutions as Triton kernels: implicit GEMM, depthwise and small groups; Winograd in fp32."""
 
 from ...environment import amd_architectures, prepare
-from .route import TritonRoute
+from .route import TritonRoute, WinogradRoute
 
-__all__ = ["TritonRoute", "amd_architectures", "prepare"]
+__all__ = ["TritonRoute", "WinogradRoute", "amd_architectures", "prepare"]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ... import children, compiling
 from ..problem import ConvProblem
+from . import transformed
 from .launch import Launch
 from .route import Builder, TritonRoute, lacks_packed_dot, spills_on_amd, tiles_for, tiles_of
 from .tiles import Tiles
@@ -46,7 +47,7 @@ def variant(launch: Launch) -> tuple[Any, ...]:
 
 
 def compile_ahead(problems: Iterable[ConvProblem]) -> int:
-    """Compile every kernel that the route will need on this device for problems, forward and backward.
+    """Compile every kernel that the routes will need on this device for problems, forward and backward.
 
     Activations and gradients are taken to be in the problem's memory format, weights contiguous or in it.
     What does not compile is left for the call that needs it to report.
@@ -77,28 +78,41 @@ def main() -> None:
     sys.stdout.write(str(len(work)))
 
 
-def jobs(problems: Iterable[ConvProblem], units: int) -> list[Callable[[], None]]:
-    """Compiling every kernel that the route needs for problems on a card of so many compute units.
+def jobs(
+    problems: Iterable[ConvProblem], units: int, routes: Iterable[str] = ("triton", "winograd")
+) -> list[Callable[[], None]]:
+    """Compiling every kernel that routes need for problems on a card of so many compute units.
 
     Nothing is asked of the device. One job a variant; see :func:`patches.compiling.compile_all`.
     """
     found: dict[tuple[Any, ...], Callable[[], None]] = {}
-    for p in problems:
-        if torch.version.hip is None or not spills_on_amd(p):
+    for p, route in product(problems, routes):
+        tiles = tiles_for(units, p.dtype)
+        if serves(p, tiles, route):
             layouts = (False, True) if p.channels_last else (False,)
-            made = (launches(p, tiles_for(units, p.dtype), weight_last=each) for each in layouts)
+            made = (launches(p, tiles, each, winograd=route == "winograd") for each in layouts)
             for launch in chain.from_iterable(made):
                 found.setdefault((p.dtype, *variant(launch)), partial(launch.compile_ahead, p.dtype))
     return list(found.values())
 
 
-def launches(p: ConvProblem, tiles: Tiles | None = None, weight_last: bool = False) -> list[Launch]:
-    """What the route will launch for a problem, forward and backward; see ``compile_ahead``.
+def serves(p: ConvProblem, tiles: Tiles, route: str) -> bool:
+    """Whether a route serves a problem that the card's types allow."""
+    if route == "winograd":
+        return tiles.table.winograd is not None and transformed.suits(p)
+    return torch.version.hip is None or not spills_on_amd(p)
+
+
+def launches(
+    p: ConvProblem, tiles: Tiles | None = None, weight_last: bool = False, winograd: bool = False
+) -> list[Launch]:
+    """What a route will launch for a problem, forward and backward; see ``compile_ahead``.
 
     Args:
         p: the problem.
         tiles: the choice of tiles; the one for the device when None.
         weight_last: whether the weight is stored NHWC, as in a model that is.
+        winograd: of the route "winograd", not of "triton".
     """
 
     def empty(*shape: int) -> Tensor:
@@ -110,7 +124,8 @@ def launches(p: ConvProblem, tiles: Tiles | None = None, weight_last: bool = Fal
     weight = empty(*p.weight_shape)
     if weight_last:
         weight = weight.to(memory_format=torch.channels_last)
-    recorder = Recorder(0, tiles or tiles_of(torch.device(p.device), p.dtype), upcast=lacks_packed_dot())
+    tiles = tiles or tiles_of(torch.device(p.device), p.dtype)
+    recorder = Recorder(0, tiles, upcast=lacks_packed_dot(), winograd=winograd)
     recorder.forward(p, x, weight, empty(p.channels_out) if p.bias else None)
     recorder.backward(p, grad, x, weight, (True, True, p.bias))
     return recorder.made

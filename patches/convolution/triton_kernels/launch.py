@@ -92,7 +92,7 @@ class Launch:
     def compile_ahead(self, dtype: torch.dtype) -> None:
         """Compile into Triton's cache on disk, for aligned tensors of a dtype, without running anything."""
         constants = len(self.kernel.arg_names) - len(self.arguments)
-        absent = () if self.constants["HAS_BIAS"] else ("bias", "bias_grad")
+        absent = () if self.constants.get("HAS_BIAS") else ("bias", "bias_grad")
         empty, sums = (torch.empty(0, dtype=each, device="meta") for each in (dtype, torch.float32))
         tensors = [
             None if name in absent else sums if name == "partial" else empty

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
+
+
+def named(tensor: str, axes: str, values: Sequence[int]) -> dict[str, int]:
+    """Sizes or strides by the names that kernels give them: ``src_n``, ``src_c`` and so on."""
+    return {f"{tensor}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
 def vector(t: Tensor) -> int:

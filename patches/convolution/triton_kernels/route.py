@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...environment import amd_architectures
 from ..problem import ConvProblem
-from .layout import alignment, vector, weight_layout
+from . import transformed
+from .layout import alignment, named, vector, weight_layout
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -41,6 +42,7 @@ class TritonRoute:
     """
 
     name = "triton"
+    _winograd = False
 
     def __init__(self, precision: str = "ieee", tiles: Tiles | None = None) -> None:
         self.precision = precision
@@ -109,8 +111,27 @@ class TritonRoute:
         index = x.device.index or 0
         if (index, x.dtype) not in self._builders:
             tiles = self._tiles or tiles_of(x.device, x.dtype)
-            self._builders[index, x.dtype] = Builder(index, tiles, self.precision, lacks_packed_dot())
+            self._builders[index, x.dtype] = Builder(
+                index, tiles, self.precision, lacks_packed_dot(), self._winograd
+            )
         return self._builders[index, x.dtype]
+
+
+class WinogradRoute(TritonRoute):
+    """3 x 3 of stride 1 in fp32 with fewer products, forward and input gradient (see ``winograd``).
+
+    The weight gradient is the Triton route's. Serves where the table of tiles has some for it.
+    """
+
+    name = "winograd"
+    _winograd = True
+
+    def supports(self, problem: ConvProblem) -> bool:
+        """See ``Route.supports``."""
+        return transformed.suits(problem) and super().supports(problem) and self._has_tiles(problem.dtype)
+
+    def _has_tiles(self, dtype: torch.dtype) -> bool:
+        return (self._tiles or tiles_for(1, dtype)).table.winograd is not None
 
 
 def spills_on_amd(problem: ConvProblem) -> bool:
@@ -179,13 +200,22 @@ class Builder:
         tiles: the choice of tiles.
         precision: see ``TritonRoute``.
         upcast: multiply in fp32 what is stored in fp16.
+        winograd: take ``winograd_gather`` where it can serve.
     """
 
-    def __init__(self, index: int, tiles: Tiles, precision: str = "ieee", upcast: bool = False) -> None:
+    def __init__(
+        self,
+        index: int,
+        tiles: Tiles,
+        precision: str = "ieee",
+        upcast: bool = False,
+        winograd: bool = False,
+    ) -> None:
         self.index = index
         self.tiles = tiles
         self.precision = precision
         self.upcast = upcast
+        self.winograd = winograd
 
     def forward(self, p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
         shape = (p.batch, p.channels_out, *p.output_size)
@@ -283,6 +313,8 @@ class Builder:
         if transposed:
             channels, filters = filters, channels
         wide = _wide(src, out)
+        if self.winograd and transformed.suits(p) and not wide:
+            return transformed.gather(self, p, src, out, weight, has_bias, transposed)
         sizes = {"batch": p.batch, "channels": channels, "filters": filters}
         planes = named("src", "hw", src.shape[2:]) | named("out", "hw", out.shape[2:])
         strides = named("src", "ncyx", src.stride()) | named("out", "ncyx", out.stride())
@@ -426,11 +458,6 @@ class Builder:
             return grad_weight, grad_bias
 
         return call
-
-
-def named(tensor: str, axes: str, values: Sequence[int]) -> dict[str, int]:
-    """Sizes or strides by the names that kernels give them: ``src_n``, ``src_c`` and so on."""
-    return {f"{tensor}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
 def _layout(p: ConvProblem) -> torch.memory_format:

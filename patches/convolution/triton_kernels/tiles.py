@@ -45,6 +45,10 @@ class Table(NamedTuple):
             channels_last where nothing is aligned, or fewer channels read than a step takes; None where the
             other tiles leave room for them. With 64-bit offsets up to 16 take the tile of ``flat``.
         spare_weight: the same for the weight gradient, with 64-bit offsets.
+        winograd: for ``winograd_gather``, whose ``n`` are squares of 2 x 2 pixels; None where nobody has
+            looked whether it pays.
+        winograd_small: for more than 32 channels written where workgroups are few, or addresses take the most
+            registers.
         filled: share of the channels in its tiles that there must be, else smaller ones serve; 0: any. The
             tiles of ``weight_last`` are chosen without.
     """
@@ -60,6 +64,8 @@ class Table(NamedTuple):
     taps: tuple[int, int]
     spare: Tile | None
     spare_weight: Tile | None
+    winograd: tuple[Tile, Tile, Tile, Tile] | None = None
+    winograd_small: Tile | None = None
     filled: float = 0.0
 
 
@@ -144,6 +150,8 @@ RDNA = Table(
     taps=(16, 8),
     spare=Tile(32, 64, 16, 4, 2),
     spare_weight=Tile(32, 32, 16, 4, 1),
+    winograd=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
+    winograd_small=Tile(64, 16, 16, 2, 1),
     filled=0.85,
 )
 
@@ -204,6 +212,19 @@ class Tiles:
         elif spare is not None and size >= 1 and (channels < tile.k or (channels_last and not aligned)):
             tile = spare
         return tile if self.table.ahead or not channels_last else tile._replace(stages=1)
+
+    def winograd(self, filters: int, squares: int, roomy: bool) -> Tile:
+        """The tile for ``winograd_gather``.
+
+        Args:
+            filters, squares: extent of the product's result.
+            roomy: whether addresses leave registers: not in channels_last where nothing is aligned.
+        """
+        assert self.table.winograd is not None
+        size = self._filled(filters)
+        tile, small = self.table.winograd[size], self.table.winograd_small
+        few = -(-filters // tile.m) * -(-squares // tile.n) < 2 * self.units
+        return small if small is not None and size >= 2 and (few or not roomy) else tile
 
     def _filled(self, filters: int) -> int:
         """The size of the largest tiles that the channels fill; the largest at all where they fill none."""
