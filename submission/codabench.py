@@ -26,7 +26,7 @@ from typing import Any, TypeVar, get_origin
 import msgspec
 
 from submission.answers import Allowed, Competition, Dataset, Details, Made, MadeNumber, Phase
-from submission.competitions import DEFAULT
+from submission.competitions import DEFAULT, phase_of
 from submission.errors import NO_JSON, SubmissionError
 
 URL = "https://www.codabench.org"
@@ -106,7 +106,7 @@ class Codabench:
         return self._call("GET", f"/api/competitions/{number}/", kind=Competition)
 
     def phase_id(self, phase: str, competition: int = DEFAULT) -> int:
-        """The number of a competition's phase, by the beginning of its name (``dev``, ``test``).
+        """The number of a competition's phase, by the name that it has here.
 
         Raises:
             SubmissionError: no phase, or more than one, has such a name.
@@ -300,12 +300,13 @@ class Codabench:
 
 
 def find_phase(competition: Competition, phase: str, number: int) -> Phase:
-    """The phase of a competition whose name begins like ``development`` or ``testing``.
+    """The phase of a competition that a name of ours stands for, by the words of ``competitions.KNOWN``.
 
     Raises:
         SubmissionError: no phase, or more than one, has such a name.
     """
-    wanted = [each for each in competition.phases if phase[:3] in each.name.lower()]
+    known = phase_of(number, phase)
+    wanted = [each for each in competition.phases if known is not None and known.is_called(each.name)]
     if len(wanted) != 1:
         raise SubmissionError(
             f"cannot tell which phase of competition {number} is {phase}",

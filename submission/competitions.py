@@ -1,11 +1,37 @@
-"""The challenges on LTDv2 that are known by name: number at Codabench, dates, and who says so."""
+"""The challenges on LTDv2 that are known by name: number at Codabench, dates, phases, and who says so."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from typing import Literal
 
 from submission.errors import SubmissionError
+
+
+@dataclass(frozen=True)
+class KnownPhase:
+    """A phase of a competition: a list of ids, and what it is called here and there.
+
+    Attributes:
+        name: what it is called on the command line. It stands for one list of ids in every competition.
+        split: of LTDv2, whose images these are.
+        template: the file in ``submission/templates/`` that has the ids.
+        words: the server's name of the phase, in lower case, has one of them in it.
+    """
+
+    name: str
+    split: Literal["val", "test"]
+    template: str
+    words: tuple[str, ...]
+
+    def is_called(self, title: str) -> bool:
+        """Whether the server means this phase by a name."""
+        return any(word in title.lower() for word in self.words)
+
+
+DEVELOPMENT = KnownPhase("development", "val", "submission_template_development.json.gz", ("dev",))
+TESTING = KnownPhase("testing", "test", "submission_template_testing.json.gz", ("test",))
 
 
 @dataclass(frozen=True)
@@ -18,6 +44,8 @@ class Known:
         title: its own.
         begins, ends: days; None where nobody says.
         source: who says so, and what is not known.
+        phases: those of RTIOD unless somebody says otherwise. One with the ids of another competition's has
+            that one's name and template, and words of its own.
     """
 
     number: int
@@ -26,6 +54,7 @@ class Known:
     begins: date | None
     ends: date | None
     source: str
+    phases: tuple[KnownPhase, ...] = (DEVELOPMENT, TESTING)
 
     def is_open(self, today: date) -> bool:
         """Whether it takes submissions on this day, as far as is known."""
@@ -52,6 +81,21 @@ KNOWN = (
 )
 
 DEFAULT = KNOWN[0].number
+
+PHASES: dict[str, KnownPhase] = {}
+for _known in KNOWN:
+    for _phase in _known.phases:
+        PHASES.setdefault(_phase.name, _phase)
+"""Every phase by its name, as the first competition that has it calls it."""
+
+NUMBERS = ", ".join(f"{k.number} {k.name}" + " (default)" * (k.number == DEFAULT) for k in KNOWN)
+"""All of them, in words."""
+
+
+def phase_of(number: int, name: str) -> KnownPhase | None:
+    """A phase as a competition calls it, or else the first that has one of this name; None: nobody has."""
+    own = (phase for known in KNOWN if known.number == number for phase in known.phases)
+    return next((phase for phase in own if phase.name == name), PHASES.get(name))
 
 
 def number_of(name: str) -> int:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from submission.competitions import PHASES
 from submission.detections import Detections, refuse
 from submission.errors import SubmissionError
-from submission.templates import PHASES, Phase, template
+from submission.templates import template
 
 LABELS = {1: "person", 2: "bicycle", 3: "motorcycle", 4: "vehicle"}
 """The challenge's labels. The dataset's category 0, background, is never submitted."""
@@ -138,7 +139,7 @@ def check_overlap(detections: Detections, expected: npt.NDArray[np.int64], sourc
         )
 
 
-def _phase_of(detections: Detections) -> Phase | None:
+def _phase_of(detections: Detections) -> str | None:
     """The phase that more than half of the ids are of."""
     if not len(detections):
         return None

@@ -12,7 +12,6 @@ from submission.answers import Competition
 from submission.codabench import Codabench, find_phase, plain
 from submission.competitions import others_open
 from submission.errors import NO_JSON
-from submission.templates import Phase
 from toolkit import console
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
@@ -61,7 +60,7 @@ def kept(data: Path, number: int) -> KeptCompetition | None:
         return None
 
 
-def warn_of_the_end(data: Path, number: int, phase: Phase) -> None:
+def warn_of_the_end(data: Path, number: int, phase: str) -> None:
     """Warn if a phase is over by what was told last; nobody is asked."""
     told = kept(data, number)
     if told is None:

@@ -22,8 +22,8 @@ from submission import Detections, templates
 from submission.archive import MEMBER, is_zip, pack, unpack
 from submission.atomic import write_bytes
 from submission.codabench import URL, Codabench
+from submission.competitions import PHASES
 from submission.errors import NO_JSON
-from submission.templates import PHASES, Phase
 from submission.validate import check_ids, check_values
 from submission.worth import Usual, Worth, assess
 from toolkit import __version__, console
@@ -52,7 +52,7 @@ class Submission:
     """
 
     detections: Detections
-    phase: Phase | None
+    phase: str | None
     against: str
     filled: int
     rehearsal: bool
@@ -111,7 +111,7 @@ def enter(
     place: Workspace,
     predictions: Path,
     data: Path | None = None,
-    phase: Phase | None = None,
+    phase: str | None = None,
     template: Path | None = None,
     allow_missing: bool = False,
     coco: bool = False,
@@ -166,7 +166,7 @@ def prepare(
     detections: Detections,
     *,
     source: str,
-    phase: Phase | None = None,
+    phase: str | None = None,
     template: Path | None = None,
     data_template: Path | None = None,
     allow_missing: bool = False,
@@ -223,7 +223,7 @@ def _refuse_another_split(
             )
 
 
-def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> Phase:
+def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> str:
     """The phase whose template contains all of these ids.
 
     Raises:

@@ -1,7 +1,7 @@
 """LTDv2 as it is published: its files, splits, months and ids.
 
-What a submission needs too stands in ``submission``: labels and the size of a frame (``validate.py``), phases
-(``templates``), competitions (``competitions.py``).
+What a submission needs too stands in ``submission``: labels and the size of a frame (``validate.py``),
+competitions and their phases (``competitions.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from submission.templates import Phase
+from submission.competitions import PHASES
 from toolkit.errors import ToolkitError
 
 REPOSITORY = "vapaau/LTDv2"
@@ -33,7 +33,7 @@ ARCHIVE = "frames.zip"
 
 FILES = (*ANNOTATIONS.values(), ARCHIVE)
 
-SPLITS: dict[Phase, SplitName] = {"development": "val", "testing": "test"}
+SPLITS: dict[str, SplitName] = {name: phase.split for name, phase in PHASES.items()}
 """The split that each phase of the challenge is scored on."""
 
 TRAINING_IMAGES = 329_299

@@ -6,17 +6,14 @@ import gzip
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from submission.competitions import PHASES
 from submission.detections import parse_ids, read_bytes, refuse_repeated_keys
 from submission.errors import NO_JSON, SubmissionError
-
-Phase = Literal["development", "testing"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -28,8 +25,11 @@ class _Coco(msgspec.Struct):
 
 
 @cache
-def template(phase: Phase) -> npt.NDArray[np.int64]:
+def template(phase: str) -> npt.NDArray[np.int64]:
     """Ids of a phase in the organisers' order: development has 46,013 (split val), testing 49,430.
+
+    Args:
+        phase: its name in :data:`submission.competitions.PHASES`.
 
     Returns:
         (images,) int64, each id once; read-only, because it is kept for the next call.
@@ -39,7 +39,7 @@ def template(phase: Phase) -> npt.NDArray[np.int64]:
     """
     if phase not in PHASES:
         raise SubmissionError(f"there is no phase {phase!r}", expected=" or ".join(PHASES))
-    data = gzip.decompress((files(__name__) / f"submission_template_{phase}.json.gz").read_bytes())
+    data = gzip.decompress((files(__name__) / PHASES[phase].template).read_bytes())
     ids = parse_ids(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), phase)
     ids.flags.writeable = False
     return ids

@@ -13,7 +13,7 @@ from submission import SubmissionError, templates
 
 
 @pytest.mark.parametrize(("phase", "size"), [("development", 46_013), ("testing", 49_430)])
-def test_a_phase_has_all_its_ids_once(phase: templates.Phase, size: int) -> None:
+def test_a_phase_has_all_its_ids_once(phase: str, size: int) -> None:
     ids = templates.template(phase)
     assert ids.dtype == np.int64
     assert len(ids) == len(np.unique(ids)) == size
@@ -21,7 +21,7 @@ def test_a_phase_has_all_its_ids_once(phase: templates.Phase, size: int) -> None
 
 
 def test_september_is_in_the_testing_phase_alone() -> None:
-    def months(phase: templates.Phase) -> set[int]:
+    def months(phase: str) -> set[int]:
         return set((templates.template(phase) // 10**11).tolist())
 
     assert 202009 in months("testing")
@@ -68,4 +68,4 @@ def test_a_bad_template_is_refused(text: str, message: str, tmp_path: Path) -> N
 
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(SubmissionError, match="development or testing"):
-        templates.template("final")  # type: ignore[arg-type]
+        templates.template("final")

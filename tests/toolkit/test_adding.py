@@ -5,7 +5,9 @@ A red flag is added in tests/runs/test_runs_health.py.
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -118,6 +120,51 @@ print(list(settling.ways(Session, [problem])))
 """
 
 
+# A competition with a phase of new ids and one of known ids by another name, and what is asked then.
+SEASON = """
+    Known(
+        20000,
+        "next-season",
+        "Next Season",
+        date(2027, 1, 1),
+        None,
+        "a test",
+        (
+            KnownPhase("final", "test", "final.json.gz", ("grand",)),
+            KnownPhase("testing", "test", TESTING.template, ("warm-up",)),
+        ),
+    ),
+"""
+PHASES = """
+import json
+
+from typer.testing import CliRunner
+
+from submission import Detections, codabench, templates
+from submission.answers import Competition, Phase
+from submission.competitions import number_of
+from toolkit import entry, ltdv2
+from toolkit.cli import app
+from toolkit.errors import ToolkitError
+from toolkit.evaluation import sequences
+
+help = CliRunner().invoke(app, ["submit", "--help"], env={"COLUMNS": "200"}).output
+print("development|testing|final" in help, "20000 next-season" in help, number_of("next-season"))
+ids = templates.template("final")
+print(ids.tolist(), entry.guess_phase(ids, "predictions"), ltdv2.SPLITS["final"])
+told = Competition([Phase(1, "Warm-up"), Phase(2, "Grand finale"), Phase(3, "Testing")])
+for number in (20000, 10954):
+    print(number, codabench.find_phase(told, "testing", number).name)
+print(codabench.find_phase(told, "final", 20000).id)
+both = [*ids.tolist(), int(templates.template("development")[0])]
+none = {"boxes": [], "scores": [], "labels": []}
+try:
+    sequences.check_one_split(Detections.loads(json.dumps(dict.fromkeys(both, none)).encode()), "p.json")
+except ToolkitError as error:
+    print(error.found)
+"""
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with prepared data."""
@@ -194,6 +241,35 @@ def test_a_number_of_a_training_is_a_flag_and_a_key_within_its_bounds(
 def test_what_the_command_line_says_of_a_training_are_its_flags() -> None:
     about_the_call = {"run", "words", "settings", "arguments", "resume", "dry_run", "no_patches", "patches"}
     assert get_type_hints(Options).keys() - about_the_call == flags(train).keys() - about_the_call
+
+
+def test_a_competition_with_a_phase_of_its_own_is_an_entry_and_a_template(tmp_path: Path) -> None:
+    """Flag, help, the split, the phase of some ids, and what the server calls it; others keep their words."""
+    copy = tmp_path / "submission"
+    shutil.copytree(Path(competitions.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / "competitions.py"
+    text = file.read_text()
+    assert text.count(")\n\nDEFAULT =") == 1
+    file.write_text(text.replace(")\n\nDEFAULT =", SEASON.strip("\n") + "\n)\n\nDEFAULT ="))
+    new = {"20280101001010101": {}, "20280101001010102": {}}
+    (copy / "templates" / "final.json.gz").write_bytes(gzip.compress(json.dumps(new).encode()))
+    result = subprocess.run(
+        [sys.executable, "-c", PHASES], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.splitlines() == [
+        "True True 20000",
+        "[20280101001010101, 20280101001010102] final test",
+        "20000 Warm-up",
+        "10954 Testing",
+        "2",
+        "1 validation ids and 2 test ids",
+    ], result.stderr
+
+
+def test_a_phase_has_one_list_of_ids_in_every_competition() -> None:
+    named = {(phase.name, phase.split, phase.template) for k in competitions.KNOWN for phase in k.phases}
+    assert {name for name, _, _ in named} == set(competitions.PHASES)
+    assert len(named) == len(competitions.PHASES)
 
 
 def test_a_competition_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from command import Command
 
 from submission import Detections, templates
-from submission.templates import PHASES
+from submission.competitions import PHASES
 from toolkit.evaluation import ensemble
 
 HIT = {"20210100000000001": {"boxes": [[10, 10, 30, 40]], "scores": [0.5], "labels": [1]}}

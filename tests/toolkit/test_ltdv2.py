@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from submission.templates import PHASES, Phase, template
+from submission.competitions import PHASES
+from submission.templates import template
 from toolkit import ltdv2
 
 PACKAGES = [Path(__file__).parents[2] / name for name in ("toolkit", "submission")]
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_months_of_the_templates_are_those_that_are_stated(phase: Phase) -> None:
+def test_the_months_of_the_templates_are_those_that_are_stated(phase: str) -> None:
     months = {str(month) for month in np.unique(template(phase) // ltdv2.MONTH_DIGITS)}
     assert months == set(ltdv2.TEST_MONTHS if ltdv2.SPLITS[phase] == "test" else ltdv2.EIGHT_MONTHS)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import typer
 from msgspec import Meta
 
+from submission.competitions import NUMBERS, PHASES
 from toolkit import settings
 from toolkit.cli import completion
 from toolkit.errors import ToolkitError
@@ -80,6 +81,15 @@ def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
 
 Published = Annotated[Literal["train", "val"], typer.Option(help="Split that is scored.")]
 """Splits whose truth is published."""
+
+if TYPE_CHECKING:
+    PhaseName = str
+else:
+    PhaseName = Literal[tuple(PHASES)]
+"""A phase of a competition that is known."""
+
+Competition = Annotated[str | None, typer.Option(help=f"Number or name at Codabench: {NUMBERS}.")]
+"""Whom a submission goes to."""
 
 EngineChoice = Annotated[
     Literal["auto", "pycocotools", "hotcoco"],

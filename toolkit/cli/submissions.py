@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import Competition
+
 
 def submissions(
-    competition: Annotated[
-        str | None,
-        typer.Option(help="Number or name at Codabench: 10954 rtiod-2026 (default), 16106 seasons-in-drift."),
-    ] = None,
+    competition: Competition = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with LTDv2's files, whose toolkit.toml counts.")
     ] = None,

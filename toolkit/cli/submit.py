@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from toolkit.cli.options import Competition, PhaseName
 
 if TYPE_CHECKING:
     from submission.codabench import Codabench
@@ -18,7 +20,7 @@ def submit(
     ] = None,
     zip: Annotated[bool, typer.Option("--zip", help="Write the archive; without it only check.")] = False,
     phase: Annotated[
-        Literal["development", "testing"] | None,
+        PhaseName | None,
         typer.Option(help="Whose ids must all be there; default: the one that has them."),
     ] = None,
     template: Annotated[
@@ -53,10 +55,7 @@ def submit(
         bool,
         typer.Option("--wait", help="Follow the upload to its score; Ctrl-C leaves it running."),
     ] = False,
-    competition: Annotated[
-        str | None,
-        typer.Option(help="Number or name at Codabench: 10954 rtiod-2026 (default), 16106 seasons-in-drift."),
-    ] = None,
+    competition: Competition = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's. Knows file stems.")
     ] = None,

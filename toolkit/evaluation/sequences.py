@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from submission import Detections
 from submission.detections import to_offsets
-from submission.templates import Phase, template
+from submission.templates import template
 from toolkit import console
 from toolkit.errors import ToolkitError
-from toolkit.ltdv2 import read_ids
+from toolkit.ltdv2 import SPLITS, read_ids
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -131,14 +131,15 @@ def check_one_split(detections: Detections, source: str) -> None:
     Raises:
         ToolkitError: some ids are the challenge's validation ids and some its test ids.
     """
-    phases: dict[str, Phase] = {"validation": "development", "test": "testing"}
-    counts = {
-        name: int(np.isin(detections.image_ids, template(phase)).sum()) for name, phase in phases.items()
-    }
-    if all(counts.values()):
+    counts: dict[str, int] = {}
+    for phase, split in SPLITS.items():
+        found = int(np.isin(detections.image_ids, template(phase)).sum())
+        name = "validation" if split == "val" else split
+        counts[name] = max(found, counts.get(name, 0))
+    if sum(count > 0 for count in counts.values()) > 1:
         raise ToolkitError(
             f"{source} holds predictions of two splits",
-            found=" and ".join(f"{count:,} {name} ids" for name, count in counts.items()),
+            found=" and ".join(f"{count:,} {name} ids" for name, count in counts.items() if count),
             expected="one split a file",
             fix="link the file of each split alone",
         )
