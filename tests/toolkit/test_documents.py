@@ -18,6 +18,7 @@ from toolkit.runs import health
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "toolkit" / "training" / "ultralytics.md",
     *(ROOT / name for name in ("docker/README.md", "patches/README.md")),
 ]
 BLOCK = re.compile(r"^```.*?^```$", flags=re.M | re.S)

@@ -1,4 +1,4 @@
-"""docs/ultralytics.md against the installed Ultralytics, and against what our code uses of it."""
+"""toolkit/training/ultralytics.md against the installed Ultralytics, and against what our code uses of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from toolkit.dataset import ultralytics as dataset
 from toolkit.training import resumable, trainer
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "ultralytics.md"
+PAGE = ROOT / "toolkit" / "training" / "ultralytics.md"
 TEXT = PAGE.read_text()
 
 

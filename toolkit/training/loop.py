@@ -4,7 +4,7 @@ It does what ``BaseTrainer._do_train`` of Ultralytics does (read in 8.4.190), in
 training arguments and events, over Ultralytics' model, loss, optimizer, validator and checkpoints: a test
 holds the losses of both together. It differs where a run has to go on in the middle of an epoch: the batch's
 number and the batches since the last update are fields, which a checkpoint keeps, instead of local variables
-that begin at 0. docs/ultralytics.md has both, line by line.
+that begin at 0. toolkit/training/ultralytics.md has both, line by line.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ calls what here, in its order::
       on_fit_epoch_end                the next epoch begins
     final_eval                        the optimiser is dropped (in toolkit.training.trainer)
 
-docs/ultralytics.md has both loops line by line and every name that this relies on; a test holds them against
-the installed version.
+ultralytics.md beside this has both loops line by line and every name that this relies on; a test holds them
+against the installed version.
 """
 
 from __future__ import annotations
