@@ -346,7 +346,7 @@ def test_no_words_cover_a_box_or_other_words() -> None:
 
     words = _Words(canvas, corners)
     words.write(np.arange(40), np.linspace(1, 0.3, 40), np.ones(40, np.int64), {1: "person"})
-    places = words.taken[40:]
+    places = words.room.taken[40:]
     assert len(places) > 3
     for i, place in enumerate(places):
         others = np.vstack([corners, np.delete(places, i, axis=0)])

@@ -18,6 +18,7 @@ from submission.detections import locate
 from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.report.figures import INK, ORANGE, SKY, VERMILION, Evaluated, Picture
+from toolkit.report.placing import Room
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -242,23 +243,18 @@ class _Labels:
     """Height of a line and width of a letter at this size, as parts of the window's height and width."""
 
     def __init__(self, axes: Axes, window: tuple[float, float, float, float]) -> None:
-        self.axes, (self.left, self.top, self.width, self.height) = axes, window
-        self.taken: list[tuple[float, float, float, float]] = []
+        left, top, self.width, self.height = window
+        self.axes, self.room = axes, Room((left, top, left + self.width, top + self.height))
 
     def add(self, box: npt.NDArray[np.float64], kind: str, text: str) -> None:
         """Put ``text`` beside a box (x, y, width, height; pixels) in the colour of its kind."""
         x, y, _, h = box.tolist()
         line, length = self.LINE * self.height, self.LETTER * self.width * len(text)
-        left = min(max(x, self.left), self.left + self.width - length)
         gap = self.height / 144
-        for top in (edge for n in range(2) for edge in (y - gap - (n + 1) * line, y + h + gap + n * line)):
-            place = (left, top, left + length, top + line)
-            inside = top >= self.top and place[3] <= self.top + self.height
-            if inside and not any(_overlap(place, other) for other in self.taken):
-                break
-        else:
+        tops = [edge for n in range(2) for edge in (y - gap - (n + 1) * line, y + h + gap + n * line)]
+        if (found := self.room.place(x, length, line, tops)) is None:
             return
-        self.taken.append(place)
+        left, top = found
         self.axes.text(
             left,
             top + line / 2,
@@ -270,10 +266,6 @@ class _Labels:
             clip_on=True,
             path_effects=[withStroke(linewidth=2, foreground="black")],
         )
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _name(data: Evaluated, image: int) -> str:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.report.placing import Room
 from toolkit.sources.reading import Pixels
 
 SIDE = 1280
@@ -77,7 +78,8 @@ class _Words:
 
     def __init__(self, canvas: Pixels, corners: npt.NDArray[np.int64]) -> None:
         self.canvas, self.corners = canvas, corners
-        self.taken = corners.copy()
+        height, width = canvas.shape[:2]
+        self.room = Room((0, 0, width, height), corners)
 
     def write(
         self,
@@ -87,25 +89,16 @@ class _Words:
         names: Mapping[int, str],
     ) -> None:
         """Write as many as there is room for, in this order."""
-        height, width = self.canvas.shape[:2]
         for row in order.tolist():
             label = int(labels[row])
             text = f"{names.get(label, label)} {scores[row]:.2f}"
             length = cv2.getTextSize(text, FONT, SIZE, 1)[0][0]
             x1, y1, _, y2 = self.corners[row].tolist()
-            left = int(min(max(x1, 0), max(width - length, 0)))
-            for top in (y1 - LINE - 1, y2 + 2):
-                place = np.array([left, top, left + length, top + LINE])
-                if 0 <= top <= height - LINE and not self._covers(place):
-                    self.taken = np.vstack([self.taken, place])
-                    self.canvas[top : top + LINE, left : left + length] //= 5
-                    at = (left, top + LINE - 3)
-                    cv2.putText(self.canvas, text, at, FONT, SIZE, _colour(label), 1, cv2.LINE_AA)
-                    break
-
-    def _covers(self, place: npt.NDArray[np.int64]) -> bool:
-        others = self.taken
-        return bool(((place[:2] < others[:, 2:]) & (others[:, :2] < place[2:])).all(1).any())
+            if found := self.room.place(x1, length, LINE, (y1 - LINE - 1, y2 + 2)):
+                left, top = map(int, found)
+                self.canvas[top : top + LINE, left : left + length] //= 5
+                at = (left, top + LINE - 3)
+                cv2.putText(self.canvas, text, at, FONT, SIZE, _colour(label), 1, cv2.LINE_AA)
 
 
 def _legend(width: int, labels: npt.NDArray[np.int64], names: Mapping[int, str]) -> Pixels:
