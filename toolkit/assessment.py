@@ -117,7 +117,7 @@ def task(
     source = known or (place.data_of(path, data) if needs_data or run is not None else None)
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
     folder = out or (run or path.parent) / "evaluation"
-    allowed = health.load(place.defaults(source).health).frames_allowed() if detector else BAD_FRAMES
+    allowed = health.frames_allowed(place, source) if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
 
 

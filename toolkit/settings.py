@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -241,11 +241,23 @@ def read(files: Sequence[Path]) -> Defaults:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """What one file sets.
+    """What one file sets; it is read again only if it was written since.
 
     Raises:
         ToolkitError: see :func:`read`.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise ToolkitError(
+            f"{path} cannot be used",
+            found="a folder" if path.is_dir() else "something that is no file",
+            expected="a TOML file in UTF-8",
+        )
+    status = path.stat()
+    return _checked(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)  # a command asks for a few files, each several times
+def _checked(path: Path, _: tuple[int, ...]) -> dict[str, Any]:
     found = _parse(path)
     try:
         msgspec.convert(found, Defaults)
@@ -255,12 +267,6 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # a pipe would be waited for
-        raise ToolkitError(
-            f"{path} cannot be used",
-            found="a folder" if path.is_dir() else "something that is no file",
-            expected="a TOML file in UTF-8",
-        )
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors on Windows write the mark
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -17,11 +17,11 @@ from ultralytics.nn import tasks
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from submission.validate import LABELS
-from toolkit import workspace
+from toolkit import settings, workspace
 from toolkit.dataset import index
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
-from toolkit.runs.folder import Instructions
+from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.supervision import supervisor
 from toolkit.training import worker
 
@@ -81,6 +81,24 @@ def test_a_training_opens_the_index_once_before_its_trainer_starts(
     assert len(loads) == 2
     assert toolkit("train", "--resume", "one", "--dry-run").status == 0
     assert len(loads) == 3
+
+
+@pytest.mark.parametrize("words", [("train", "--device", "cpu"), ("config",)], ids=lambda words: words[0])
+def test_a_command_reads_each_toolkit_toml_once(
+    data: Path,
+    toolkit: Command,
+    opened: Callable[[Any, str], list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    """The one that says where the data is, and the one beside the data, which may overrule it."""
+    place = workspace.current()
+    (place.root / "toolkit.toml").write_text(f'data = "data/sample"\nmodel = "{TINY}"\n')
+    (data / "toolkit.toml").write_text('preset = "smoke"\nname = "one"\n')
+    monkeypatch.setattr(supervisor, "train", lambda plan, **_: RunFiles(plan.run).best)
+    reads = opened(settings, "_parse")
+    assert toolkit(*words).status == 0
+    assert sorted(reads) == sorted([(data / "toolkit.toml",), (place.root / "toolkit.toml",)])
 
 
 def test_a_trainer_opens_the_index_once(

@@ -64,7 +64,7 @@ def drift(
         from toolkit import prediction
         from toolkit.runs import health
 
-        allowed = health.load(place.defaults(folder).health).frames_allowed()
+        allowed = health.frames_allowed(place, folder)
         return prediction.predict(
             weights, folder, "val", prediction.PredictionOptions(device=device, bad_frames=allowed)
         )

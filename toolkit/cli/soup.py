@@ -47,7 +47,7 @@ def soup(
         imgsz=imgsz,
         batch=batch,
         device=device,
-        bad_frames=health.load(place.defaults(source).health).frames_allowed(),
+        bad_frames=health.frames_allowed(place, source),
     )
 
     def judge(weights: Path) -> float:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, get_args, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
@@ -23,6 +24,9 @@ from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.machine.sensors import Sensors
 from toolkit.runs.heartbeat import Beat, Phase
+
+if TYPE_CHECKING:
+    from toolkit.workspace import Workspace
 
 GIB = 2**30
 
@@ -463,6 +467,15 @@ def load(table: Mapping[str, Any]) -> Rules:
     except msgspec.ValidationError as error:
         what = "a health rule cannot be used ([health] in toolkit.toml)"
         raise settings.refusal(what, merged, error) from error
+
+
+def frames_allowed(place: Workspace, data: Path | None = None) -> float:
+    """Part of the frames that may be bad by toolkit.toml; see :meth:`Rules.frames_allowed`.
+
+    Raises:
+        ToolkitError: see :func:`load` and :meth:`toolkit.workspace.Workspace.defaults`.
+    """
+    return load(place.defaults(data).health).frames_allowed()
 
 
 def table() -> str:

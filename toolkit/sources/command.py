@@ -65,8 +65,7 @@ def predict_to_folder(
     Raises:
         ToolkitError: see :func:`open_source` and :func:`predict_source`; or the folder cannot be written.
     """
-    allowed = health.load(place.defaults().health).frames_allowed()
-    options = replace(options, bad_frames=allowed)
+    options = replace(options, bad_frames=health.frames_allowed(place))
     source = open_source(text, colour=wanted.colour, limit=wanted.limit)
     target = out or outputs.next_folder(place.run_of(weights) or place.root, "predict")
     with outputs.new_folder(target) as folder:
