@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from submission.errors import NO_JSON, remedy
 from toolkit import console
-from toolkit.dataset.frames import FrameError, Frames
+from toolkit.dataset.frames import FrameError, Frames, FramesOf
 from toolkit.dataset.index import DatasetIndex, Split, frame_cache, writable_folder
 from toolkit.dataset.joined import JoinedFrames
 from toolkit.errors import ToolkitError
@@ -65,23 +65,12 @@ class CachePlan(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class CachedFrames:
+class CachedFrames(FramesOf):
     """Frames from a cache; names, encoded bytes and bad frames come from where it was made of."""
 
     def __init__(self, source: Frames, pixels: npt.NDArray[np.uint8], bad: Sequence[int]) -> None:
-        self.source, self.pixels, self.bad = source, pixels, frozenset(bad)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, row: int) -> str:
-        return self.source.name(row)
-
-    def read(self, row: int) -> bytes:
-        return self.source.read(row)
-
-    def probe(self, row: int) -> None:
-        self.source.probe(row)
+        super().__init__(source)
+        self.pixels, self.bad = pixels, frozenset(bad)
 
     def grey(self, row: int) -> npt.NDArray[np.uint8]:
         if row in self.bad:

@@ -144,6 +144,29 @@ def _frame_header(data: bytes) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
+class FramesOf:
+    """What frames whose pixels come from elsewhere still take from their source: names and encoded bytes.
+
+    Args:
+        source: where they were decoded from.
+    """
+
+    def __init__(self, source: Frames) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, row: int) -> str:
+        return self.source.name(row)
+
+    def read(self, row: int) -> bytes:
+        return self.source.read(row)
+
+    def probe(self, row: int) -> None:
+        self.source.probe(row)
+
+
 class FolderFrames:
     """Frames as files below a folder.
 

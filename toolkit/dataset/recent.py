@@ -7,13 +7,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.dataset.frames import Frames
+from toolkit.dataset.frames import Frames, FramesOf
 
 RECENT_BYTES = 8 << 20
 """Of pixels that a process keeps: 75 of LTDv2's frames, so that the farthest neighbour is among them."""
 
 
-class RecentFrames:
+class RecentFrames(FramesOf):
     """Frames of which the last ones stay decoded, as many as :data:`RECENT_BYTES` hold, or one.
 
     Their pixels cannot be written. What does not decode is tried again whenever it is asked for.
@@ -24,20 +24,9 @@ class RecentFrames:
     """
 
     def __init__(self, source: Frames, largest: int) -> None:
-        self.source, self.largest = source, largest
+        super().__init__(source)
+        self.largest = largest
         self.grey = lru_cache(max(1, RECENT_BYTES // largest))(self._decoded)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, row: int) -> str:
-        return self.source.name(row)
-
-    def read(self, row: int) -> bytes:
-        return self.source.read(row)
-
-    def probe(self, row: int) -> None:
-        self.source.probe(row)
 
     def _decoded(self, row: int) -> npt.NDArray[np.uint8]:
         pixels = self.source.grey(row)
