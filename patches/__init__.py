@@ -1,6 +1,6 @@
 """Makes PyTorch train where the vendor's convolution library is missing. Needs torch alone.
 
-``enable`` puts two overrides into PyTorch's dispatcher; every 1-d and 2-d convolution of the process,
+``enable`` puts overrides into PyTorch's dispatcher; every 1-d and 2-d convolution of the process,
 transposed ones too, of models that exist and of models loaded later, then goes through a route that works on
 the card. A batch norm and the activation behind it become one operation. No module is replaced. The wheel
 calls this package ``convroutes``, a checkout ``patches``:

@@ -1,9 +1,9 @@
-"""Two kernels in PyTorch's dispatcher, in the place of its own convolution and its gradients."""
+"""Kernels in PyTorch's dispatcher, in the place of its own convolutions and their gradients."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,15 +15,15 @@ _open_library: Callable[..., Any] = torch.library.Library
 
 
 class Overrides:
-    """Kernels for ``aten::convolution`` and ``aten::convolution_backward``, not yet in the dispatcher.
+    """Kernels for operators of ``aten``, not yet in the dispatcher.
 
     Args:
         key: the dispatch key, "CPU" or "CUDA".
-        forward, backward: the kernels, with the operators' arguments.
+        kernels: by the operator's name, with its arguments.
     """
 
-    def __init__(self, key: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
-        self.key, self._forward, self._backward = key, forward, backward
+    def __init__(self, key: str, kernels: Mapping[str, Callable[..., Any]]) -> None:
+        self.key, self._kernels = key, kernels
         self._library: Any = None
 
     def shared(self) -> str:
@@ -47,8 +47,8 @@ class Overrides:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
             try:
-                library.impl("convolution", self._forward, self.key)
-                library.impl("convolution_backward", self._backward, self.key)
+                for name, kernel in self._kernels.items():
+                    library.impl(name, kernel, self.key)
             except RuntimeError as error:  # PyTorch 1 lets one library do so
                 raise ValueError(
                     f"another library overrode the convolutions before{_named()}: {error}"

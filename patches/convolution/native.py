@@ -3,6 +3,10 @@
 The overrides sit in the dispatcher's table under the device's key, so calling the operators again would come
 back to the override. The kernels that PyTorch would have used are registered once more for every backend,
 under the alias key CompositeExplicitAutograd; calling that key runs them and nothing else.
+
+``aten::convolution`` itself does nothing but call ``aten::_convolution`` with PyTorch's switches, and a graph
+of TorchScript calls that one at once. It is overridden too, so PyTorch's kernels are called through it here:
+the way over ``aten::convolution`` would come back to the override.
 """
 
 from __future__ import annotations
@@ -17,10 +21,44 @@ from torch import Tensor
 from .problem import ConvProblem, Gradients
 
 _KEY = torch._C.DispatchKey.CompositeExplicitAutograd
-_forward: Callable[..., Any] = torch.ops.aten.convolution.default._op_dk
+_inner: Callable[..., Any] = torch.ops.aten._convolution.default._op_dk
+_outer: Callable[..., Any] = torch.ops.aten.convolution.default._op_dk
 _backward: Callable[..., Any] = torch.ops.aten.convolution_backward.default._op_dk
+_precision: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
 switch = threading.RLock()
 """Held by calls that change the process-wide switch of the vendor's library, or need it to stay as it is."""
+
+
+def _has_tf32() -> bool:
+    """Whether the library's convolutions may use TF32, as PyTorch itself asks."""
+    if _precision is None:
+        return torch._C._get_cudnn_allow_tf32()
+    return bool(_precision("cuda", "conv") == "tf32")
+
+
+class _Thread(threading.local):
+    """What this thread is doing.
+
+    Attributes:
+        records: whether a tracer writes down the call that it is in.
+    """
+
+    records = False
+
+
+_thread = _Thread()
+
+
+def _forward(key: Any, *args: Any) -> Any:
+    """``aten::convolution`` in one step: ``aten::_convolution`` with the switches as they are."""
+    return _inner(
+        key,
+        *args,
+        torch._C._get_cudnn_benchmark(),
+        torch._C._get_cudnn_deterministic() or torch._C._get_deterministic_algorithms(),
+        torch._C._get_cudnn_enabled(),
+        _has_tf32(),
+    )
 
 
 def is_overridden(key: str) -> bool:
@@ -37,6 +75,25 @@ def call_forward(library: bool | None, *args: Any) -> Tensor:
         args: the operator's arguments.
     """
     return cast(Tensor, _call(library, _forward, args))
+
+
+def record_forward(*args: Any) -> Tensor:
+    """``aten::convolution`` under a tracer, which writes down that it calls ``aten::_convolution``."""
+    _thread.records = True
+    try:
+        return cast(Tensor, _outer(_KEY, *args))
+    finally:
+        _thread.records = False
+
+
+def is_recorded() -> bool:
+    """Whether this thread is in :func:`record_forward`."""
+    return _thread.records
+
+
+def call_inner(*args: Any) -> Tensor:
+    """``aten::_convolution`` by PyTorch's own kernels, with the operator's arguments."""
+    return cast(Tensor, _inner(_KEY, *args))
 
 
 def call_backward(library: bool | None, *args: Any) -> Gradients:

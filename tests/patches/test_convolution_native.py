@@ -45,6 +45,29 @@ def test_the_library_is_switched_for_the_call_alone(library: bool, monkeypatch: 
     assert torch.backends.cudnn.enabled is not library
 
 
+@pytest.mark.parametrize("benchmark", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("library", [None, False, True])
+def test_pytorchs_kernels_get_the_switches_that_pytorch_gives_them(
+    benchmark: bool, deterministic: bool, tf32: bool, library: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)
+    settings = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    given: list[tuple[object, ...]] = []
+    inner = torch.library.Library("aten", "IMPL")
+    inner.impl("_convolution", lambda *args: given.append(args[-4:]) or x.clone(), "CPU")
+    native._call(library, native._outer, (x, weight, *settings))
+    del inner
+    assert given == [(benchmark, deterministic, library is not False, tf32)]
+    monkeypatch.setattr(native, "_inner", lambda *args: given.append(args[-4:]))
+    native.call_forward(library, x, weight, *settings)
+    assert given[1] == given[0]
+
+
 def test_the_switch_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
 

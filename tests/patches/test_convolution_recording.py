@@ -101,6 +101,69 @@ def test_a_route_serves_again_when_the_recording_is_over(net: Net) -> None:
         assert {use.route for use in patches.report().problems} == {"gemm"}
 
 
+def _scripted(net: Net) -> Any:
+    return torch.jit.script(net)
+
+
+def _traced(net: Net) -> Any:
+    return torch.jit.trace(net, images(2, 16, 16), check_trace=False)
+
+
+def _loaded(net: Net) -> Any:
+    file = io.BytesIO()
+    torch.jit.save(_traced(net), file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@pytest.mark.parametrize("record", [_scripted, _traced, _loaded])
+@pytest.mark.parametrize("route", ["gemm", "native"])
+def test_a_graph_of_torchscript_is_served(net: Net, record: Callable[[Net], Any], route: str) -> None:
+    recorded, x = record(net), images(3, 20, 12)
+    expected = net(x)
+    expected.square().sum().backward()
+    gradients = [each.grad for each in net.parameters()]
+    for _ in range(3):  # the second call compiles the graph, by what the first has seen
+        net.zero_grad(set_to_none=True)
+        recorded.zero_grad(set_to_none=True)
+        with patches.enabled("cpu", route=route):
+            found = recorded(x)
+            found.square().sum().backward()
+            report = patches.report()
+        assert report.by_route() == {route: 8}
+        assert report.fall_throughs == ()
+        torch.testing.assert_close(found, expected)
+        for ours, theirs in zip(recorded.parameters(), gradients, strict=True):
+            torch.testing.assert_close(ours.grad, theirs)
+
+
+def test_nothing_serves_beneath_a_recorder(net: Net) -> None:
+    with patches.enabled("cpu", route="gemm"):
+        _traced(net)
+        report = patches.report()
+    assert report.by_route() == {}
+    assert report.calls == 4
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(2, 3, 3, padding=1), nn.ConvTranspose1d(2, 3, 3, stride=2)])
+def test_a_one_dimensional_graph_is_served(layer: nn.Module) -> None:
+    x = torch.randn(2, 2, 7)
+    recorded = torch.jit.trace(layer, x, check_trace=False)
+    with patches.enabled("cpu", route="gemm"):
+        torch.testing.assert_close(recorded(x), layer(x))
+        assert patches.report().by_route() == {"gemm": 2}
+
+
+def test_a_three_dimensional_graph_goes_to_pytorchs_own_kernels() -> None:
+    layer, x = nn.Conv3d(2, 3, 2), torch.randn(1, 2, 4, 4, 4)
+    recorded = torch.jit.trace(layer, x, check_trace=False)
+    with patches.enabled("cpu", route="gemm"):
+        torch.testing.assert_close(recorded(x), layer(x))
+        assert [(each.reason, each.calls) for each in patches.report().fall_throughs] == [
+            ("3-d convolution", 2)
+        ]
+
+
 def test_an_onnx_file_holds_convolutions_and_computes_other_sizes(net: Net) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     from onnx.reference import ReferenceEvaluator
