@@ -99,7 +99,7 @@ def task(
         split: the split that is scored.
         truth: another file with its true boxes.
         data: the folder of the data; None: the run's, or the workspace's.
-        out: the folder of the result; None: ``evaluation`` beside the weights or predictions.
+        out: the folder of the result; None: see :meth:`Workspace.evaluation`.
 
     Raises:
         ToolkitError: something is not there, or the weights are no detector of the data's classes.
@@ -116,7 +116,7 @@ def task(
     needs_data = truth is None or detector is not None or data is not None
     source = known or (place.data_of(path, data) if needs_data or run is not None else None)
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
-    folder = out or (run or path.parent) / "evaluation"
+    folder = out or place.evaluation(path, split, source, truth)
     allowed = health.frames_allowed(place, source) if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
 

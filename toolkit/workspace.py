@@ -9,7 +9,9 @@ elsewhere, where ``TOOLKIT_RUNS`` says::
     runs/<name>/weights/best.pt        and last.pt
     runs/<name>/weights/environment.json   what it was begun with, for toolkit reproduce
     runs/<name>/predictions-val.json   and predictions-test.json
-    runs/<name>/evaluation/            scores.json and the report
+    runs/<name>/evaluation/            scores.json and the report of the run's own validation split
+    runs/<name>/evaluation-<mark>/     the same of another split, truth or data
+    <file>-evaluation/                 the same of weights or predictions of no run, beside them
     runs/<name>/**/<file>.origin       which weights and split a predictions or scores file is of
     runs/<name>/submission.zip
     submissions/                       the receipt of every upload
@@ -28,13 +30,17 @@ from submission import competitions
 from submission.errors import NO_JSON
 from toolkit import NAME, console, settings, vocabulary
 from toolkit.errors import ToolkitError, reason
-from toolkit.ltdv2 import ANNOTATIONS
+from toolkit.ltdv2 import ANNOTATIONS, SplitName
 
 ENVIRONMENT = Path("weights", "environment.json")
 """What a run was made with, in its folder (:class:`toolkit.runs.reproduction.Environment`)."""
 
 NAMED_RUNS = 8
 """So many runs are listed where a name is none of theirs."""
+
+
+EVALUATION = "evaluation"
+"""Folder of a run's scores on its own validation split."""
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -241,7 +247,9 @@ class Workspace:
         run = self.run(name)
         kinds = [run / f"predictions-{split}.json"]
         if split == "val":
-            kinds.append(run / "evaluation" / "predictions.json")
+            kinds.append(run / EVALUATION / "predictions.json")
+        else:
+            kinds.append(run / f"{EVALUATION}-{split}" / "predictions.json")
         newest = _newest(kind for kind in kinds if kind.is_file())
         if newest is None:
             raise ToolkitError(
@@ -264,6 +272,32 @@ class Workspace:
             if is_run(folder):
                 return folder
         return None
+
+    def evaluation(
+        self, path: Path, split: SplitName, data: Path | None = None, truth: Path | None = None
+    ) -> Path:
+        """Where scores go: those of a run on its own validation split to its ``evaluation``, all others to a
+        folder of their own.
+
+        Args:
+            path: weights or predictions.
+            split: that is scored.
+            data: its folder, if known.
+            truth: the file with the true boxes, where it is not the split's own.
+        """
+        run = self.run_of(path)
+        if path.name == "predictions.json" and EVALUATION in path.parent.name:
+            base = path.parent if run is None else run / EVALUATION
+        elif run is not None and (path.suffix != ".json" or path.name.startswith("predictions-")):
+            base = run / EVALUATION
+        else:  # a file of no run, or one that was made of a run's predictions
+            base = path.with_name(f"{path.stem}-{EVALUATION}")
+        marks: list[str] = [split] if split != "val" and truth is None else []
+        if truth is not None and (run is not None or truth.name != ANNOTATIONS[split]):
+            marks.append(_split_of(truth, data) or truth.stem)
+        if run is not None and data is not None and _other_data(run, data):
+            marks.append(data.resolve().name)
+        return base.with_name("-".join([base.name, *marks]))
 
     def known_data(self, path: Path, flag: Path | None = None) -> tuple[Path | None, dict[int, str]]:
         """:meth:`data_of`, None where there is none, and the names of its classes by label, else LTDv2's."""
@@ -290,6 +324,18 @@ class Workspace:
                     fix="say with --data where it lies",
                 ) from error
         return self.data_dir(flag)
+
+
+def _split_of(truth: Path, data: Path | None) -> str | None:
+    """The split whose annotations the file is, but validation, which a run's own evaluation is of."""
+    files = {split: (data or truth.parent) / name for split, name in ANNOTATIONS.items() if split != "val"}
+    return next((s for s, file in files.items() if file.is_file() and file.samefile(truth)), None)
+
+
+def _other_data(run: Path, data: Path) -> bool:
+    """Whether a run was trained on data that is still there, and that is not this."""
+    recorded = Path(RunRecord.read(run).data)
+    return recorded.is_dir() and not recorded.samefile(data)
 
 
 def user_settings() -> Path:

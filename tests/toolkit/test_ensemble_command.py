@@ -110,4 +110,4 @@ def test_evaluate_refuses_predictions_of_another_split(workspace: Path, toolkit:
     (workspace / "Valid.json").write_text(json.dumps({"images": images, "annotations": []}))
     result = toolkit("evaluate", predictions(workspace / "a.json", TEST), "--truth", "Valid.json")
     assert (result.status, "of the phase testing" in result.err) == (1, True)
-    assert not (workspace / "evaluation").exists()
+    assert not list(workspace.glob("*evaluation"))

@@ -88,7 +88,7 @@ def test_strict_refuses_and_writes_nothing(sample: Path, toolkit: Command) -> No
     assert f"missing id {VAL[5]}" in result.err
     assert "p.json" in result.err
     assert "--allow-missing" not in result.err
-    assert not (sample / "evaluation").exists()
+    assert not list(sample.glob("*evaluation"))
 
 
 def test_swapped_files_are_recognised(sample: Path, toolkit: Command) -> None:
@@ -112,6 +112,49 @@ def test_a_report_is_drawn_on_request(sample: Path, toolkit: Command) -> None:
     assert "no gallery: " in result.err
     page = (sample / "runs/first/evaluation/report.html").read_text()
     assert "<title>first, split val</title>" in page
+
+
+def test_scores_of_anything_else_leave_the_runs_own_alone(sample: Path, toolkit: Command) -> None:
+    run, data = sample / "runs/first", sample / "data/sample"
+    provenance.record(run / "predictions-val.json", "val", "best.pt", "of best")
+    toolkit("evaluate", "runs/first/predictions-val.json")
+    own = (run / "evaluation/scores.json").read_bytes()
+    truth = {str(i): {"boxes": HIT["boxes"], "labels": [2]} for i in TEST}
+    write(data / "TestNoLabels.json", {"images": [], "annotations": []})
+    write(sample / "answers.json", truth)
+    shutil.copytree(data, sample / "moved")
+    shutil.copy(data / "Valid.json", data / "Train.json")
+    write(run / "linked.json", {str(i): {**HIT, "boxes": [[90, 90, 95, 95]]} for i in VAL})
+    for words, folder in {
+        ("predictions-test.json", "--truth", "answers.json"): "evaluation-answers",
+        ("predictions-val.json", "--truth", "data/sample/Train.json"): "evaluation-train",
+        ("predictions-val.json", "--split", "train"): "evaluation-train",
+        ("predictions-val.json", "--data", "moved"): "evaluation-moved",
+        ("linked.json",): "linked-evaluation",
+    }.items():
+        result = toolkit("evaluate", run / words[0], *words[1:])
+        assert result.status == 0, result.err
+        assert f"{folder}/scores.json" in "".join(result.err.split())
+        assert (run / folder / "scores.json").is_file()
+        assert (run / "evaluation/scores.json").read_bytes() == own
+    assert provenance.origin_of(run / "evaluation/scores.json") is not None
+
+
+def test_each_file_of_no_run_has_its_own_scores(sample: Path, toolkit: Command) -> None:
+    nothing = {"boxes": [], "scores": [], "labels": []}
+    for name, found in {"a": HIT, "b": nothing}.items():
+        write(sample / f"{name}.json", {str(i): found for i in VAL})
+        toolkit("evaluate", f"{name}.json", "--truth", "data/sample/Valid.json")
+    scores = [json.loads((sample / f"{n}-evaluation/scores.json").read_text()) for n in "ab"]
+    assert [each["global_map_50"] for each in scores] == [1.0, 0.0]
+    run = sample / "runs/first"
+    write(run / "linked-test.json", {str(i): HIT for i in VAL})
+    for folder in (sample / "old", run):  # where earlier scores of any file lie, and a run's own
+        shutil.copytree(sample / "a-evaluation", folder / "evaluation")
+    shutil.copy(sample / "b.json", sample / "old")
+    files = ("a.json", "b.json", "old/b.json", run / "linked-test.json")
+    fused = toolkit("ensemble", *files, "--weights", "validation")
+    assert fused.status == 0, fused.err
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     assert scored.status == 0, scored.err
     for word in ("name:1", "cam0", "cam1", "cam2", *NAMES.values()):
         assert word in scored.out
-    folder = workspace / "evaluation"
+    folder = workspace / "animals-evaluation"
     scores = json.loads((folder / "scores.json").read_bytes())
     assert scores["toolkit"]["classes"] == {str(k + 1): name for k, name in NAMES.items()}
     assert scores["toolkit"]["images"] == {"global": 24, "cam0": 8, "cam1": 8, "cam2": 8}

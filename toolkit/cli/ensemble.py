@@ -64,5 +64,9 @@ def ensemble(
 def _scores_of(predictions: Path) -> Path:
     from toolkit import workspace
 
-    run = workspace.current().run_of(predictions) or predictions.parent
-    return run / "evaluation" / "scores.json"
+    place = workspace.current()
+    beside = place.evaluation(predictions, "val") / "scores.json"
+    if beside.is_file():
+        return beside
+    # Its run's; of a file of no run, where 0.1.0 wrote them.
+    return (place.run_of(predictions) or predictions.parent) / workspace.EVALUATION / "scores.json"

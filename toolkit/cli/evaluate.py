@@ -30,7 +30,10 @@ def evaluate(
         Path | None, typer.Option(help="The challenge's truth file or a COCO file; default: the split's.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for scores.json; default: evaluation/ in the run.")
+        Path | None,
+        typer.Option(
+            help="Folder for scores.json; default: evaluation/ in the run, of its own validation split."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print scores.json instead of a table.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
