@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import miopen, settling, startup, variables
 from .convolution.calls import Call, answers_channels_last, problem_of
-from .convolution.native import call_backward, call_forward, call_inner, is_recorded, record_forward, switch
+from .convolution.native import call_backward, call_forward, record_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
 from .convolution.routes import available
@@ -48,9 +48,6 @@ It sees through the overrides, and of a route it would keep the steps for this o
 
 RECORDED = "recorded by torch.jit.trace"
 """Why a call that a tracer writes down is no call for a route."""
-
-_SWITCHES = -4
-"""Where the switches of the vendor's library begin among the arguments of ``aten::_convolution``."""
 
 T = TypeVar("T")
 
@@ -98,12 +95,7 @@ class Session:
         # Held by who decides about a key: one thread measures, and none chooses a route being struck off.
         self._deciding = threading.RLock()
         self._as_set: Any = nullcontext() if device == "cpu" else switch
-        kernels: dict[str, Callable[..., Any]] = {
-            "convolution": self._convolution,
-            "convolution_backward": self._convolution_backward,
-            "_convolution": partial(_inner_convolution, self._convolution),
-        }
-        self._overrides = Overrides(_DISPATCH_KEYS[device], kernels)
+        self._overrides = Overrides(_DISPATCH_KEYS[device], self._convolution, self._convolution_backward)
         self.installed, self.way = False, PLAN
 
     def install(self) -> None:
@@ -158,8 +150,7 @@ class Session:
         settings = (bias, stride, padding, dilation, transposed, output_padding, groups)
         if _records():
             self.ledger.count(RECORDED)
-            with self._as_set:
-                return record_forward(x, weight, *settings)
+            return self._pass_on(record_forward, x, weight, *settings)
         key = (
             x.shape,
             weight.shape,
@@ -310,11 +301,6 @@ class Session:
                 self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
                 self.ledger.strike(route)
         return result
-
-
-def _inner_convolution(convolution: Callable[..., Tensor], *args: Any) -> Tensor:
-    """``aten::_convolution``, which a graph of TorchScript calls: it has switches of the library besides."""
-    return call_inner(*args) if is_recorded() else convolution(*args[:_SWITCHES])
 
 
 def _is_guarded(device: str, x: Tensor) -> bool:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from . import startup
-from .convolution.native import is_overridden
+from .convolution.native import call_inner, is_overridden, is_recorded
+
+_SWITCHES = -4
+"""Where the switches of the vendor's library begin among the arguments of ``aten::_convolution``."""
 
 _open_library: Callable[..., Any] = torch.library.Library
 
 
 class Overrides:
-    """Kernels for operators of ``aten``, not yet in the dispatcher.
+    """Kernels for ``aten::convolution`` and ``aten::convolution_backward``, not yet in the dispatcher.
+
+    Graphs of TorchScript call ``aten::_convolution`` instead of the first; it gets the same kernel.
 
     Args:
         key: the dispatch key, "CPU" or "CUDA".
-        kernels: by the operator's name, with its arguments.
+        forward, backward: the kernels, with the operators' arguments.
     """
 
-    def __init__(self, key: str, kernels: Mapping[str, Callable[..., Any]]) -> None:
-        self.key, self._kernels = key, kernels
+    def __init__(self, key: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        self.key = key
+        self._kernels: dict[str, Callable[..., Any]] = {
+            "convolution": forward,
+            "convolution_backward": backward,
+            "_convolution": partial(_of_script, forward),
+        }
         self._library: Any = None
 
     def shared(self) -> str:
@@ -58,6 +69,11 @@ class Overrides:
     def take_out(self) -> None:
         """Take them out of the dispatcher."""
         self._library = None
+
+
+def _of_script(forward: Callable[..., Any], *args: Any) -> Any:
+    """``aten::_convolution`` by a kernel of ``aten::convolution``, unless a tracer is writing it down."""
+    return call_inner(*args) if is_recorded() else forward(*args[:_SWITCHES])
 
 
 def _named() -> str:

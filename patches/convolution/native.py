@@ -77,11 +77,11 @@ def call_forward(library: bool | None, *args: Any) -> Tensor:
     return cast(Tensor, _call(library, _forward, args))
 
 
-def record_forward(*args: Any) -> Tensor:
-    """``aten::convolution`` under a tracer, which writes down that it calls ``aten::_convolution``."""
+def record_forward(library: bool | None, *args: Any) -> Tensor:
+    """:func:`call_forward` under a tracer, which writes down that ``aten::_convolution`` is called."""
     _thread.records = True
     try:
-        return cast(Tensor, _outer(_KEY, *args))
+        return cast(Tensor, _call(library, _outer, args))
     finally:
         _thread.records = False
 
