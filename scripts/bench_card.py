@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -191,11 +191,11 @@ def _first_batch(folder: str) -> tuple[float, float, str]:
         return taken, time.perf_counter() - start, way
 
 
-def models() -> Iterator[Row]:
+def models(names: Sequence[str] = steps.MODELS) -> Iterator[Row]:
     """Training steps of eight models in two precisions, against PyTorch without patches."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for mixed in (False, True):
-        for model in steps.MODELS:
+        for model in names:
             found = {way.name: way for way in steps.compare(model, mixed)}
             for way in found.values():
                 figures = f"{way.seconds * 1e3:.1f} ms, {way.ratio:.2f} x, peak {way.peak / GIB:.2f} GiB"
@@ -222,48 +222,42 @@ TRAININGS = {"fp32": "rx5600xt", "mixed": "thermal"}
 
 def trainings() -> Iterator[Row]:
     """Whole trainings of YOLOv8n, loader and validation included: seconds of the second of two epochs."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        toolkit = [sys.executable, "-m", "toolkit"]
-        quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        sample = ["dataset", "sample", str(data), "--train", "3200", "--val", "320"]
-        for verb in (sample, ["dataset", "prepare", str(data)]):
-            subprocess.run([*toolkit, *verb], env=environment, **quiet)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _toolkit(folder, "dataset sample data --train 3200 --val 320")
+        _toolkit(folder, "dataset prepare data")
         for kind, preset in TRAININGS.items():
             seconds = {}
-            for way, flags in (("no patches", ["--no-patches"]), ("patches", [])):
-                name = f"{preset}-{way.replace(' ', '-')}"
-                options = [
-                    "--data",
-                    str(data),
-                    "--preset",
-                    preset,
-                    "--model",
-                    "yolov8n.yaml",
-                    "--epochs",
-                    "2",
-                ]
-                options += [
-                    "--epochs",
-                    "2",
-                    "--batch",
-                    "16",
-                    "--imgsz",
-                    "640",
-                    "--workers",
-                    "8",
-                    "--name",
-                    name,
-                    *flags,
-                ]
-                subprocess.run([*toolkit, "train", *options], env=environment, **quiet)
-                (table,) = Path(folder).rglob(f"{name}/results.csv")
+            for way, flag in (("no patches", " --no-patches"), ("patches", "")):
+                run = f"{preset}-{way.replace(' ', '-')}"
+                _toolkit(
+                    folder,
+                    f"train --data data --preset {preset} --model yolov8n.yaml --epochs 2 --batch 16 "
+                    f"--imgsz 640 --workers 8 --name {run}{flag}",
+                )
+                table = folder / "runs" / run / "results.csv"
                 first, second = (float(row.split(",")[1]) for row in table.read_text().splitlines()[1:3])
                 seconds[way] = second - first
                 yield f"second epoch, {kind}: {way}", f"{seconds[way]:.1f} s", ""
             ratio = seconds["patches"] / seconds["no patches"]
             yield f"second epoch, {kind}: patches / no patches", f"{ratio:.2f} x", ""
+
+
+def _toolkit(folder: Path, words: str) -> None:
+    """Call the toolkit in a folder; what it says is shown where it fails, so that the table stays one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", "toolkit", *words.split()]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"toolkit {words} ended with status {done.returncode}:\n{done.stdout[-2000:]}")
 
 
 def precision() -> Iterator[Row]:
@@ -327,7 +321,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sections", nargs="*", metavar="section", help=f"default: {' '.join(SECTIONS)}")
-    names = parser.parse_args().sections or list(SECTIONS)
+    parser.add_argument(
+        "--models", nargs="*", default=steps.MODELS, choices=steps.MODELS, help="of the section models"
+    )
+    options = parser.parse_args()
+    names = options.sections or list(SECTIONS)
+    sections = {**SECTIONS, "models": partial(models, options.models)}
     if not set(names) <= set(SECTIONS):
         parser.error(f"expected some of {', '.join(SECTIONS)}")
     obstacle = forced_route() or missing_device("cuda")
@@ -336,7 +335,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| what | measured | limit |\n|---|---|---|", flush=True)
     for name in names:
-        for row in SECTIONS[name]():
+        for row in sections[name]():
             print(f"| {' | '.join(row)} |", flush=True)
 
 
