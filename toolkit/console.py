@@ -39,6 +39,9 @@ err = Console(stderr=True)
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines when the output is no terminal."""
 
+LEAST_SECONDS = 1.0
+"""A rate over less says nothing, and is not shown."""
+
 
 class _PatientStream:
     def __init__(self, stream: TextIO) -> None:
@@ -93,6 +96,11 @@ def speak(level: Level) -> None:
     _level = level
 
 
+def level() -> Level:
+    """How much is said now."""
+    return _level
+
+
 def detail(message: str) -> None:
     """:func:`note`, for whoever asked for more (``-v``)."""
     if _level is Level.VERBOSE:
@@ -131,6 +139,8 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
+        if (task.finished_time or task.elapsed or 0) < LEAST_SECONDS:
+            speed = None
         return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
@@ -154,11 +164,12 @@ class _PlainProgress:
         self.shown = self.done
         elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = self.done / elapsed
+        fast = f", {rate:,.{0 if rate >= 10 else 1}f}/s" if elapsed >= LEAST_SECONDS else ""
         if self.total is None:
-            text = f"{self.title}: {self.done:,} {self.unit}, {rate:,.0f}/s"
+            text = f"{self.title}: {self.done:,} {self.unit}{fast}"
         else:
             left = f", {(self.total - self.done) / rate:,.0f} s left" if 0 < self.done < self.total else ""
-            text = f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s{left}"
+            text = f"{self.title}: {self.done:,}/{self.total:,} {self.unit}{fast}{left}"
         note(text)
 
 

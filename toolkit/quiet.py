@@ -8,8 +8,12 @@ import os
 from patches.cache import cache_folder
 from toolkit import NAME
 
-ABOUT_A_FILE = ("Creating new Ultralytics Settings", "Ultralytics settings updated")
-"""How Ultralytics begins what it says on standard output, while it is imported, of its file of settings."""
+OF_NO_INTEREST = (
+    *("Creating new Ultralytics Settings", "Ultralytics settings updated"),
+    "Optimizer stripped from",
+)
+"""How Ultralytics begins what it says of its file of settings, while it is imported, and of the temporary
+file that a checkpoint is written to."""
 
 
 def keep_libraries_quiet() -> None:
@@ -29,5 +33,5 @@ def keep_libraries_quiet() -> None:
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Whether a message is none of those that would stand before JSON on standard output."""
-    return not record.getMessage().startswith(ABOUT_A_FILE)
+    """Whether a message is none of those that stand before JSON on standard output or name no file to use."""
+    return not record.getMessage().startswith(OF_NO_INTEREST)

@@ -47,6 +47,11 @@ LTDV2 = Vocabulary(
 """The challenge's classes and the eight months that it scores."""
 
 
+def capitalised(name: str) -> str:
+    """The name of a class or part as it begins a line: ``may`` as ``May``, ``OtherVehicle`` as it is."""
+    return name[:1].upper() + name[1:]
+
+
 def of_data(data: Path) -> Vocabulary:
     """The vocabulary of a data folder: its ``dataset.json``'s, else LTDv2's.
 

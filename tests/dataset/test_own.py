@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import yaml
 
 from submission import Detections
 from toolkit.dataset import index
+from toolkit.dataset.export import export_yolo, stems
 from toolkit.dataset.frames import decode_grey
 from toolkit.dataset.own import parts
 from toolkit.dataset.own.reading import Image, read
@@ -29,7 +32,7 @@ from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, score
 from toolkit.evaluation.table import month_table
 from toolkit.evaluation.truth import GroundTruth
-from toolkit.report.page import write_report
+from toolkit.report.page import findings, write_report
 from toolkit.training.options import Options
 from toolkit.vocabulary import LTDV2, of_data
 
@@ -202,6 +205,10 @@ def test_scores_comparison_and_report_are_by_the_parts(data: Path, tmp_path: Pat
     text = page.read_text()
     assert "<td>70</td>" in text
     assert "mAP@0.5 by name:2" in text
+    named = msgspec.structs.replace(truth.vocabulary, classes={1: "OtherVehicle", 2: "DontCare"})
+    persons = replace(found, labels=np.ones_like(found.labels))
+    told = findings(score(replace(truth, vocabulary=named), persons))
+    assert "DontCare is the weakest class" in " ".join(told)
     if len(set(Context.read(path, truth.image_ids).clips.tolist())) > 1:
         result = compare(truth, found, found, Context.read(path, truth.image_ids), resamples=20)
         assert "70_map_50" in result.differences
@@ -327,3 +334,30 @@ def test_a_class_that_marks_no_object_is_said_with_the_flag_that_leaves_it_out(
     bring(root, tmp_path / "data", classes=said.split("--classes ")[1].split()[0])
     assert "DontCare" not in capsys.readouterr().err
     assert of_data(tmp_path / "data").classes == {1: "Person", 2: "Car"}
+
+
+def test_an_export_keeps_the_sources_names_where_all_are_different(data: Path, tmp_path: Path) -> None:
+    opened = index.load(data)
+    export_yolo(opened, tmp_path / "yolo")
+    names = {path.name for path in (tmp_path / "yolo" / "images").rglob("*.jpg")}
+    assert names == {f"1_{(n % 4) * 10 + 60}_{n:05d}.jpg" for n in range(20)}
+    assert {f"{stem}.jpg" for stem in stems(opened)} == names
+    bring(yolo(tmp_path / "source"), tmp_path / "twice")  # train and val both have a cam0_000
+    prepare(tmp_path / "twice")
+    export_yolo(index.load(tmp_path / "twice"), tmp_path / "flat")
+    assert len(list((tmp_path / "flat" / "images").rglob("*-cam?_???.png"))) == 12
+
+
+def test_what_six_decimals_round_is_no_box_outside_its_frame(tmp_path: Path) -> None:
+    source = yolo(tmp_path / "source")
+    rng = np.random.default_rng(0)
+    for text in (source.parent / "labels" / "train").glob("*.txt"):
+        sides = rng.uniform(0.01, 0.9, (40, 2))
+        centres = np.where(rng.random((40, 2)) < 0.5, sides / 2, 1 - sides / 2)
+        rows = np.hstack([centres, sides]).tolist()
+        text.write_text("".join(f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in rows))
+    bring(source, tmp_path / "data")
+    assert prepare(tmp_path / "data").manifest.discrepancies == {}
+    text.write_text("0 0.100010 0.5 0.2 0.2\n0 0.099990 0.5 0.2 0.2\n")  # a thousandth of a pixel outside
+    bring(source, tmp_path / "data")
+    assert prepare(tmp_path / "data").manifest.discrepancies == {"box outside its frame": 1}

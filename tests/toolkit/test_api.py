@@ -70,6 +70,11 @@ def test_predictions_compare_with_themselves(place: Path) -> None:
         same = api.compare(true, found, found, place / "data" / "demo" / "Valid.json", resamples=10)
         assert same.differences["global_map_50"].change == 0
     assert len(api.match(true, found)) >= len(found.boxes)
+    table = api.match(true, found, place / "data" / "demo" / "Valid.json")
+    assert len(table) > 0
+    for made in (api.frames, api.clips):
+        keys = [key for key in ("image_id", "clip", "part") if key in made(dataset, "val").columns]
+        assert len(table.join(made(dataset, "val"), on=keys, how="inner")) == len(table)
 
 
 def test_importing_it_loads_nothing_heavy_and_changes_nothing() -> None:

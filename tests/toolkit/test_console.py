@@ -96,3 +96,13 @@ def test_a_command_finds_out_by_itself_where_it_speaks(tmp_path: Path) -> None:
     assert len(piped.stderr.decode().splitlines()) == 1
     assert at_terminal[0].startswith("error: ")
     assert at_terminal[1:] == ["hint: python -m toolkit runs --help"]
+
+
+def test_a_rate_over_a_moment_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for least, said in ((60.0, "reading: 6/6 frames\n"), (0.0, "/s\n")):
+        monkeypatch.setattr(console, "LEAST_SECONDS", least)
+        with console.progress("reading", 6, "frames") as advance:
+            advance(6)
+        assert capsys.readouterr().err.endswith(said)

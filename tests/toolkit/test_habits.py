@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -17,6 +20,7 @@ from toolkit.cli import app, completion
 from toolkit.configuration import VARIABLES
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import STATUSES
+from toolkit.supervision.supervisor import trainer_command
 from toolkit.training import preset
 from toolkit.workspace import Workspace
 
@@ -163,3 +167,83 @@ def test_nothing_of_ultralytics_settings_stands_before_the_output(tmp_path: Path
     )
     assert done.stdout == "1\n"
     assert (tmp_path / "Ultralytics" / "settings.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("evaluate", "-q"), r"No such option: -q; -q stands before the verb: .*toolkit -q evaluate$"),
+        (
+            ("dataset", "stats", "x", "--debug"),
+            r"--debug stands before the verb: .*toolkit --debug dataset stats$",
+        ),
+        (("evaluate", "-x"), r"No such option: -x; .*toolkit evaluate --help$"),
+        (("predict", "a.pt", "1.jpg", "2.jpg"), r"quote a pattern such as '\*\.jpg', so that it arrives"),
+        (("predict", "a.pt", "b", "nowhere"), r"\(nowhere\); .*toolkit predict --help$"),
+        (
+            ("evaluate", "--split", "tset"),
+            r"Invalid value for '--split': 'tset' is not one of 'train', 'val'",
+        ),
+    ],
+)
+def test_a_call_that_does_not_parse_says_what_to_type_instead(
+    workspace: Path, toolkit: Command, words: tuple[str, ...], said: str
+) -> None:
+    (workspace / "2.jpg").touch()
+    result = toolkit(*words)
+    assert result.status == 2
+    assert re.search(said, result.err)
+
+
+@pytest.mark.parametrize(
+    ("verb", "start", "expected"),
+    [
+        ("compare", "f", ["first", "found.json"]),
+        ("soup", "fi", ["first"]),
+        (
+            "ensemble",
+            "runs/f",
+            ["runs/first/evaluation/predictions.json", "runs/first/predictions-test.json"],
+        ),
+        ("link", "found", ["found.json"]),
+        ("submit", "runs/first/s", ["runs/first/submission.zip"]),
+    ],
+)
+def test_the_shell_completes_what_a_verb_takes(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    start: str,
+    expected: list[str],
+) -> None:
+    run = workspace / "runs" / "first"
+    for name in ("weights/best.pt", "evaluation/predictions.json", "predictions-test.json", "submission.zip"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    (run / "run.json").write_text("{}")
+    (workspace / "found.json").touch()
+    monkeypatch.setenv("_TOOLKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"toolkit {verb} {start}")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit):
+        typer.main.get_command(app)(prog_name="toolkit")
+    assert [name for name in capsys.readouterr().out.split() if not name.endswith("/")] == expected
+
+
+def test_quiet_holds_for_ultralytics_and_for_the_process_that_trains() -> None:
+    from toolkit.machine.device import LOGGER, running
+
+    before = LOGGER.level
+    plan = SimpleNamespace(run=Path("runs/x"), ranks=1)
+    for level, least, words in (
+        (console.Level.NORMAL, before, []),
+        (console.Level.QUIET, logging.WARNING, ["QUIET"]),
+        (console.Level.VERBOSE, before, ["VERBOSE"]),
+    ):
+        console.speak(level)
+        with running("cpu", patched=False):
+            assert LOGGER.level == least
+        assert LOGGER.level == before
+        command = trainer_command(plan)  # type: ignore[arg-type]
+        assert command[command.index("runs/x") + 1 :] == words

@@ -132,6 +132,8 @@ def test_parts_of_the_data_are_planned_for_a_training(
     words = ("train", "--preset", "smoke", "--device", "cpu", "--dry-run", "--months")
     planned = toolkit(*words, "cam0,cam2")
     assert planned.status == 0, planned.err
+    assert "train: cam0, cam2" in planned.out
+    assert "Overriding" not in planned.out + planned.err
     refused = toolkit(*words, "feb")
     assert "no name:1 named 'feb'" in refused.err
 

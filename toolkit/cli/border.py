@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import platform
+import re
 import select
 import shlex
 import sys
@@ -123,10 +124,24 @@ def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
-        command = error.ctx.command_path if error.ctx else "toolkit"
         message = " ".join(error.format_message().split()).rstrip(".")  # choices come a line each
-        console.fail(ToolkitError(message, fix=f"{command} --help"))
+        console.fail(ToolkitError(message.replace("Value error, ", ""), fix=_advice(error, message)))
     return int(error.exit_code)
+
+
+def _advice(error: Any, message: str) -> str:
+    """What to type instead of a call that does not parse."""
+    if error.ctx is None:
+        return "toolkit --help"
+    root, command = error.ctx.find_root(), error.ctx.command_path
+    option = getattr(error, "option_name", None)
+    if option in {name for each in root.command.params for name in (*each.opts, *each.secondary_opts)}:
+        verb = command.removeprefix(root.command_path).strip()
+        return f"{option} stands before the verb: {root.command_path} {option} {verb}"
+    extra = re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)", message)
+    if extra and any(Path(word).is_file() for word in extra[1].split()):
+        return f"quote a pattern such as '*.jpg', so that it arrives as one word; {command} --help"
+    return f"{command} --help"
 
 
 def _translated(error: Exception) -> ToolkitError | None:

@@ -7,12 +7,23 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli import completion
 from toolkit.cli.options import EngineChoice, Published, number
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run's folder or name, or predictions.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="A run's folder or name, or predictions.",
+            autocompletion=completion.compared,
+        ),
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B", help="What is compared with it.", autocompletion=completion.compared),
+    ],
     split: Published = "val",
     truth: Annotated[Path | None, typer.Option(help="A COCO file; default: the split's.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,

@@ -29,10 +29,36 @@ def predictions(incomplete: str) -> list[str]:
     return [*weights(incomplete), *_paths(incomplete, (".json",), folders=False)]
 
 
+def compared(incomplete: str) -> list[str]:
+    """Runs, and files of predictions."""
+    return [*runs(incomplete), *_paths(incomplete, (".json",))]
+
+
+def found(incomplete: str) -> list[str]:
+    """Files of predictions: those of the runs, and files and folders that begin so."""
+    return list(dict.fromkeys([*_of_runs("predictions*.json", incomplete), *_paths(incomplete, (".json",))]))
+
+
+def entered(incomplete: str) -> list[str]:
+    """:func:`found`, and archives of predictions."""
+    archives = [*_of_runs("*.zip", incomplete), *_paths(incomplete, (".zip",), folders=False)]
+    return list(dict.fromkeys([*found(incomplete), *archives]))
+
+
 def presets(incomplete: str) -> list[str]:
     """Names of presets."""
     folder = Path(__file__).parents[1] / "training" / "presets"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _of_runs(pattern: str, incomplete: str) -> list[str]:
+    """Files of all runs, as a person in the current folder writes them."""
+    from toolkit import workspace
+
+    here, folder = Path.cwd(), workspace.current().runs
+    found = sorted([*folder.glob(f"*/{pattern}"), *folder.glob(f"*/evaluation/{pattern}")])
+    names = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in found]
     return [name for name in names if name.startswith(incomplete)]
 
 

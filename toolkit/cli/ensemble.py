@@ -7,11 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from toolkit.cli import completion
 from toolkit.cli.options import require_place
 
 
 def ensemble(
-    predictions: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="At least two.")],
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="A.json B.json ...", help="At least two.", autocompletion=completion.found),
+    ],
     method: Annotated[
         Literal["wbf", "nms", "soft-nms", "nmw"], typer.Option(help="wbf averages the boxes of an object.")
     ] = "wbf",

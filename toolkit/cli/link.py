@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli import completion
 from toolkit.cli.options import require_place
 
 
 def link(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.json", help="Of one split.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(metavar="PREDICTIONS.json", help="Of one split.", autocompletion=completion.found),
+    ],
     iou: Annotated[float, typer.Option(help="Overlap of a box with where its track should be.")] = 0.2,
     gap: Annotated[int, typer.Option(help="Seconds without a box that are filled, 0 to 10.")] = 2,
     share: Annotated[

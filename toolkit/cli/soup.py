@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from toolkit.cli import completion
 from toolkit.cli.options import number, require_place
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 def soup(
     sources: Annotated[
-        list[str], typer.Argument(metavar="A.pt B.pt ...|RUN ...", help="Checkpoints, or runs with several.")
+        list[str],
+        typer.Argument(
+            metavar="A.pt B.pt ...|RUN ...",
+            help="Checkpoints, or runs with several.",
+            autocompletion=completion.weights,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Where the averaged weights go.")] = Path("soup.pt"),
     select_by: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from toolkit.cli import completion
 from toolkit.cli.options import Competition, PhaseName
 
 if TYPE_CHECKING:
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 def submit(
     predictions: Annotated[
         Path | None,
-        typer.Argument(metavar="[PREDICTIONS]", help="A .json or a .zip; default: the newest."),
+        typer.Argument(
+            metavar="[PREDICTIONS]",
+            help="A .json or a .zip; default: the newest.",
+            autocompletion=completion.entered,
+        ),
     ] = None,
     zip: Annotated[bool, typer.Option("--zip", help="Write the archive; without it only check.")] = False,
     phase: Annotated[

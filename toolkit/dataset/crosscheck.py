@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 COLUMNS = ("x1", "y1", "x2", "y2", "label")
 """Lists of an image: corners of its boxes, pixels, and their labels."""
 
+SIX_DECIMALS = 1e-6
+"""Part of a frame's side by which a box at its edge may lie outside: YOLO's text files round to it."""
+
 
 def table_of(
     split: SplitName, annotations: Annotations, log: Discrepancies, words: Vocabulary
@@ -134,7 +137,9 @@ def _boxes(
     widths, heights = (images[c].to_numpy()[row] if len(ids) else row for c in ("width", "height"))
     empty = (w <= 0) | (h <= 0)
     report("box without area", good & empty)
-    report("box outside its frame", good & ~empty & ((x1 < 0) | (y1 < 0) | (x2 > widths) | (y2 > heights)))
+    wide, tall = widths * SIX_DECIMALS, heights * SIX_DECIMALS
+    outside = (x1 < -wide) | (y1 < -tall) | (x2 > widths + wide) | (y2 > heights + tall)
+    report("box outside its frame", good & ~empty & outside)
     corners = {"x1": x1[good], "y1": y1[good], "x2": x2[good], "y2": y2[good]}
     boxes = {"image_id": a.box_image_ids[good], **corners, "label": a.labels[good].astype(np.uint8)}
     return pl.DataFrame(boxes).group_by("image_id", maintain_order=True).agg(COLUMNS)

@@ -21,8 +21,9 @@ from toolkit.ltdv2 import ANNOTATIONS
 def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, channels: int = 1) -> Path:
     """Write ``images/<split>/``, ``labels/<split>/`` and ``data.yaml`` below ``folder``.
 
-    Base names repeat between clips, so a frame's whole path goes into its name:
-    ``frames/20200514/clip_22_2307/image_0015.jpg`` becomes ``20200514-clip_22_2307-image_0015.jpg``.
+    LTDv2's base names repeat between clips, so a frame's whole path goes into its name:
+    ``frames/20200514/clip_22_2307/image_0015.jpg`` becomes ``20200514-clip_22_2307-image_0015.jpg``. Of other
+    data whose base names are all different the frames keep these.
     Images are symbolic links to ``frames/``. A member of an archive has no path to link to;
     ``extract`` writes those that the splits use as files instead.
 
@@ -43,10 +44,11 @@ def export_yolo(index: DatasetIndex, folder: Path, *, extract: bool = False, cha
     folder = Path(folder)
     listed = folder / "data.yaml"
     splits = _begin(index, folder, listed, extract=extract)
+    names = _names(index)
     for name in splits:
         split, labels = index.split(name), folder / "labels" / name
         labels.mkdir(parents=True, exist_ok=True)
-        for row, flat in _export_images(split, folder):
+        for row, flat in _export_images(split, folder, names[name]):
             (labels / flat).with_suffix(".txt").write_text(_label_text(split, row))
     content: dict[str, object] = {
         "path": str(folder.resolve()),
@@ -77,10 +79,10 @@ def export_coco(index: DatasetIndex, folder: Path, *, extract: bool = False) -> 
         ToolkitError: see :func:`export_yolo`.
     """
     folder = Path(folder)
-    annotations = folder / "annotations"
+    annotations, names = folder / "annotations", _names(index)
     for name in _begin(index, folder, annotations, extract=extract):
         split = index.split(name)
-        named = dict(_export_images(split, folder))
+        named = dict(_export_images(split, folder, names[name]))
         content = _coco(split, list(named.items()))
         with replacing(annotations / f"instances_{name}.json") as temporary:
             temporary.write_bytes(msgspec.json.encode(content) + b"\n")
@@ -142,12 +144,20 @@ def _begin(index: DatasetIndex, folder: Path, mark: Path, *, extract: bool) -> l
 def stems(index: DatasetIndex) -> dict[str, int]:
     """Image id of each file stem of an export: what Ultralytics writes as ``image_id`` of its predictions."""
     return {
-        Path(_flat(name.decode())).stem: image_id
-        for split in ANNOTATIONS
-        if index.manifest.images.get(split)
-        for name, image_id in zip(
-            index.split(split).file_names.tolist(), index.split(split).image_ids.tolist(), strict=True
-        )
+        Path(name).stem: image_id
+        for split, names in _names(index).items()
+        for name, image_id in zip(names, index.split(split).image_ids.tolist(), strict=True)
+    }
+
+
+def _names(index: DatasetIndex) -> dict[str, list[str]]:
+    """The file name of each image of each split in an export."""
+    splits = [name for name in ANNOTATIONS if index.manifest.images.get(name)]
+    paths = {name: [path.decode() for path in index.split(name).file_names.tolist()] for name in splits}
+    stems = [Path(path).stem for listed in paths.values() for path in listed]
+    plain = index.manifest.vocabulary.is_own and len(set(stems)) == len(stems)
+    return {
+        name: [Path(path).name if plain else _flat(path) for path in listed] for name, listed in paths.items()
     }
 
 
@@ -156,14 +166,14 @@ def _flat(name: str) -> str:
     return name.removeprefix("frames/").replace("/", "-")
 
 
-def _export_images(split: Split, folder: Path) -> Iterator[tuple[int, str]]:
+def _export_images(split: Split, folder: Path, names: list[str]) -> Iterator[tuple[int, str]]:
     """Links, or files, of a split's frames below ``images/``; row and file name of each that is there."""
     images = folder / "images" / split.name
     try:
         images.mkdir(parents=True, exist_ok=True)
         frames = split.frames()
         for row in console.track(range(len(split)), f"exporting {split.name}"):
-            flat = _flat(frames.name(row))
+            flat = names[row]
             image = images / flat
             if not isinstance(frames, FolderFrames):
                 try:

@@ -50,10 +50,14 @@ class Subset(msgspec.Struct, frozen=True):
         """Whether nothing is left out."""
         return self == Subset()
 
-    def __str__(self) -> str:
-        names = {number: name for name, number in MONTHS.items()}
+    def words(self, vocabulary: Vocabulary) -> str:
+        """For a person, who knows the parts of other data by their names."""
+        names = {number: name for name, number in MONTHS.items()} | vocabulary.names_of_parts()
         months = ", ".join(names.get(month, f"part {month}") for month in self.months) or "all months"
         return months if self.part == 1 else f"{months}, {100 * self.part:.3g} % in whole clips"
+
+    def __str__(self) -> str:
+        return self.words(LTDV2)
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Rows of the split; see :func:`select`."""
@@ -114,9 +118,10 @@ def select(
     months = list(months)
     chosen = np.isin(split.months, months) if months else np.ones(len(split), bool)
     if not chosen.any():
+        named = split.vocabulary.names_of_parts()
         raise ToolkitError(
-            f"the {split.name} split has no image of " + ", ".join(map(str, months)),
-            expected=", ".join(map(str, np.unique(split.months))),
+            f"the {split.name} split has no image of " + ", ".join(named.get(m, str(m)) for m in months),
+            expected=", ".join(named.get(m, str(m)) for m in np.unique(split.months).tolist()),
         )
     if part < 1:
         keep = np.zeros(len(split), bool)

@@ -18,6 +18,7 @@ from toolkit.evaluation.matching import box_iou, match
 from toolkit.evaluation.scoring import align
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
+from toolkit.ltdv2 import MONTH_DIGITS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,8 +36,9 @@ def match_table(truth: GroundTruth, found: Detections, context: Context | None =
         context: frames, clips, hours and weather, where they are known.
 
     Returns:
-        ``image_id`` int64, ``frame``, ``clip``, the month or what stands for it, ``hour`` float64,
-        ``meta.<name>`` float64 each; ``kind``, one of :data:`HIT`, :data:`FALSE_ALARM`, :data:`MISS`,
+        ``image_id`` int64, ``frame``, ``clip``, the month or what stands for it by its name, ``part``, the
+        same as the tables of :mod:`toolkit.api` have it (LTDv2: YYYYMM), ``hour`` float64, ``meta.<name>``
+        float64 each; ``kind``, one of :data:`HIT`, :data:`FALSE_ALARM`, :data:`MISS`,
         :data:`BEYOND`; ``class``, ``label``; ``x1``, ``y1``, ``x2``, ``y2`` in pixels, of the missed object
         in a row of that kind; ``score``, null there; ``truth``, the row of the true box in its image, from 0,
         ``true_x1`` to ``true_y2``, and ``iou``, null for a false alarm.
@@ -65,6 +67,7 @@ def match_table(truth: GroundTruth, found: Detections, context: Context | None =
         {
             "image_id": truth.image_ids[image],
             truth.vocabulary.by: _months(p)[image],
+            "part": _parts(truth)[image],
             "kind": kinds,
             "class": np.array([p.classes.get(k, str(k)) for k in range(256)])[label],
             "label": label,
@@ -94,12 +97,20 @@ def _months(problem: Problem) -> npt.NDArray[np.str_]:
     return names.astype(str)
 
 
+def _parts(truth: GroundTruth) -> npt.NDArray[np.str_]:
+    """(images,) the part of each image, as :attr:`toolkit.dataset.index.Split.part_names` has it."""
+    if truth.parts is None:
+        return (truth.image_ids // MONTH_DIGITS).astype(str)
+    names = truth.vocabulary.names_of_parts()
+    return np.array([names.get(number, "") for number in truth.parts.tolist()], np.str_)
+
+
 def _with_context(table: pl.DataFrame, context: Context, image: npt.NDArray[np.int64]) -> pl.DataFrame:
     import polars as pl
 
     known = [
         pl.Series("frame", context.names[image]),
-        pl.Series("clip", context.clips[image]),
+        pl.Series("clip", context.clips[image]).str.strip_prefix("frames/"),
         pl.Series("hour", context.hours[image]).fill_nan(None),
         *(pl.Series(f"meta.{key}", v[image]).fill_nan(None) for key, v in context.weather.items()),
     ]

@@ -107,7 +107,13 @@ def patched_convolutions(kind: str, route: str = "auto") -> Iterator[None]:
 
 @contextmanager
 def _output_to_stderr() -> Iterator[None]:
-    """Ultralytics prints its log and its bars on standard output, which belongs to results."""
+    """Ultralytics prints its log and its bars on standard output, which belongs to results.
+
+    With ``-q`` its warnings are left; its bars go with its log's level.
+    """
+    level = LOGGER.level
+    if console.level() is console.Level.QUIET:
+        LOGGER.setLevel(logging.WARNING)
     redirected = [
         (handler, handler.setStream(sys.stderr))
         for handler in LOGGER.handlers
@@ -119,6 +125,7 @@ def _output_to_stderr() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        LOGGER.setLevel(level)
         for handler, before in redirected:
             if before is not None:
                 handler.setStream(before)

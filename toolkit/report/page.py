@@ -24,6 +24,7 @@ from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.report.figures import Evaluated, Picture, operating_point, pictures, save
 from toolkit.report.gallery import Reader, frames_of, gallery
+from toolkit.vocabulary import capitalised
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -133,7 +134,7 @@ def findings(scores: Scores) -> list[str]:
             f"The drift between {scores.part}s costs {lost:.3f}: with equal {scores.part}s the score would "
             f"be {scores.overall.map_50:.3f} instead of {scores.balanced:.3f}."
         )
-        shown = {name.capitalize(): f"{value:.3f}" for name, value in months.items()}
+        shown = {capitalised(name): f"{value:.3f}" for name, value in months.items()}
         low, high = min(shown.values()), max(shown.values())
         worst, best = ([name for name in shown if shown[name] == value] for value in (low, high))
         if low == high:
@@ -143,7 +144,7 @@ def findings(scores: Scores) -> list[str]:
                 f"{_are(worst)} the weakest {scores.part}{'s' * (len(worst) > 1)} ({low}), "
                 f"{_listed(best)} the strongest ({high})."
             )
-    empty = [name.capitalize() for name, s in scores.months.items() if not is_number(s.map_50)]
+    empty = [capitalised(name) for name, s in scores.months.items() if not is_number(s.map_50)]
     if empty:
         told.append(
             f"No true boxes in {', '.join(empty)}: the challenge's formula then counts -1 for the "
@@ -154,7 +155,7 @@ def findings(scores: Scores) -> list[str]:
         low = f"{min(classes.values()):.3f}"
         weak = [k for k, value in classes.items() if f"{value:.3f}" == low]
         rest = [value for k, value in classes.items() if k not in weak]
-        names = [scores.classes.get(k, str(k)).capitalize() for k in weak]
+        names = [capitalised(scores.classes.get(k, str(k))) for k in weak]
         if not rest:
             told.append(f"All classes score alike (AP@0.5 {low}).")
         else:
@@ -216,7 +217,7 @@ def _levers(data: Evaluated) -> str:
         f"<td>{cause.gain_50:+.4f}</td></tr>"
         for name, cause in causes(data.matches).items()
     ]
-    by_month = _rows(("class", *(html.escape(month.capitalize()) for month in months)), rows)
+    by_month = _rows(("class", *(html.escape(capitalised(month)) for month in months)), rows)
     by_cause = _rows(("cause", "boxes", "global_map_bal", "global_map_50"), costs)
     return (
         f"<p>What global_map_bal gains if a class has {STEP:.2f} more AP@0.5 in a {data.scores.part}, or in "
@@ -241,7 +242,7 @@ def _cell(cell: Cell) -> str:
 def _absent(by_class: dict[int, dict[str, Cell]], scores: Scores) -> str:
     """Which classes which months lack, and what that does to the score."""
     lacks = {
-        scores.classes.get(label, str(label)): [m.capitalize() for m in scores.months if row[m].ap_50 is None]
+        scores.classes.get(label, str(label)): [capitalised(m) for m in scores.months if row[m].ap_50 is None]
         for label, row in by_class.items()
     }
     told = [f"{name} in {_listed(months)}" for name, months in lacks.items() if months]
@@ -261,7 +262,7 @@ def _table(scores: Scores) -> str:
     for name, s in {**scores.months, "all": scores.overall}.items():
         values = [s.map, s.map_50, s.map_75, s.mar_1, s.mar_10, s.mar_100]
         cells = [f"{s.images:,}", *(f"{v:.4f}" if is_number(v) else "–" for v in values)]
-        first = f"<tr><td>{html.escape(name.capitalize())}</td>"
+        first = f"<tr><td>{html.escape(capitalised(name))}</td>"
         rows.append(first + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     head = "".join(f"<th>{text}</th>" for text in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"

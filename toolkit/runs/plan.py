@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from submission.errors import NO_JSON
-from toolkit import ltdv2
+from toolkit import ltdv2, vocabulary
 from toolkit.dataset.frequency import Frequency, Paste
 from toolkit.dataset.joined import open_split
 from toolkit.dataset.subset import Subset
@@ -136,9 +136,10 @@ def read_plan(files: RunFiles) -> TrainingPlan:
         ) from error
 
 
-def describe(subsets: Mapping[str, Subset]) -> str:
-    """Subsets in words, for a person."""
-    return "; ".join(f"{split}: {subset}" for split, subset in subsets.items()) or "all images"
+def describe(subsets: Mapping[str, Subset], data: Path) -> str:
+    """Subsets of the splits of a data folder in words, for a person."""
+    known = vocabulary.of_data(data)
+    return "; ".join(f"{split}: {each.words(known)}" for split, each in subsets.items()) or "all images"
 
 
 def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:

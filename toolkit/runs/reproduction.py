@@ -135,7 +135,8 @@ def _images(plan: TrainingPlan) -> str:
     """Which images are used, and how often, in words."""
     often = "" if plan.frequency.is_plain else f"; {plan.frequency}"
     often += f"; {plan.paste}" if plan.paste.chances else ""
-    return describe(plan.subsets) + often + ("" if plan.chooses else "; train and val are trained on")
+    often += "" if plan.chooses else "; train and val are trained on"
+    return describe(plan.subsets, plan.data) + often
 
 
 def labels(frames: index.DatasetIndex) -> str:

@@ -41,7 +41,9 @@ from toolkit.supervision.recovery import End, Patience, RecoveryPolicy
 
 def trainer_command(plan: TrainingPlan) -> list[str]:
     """The command of the process, or of the group of ranks, that trains ``plan``."""
-    worker = ("toolkit.training.worker", str(plan.run))
+    level = console.level()
+    said = () if level is console.Level.NORMAL else (level.name,)
+    worker = ("toolkit.training.worker", str(plan.run), *said)
     if plan.ranks == 1:
         return children.command(*worker)
     ranks = f"--nproc-per-node={plan.ranks}"
@@ -67,7 +69,7 @@ def train(plan: TrainingPlan, *, numbered: bool = False, opened: index.Opener = 
     images = count_images(plan, prepared)
     if plan.subsets:
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
-        console.note(f"{describe(plan.subsets)} ({counted})")
+        console.note(f"{describe(plan.subsets, plan.data)} ({counted})")
     if not plan.frequency.is_plain:
         console.note(f"{plan.frequency}: {images['train']:,} samples an epoch")
     if "background" in plan.views.words:

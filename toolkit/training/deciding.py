@@ -75,7 +75,7 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
     if score_every and "val" in subsets:
         raise ToolkitError(
             "the challenge's score is one of all months",
-            found=f"validation on {subsets['val']} alone",
+            found=f"validation on {subsets['val'].words(vocabulary.of_data(data))} alone",
             fix="leave --score-every and --select-by out, or --val-months",
         )
     train_on = options.splits()
@@ -182,8 +182,8 @@ def plan_resume(
     if (wanted := options.subsets(vocabulary.of_data(before.data))) and wanted != before.subsets:
         raise ToolkitError(
             f"run {files.run.name} keeps the images that it was started with",
-            found=describe(wanted),
-            expected=describe(before.subsets),
+            found=describe(wanted, before.data),
+            expected=describe(before.subsets, before.data),
             fix="leave --subset, --months and --val-months out, or start a new run",
         )
     if (options.every or options.repeat) and options.frequency() != before.frequency:

@@ -93,7 +93,7 @@ class DryRun(msgspec.Struct, frozen=True):
             images = ", ".join(f"{n:,} {name}" for name, n in self.images.items())
             yield f"data         {plan.data}: {images} ({source['data']})"
         if plan.subsets:
-            yield f"subset       {describe(plan.subsets)} (flag)"
+            yield f"subset       {describe(plan.subsets, plan.data)} (flag)"
         if not plan.frequency.is_plain:
             said = dict.fromkeys(source[name] for name in ("every", "repeat") if name in source)
             yield f"frequency    {plan.frequency} ({', '.join(said) or 'run'})"

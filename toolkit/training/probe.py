@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils.torch_utils import ModelEMA
 
-from toolkit import console, doctor
+from toolkit import console, doctor, vocabulary
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.joined import open_split
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -133,7 +133,8 @@ class _Step(TrainingStep):
         size = -(-int(options.imgsz) // STRIDE) * STRIDE
         amp = mixed_precision(device, options.amp)
         channels_last = options.channels_last is not False
-        super().__init__(plan.model, images, size, device, plan.channels, amp, channels_last)
+        classes = len(vocabulary.of_data(plan.data).classes)
+        super().__init__(plan.model, images, size, device, plan.channels, amp, channels_last, classes)
         self.average = ModelEMA(self.model)
 
     def __call__(self) -> Tensor:

@@ -68,7 +68,7 @@ def determinism(wanted: bool) -> Iterator[None]:
 class TrainingStep:
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
 
-    The detector is new and has the challenge's four classes.
+    The detector is new.
 
     Args:
         model: name of a configuration ("yolov8n.yaml"), or a checkpoint, whose architecture it is then.
@@ -78,6 +78,7 @@ class TrainingStep:
         channels: of the images.
         amp: compute the loss under autocast.
         channels_last: keep the network so on a GPU, as Ultralytics does unless told otherwise.
+        classes: their number.
     """
 
     BOXES = 3
@@ -92,14 +93,16 @@ class TrainingStep:
         channels: int = 3,
         amp: bool = False,
         channels_last: bool = False,
+        classes: int = CLASSES,
     ) -> None:
         from ultralytics import YOLO
         from ultralytics.cfg import get_cfg
-        from ultralytics.nn.tasks import DetectionModel
+        from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
         torch.manual_seed(0)
-        architecture = YOLO(model).model.yaml if model.endswith(".pt") else model
-        self.model: Any = DetectionModel(architecture, channels, CLASSES, verbose=False).to(device).train()
+        architecture = YOLO(model).model.yaml if model.endswith(".pt") else yaml_model_load(model)
+        described = {**architecture, "nc": classes}  # else Ultralytics says that it overrides it
+        self.model: Any = DetectionModel(described, channels, verbose=False).to(device).train()
         if channels_last and device == "cuda":
             self.model.to(memory_format=torch.channels_last)
         self.model.args = get_cfg()

@@ -1,4 +1,4 @@
-"""The process that trains: ``python -m toolkit.training.worker RUN``, started by the supervisor."""
+"""The process that trains: ``python -m toolkit.training.worker RUN [LEVEL]``, started by the supervisor."""
 
 from __future__ import annotations
 
@@ -58,8 +58,14 @@ class StopRequest:
         os._exit(Exit.FAULT)
 
 
-def main(run: Path) -> int:
-    """Train a run as its plan and its instructions say; the return value is an :class:`Exit`."""
+def main(run: Path, level: console.Level | None = None) -> int:
+    """Train a run as its plan and its instructions say; the return value is an :class:`Exit`.
+
+    Args:
+        run: the folder.
+        level: how much is said; as much as now if it is not given.
+    """
+    console.speak(level or console.level())
     keep_libraries_quiet()
     files = RunFiles(run)
     if os.environ.pop(SPARE, None) and not _told_to_begin(files):
@@ -159,4 +165,4 @@ def _in_a_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *(console.Level[name] for name in sys.argv[2:])))
