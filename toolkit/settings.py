@@ -68,6 +68,15 @@ Resume = Literal["keeps", "changes", "apart"]
 SelectBy = Literal["fitness", "global_map_bal", "cells"]
 
 
+PRESETS = Path(__file__).parent / "training" / "presets"
+"""The recipes that ship with the toolkit, a file each."""
+
+
+def presets() -> list[str]:
+    """Names of the recipes that ship with the toolkit."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
 @dataclass(frozen=True)
 class Option:
     """What belongs to an option of a training beside its type and its bounds.
@@ -125,7 +134,7 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
     preset: Annotated[
         str | None,
         Option(
-            "Recipe: thermal, thermal-small, thermal-large, thermal-6gb, rx5600xt, smoke, FILE.yaml.",
+            f"Recipe: {', '.join(presets())}, FILE.yaml.",
             complete="presets",
         ),
     ] = None

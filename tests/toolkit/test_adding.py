@@ -183,7 +183,7 @@ def flags(verb: Callable[..., None]) -> dict[str, Any]:
 def test_a_preset_is_a_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = "model: yolo11n.yaml\nchannels: 1\narguments:\n  epochs: 3\n  lr0: 0.004\n"
     (tmp_path / "brisk.yaml").write_text(recipe)
-    monkeypatch.setattr(preset, "PRESETS", tmp_path)
+    monkeypatch.setattr(settings, "PRESETS", tmp_path)
     plan = deciding.plan(Workspace(root), Options(preset="brisk", device="cpu"))
     assert (plan.preset, plan.model, plan.arguments["epochs"], plan.arguments["lr0"]) == (
         "brisk",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from toolkit import settings
+
 
 def runs(incomplete: str) -> list[str]:
     """Names of runs, the newest first."""
@@ -47,9 +49,7 @@ def entered(incomplete: str) -> list[str]:
 
 def presets(incomplete: str) -> list[str]:
     """Names of presets."""
-    folder = Path(__file__).parents[1] / "training" / "presets"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in settings.presets() if name.startswith(incomplete)]
 
 
 def _of_runs(pattern: str, incomplete: str) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any, Literal, cast
 import msgspec
 import yaml
 
+from toolkit import settings
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs.plan import TrainingPlan
-from toolkit.settings import Argument, TrainingOptions, declared, hints
+from toolkit.settings import Argument, TrainingOptions, declared, hints, presets
 from toolkit.training.arguments import check
 
-PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "thermal"
 
 
@@ -61,11 +61,6 @@ _File = msgspec.defstruct(
 )
 
 
-def presets() -> list[str]:
-    """Names of the recipes that ship with the toolkit."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
 def preset_name(name: str, below: Path | None = None) -> str:
     """A recipe by its name, or its file by an absolute path, whose name ends in .yaml or .yml.
 
@@ -91,7 +86,7 @@ def load_preset(name: str) -> Preset:
 def _load(name: str, above: tuple[str, ...]) -> Preset:
     if name in above:
         raise ToolkitError(f"preset {name} builds on itself", found=" -> ".join((*above, name)))
-    path = Path(name) if Path(name).is_absolute() else PRESETS / f"{name}.yaml"
+    path = Path(name) if Path(name).is_absolute() else settings.PRESETS / f"{name}.yaml"
     file = _read(name, path)
     check(file.arguments, f"preset {name}")
     if file.base is None:
@@ -116,7 +111,7 @@ def _load(name: str, above: tuple[str, ...]) -> Preset:
 
 def _read(name: str, path: Path) -> _Base:
     """Raises ToolkitError for what is no recipe."""
-    if path.parent == PRESETS and name not in presets():
+    if path.parent == settings.PRESETS and name not in presets():
         raise ToolkitError(
             f"no preset {name}", expected="one of " + ", ".join(presets()) + ", or a file NAME.yaml"
         )
