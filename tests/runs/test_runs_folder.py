@@ -29,5 +29,13 @@ def test_every_file_of_a_run_is_on_the_page() -> None:
     assert not named - {name.rstrip("/") for name in rows()}
 
 
+def test_a_property_is_called_as_its_file_or_says_which_that_is() -> None:
+    files = RunFiles(Path("run"))
+    for name, value in vars(RunFiles).items():
+        if isinstance(value, property):
+            path = getattr(files, name).relative_to(files.run)
+            assert path.name.partition(".")[0] == name or f"``{path}``" in str(value.__doc__), name
+
+
 def test_every_row_says_who_writes_and_reads_a_file() -> None:
     assert all(len(cells) == 4 and all(cells) for cells in rows().values())

@@ -83,6 +83,8 @@ def read_instructions(files: RunFiles) -> Instructions:
 class RunFiles:
     """Names inside ``runs/<name>``.
 
+    A property is called as its file. Where it is called by what it holds, it says the file's name and why.
+
     Attributes:
         run: the folder.
     """
@@ -96,12 +98,12 @@ class RunFiles:
 
     @property
     def instructions(self) -> Path:
-        """What the supervisor tells the trainer that it starts (``orders.json``)."""
+        """``orders.json``, the :class:`Instructions`; an order is that of samples in the rest of the code."""
         return self.run / "orders.json"
 
     @property
     def attempts(self) -> Path:
-        """What has been done to keep a group going, for its next start (``tried.json``)."""
+        """``tried.json``, what recovery calls its attempts: those for a group, for the group's next start."""
         return self.run / "tried.json"
 
     @property
@@ -111,12 +113,14 @@ class RunFiles:
 
     @property
     def cursor(self) -> Path:
-        """The :class:`Batch` that the trainer is working on, written before each batch."""
+        """``place``, the :class:`Batch` in work, written before each; ``heartbeat.Cursor`` writes it, and
+        a place is a workspace in most of the code."""
         return self.run / "place"
 
     @property
     def exit_status(self) -> Path:
-        """Status of the trainer that ended last; torchrun does not hand on that of its ranks."""
+        """``exit``, the status of the trainer that ended last: torchrun does not hand on that of its ranks.
+        A property of that name would read as a call."""
         return self.run / "exit"
 
     @property
@@ -151,12 +155,12 @@ class RunFiles:
 
     @property
     def best(self) -> Path:
-        """Ultralytics' best.pt."""
+        """``weights/best.pt``, Ultralytics' name."""
         return self.run / "weights" / "best.pt"
 
     @property
     def last(self) -> Path:
-        """Ultralytics' last.pt, of the last epoch that ended."""
+        """``weights/last.pt``, of the last epoch that ended, Ultralytics' name."""
         return self.run / "weights" / "last.pt"
 
     def bad_frames(self) -> int:
