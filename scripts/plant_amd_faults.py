@@ -30,15 +30,21 @@ from amdgcn.planted import MISSED, REDUNDANT, Drop, Planter
 from patches.convolution.problem import ConvProblem
 
 PLAIN = ConvProblem(1, 16, 7, 9, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cpu", False)
-# Other sizes of the same variant.
+# Other sizes of the same variants: larger, with several splits, with rows longer than a tile, with images
+# smaller than a step.
 LARGER = replace(PLAIN, batch=2, channels_in=32, height=11, width=5, channels_out=28)
+SPLIT = replace(PLAIN, batch=3, channels_in=48, height=19, width=17, channels_out=24)
+LONG = replace(PLAIN, batch=5, height=2, width=37, channels_out=28)
+SMALL = replace(PLAIN, batch=29, height=1, width=3)
+SEVERAL = (PLAIN, LARGER, SPLIT, LONG, SMALL)
 DEPTHWISE = replace(PLAIN, channels_out=16, groups=16)
+MANY = replace(DEPTHWISE, batch=13, channels_in=24, height=5, width=11, channels_out=24, groups=24)
 # The kernel, the pass that launches it, and the problems on which it runs.
 KERNELS = {
-    "gather_gemm": ("forward", (PLAIN, LARGER)),
-    "weight_gradient": ("weight", (PLAIN, LARGER)),
-    "reduce_partials": ("weight", (PLAIN, LARGER)),
-    "grouped_gather": ("forward", (DEPTHWISE,)),
+    "gather_gemm": ("forward", SEVERAL),
+    "weight_gradient": ("weight", SEVERAL),
+    "reduce_partials": ("weight", SEVERAL),
+    "grouped_gather": ("forward", (DEPTHWISE, MANY)),
 }
 SHARE = 0.85
 

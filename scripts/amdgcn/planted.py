@@ -20,6 +20,7 @@ import numpy as np
 from .faults import Fault
 from .launch import Kernel
 from .operands import put
+from .scalar import SAVE_EXEC, SCALAR
 from .step import Control, Step
 from .team import EXEC, POISON, Team
 
@@ -129,16 +130,34 @@ def dropped(kernel: Kernel, k: int) -> Kernel:
     return replace(kernel, steps=steps)
 
 
-def poisoned(kernel: Kernel, k: int, registers: list[int]) -> Kernel:
-    """The kernel with NaN in the place of what one instruction writes, in the lanes that execute it."""
+def spoiled(kernel: Kernel, k: int, condition: bool) -> Kernel:
+    """The kernel with the results of one instruction spoiled: with ``condition`` its condition turned around,
+    else NaN in vector registers, in the lanes that execute it, and the complement in scalar ones.
+    """
+    step = kernel.steps[k]
 
     def run(machine: Any, team: Team) -> None:
-        for index in registers:
-            put(team, index, POISON)
+        assert step.run is not None
+        step.run(machine, team)
+        if condition:
+            team.scc = ~team.scc
+            return
+        for kind, index in step.writes:
+            if kind == "v":
+                put(team, index, POISON)
+            else:
+                team.s[index] = ~team.s[index]
+        team.refresh()
 
     steps = list(kernel.steps)
-    steps[k] = replace(steps[k], run=run)
+    steps[k] = replace(step, run=run)
     return replace(kernel, steps=steps)
+
+
+def sets_condition(step: Step) -> bool:
+    """Whether the instruction sets the scalar condition."""
+    name = step.source.name
+    return name in SAVE_EXEC or (name in SCALAR and SCALAR[name].sets != "")
 
 
 @dataclass
@@ -194,10 +213,18 @@ class Planter:
         reasons = [watcher.redundant(k, step) for watcher in self._watchers]
         if all(reasons):
             return drop(REDUNDANT, reasons[0])
-        vectors = [index for kind, index in step.writes if kind == "v"]
-        if vectors and self._notices(partial(poisoned, k=k, registers=vectors)) is None:
-            return drop(REDUNDANT, "no output depends on it: NaN in its place changes nothing")
+        if step.run is not None and not self._needs(k, step):
+            return drop(
+                REDUNDANT, "no output depends on it: NaN or the complement in its place changes nothing"
+            )
         return drop(MISSED)
+
+    def _needs(self, k: int, step: Step) -> bool:
+        """Whether an output depends on a result of the instruction, or whether it has none."""
+        results = [False] * bool(step.writes) + [True] * sets_condition(step)
+        return not results or any(
+            self._notices(partial(spoiled, k=k, condition=condition)) is not None for condition in results
+        )
 
     def _notices(self, change: Callable[[Kernel], Kernel]) -> tuple[str, str] | None:
         """What the first case that notices a changed kernel says."""
