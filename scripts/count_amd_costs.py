@@ -2,12 +2,13 @@
 """Count what a workgroup of each variant occupies on an AMD card, for `toolkit bench card --estimate`.
 
     python3 scripts/count_amd_costs.py
-    python3 scripts/count_amd_costs.py --arch gfx1010
+    python3 scripts/count_amd_costs.py --arch gfx1010 --missing
 
 Executes workgroups from the middle of two problems that differ in the length of the kernel's loop, as machine
 code on this processor (scripts/amdgcn): what both cost gives what a workgroup and a step cost. Writes
-toolkit/benchmark/amd_costs.json: fp32, both layouts, every variant that YOLOv8n and YOLO11n need at any batch
-and image size. Needs Triton 3.6 or later, no GPU.
+toolkit/benchmark/amd_costs.json, row by row: fp32, both layouts, every variant that YOLOv8n and YOLO11n need
+at any batch and image size. What a run that was cut off has not counted, the next counts with --missing.
+Needs Triton 3.6 or later, no GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,9 @@ from patches.convolution.triton_kernels.ahead import Recorder, variant
 from patches.convolution.triton_kernels.tiles import RDNA, Table, Tiles
 from toolkit.benchmark import estimate
 from toolkit.benchmark.estimate import CARDS, Cost, Work
+
+Rows = dict[str, dict[str, list[Any]]]
+"""A row for each variant of each architecture, by ``estimate.variant_name``."""
 
 WIDTHS = (3, 4, 16, 20, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 
@@ -130,14 +134,40 @@ def jobs() -> list[Job]:
     ]
 
 
+def variant_of(job: Job) -> str:
+    """The name of the job's variant in the table."""
+    return estimate.variant_name(check_amd_isa.launches(job)[job.index])
+
+
 def row(architecture: str, known: dict[str, list[Any]], job: Job) -> tuple[str, list[Any]]:
     """A variant's name and its row of the table, the one that is known if there is one."""
     torch.set_num_threads(1)
-    name = estimate.variant_name(check_amd_isa.launches(job)[job.index])
+    name = variant_of(job)
     if name in known:
         return name, known[name]
     cost = count(architecture, job.problem, job.index, job.units)
     return name, [cost.resident, *([float(f"{x:.4g}") for x in each] for each in cost[1:])]
+
+
+def record(table: Rows, architecture: str, rows: Iterable[tuple[str, list[Any]]]) -> None:
+    """Write the rows of an architecture in the place of those that are there, each as it comes."""
+    table[architecture] = {}
+    for name, values in rows:
+        table[architecture][name] = values
+        write(table)
+
+
+def write(table: Rows) -> None:
+    """The table as ``estimate.costs`` reads it; a run that is cut off here leaves the one before."""
+    lines = (
+        f' "{architecture}": {{\n'
+        + ",\n".join(f'  "{name}": {json.dumps(values)}' for name, values in sorted(rows.items()))
+        + "\n }"
+        for architecture, rows in table.items()
+    )
+    unfinished = estimate.COSTS.with_suffix(".unfinished")
+    unfinished.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    unfinished.replace(estimate.COSTS)
 
 
 def main() -> int:
@@ -148,19 +178,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--missing", action="store_true", help="count what the table lacks alone")
     options = parser.parse_args()
-    table = json.loads(estimate.COSTS.read_text()) if estimate.COSTS.exists() else {}
+    table: Rows = json.loads(estimate.COSTS.read_text()) if estimate.COSTS.exists() else {}
     with ProcessPoolExecutor(options.processes) as pool:
         for architecture in options.arch:
             known = table.get(architecture, {}) if options.missing else {}
-            table[architecture] = dict(sorted(pool.map(partial(row, architecture, known), jobs())))
+            # Those that are known first, so that a run that is cut off has written them again.
+            work = sorted(jobs(), key=lambda job: variant_of(job) not in known)
+            record(table, architecture, pool.map(partial(row, architecture, known), work))
             print(f"{architecture}: {len(table[architecture])} variants", flush=True)
-    lines = (
-        f' "{architecture}": {{\n'
-        + ",\n".join(f'  "{name}": {json.dumps(values)}' for name, values in rows.items())
-        + "\n }"
-        for architecture, rows in table.items()
-    )
-    estimate.COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     return 0
 
 
