@@ -126,11 +126,16 @@ def middle(grid: Grid, phases: bool) -> Sequence[int]:
 
 
 def jobs() -> list[Job]:
-    """Every variant in fp32 with 32-bit offsets and without the large kernels: those of the models."""
+    """Every variant of the route "triton" in fp32 with 32-bit offsets and without the large kernels: those of
+    the models.
+    """
     return [
         job
         for job in check_amd_isa.jobs(["gfx1012"])
-        if job.problem.dtype == torch.float32 and max(job.problem.kernel) <= 3 and job.problem.batch == 1
+        if job.problem.dtype == torch.float32
+        and max(job.problem.kernel) <= 3
+        and job.problem.batch == 1
+        and not job.winograd
     ]
 
 

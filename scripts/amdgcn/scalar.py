@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .vector import extract, extract_signed, fma, to_integer
+from .vector import extract, extract_signed, fma, reverse, to_integer
 
 U32, U64, I64, I32, F32 = np.uint32, np.uint64, np.int64, np.int32, np.float32
 MASK5, MASK6 = U32(31), U64(63)
@@ -96,7 +96,7 @@ SCALAR: dict[str, ScalarRow] = {
     "s_mov_b64": row("u64 = u64", lambda x: x),
     "s_movk_i32": row("i32 = k16", lambda k: k),
     "s_not_b32": row("b32 = b32", lambda x: ~x, "nonzero"),
-    "s_brev_b32": row("b32 = b32", lambda x: _reverse(x)),
+    "s_brev_b32": row("b32 = b32", reverse),
     "s_abs_i32": row("b32 = i32", lambda x: np.abs(wide_signed(x)).astype(U32), "nonzero"),
     "s_sext_i32_i8": row("i32 = b32", lambda x: np.asarray(x).astype(np.int8).astype(I32)),
     "s_sext_i32_i16": row("i32 = b32", lambda x: np.asarray(x).astype(np.int16).astype(I32)),
@@ -207,8 +207,3 @@ SAVE_EXEC: dict[str, Callable[[Any, Any], Any]] = {
     "s_or_not1_saveexec_b32": lambda x, on: x | ~on,
 }
 """The result becomes the exec register, the old exec register is kept; the condition: any lane is on."""
-
-
-def _reverse(x: Any) -> Any:
-    bits = np.unpackbits(np.asarray(x).reshape(-1, 1).view(np.uint8), axis=1, bitorder="little")
-    return np.packbits(bits[:, ::-1], axis=1, bitorder="little").view(U32)[:, 0]

@@ -94,6 +94,13 @@ def to_integer(x: Any, lowest: int, highest: int) -> Any:
     )
 
 
+def reverse(x: Any) -> Any:
+    """The bits of words from the last to the first."""
+    words = np.ascontiguousarray(x, np.uint32)
+    bits = np.unpackbits(words.reshape(-1, 1).view(np.uint8), axis=1, bitorder="little")
+    return np.packbits(bits[:, ::-1], axis=1, bitorder="little").view(np.uint32).reshape(words.shape)
+
+
 def extract(x: Any, offset: Any, width: Any) -> Any:
     """Bits of an unsigned word."""
     keep = (U64(1) << wide(width & MASK5)) - U64(1)
@@ -235,6 +242,7 @@ VECTOR: dict[str, Row] = {
     "v_mov_b32": row("b32 = b32", lambda x: x),
     "v_mov_b16": row("b16 = b16", lambda x: x),
     "v_not_b32": row("b32 = b32", lambda x: ~x),
+    "v_bfrev_b32": row("b32 = b32", reverse),
     "v_not_b16": row("b16 = b16", lambda x: ~x),
     "v_and_b32": row("b32 = b32 b32", lambda x, y: x & y),
     "v_or_b32": row("b32 = b32 b32", lambda x, y: x | y),

@@ -128,6 +128,7 @@ VECTOR: dict[str, Callable[..., Any]] = {
     "v_mov_b32": lambda x: x,
     "v_mov_b16": lambda x: x,
     "v_not_b32": lambda x: ~x,
+    "v_bfrev_b32": lambda x: int(f"{x:032b}"[::-1], 2),
     "v_not_b16": lambda x: ~x,
     "v_and_b32": lambda x, y: x & y,
     "v_or_b32": lambda x, y: x | y,

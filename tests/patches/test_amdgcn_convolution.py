@@ -29,6 +29,13 @@ FURTHER = {
     ),
     "5x5, depthwise": replace(PLAIN, channels_in=4, channels_out=4, groups=4, kernel=(5, 5), padding=(2, 2)),
     "more pixels than one split takes": replace(PLAIN, height=19, width=17, bias=True),
+    "several images in a step": replace(PLAIN, batch=13, height=2, width=3, bias=True),
+    "several images in a step, 1x1": replace(
+        PLAIN, batch=9, height=1, width=2, kernel=(1, 1), padding=(0, 0), channels_out=80
+    ),
+    "several images in a step, channels_last, stride 2": replace(
+        PLAIN, batch=11, height=3, width=4, stride=(2, 2), channels_last=True
+    ),
 }
 
 
@@ -78,12 +85,12 @@ def test_offsets_beyond_32_bits_reach_the_right_bytes(name: str, monkeypatch: py
     assert_correct(EmulatedRoute(Settings("gfx1010", addresses=far)), KINDS[name])
 
 
+@pytest.mark.parametrize("distance", [2**30 + 16, 2**29 - 2**22], ids=["elements", "bytes"])
 @pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
-def test_one_offset_beyond_2_to_the_31_reaches_the_right_bytes(last: bool) -> None:
-    """The third image lies 2^31 elements after the first, in memory that exists where it is touched alone."""
+def test_one_offset_beyond_2_to_the_31_reaches_the_right_bytes(last: bool, distance: int) -> None:
+    """The third image lies that far after the first, in memory that exists where it is touched alone."""
     problem = replace(PLAIN, batch=3, bias=True, channels_last=last)
     values, weight, bias, grad = tensors(problem)
-    distance = 2**30 + 16
     memory = torch.frombuffer(mmap.mmap(-1, 4 * (2 * distance + values[0].numel())), dtype=torch.float32)
     x = memory.as_strided(values.shape, (distance, *values.stride()[1:])).copy_(values)
     assert_correct(EmulatedRoute(Settings("gfx1010")), problem, (x, weight, bias, grad))

@@ -160,6 +160,26 @@ def test_tensors_past_the_32_bit_range_get_64_bit_offsets() -> None:
     assert route._wide(torch.empty(1, device="meta").expand(1), torch.empty(90, 64, 640, 640, device="meta"))
 
 
+@pytest.mark.parametrize(
+    ("table", "dtype", "images", "found"),
+    [
+        (tiles.RDNA, torch.float32, 40, (False, 4)),
+        (tiles.RDNA, torch.float32, 41, (True, 0)),
+        (tiles.RDNA, torch.float16, 81, (False, 2)),
+        (tiles.RDNA, torch.float16, 82, (True, 0)),
+        (tiles.NVIDIA, torch.float32, 81, (False, 0)),
+        (tiles.NVIDIA, torch.float32, 82, (True, 0)),
+    ],
+)
+def test_offsets_in_bytes_stay_below_2_to_the_32(
+    table: tiles.Table, dtype: torch.dtype, images: int, found: tuple[bool, int]
+) -> None:
+    image = torch.empty(1, device="meta", dtype=dtype).expand(1, 64, 640, 640)
+    assert image[0].numel() * 41 * 4 > 2**32 > image[0].numel() * 40 * 4
+    batch = torch.empty(images, 64, 640, 640, device="meta", dtype=dtype)
+    assert route.Builder(0, tiles.Tiles(36, table))._offsets(image, batch) == found
+
+
 def test_a_random_image_size_each_step_does_not_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "MOST_CALLS", 10)
     calls: dict[object, object] = {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +50,34 @@ def test_twice_the_images_take_about_twice_as_long() -> None:
     one = estimate.total(estimate.layer(replace(PLAIN, batch=8), "gfx1010"))
     two = estimate.total(estimate.layer(replace(PLAIN, batch=16), "gfx1010"))
     assert 1.7 < two / one < 2.3
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_is_mostly_multiply_adds(architecture: str, last: bool) -> None:
+    """Addresses are found before the loops, or in a few instructions: with divisions it was twice as many."""
+    for index, launch in enumerate(estimate.launches(replace(PLAIN, channels_last=last), 36)[:3]):
+        c = launch.constants
+        products = c["BLOCK_M"] * c["BLOCK_N"] * c["BLOCK_K"] / 64
+        step = estimate.costs(architecture)[estimate.variant_name(launch)].step
+        assert step.arithmetic < 1.25 * products, index
+
+
+def test_a_count_that_is_cut_off_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "COSTS", tmp_path / "costs.json")
+    rows = {name: [1, [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]] for name in ("a", "b", "c")}
+    table = {"gfx1010": {"old": rows["a"]}, "gfx1030": {"other": rows["b"]}}
+
+    def cut() -> Iterator[tuple[str, list[Any]]]:
+        yield "b", rows["b"]
+        yield "a", rows["a"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_amd_costs.record(table, "gfx1010", cut())
+    written = json.loads(estimate.COSTS.read_text())
+    assert written == {"gfx1010": {"a": rows["a"], "b": rows["b"]}, "gfx1030": {"other": rows["b"]}}
+    assert [each.name for each in tmp_path.iterdir()] == ["costs.json"]
 
 
 @pytest.mark.parametrize("index", [0, 2])

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from .border import OUTSIDE, within
+from .offsets import in_bytes, load_near
 
 
 @triton.jit
@@ -85,6 +86,8 @@ def gather_gemm(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCKED: tl.constexpr,
+    ITEM: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -111,6 +114,9 @@ def gather_gemm(
             with the square root of BLOCK_K and of the steps instead of that of all products. They are
             subtracted, and the sign turned at the end, because the compiler would fuse an addition into the
             product.
+        ITEM: bytes of an element where loads take offsets in bytes (see ``offsets``); 0: in elements. What
+            the lanes add to an address then stays in registers, and a step adds what is the same for all.
+        FULL: with ITEM, the channels written are a multiple of BLOCK_M.
         UPCAST: multiply in fp32 what is stored in fp16, for architectures without the packed dot product.
     """
     if FLAT and TRANSPOSED:
@@ -192,6 +198,17 @@ def gather_gemm(
         blocks = tl.cdiv(channels, BLOCK_K)
         steps = taps * blocks
 
+    if ITEM:
+        row = tl.arange(0, BLOCK_K)
+        if FLAT:
+            row = tl.zeros_like(row)
+        if CHANNELS_LAST:
+            src_lanes = in_bytes(src_at[:, None] + row[None, :], ITEM)
+            weight_lanes = in_bytes(m_weight[None, :] + (row * weight_k)[:, None], ITEM)
+        else:
+            src_lanes = in_bytes(src_at[None, :] + (row * src_c)[:, None], ITEM)
+            weight_lanes = in_bytes(m_weight[:, None] + (row * weight_k)[None, :], ITEM)
+
     for step in range(0, steps):
         if FLAT:
             flat = step * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -227,13 +244,10 @@ def gather_gemm(
             k_src += dy * src_y + dx * src_x
             if CHANNELS_LAST:
                 inside = within(y_src[:, None] + dy[None, :], x_src[:, None] + dx[None, :], src_h, src_w)
-                inside = inside & k_live[None, :]
-                s = tl.load(src + (src_at[:, None] + k_src[None, :]), mask=inside, other=0.0)
+                mask = inside & k_live[None, :]
             else:
                 inside = within(y_src[None, :] + dy[:, None], x_src[None, :] + dx[:, None], src_h, src_w)
-                inside = inside & k_live[:, None]
-                at = tl.max_contiguous(src_at, BLOCK_N)
-                s = tl.load(src + (at[None, :] + k_src[:, None]), mask=inside, other=0.0)
+                mask = inside & k_live[:, None]
         else:
             if POINTWISE:
                 inside = live
@@ -244,30 +258,70 @@ def gather_gemm(
             if CHANNELS_LAST:
                 at = tl.multiple_of(at, ALIGN)
                 mask = inside[:, None] if EVEN_K else inside[:, None] & k_live[None, :]
-                s = tl.load(src + (at[:, None] + k_src[None, :]), mask=mask, other=0.0)
             else:
                 # The claim of contiguity holds within a row of pixels; across rows it only chooses which
                 # thread loads which pixel, since the width of one load is bounded by ALIGN.
                 at = tl.max_contiguous(tl.multiple_of(at, ALIGN), BLOCK_N)
                 mask = inside[None, :] if EVEN_K else inside[None, :] & k_live[:, None]
+
+        if ITEM:
+            if FLAT:
+                src_step = in_bytes(k_src[None, :] if CHANNELS_LAST else k_src[:, None], ITEM)
+            else:
+                first = (step % blocks) * BLOCK_K
+                src_step = in_bytes(dy * src_y + dx * src_x + first * src_c, ITEM)
+            # Claims as above.
+            if FLAT and CHANNELS_LAST:
+                s = load_near(src, src_lanes + src_step, mask, [1, 1], [1, 1])
+            elif CHANNELS_LAST:
+                s = load_near(src, src_lanes + src_step, mask, [1, ALIGN * ITEM], [1, BLOCK_K])
+            else:
+                s = load_near(src, src_lanes + src_step, mask, [1, ALIGN * ITEM], [1, BLOCK_N])
+        elif FLAT:
+            if CHANNELS_LAST:
+                s = tl.load(src + (src_at[:, None] + k_src[None, :]), mask=mask, other=0.0)
+            else:
+                at = tl.max_contiguous(src_at, BLOCK_N)
                 s = tl.load(src + (at[None, :] + k_src[:, None]), mask=mask, other=0.0)
+        elif CHANNELS_LAST:
+            s = tl.load(src + (at[:, None] + k_src[None, :]), mask=mask, other=0.0)
+        else:
+            s = tl.load(src + (at[None, :] + k_src[:, None]), mask=mask, other=0.0)
 
         if CHANNELS_LAST:
             mask = m_live[None, :] if EVEN_K else m_live[None, :] & k_live[:, None]
+        else:
+            mask = m_live[:, None] if EVEN_K else m_live[:, None] & k_live[None, :]
+        if ITEM:
+            if FLAT:
+                weight_step = in_bytes(k_weight[:, None] if CHANNELS_LAST else k_weight[None, :], ITEM)
+            else:
+                weight_step = in_bytes((kh * KW + kw) * weight_t + first * weight_k, ITEM)
+            if FULL:
+                mask = None if EVEN_K else k_live[:, None] if CHANNELS_LAST else k_live[None, :]
+            at = weight_lanes + weight_step
+            if UNIT == "k":
+                w = load_near(weight, at, mask, [1, WEIGHT_ALIGN * ITEM], [1, BLOCK_K])
+            elif UNIT == "m" and CHANNELS_LAST:
+                w = load_near(weight, at, mask, [1, WEIGHT_ALIGN * ITEM], [1, BLOCK_M])
+            elif UNIT == "m":
+                w = load_near(weight, at, mask, [WEIGHT_ALIGN * ITEM, 1], [BLOCK_M, 1])
+            else:
+                w = load_near(weight, at, mask, [1, 1], [1, 1])
+        elif CHANNELS_LAST:
             w = tl.load(weight + (m_weight[None, :] + k_weight[:, None]), mask=mask, other=0.0)
-            if UPCAST:
-                s = s.to(tl.float32)
-                w = w.to(tl.float32)
+        else:
+            w = tl.load(weight + (m_weight[:, None] + k_weight[None, :]), mask=mask, other=0.0)
+
+        if UPCAST:
+            s = s.to(tl.float32)
+            w = w.to(tl.float32)
+        if CHANNELS_LAST:
             if BLOCKED:
                 acc -= tl.dot(s, w, input_precision=PRECISION)
             else:
                 acc = tl.dot(s, w, acc, input_precision=PRECISION)
         else:
-            mask = m_live[:, None] if EVEN_K else m_live[:, None] & k_live[None, :]
-            w = tl.load(weight + (m_weight[:, None] + k_weight[None, :]), mask=mask, other=0.0)
-            if UPCAST:
-                s = s.to(tl.float32)
-                w = w.to(tl.float32)
             if BLOCKED:
                 acc -= tl.dot(w, s, input_precision=PRECISION)
             else:

@@ -12,6 +12,16 @@ def named(tensor: str, axes: str, values: Sequence[int]) -> dict[str, int]:
     return {f"{tensor}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
+def reach(t: Tensor) -> int:
+    """The offset of the last element, in elements."""
+    return sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+
+
+def linear(t: Tensor) -> bool:
+    """Whether the pixels of a plane follow one another at one distance."""
+    return t.stride(2) == t.stride(3) * t.shape[3]
+
+
 def vector(t: Tensor) -> int:
     """Elements in 16 bytes."""
     return 16 // t.element_size()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...environment import amd_architectures
 from ..problem import ConvProblem
 from . import transformed
-from .layout import alignment, named, vector, weight_layout
+from .layout import alignment, linear, named, reach, vector, weight_layout
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -294,6 +294,14 @@ class Builder:
         """Where fp16 becomes fp32 on the way, 16 bytes at once would need too many registers."""
         return min(alignment, 4) if self._upcasts(p) else alignment
 
+    def _offsets(self, *tensors: Tensor) -> tuple[bool, int]:
+        """Whether offsets need 64 bits; and where they do not, ITEM of the kernels."""
+        if not self.tiles.table.in_bytes:
+            return _wide(*tensors), 0
+        item = tensors[0].element_size()
+        wide = _wide(*tensors) or any(reach(t) >= (2**32 - 2**24) // item for t in tensors)
+        return wide, 0 if wide else item
+
     def _gather(
         self,
         p: ConvProblem,
@@ -312,7 +320,7 @@ class Builder:
         channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
         if transposed:
             channels, filters = filters, channels
-        wide = _wide(src, out)
+        wide, item = self._offsets(src, out)
         if self.winograd and transformed.suits(p) and not wide:
             return transformed.gather(self, p, src, out, weight, has_bias, transposed)
         sizes = {"batch": p.batch, "channels": channels, "filters": filters}
@@ -374,6 +382,7 @@ class Builder:
                 "UNIT": unit, "WIDE": wide, "UPCAST": self._upcasts(p),
                 "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
                 "BLOCKED": self.tiles.table.blocked and p.dtype == torch.float32 and self.precision == "ieee",
+                "ITEM": item, "FULL": item > 0 and filters % tile.m == 0,
                 "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
             },
             warps=tile.warps, stages=tile.stages,
@@ -394,7 +403,7 @@ class Builder:
         planes = named("src", "hw", x.shape[2:]) | named("grad", "hw", grad.shape[2:])
         strides = named("grad", "ncyx", grad.stride()) | named("src", "ncyx", x.stride())
         shifts = named("pad", "hw", p.padding) | named("dil", "hw", p.dilation)
-        wide = _wide(x, grad)
+        wide, item = self._offsets(x, grad)
         common = {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias}
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
@@ -428,10 +437,12 @@ class Builder:
                 {
                     **common, "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
                     "CHANNELS_LAST": channels_last,
-                    "GRAD_ALIGN": self._narrow(p, alignment(channels_last, _linear(grad), p.groups, grad)),
+                    "GRAD_ALIGN": self._narrow(p, alignment(channels_last, linear(grad), p.groups, grad)),
                     "ALIGN": self._narrow(p, alignment(True, True, p.groups, x)) if channels_last else 1,
                     "WIDE": wide, "UPCAST": self._upcasts(p),
                     "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
+                    "ITEM": item, "FULL": item > 0 and filters % tile.m == 0,
+                    "WARPS": min(tile.warps, tile.k // 4) if item else 0,
                     "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
                 },
                 warps=tile.warps, stages=tile.stages,
@@ -471,21 +482,14 @@ def _share(pixels: int, splits: int, block: int) -> int:
 
 def _wide(*tensors: Tensor) -> bool:
     """Whether an offset into one of the tensors can pass 2^31, with room for a tile beyond the end."""
-    return any(
-        sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) >= 2**31 - 2**22 for t in tensors
-    )
+    return any(reach(t) >= 2**31 - 2**22 for t in tensors)
 
 
 def _pointwise(p: ConvProblem, src: Tensor, out: Tensor) -> bool:
     """Whether every pixel is made of the one in its place, and pixels need no coordinates."""
     alone = (*p.kernel, *p.stride, *p.padding) == (1, 1, 1, 1, 0, 0) and src.shape[2:] == out.shape[2:]
-    return alone and _linear(src) and _linear(out)
+    return alone and linear(src) and linear(out)
 
 
 def _bias_alone(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[None, Tensor]:
     return None, grad.sum((0, 2, 3))
-
-
-def _linear(t: Tensor) -> bool:
-    """Whether the pixels of a plane follow one another at one distance."""
-    return t.stride(2) == t.stride(3) * t.shape[3]

@@ -49,6 +49,7 @@ class Table(NamedTuple):
             looked whether it pays.
         winograd_small: for more than 32 channels written where workgroups are few, or addresses take the most
             registers.
+        in_bytes: whether loads take offsets in bytes; see ``offsets``.
         filled: share of the channels in its tiles that there must be, else smaller ones serve; 0: any. The
             tiles of ``weight_last`` are chosen without.
     """
@@ -66,6 +67,7 @@ class Table(NamedTuple):
     spare_weight: Tile | None
     winograd: tuple[Tile, Tile, Tile, Tile] | None = None
     winograd_small: Tile | None = None
+    in_bytes: bool = False
     filled: float = 0.0
 
 
@@ -125,15 +127,15 @@ NVIDIA_HALF = NVIDIA._replace(
 )
 
 # Not measured. Tiles that need no more than 256 registers in any layout, and of those the ones that a model
-# of the Radeon RX 5600 XT prefers (``toolkit bench card``): 32 sums a thread, so that fewer threads compute
-# addresses and each word read from LDS is used often. By that model 80 channels take 0.73x the time in five
-# tiles of 16 that they take in two of 64.
+# of the Radeon RX 5600 XT prefers (``toolkit bench card``): mostly 32 sums a thread, so that fewer threads
+# compute addresses and each word read from LDS is used often. By that model 80 channels take 0.67x the time
+# in five tiles of 16 that they take in two of 64 (weight gradient: 0.88x).
 RDNA = Table(
     gather=(Tile(16, 128, 16, 4, 2), Tile(32, 128, 16, 4, 2), Tile(64, 64, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
-    flat=(Tile(16, 64, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
+    flat=(Tile(16, 128, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
     small=Tile(32, 64, 16, 4, 2),
     weight=(
-        Tile(16, 64, 16, 1, 1, 8),
+        Tile(16, 64, 16, 2, 1, 8),
         Tile(32, 64, 16, 2, 1),
         Tile(64, 64, 16, 4, 1),
         Tile(64, 64, 16, 4, 1),
@@ -152,6 +154,7 @@ RDNA = Table(
     spare_weight=Tile(32, 32, 16, 4, 1),
     winograd=(Tile(16, 32, 16, 2, 1), Tile(32, 64, 16, 4, 1), Tile(64, 32, 16, 4, 1), Tile(64, 32, 16, 4, 1)),
     winograd_small=Tile(64, 16, 16, 2, 1),
+    in_bytes=True,
     filled=0.85,
 )
 

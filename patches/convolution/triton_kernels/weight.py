@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .border import OUTSIDE, within
+from .offsets import first_pixel, in_bytes, load_near, next_pixel
 
 # Pairs that a warp reads side by side in NCHW, for 4 pixels each: with 4 the weight gradient takes 1.00x the
 # time, with 16 1.39x, with 32 1.81x (one H200, ``scripts/tune_triton.py --quick --passes weight``).
@@ -57,6 +58,9 @@ def weight_gradient(
     WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    ITEM: tl.constexpr,
+    FULL: tl.constexpr,
+    WARPS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -73,12 +77,15 @@ def weight_gradient(
         ONE_TAP: channels are a multiple of BLOCK_N, so that a tile has a single shift.
         GRAD_ALIGN, ALIGN: elements that one load may take at once from ``grad`` and ``src``; the latter for
             channels_last only.
-        POINTWISE, WIDE, UPCAST: as in ``gather_gemm``.
+        POINTWISE, WIDE, UPCAST, ITEM: as in ``gather_gemm``; with ITEM pixels are counted from step to step.
+        FULL, WARPS: with ITEM, whether filters are a multiple of BLOCK_M, and over how many warps ``src`` is
+            spread along the pixels.
 
     In NCHW both operands lie along the pixels, the axis that is summed. Stored so in shared memory, sixteen
     threads that multiply neighbouring pairs would read from the same banks. The compiler stores a tile in the
-    order of the threads that loaded it, so ``src`` is loaded in four dimensions, of which pairs claim the
-    longest runs, and is given the two of the product afterwards.
+    order of the threads that loaded it, so ``src`` is loaded in four dimensions (with ITEM five, so that a
+    thread has few pixels), of which pairs claim the longest runs, and is given the two of the product
+    afterwards.
     """
     pairs = channels * KH * KW
     n_tiles = tl.cdiv(pairs, BLOCK_N)
@@ -94,12 +101,22 @@ def weight_gradient(
         m_live = m < filters // GRAD_ALIGN * GRAD_ALIGN
         n_live = n < pairs // ALIGN * ALIGN
     else:
-        # (pixels / 4, pairs / ROWS, ROWS, 4)
-        k = tl.arange(0, BLOCK_K // 4)[:, None, None, None] * 4 + tl.arange(0, 4)[None, None, None, :]
+        if ITEM:
+            # (4, WARPS, ROWS, pairs / ROWS, pixels / 4 / WARPS)
+            k = tl.arange(0, 4)[:, None, None, None, None]
+            k += tl.arange(0, WARPS)[None, :, None, None, None] * 4
+            k += tl.arange(0, BLOCK_K // 4 // WARPS)[None, None, None, None, :] * (4 * WARPS)
+        else:
+            # (pixels / 4, pairs / ROWS, ROWS, 4)
+            k = tl.arange(0, BLOCK_K // 4)[:, None, None, None] * 4 + tl.arange(0, 4)[None, None, None, :]
         k_grad = tl.arange(0, BLOCK_K)[None, :]
         m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-        n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // ROWS)[None, :, None, None] * ROWS
-        n += tl.arange(0, ROWS)[None, None, :, None]
+        if ITEM:
+            n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // ROWS)[None, None, None, :, None] * ROWS
+            n += tl.arange(0, ROWS)[None, None, :, None, None]
+        else:
+            n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // ROWS)[None, :, None, None] * ROWS
+            n += tl.arange(0, ROWS)[None, None, :, None]
         m_live = m < filters
         n_live = n < pairs
     if ONE_TAP:
@@ -145,41 +162,89 @@ def weight_gradient(
     else:
         ones = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
 
-    for start in range(0, pixels_per_split, BLOCK_K):
-        pixel = begin + start + k_grad
-        live = pixel < total
-        image, rest = pixel // area, pixel % area
-        if POINTWISE:
-            grad_at = image * grad_n + rest * grad_x
-        else:
-            grad_at = image * grad_n + rest // grad_w * grad_y + rest % grad_w * grad_x
+    if ITEM:
+        m_lanes, n_lanes = in_bytes(m_at, ITEM), in_bytes(n_at, ITEM)
+        rows, columns = SH * src_y, SW * src_x
+        # Along one axis: a thread would count each pixel again for what it has along the other.
+        pixels = tl.arange(0, BLOCK_K)
         if CHANNELS_LAST:
-            grad_at = tl.multiple_of(grad_at, [GRAD_ALIGN, GRAD_ALIGN])
-        else:
-            # As in gather_gemm: across rows the claim of contiguity only orders the threads.
-            grad_at = tl.max_contiguous(tl.multiple_of(grad_at, [1, GRAD_ALIGN]), [1, BLOCK_K])
-        g = tl.load(grad + (grad_at + m_at), mask=live & m_live, other=0.0)
+            k = pixels
+        grad_row, grad_col, grad_at = first_pixel(
+            begin + pixels, grad_h, grad_w, grad_n, grad_y, grad_x, POINTWISE
+        )
+        src_row, src_col, src_at = first_pixel(begin + k, grad_h, grad_w, src_n, rows, columns, POINTWISE)
+        left = tl.minimum(pixels_per_split, total - begin)
+        if not CHANNELS_LAST:
+            left = tl.multiple_of(left, GRAD_ALIGN)
 
-        pixel = begin + start + k
-        live = pixel < total
-        image, rest = pixel // area, pixel % area
-        if POINTWISE:
-            src_at = image * src_n + rest * src_x
-            inside = live & n_live
+    for start in range(0, pixels_per_split, BLOCK_K):
+        if ITEM:
+            live = pixels < left
+            at = in_bytes(grad_at, ITEM)
+            if CHANNELS_LAST:
+                mask = live[:, None] if FULL else live[:, None] & m_live
+                g = load_near(grad, at[:, None] + m_lanes, mask, [1, GRAD_ALIGN * ITEM], [1, BLOCK_M])
+            else:
+                mask = live[None, :] if FULL else live[None, :] & m_live
+                g = load_near(grad, at[None, :] + m_lanes, mask, [1, GRAD_ALIGN * ITEM], [1, BLOCK_K])
+
+            live = k < left
+            y, x, at = tl.where(live, src_row * SH, OUTSIDE), src_col * SW, in_bytes(src_at, ITEM)
+            if CHANNELS_LAST:
+                live, y, x, at = live[:, None], y[:, None], x[:, None], at[:, None]
+            mask = live if POINTWISE else within(y + dy, x + dx, src_h, src_w)
+            if POINTWISE or ONE_TAP:
+                mask = mask & n_live
+            if CHANNELS_LAST:
+                s = load_near(src, at + n_lanes, mask, [1, ALIGN * ITEM], [1, BLOCK_N])
+            else:
+                # As below: the claims only order the threads, as axes of equal runs are in no fixed order.
+                s = load_near(src, at + n_lanes, mask, [1, 1, 1, 1, 1], [8, 4, 16, 2, 1])
+                s = tl.permute(s, (4, 1, 0, 3, 2)).reshape(BLOCK_K, BLOCK_N)
+
+            left -= BLOCK_K
+            grad_row, grad_col, grad_at = next_pixel(
+                grad_row, grad_col, grad_at, grad_h, grad_w, grad_n, grad_y, grad_x, BLOCK_K, POINTWISE
+            )
+            src_row, src_col, src_at = next_pixel(
+                src_row, src_col, src_at, grad_h, grad_w, src_n, rows, columns, BLOCK_K, POINTWISE
+            )
         else:
-            y, x = rest // grad_w * SH, rest % grad_w * SW
-            src_at = image * src_n + y * src_y + x * src_x
-            inside = within(tl.where(live, y, OUTSIDE) + dy, x + dx, src_h, src_w)
-            if ONE_TAP:
-                inside = inside & n_live
-        if CHANNELS_LAST:
-            src_at = tl.multiple_of(src_at, [ALIGN, ALIGN])
-            s = tl.load(src + (src_at + n_at), mask=inside, other=0.0)
-        else:
-            # Pairs are not contiguous; the claim only orders the threads, since no load is wider than one.
-            at = tl.max_contiguous(src_at + n_at, [1, 1, ROWS, 1])
-            s = tl.load(src + at, mask=inside, other=0.0)
-            s = tl.permute(s, (0, 3, 1, 2)).reshape(BLOCK_K, BLOCK_N)
+            pixel = begin + start + k_grad
+            live = pixel < total
+            image, rest = pixel // area, pixel % area
+            if POINTWISE:
+                grad_at = image * grad_n + rest * grad_x
+            else:
+                grad_at = image * grad_n + rest // grad_w * grad_y + rest % grad_w * grad_x
+            if CHANNELS_LAST:
+                grad_at = tl.multiple_of(grad_at, [GRAD_ALIGN, GRAD_ALIGN])
+            else:
+                # As in gather_gemm: across rows the claim of contiguity only orders the threads.
+                grad_at = tl.max_contiguous(tl.multiple_of(grad_at, [1, GRAD_ALIGN]), [1, BLOCK_K])
+            g = tl.load(grad + (grad_at + m_at), mask=live & m_live, other=0.0)
+
+            pixel = begin + start + k
+            live = pixel < total
+            image, rest = pixel // area, pixel % area
+            if POINTWISE:
+                src_at = image * src_n + rest * src_x
+                inside = live & n_live
+            else:
+                y, x = rest // grad_w * SH, rest % grad_w * SW
+                src_at = image * src_n + y * src_y + x * src_x
+                inside = within(tl.where(live, y, OUTSIDE) + dy, x + dx, src_h, src_w)
+                if ONE_TAP:
+                    inside = inside & n_live
+            if CHANNELS_LAST:
+                src_at = tl.multiple_of(src_at, [ALIGN, ALIGN])
+                s = tl.load(src + (src_at + n_at), mask=inside, other=0.0)
+            else:
+                # Pairs are not contiguous; the claim only orders the threads, since no load is wider than
+                # one.
+                at = tl.max_contiguous(src_at + n_at, [1, 1, ROWS, 1])
+                s = tl.load(src + at, mask=inside, other=0.0)
+                s = tl.permute(s, (0, 3, 1, 2)).reshape(BLOCK_K, BLOCK_N)
 
         if HAS_BIAS:
             ones += g.to(tl.float32)
