@@ -17,6 +17,10 @@ from submission.validate import LABELS
 from toolkit import api
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
+from toolkit.errors import ToolkitError
+from toolkit.supervision import supervisor
+from toolkit.training import deciding
+from toolkit.training.options import Options
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "helpers" / "tiny.yaml"
@@ -75,6 +79,49 @@ def test_predictions_compare_with_themselves(place: Path) -> None:
     for made in (api.frames, api.clips):
         keys = [key for key in ("image_id", "clip", "part") if key in made(dataset, "val").columns]
         assert len(table.join(made(dataset, "val"), on=keys, how="inner")) == len(table)
+
+
+def test_every_name_takes_paths_as_text_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (data,) = map(str, (place / "data").iterdir())
+    answers = f"{data}/Valid.json"
+    found = api.predict("best.pt", data, "val", device="cpu", patches=False)
+    found.write(place / "found.json")
+    for make in (api.frames, api.boxes, api.clips):
+        assert make(data, "val").equals(make(api.load(data), "val"))
+    assert api.score(data, "found.json") == api.score(api.truth(data), found)
+    assert api.match(answers, "found.json", answers).equals(api.match(api.truth(answers), found, answers))
+    if len(api.clips(data, "val")) > 1:
+        same = api.compare(answers, "found.json", Path("found.json"), answers, resamples=10)
+        assert same.differences["global_map_50"].change == 0
+
+
+def test_train_takes_its_options_as_a_notebook_writes_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[Options] = []
+    monkeypatch.setattr(deciding, "plan", lambda place, options: planned.append(options))
+    monkeypatch.setattr(supervisor, "train", lambda plan, *, numbered: place / "best.pt")
+    api.train(place, data="data/demo", preset="smoke", months="feb", device=0)
+    api.train(str(place), data=Path("data/demo"), name="x")
+    assert [each.data for each in planned] == [Path("data/demo")] * 2
+    assert planned[0].device == "0"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epoch": 3}, "no option named epoch; expected .*epochs"),
+        ({"epochs": "many"}, "train cannot use this option; found epochs = many"),
+        ({"data": 3}, "train cannot use this option; found data = 3"),
+        ({"every": 0}, "every = 0"),
+    ],
+)
+def test_options_that_there_are_not_are_refused(place: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ToolkitError, match=said):
+        api.train(place, **options)
+    with pytest.raises(ToolkitError, match="no option named image_size"):
+        api.predict(place / "best.pt", place, "val", image_size=64)
 
 
 def test_importing_it_loads_nothing_heavy_and_changes_nothing() -> None:
