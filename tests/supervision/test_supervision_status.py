@@ -170,6 +170,18 @@ def test_runs_are_listed_with_state_score_and_size(
     assert shown["bytes"] == sum(p.stat().st_size for p in files.run.rglob("*"))
 
 
+def test_red_flags_of_a_run_are_counted_beside_it_and_other_events_are_not(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.events.unlink()
+    assert "flags" in toolkit(monkeypatch, capsys, "runs")
+    for kind in ("hot", "slow", "hot", "checkpoint damaged"):
+        events.record(files.events, kind, "noted")
+    assert status.describe(files).flags == {"hot": 2, "slow": 1}
+    heads, row = toolkit(monkeypatch, capsys, "runs").splitlines()[::2][:2]
+    assert row[: heads.index("flags") + len("flags")].endswith(" 3")
+
+
 def test_the_score_of_a_run_is_that_of_the_validation_split(files: RunFiles) -> None:
     evaluated(files, "val", 0.448)
     assert status.describe(files).global_map_bal == 0.448

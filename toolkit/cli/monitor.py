@@ -73,7 +73,7 @@ def monitor(
 def runs(
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """List the runs of this workspace: state, best score, size. A narrow terminal shows fewer columns.
+    """List the runs of this workspace: state, best score, red flags, size. Fewer on a narrow terminal.
 
     Example: [bold]toolkit runs[/bold]
     """
@@ -123,6 +123,7 @@ def _table(lines: list[RunLine], shown: list[str]) -> Table:
             "epochs": f"{line.epochs}/{line.epochs_planned}" if line.epochs_planned else "-",
             "mAP50": number(line.map50, ".4f"),
             "bal": number(line.global_map_bal, ".4f"),
+            "flags": str(sum(line.flags.values()) or ""),
             "MiB": f"{line.bytes / 2**20:,.1f}",
             "begun": line.begun[5:].replace("T", " "),
         }
@@ -138,10 +139,11 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
     "epochs": "right",
     "mAP50": "right",
     "bal": "right",
+    "flags": "right",
     "MiB": "right",
     "begun": "left",
 }
-_SPARE = ("begun", "preset", "MiB", "model")
+_SPARE = ("begun", "preset", "MiB", "model", "flags")
 """Columns that give way on a narrow terminal, in this order; long names of runs are then folded."""
 
 _COLOURS = {

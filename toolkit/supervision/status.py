@@ -16,7 +16,7 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.machine import sensors
 from toolkit.machine.checks import GIB
 from toolkit.provenance import origin_of
-from toolkit.runs import checkpoints, events, heartbeat, results
+from toolkit.runs import checkpoints, events, health, heartbeat, results
 from toolkit.runs.folder import RunFiles, RunState, all_runs, named, read_summary, state_of
 from toolkit.runs.plan import read_plan
 from toolkit.workspace import RunRecord
@@ -99,6 +99,7 @@ class RunLine(msgspec.Struct, frozen=True):
         map50: best on the validation split, by Ultralytics' validator.
         global_map_bal: the challenge's score on the validation split, by `toolkit evaluate` or else the best
             of the scored epochs.
+        flags: how often each red flag was raised, the most frequent first.
         bytes: size of the folder.
         begun: when it was begun, ISO 8601.
     """
@@ -111,6 +112,7 @@ class RunLine(msgspec.Struct, frozen=True):
     epochs_planned: int = 0
     map50: float | None = None
     global_map_bal: float | None = None
+    flags: dict[str, int] = {}
     bytes: int = 0
     begun: str = ""
     reason: str = ""
@@ -184,7 +186,7 @@ def describe(files: RunFiles) -> RunLine:
     """The row of a run in ``toolkit runs``."""
     try:
         return _describe(files)
-    except (ToolkitError, LookupError, TypeError, ValueError) as error:
+    except (ToolkitError, OSError, LookupError, TypeError, ValueError) as error:
         return RunLine(files.run.name, "damaged", bytes=_size(files.run), reason=str(error))
 
 
@@ -194,6 +196,7 @@ def _describe(files: RunFiles) -> RunLine:
     summary = read_summary(files)
     map50, _, score = _best(files)
     evaluated = _evaluated(files)
+    counts = events.count(events.read(files.events))
     return RunLine(
         name=files.run.name,
         state=state_of(files),
@@ -203,6 +206,7 @@ def _describe(files: RunFiles) -> RunLine:
         epochs_planned=plan.number("epochs"),
         map50=map50,
         global_map_bal=score if evaluated is None else evaluated,
+        flags={kind: number for kind, number in counts.items() if kind in health.flags()},
         bytes=_size(files.run),
         begun=time.strftime("%Y-%m-%dT%H:%M", time.localtime(RunRecord.read(files.run).begun)),
     )
