@@ -26,6 +26,8 @@ from .team import EXEC, POISON, Team
 
 NOTICED, WRONG, REDUNDANT, MISSED = "a fault", "wrong numbers", "redundant", "missed"
 SCC = ("scc", 0)
+# A number, and as an integer one that no offset or count is.
+FINITE = np.float32(3e5).view(np.uint32)
 Case = Callable[[Callable[[Kernel], Kernel]], bool]
 
 
@@ -130,9 +132,9 @@ def dropped(kernel: Kernel, k: int) -> Kernel:
     return replace(kernel, steps=steps)
 
 
-def spoiled(kernel: Kernel, k: int, condition: bool) -> Kernel:
+def spoiled(kernel: Kernel, k: int, condition: bool, value: Any = POISON) -> Kernel:
     """The kernel with the results of one instruction spoiled: with ``condition`` its condition turned around,
-    else NaN in vector registers, in the lanes that execute it, and the complement in scalar ones.
+    else ``value`` in vector registers, in the lanes that execute it, and the complement in scalar ones.
     """
     step = kernel.steps[k]
 
@@ -144,7 +146,7 @@ def spoiled(kernel: Kernel, k: int, condition: bool) -> Kernel:
             return
         for kind, index in step.writes:
             if kind == "v":
-                put(team, index, POISON)
+                put(team, index, value)
             else:
                 team.s[index] = ~team.s[index]
         team.refresh()
@@ -216,6 +218,15 @@ class Planter:
         if step.run is not None and not self._needs(k, step):
             return drop(
                 REDUNDANT, "no output depends on it: NaN or the complement in its place changes nothing"
+            )
+        finite = partial(spoiled, k=k, condition=False, value=FINITE)
+        if (
+            step.unit == "valu"
+            and {kind for kind, _ in step.writes} == {"v"}
+            and self._notices(finite) is None
+        ):
+            return drop(
+                REDUNDANT, "it keeps NaN away from a product with zero: a number in its place does too"
             )
         return drop(MISSED)
 
