@@ -12,6 +12,7 @@ import msgspec
 
 from toolkit import settings
 from toolkit.runs import health
+from toolkit.runs.plan import TRACKERS, check_trackers
 from toolkit.workspace import Workspace
 
 VARIABLES = {
@@ -62,8 +63,14 @@ def values(place: Workspace, data: Path | None = None) -> list[Value]:
     merged = place.defaults(data)
     set_by: dict[str, str] = {}
     for path in place.settings_files(data):
-        set_by |= dict.fromkeys((key for key, _ in _flat(settings.content(path))), str(path))
-    tables = {**msgspec.to_builtins(merged), "health": msgspec.to_builtins(health.load(merged.health))}
+        content = settings.content(path)
+        check_trackers(content.get("logging", {}), str(path))
+        set_by |= dict.fromkeys((key for key, _ in _flat(content)), str(path))
+    tables = {
+        **msgspec.to_builtins(merged),
+        "health": msgspec.to_builtins(health.of(place, data)),
+        "logging": dict.fromkeys(TRACKERS, False) | merged.logging,
+    }
     found = [Value(key, value, set_by.get(key, DEFAULT)) for key, value in _flat(tables)]
     return found + [_variable(name) for name in VARIABLES]
 
@@ -75,9 +82,11 @@ def _variable(name: str) -> Value:
 
 
 def _flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and their values."""
+    """Keys with dots, and their values; None for a table in which nothing is set."""
     for key, value in table.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not value:
+            yield before + key, None
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
         else:
             yield before + key, value

@@ -89,11 +89,15 @@ class Level(Enum):
 
 _level = Level.NORMAL
 
+_details: set[str] = set()
+"""What :func:`detail` has said."""
+
 
 def speak(level: Level) -> None:
-    """From now on, say this much."""
+    """From now on, say this much, and each detail once."""
     global _level
     _level = level
+    _details.clear()
 
 
 def level() -> Level:
@@ -102,8 +106,9 @@ def level() -> Level:
 
 
 def detail(message: str) -> None:
-    """:func:`note`, for whoever asked for more (``-v``)."""
-    if _level is Level.VERBOSE:
+    """:func:`note`, for whoever asked for more (``-v``); what was said before is not said again."""
+    if _level is Level.VERBOSE and message not in _details:
+        _details.add(message)
         note(message)
 
 

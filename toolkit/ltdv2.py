@@ -77,6 +77,7 @@ def read_ids(image_ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], n
             f"{int((~sound).sum()):,} ids have no clip and time to read",
             found=str(image_ids[~sound][0]),
             expected="LTDv2's ids, YYYYMM CCC DD HH MM SS, such as 20200502214230715",
+            fix="ids of other data say neither clip nor second: its boxes cannot be linked",
         )
     seconds = hour * 3600 + minute * 60 + of_minute
     # A clip of two minutes that began before midnight ends after it.

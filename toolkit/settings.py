@@ -6,9 +6,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -234,7 +235,7 @@ def check(values: Mapping[str, Any], source: str) -> None:
     try:
         msgspec.convert(known, Numbers)
     except msgspec.ValidationError as error:
-        raise refusal(f"{source} cannot be used", known, error) from error
+        raise refusal(f"{source} cannot be used", known, error, Numbers) from error
 
 
 def read(files: Sequence[Path]) -> Defaults:
@@ -293,13 +294,19 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return both
 
 
-def refusal(what: str, content: Mapping[str, Any], error: msgspec.ValidationError) -> ToolkitError:
+def refusal(
+    what: str,
+    content: Mapping[str, Any],
+    error: msgspec.ValidationError,
+    kind: type[msgspec.Struct] = Defaults,
+) -> ToolkitError:
     """msgspec's words as an error: which key, what it was, what it may be.
 
     Args:
         what: the first words of the error.
         content: what was converted.
         error: what came of it.
+        kind: what it was converted to.
     """
     words, _, place = str(error).partition(" - at `$.")
     unknown = re.search(r"unknown field `(.+)`", words)
@@ -315,8 +322,28 @@ def refusal(what: str, content: Mapping[str, Any], error: msgspec.ValidationErro
     if expected.startswith("str") and isinstance(value, int | float):
         expected = f'text in quotes: {key} = "{value}"'
     if words.startswith("Invalid enum value"):
-        expected = "1 or 3" if key == "channels" else ""
+        expected = _listed(_choices(kind, place.rstrip("`")))
     return ToolkitError(what, found=f"{key} = {value}", expected=expected)
+
+
+def _choices(kind: Any, place: str) -> list[str]:
+    """The values that the field at ``place`` of a struct may have, if they are so many words or numbers."""
+    for part in place.split("."):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return []
+        kind = hints(kind).get(part)
+        while hasattr(kind, "__metadata__") or type(None) in get_args(kind):
+            kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(member.value) for member in kind]
+    return []
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _refused_value(content: Mapping[str, Any], place: str, words: str) -> tuple[str, Any]:

@@ -167,6 +167,7 @@ class Workspace:
                 raise ToolkitError(
                     f"no folder {flag}", expected="a folder with " + ", ".join(ANNOTATIONS.values())
                 )
+            console.detail(f"the data is {flag}")
             return flag
         configured = os.environ.get("TOOLKIT_DATA") or self.defaults().data
         if configured is not None:
@@ -313,6 +314,7 @@ class Workspace:
         if flag is None and run is not None:
             recorded = Path(RunRecord.read(run).data)
             if recorded.is_dir():
+                console.detail(f"the data is {recorded}, of run {run.name}")
                 return recorded
             try:
                 return self.data_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +22,9 @@ from toolkit.dataset.export import export_yolo, stems
 from toolkit.dataset.frames import decode_grey
 from toolkit.dataset.own import parts
 from toolkit.dataset.own.reading import Image, read
-from toolkit.dataset.own.writing import bring, is_source, name_of
+from toolkit.dataset.own.writing import bring, is_source, name_of, no_source
 from toolkit.dataset.prepare import prepare
+from toolkit.dataset.stats import describe
 from toolkit.dataset.subset import Subset
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.compare import compare
@@ -32,6 +34,7 @@ from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, score
 from toolkit.evaluation.table import month_table
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.report.dataset import write_report as write_stats
 from toolkit.report.page import findings, write_report
 from toolkit.training.options import Options
 from toolkit.vocabulary import LTDV2, of_data
@@ -361,3 +364,34 @@ def test_what_six_decimals_round_is_no_box_outside_its_frame(tmp_path: Path) -> 
     text.write_text("0 0.100010 0.5 0.2 0.2\n0 0.099990 0.5 0.2 0.2\n")  # a thousandth of a pixel outside
     bring(source, tmp_path / "data")
     assert prepare(tmp_path / "data").manifest.discrepancies == {"box outside its frame": 1}
+
+
+def test_counts_of_parts_are_in_the_order_of_their_numbers_and_by_their_name(tmp_path: Path) -> None:
+    bring(coco(tmp_path / "source"), tmp_path / "data", by="height=meta.temperature")
+    prepare(tmp_path / "data")
+    opened = index.load(tmp_path / "data")
+    train = describe(opened)["train"]
+    assert list(train.images_by_month) == sorted(train.images_by_month, key=float)
+    assert list(train.clips_by_month) == list(train.weather_by_month) == list(train.images_by_month)
+    text = write_stats(opened, describe(opened), tmp_path / "stats").read_text()
+    assert "images by height" in text
+    assert "month" not in text
+    heads = re.findall("<th>([^<]*)</th>", text.split("images by height", 1)[1].split("</tr>", 1)[0])
+    assert heads[1:] == list(train.images_by_month)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("a.jpg", "b.png"), "2 pictures and no annotations; .*predict best.pt"),
+        ((), "0 pictures and no annotations"),
+        (("Train.json",), "--out is for other data"),
+    ],
+)
+def test_a_folder_that_is_no_source_is_told_for_what_it_is(
+    tmp_path: Path, files: tuple[str, ...], said: str
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert re.search(said, no_source(tmp_path, "--out").line())
+    assert "no dataset" in no_source(tmp_path / "nowhere", "--out").line()

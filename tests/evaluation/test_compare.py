@@ -134,3 +134,9 @@ def test_one_clip_is_refused() -> None:
     truth, found, context = synthetic(2)
     with pytest.raises(ToolkitError, match="one clip is no sample"):
         compare(truth, found, found, replace(context, clips=np.full(len(truth), "only")))
+
+
+def test_resampling_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found, context = synthetic(10)
+    compare(truth, found, found, context, resamples=10)
+    assert "resampling clips: 8/8 classes" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_quiet_says_errors_and_verbose_says_what_was_chosen(workspace: Path, too
     assert "up to date" in toolkit("dataset", "prepare", "data").err
     assert toolkit("-q", "evaluate").err.startswith("error: no best.pt")
     said = toolkit("-v", "train", "--dry-run", "--preset", "smoke", "--device", "cpu").err
-    assert "settings: no toolkit.toml" in said
+    assert said.count("settings: no toolkit.toml") == 1
     assert f"the data is {workspace / 'data'}" in said
     assert toolkit("-q", "-v", "runs").status == 2
 

@@ -87,6 +87,7 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     linked = toolkit("link", folder / "predictions.json")
     assert linked.status == 1
     assert "no clip" in linked.err or "time" in linked.err
+    assert "cannot be linked" in linked.err
     exported = toolkit("dataset", "export", data, "--format", "coco", "--out", "coco")
     assert exported.status == 0, exported.err
     coco = COCO(str(workspace / "coco" / "annotations" / "instances_val.json"))

@@ -11,7 +11,7 @@ from command import Command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import settings
+from toolkit import configuration, settings
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.runs import health
@@ -197,3 +197,37 @@ def test_a_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
     (tmp_path / "toolkit.toml").write_text("device = 7")
     with pytest.raises(ToolkitError, match='found device = 7; expected text in quotes: device = "7"'):
         Workspace(tmp_path).defaults()
+
+
+def test_a_choice_that_is_none_is_refused_with_its_file_and_all_choices(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    place = Workspace(tmp_path)
+    (tmp_path / "toolkit.toml").write_text('[health.hot]\naction = "stop"\n')
+    with pytest.raises(ToolkitError) as refused:
+        health.of(place, tmp_path / "data")
+    assert str(tmp_path / "toolkit.toml") in refused.value.what
+    assert refused.value.found == "hot.action = stop"
+    assert refused.value.expected == "note, restart, roll back or give up"
+    (tmp_path / "toolkit.toml").write_text('select_by = "luck"\n')
+    with pytest.raises(ToolkitError, match="expected fitness, global_map_bal or cells"):
+        place.defaults()
+    (tmp_path / "toolkit.toml").write_text("channels = 2\n")
+    with pytest.raises(ToolkitError, match="expected 1 or 3"):
+        place.defaults()
+
+
+def test_config_refuses_a_tracker_that_is_none_and_lists_those_that_are(tmp_path: Path) -> None:
+    path = tmp_path / "toolkit.toml"
+    path.write_text("[logging]\nwandbb = true\n")
+    with pytest.raises(
+        ToolkitError, match=r"no \[logging\] to wandbb; found .*toolkit\.toml; expected .*wandb"
+    ):
+        configuration.values(Workspace(tmp_path))
+    path.write_text("[logging]\nwandb = true\n")
+    shown = {each.key: (each.value, each.source) for each in configuration.values(Workspace(tmp_path))}
+    assert shown["logging.wandb"] == (True, str(path))
+    assert shown["logging.mlflow"] == (False, "default")
+    assert shown["arguments"] == (None, "default")
+    path.write_text("[arguments]\nmosaic = 0.5\n")
+    shown = {each.key: (each.value, each.source) for each in configuration.values(Workspace(tmp_path))}
+    assert shown["arguments.mosaic"] == (0.5, str(path))

@@ -351,3 +351,25 @@ def test_no_words_cover_a_box_or_other_words() -> None:
     for i, place in enumerate(places):
         others = np.vstack([corners, np.delete(places, i, axis=0)])
         assert not ((place[:2] < others[:, 2:]) & (others[:, :2] < place[2:])).all(1).any()
+
+
+def test_broken_pictures_end_a_folder_with_the_flag_that_goes_on_without_them(
+    workspace: Path, toolkit: Command, frames: Path, tiny: Path
+) -> None:
+    (workspace / "mixed").mkdir()
+    for n, picture in enumerate(sorted(frames.glob("*.jpg"))[:2]):
+        shutil.copy(picture, workspace / "mixed" / f"{n}.jpg")
+    (workspace / "mixed" / "broken.jpg").write_bytes(b"no picture")
+    words = ("predict", tiny, "mixed", "--device", "cpu", "--no-patches", "--out", "found")
+    refused = toolkit(*words)
+    assert refused.status == 1
+    flag = refused.err.strip().split("this once: ")[1].split()
+    assert not (workspace / "found").exists()
+    assert toolkit(*words, *flag).status == 0
+    assert (workspace / "found" / "predictions.json").is_file()
+
+
+def test_what_describes_a_dataset_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    with pytest.raises(ToolkitError, match=r"describes a dataset.*toolkit dataset prepare .*data\.yaml"):
+        open_source(str(tmp_path / "data.yaml"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.workspace import Workspace
 
@@ -150,3 +151,19 @@ def test_a_name_of_no_run_lists_the_runs_that_are_there(place: Workspace) -> Non
     for find in (place.weights, lambda name: place.predictions(name, "val")):
         with pytest.raises(ToolkitError, match=r"found runs run0, .*run7 and 2 more"):
             find("hit")
+
+
+def test_whoever_asks_for_more_is_told_whose_data_is_used_and_once(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(place.root / "data" / "b")
+    run = make_run(place, "one", age=0, data=make_dataset(place.root / "data" / "a"))
+    console.speak(console.Level.VERBOSE)
+    try:
+        for _ in range(2):
+            place.data_of(run / "weights" / "best.pt")
+            place.data_of(run, place.root / "data" / "b")
+    finally:
+        console.speak(console.Level.NORMAL)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"the data is {place.root}/data/a, of run one", f"the data is {place.root}/data/b"]

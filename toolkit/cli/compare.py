@@ -42,7 +42,6 @@ def compare(
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
     from toolkit import console, ltdv2, vocabulary, workspace
-    from toolkit.evaluation import scoring
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context
     from toolkit.evaluation.table import class_difference_table, difference_table
@@ -61,8 +60,7 @@ def compare(
     for path, detections in zip(paths, both, strict=True):
         check_overlap(detections, true.image_ids, str(path), str(answers))
     context = Context.read(answers, true.image_ids)
-    if max(len(each.scores) for each in both) > scoring.MANY:
-        console.note(f"scoring {len(true):,} images twice and {resamples:,} resamples of their clips")
+    console.note(f"scoring {len(true):,} images twice and {resamples:,} resamples of their clips")
     result = run(true, both[0], both[1], context, engine, resamples, seed)
     if json:
         console.print_json(result.as_dict())

@@ -112,7 +112,6 @@ def prepare(
     from toolkit import console, workspace
     from toolkit.dataset.own import writing as own
     from toolkit.dataset.prepare import prepare as prepare_index
-    from toolkit.errors import ToolkitError
     from toolkit.ltdv2 import ANNOTATIONS
 
     if own.is_source(folder):
@@ -120,11 +119,7 @@ def prepare(
         own.bring(folder, target, by=by, classes=classes, val=val_part)
         folder = target
     elif named := [f for f, value in {"--out": out, "--by": by, "--classes": classes}.items() if value]:
-        raise ToolkitError(
-            f"{named[0]} is for other data",
-            found=f"LTDv2's files, or nothing, in {folder}",
-            fix=f"leave {named[0]} out",
-        )
+        raise own.no_source(folder, named[0])
     result = prepare_index(folder, drop_bad=drop_bad)
     manifest = result.manifest
     if as_json:
@@ -256,17 +251,18 @@ def stats(
     if as_json:
         console.print_json(msgspec.to_builtins(counts))
         return
+    by = index.manifest.vocabulary.by
     page = write_report(index, counts, out or writable_folder(folder) / "stats")
     for name, split in counts.items():
         table = Table(title=f"{name}: {split.images:,} images, {split.clips:,} clips, {split.boxes:,} boxes")
-        for column in ("month", "clips", "images", *split.boxes_by_class_and_month):
+        for column in (by, "clips", "images", *split.boxes_by_class_and_month):
             table.add_column(column, justify="right")
         for month, images in split.images_by_month.items():
             boxes = (by_month.get(month, 0) for by_month in split.boxes_by_class_and_month.values())
             counts_of_month = (split.clips_by_month[month].clips, images, *boxes)
             table.add_row(month, *(f"{n:,}" for n in counts_of_month))
         console.out.print(table)
-    console.note(f"frames of every month: {page}")
+    console.note(f"frames of every {by}: {page}")
 
 
 @app.command()

@@ -86,6 +86,12 @@ def predict(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Frames of a video or camera to stop after.")
     ] = None,
+    bad_frames: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Part of the frames that may be unreadable; default: toolkit.toml's, 0.01."
+        ),
+    ] = None,
     as_split: Annotated[
         bool,
         typer.Option("--as-split", help="Pad as a split's: its boxes bit for bit, not `yolo predict`'s."),
@@ -131,14 +137,14 @@ def predict(
             "--as-split": as_split,
         }
         _refuse_flags(of_source, "a source, not a split")
-        target = _predict_split(place, checkpoint, split, out, data, options)
+        target = _predict_split(place, checkpoint, split, out, data, options, bad_frames)
     else:
         assert source is not None
         _refuse_flags({"--tta": tta, "--data": data}, "a split, not a source")
         kinds = tuple(dict.fromkeys(each.value for each in format or [Format.json]))
         from toolkit.sources.command import Wanted, predict_to_folder
 
-        wanted = Wanted(kinds, save or video, video, values, colour, limit, as_split)
+        wanted = Wanted(kinds, save or video, video, values, colour, limit, as_split, bad_frames)
         target = predict_to_folder(place, checkpoint, source, out, options, wanted)
     typer.echo(target)
 
@@ -158,6 +164,7 @@ def _predict_split(
     out: Path | None,
     data: Path | None,
     options: PredictionOptions,
+    bad_frames: float | None,
 ) -> Path:
     from dataclasses import replace
 
@@ -170,7 +177,7 @@ def _predict_split(
     known, classes = place.known_data(checkpoint, data)
     detector = Detector.read(checkpoint, classes)  # refused before its data is
     frames = known or place.data_of(checkpoint, data)
-    allowed = health.frames_allowed(place, frames)
+    allowed = health.frames_allowed(place, frames) if bad_frames is None else bad_frames
     detections = prediction.predict(detector, frames, split, replace(options, bad_frames=allowed))
     detections.write(target)
     provenance.record(target, split, checkpoint.name, provenance.sha256(checkpoint))

@@ -236,6 +236,12 @@ class Split:
         return np.array(names, np.str_)[inverse] if names else np.empty(0, np.str_)
 
     @cached_property
+    def part_order(self) -> list[str]:
+        """Names of the parts that have images, in the dataset's order: see :attr:`part_names`."""
+        named = self.vocabulary.names_of_parts()
+        return [named.get(number, str(number)) for number in np.unique(self.months).tolist()]
+
+    @cached_property
     def file_names(self) -> npt.NDArray[np.bytes_]:
         """(images,) UTF-8 bytes of fixed width: LTDv2's paths, ``frames/<day>/<clip>/<image>.jpg``."""
         return self._numpy("file_name", np.bytes_)

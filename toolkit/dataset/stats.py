@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}
 """COCO's size classes by the area of a box, square pixels: where each begins."""
 
+
+T = TypeVar("T")
 
 Counts = dict[str, dict[str, int]]
 
@@ -42,7 +44,8 @@ class SplitStats(msgspec.Struct, frozen=True):
 
     Attributes:
         images, clips, boxes: how many.
-        images_by_month, images_by_hour: by YYYYMM, and by hour of ``date_captured`` where it has one.
+        images_by_month, images_by_hour: by YYYYMM, of other data by part in the dataset's order, and by hour
+            of ``date_captured`` where it has one.
         clips_by_month: by YYYYMM.
         boxes_by_class_and_month, boxes_by_class_and_size, boxes_by_class_and_hour: by class, then by that.
         weather: range of each number in ``meta``.
@@ -86,20 +89,26 @@ def _describe(split: Split) -> SplitStats:
         schema_overrides={"class": pl.String, "month": pl.String, "size": pl.String},
     )
     meta, names = split.meta(), list(split.vocabulary.classes.values())
-    months = np.unique(split.part_names).tolist() if meta.width else []
+    months = split.part_order if meta.width else []
     return SplitStats(
         images=len(split),
         clips=images["clip"].n_unique(),
         boxes=len(boxes),
-        images_by_month=_counts(images, "month"),
+        images_by_month=_ordered(_counts(images, "month"), split.part_order),
         images_by_hour=_counts(images, "hour"),
-        clips_by_month=_clips(images),
-        boxes_by_class_and_month=_cross(boxes, "month", names),
+        clips_by_month=_ordered(_clips(images), split.part_order),
+        boxes_by_class_and_month={
+            name: _ordered(counts, split.part_order) for name, counts in _cross(boxes, "month", names).items()
+        },
         boxes_by_class_and_size=_cross(boxes, "size", names),
         boxes_by_class_and_hour=_cross(boxes, "hour", names),
         weather=_weather(meta),
         weather_by_month={m: _weather(meta.filter(pl.Series(split.part_names == m))) for m in months},
     )
+
+
+def _ordered(by_part: dict[str, T], parts: list[str]) -> dict[str, T]:
+    return {part: by_part[part] for part in parts if part in by_part}
 
 
 def _counts(table: pl.DataFrame, column: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ therefore draws whole clips, within each month (the months are the challenge's, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission import Detections
+from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.engines import RECALL_THRESHOLDS, Engine, Problem
@@ -127,7 +128,9 @@ def compare(
     month = _month_of(aligned[0])
     weights = _resample(clip, month, len(clips), resamples, np.random.default_rng(seed))
     weights = np.vstack([np.ones_like(weights[:1]), weights])
-    sampled = [_bootstrap(match(each), clip, month, len(clips), weights) for each in aligned]
+    steps = len(aligned) * len(aligned[0].classes)
+    with console.progress("resampling clips", steps, "classes") as advance:
+        sampled = [_bootstrap(match(each), clip, month, len(clips), weights, advance) for each in aligned]
     exact = [_values(s) for s in scores]
     differences = {
         name: _difference(exact[0][name], exact[1][name], sampled[0].get(name), sampled[1].get(name))
@@ -236,8 +239,12 @@ def _bootstrap(
     month: npt.NDArray[np.int64],
     clips: int,
     weights: npt.NDArray[np.float32],
+    advance: Callable[[int], None] = lambda n: None,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Every value of :func:`_values` in every resample, (resamples,) each; NaN where there is no truth."""
+    """Every value of :func:`_values` in every resample, (resamples,) each; NaN where there is no truth.
+
+    ``advance`` is called after each class.
+    """
     p = matches.problem
     home = np.full(clips, -1, np.int64)
     home[clip] = month
@@ -262,6 +269,7 @@ def _bootstrap(
             by_set[where].append(ap)
             if where == "global":
                 result[f"{name}_map_50"] = ap
+        advance(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = {where: _nanmean(np.array(values)) for where, values in by_set.items()}
         monthly = np.array([means[m] for m in names])

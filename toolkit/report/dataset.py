@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def sheet(split: Split) -> npt.NDArray[np.uint8]:
     leaves its place black.
     """
     frames, rows = split.frames(), [_legend(split.vocabulary.classes)]
-    for month in np.unique(split.part_names):
+    for month in split.part_order:
         of_month = np.flatnonzero(split.part_names == month)
         chosen = of_month[np.linspace(0, len(of_month) - 1, COLUMNS).astype(int)]
         cells = []
@@ -101,20 +101,23 @@ img{max-width:100%}
 
 def _page(index: DatasetIndex, stats: dict[str, SplitStats], pictures: dict[str, bytes]) -> str:
     parts = [f"<h1>{html.escape(index.data.name)}</h1>"]
+    by = index.manifest.vocabulary.by
     for name, s in stats.items():
+        known = list(s.images_by_month)
         parts.append(f"<h2>{name}: {s.images:,} images, {s.clips:,} clips, {s.boxes:,} boxes</h2>")
-        parts.append(_table("images by month", {"images": s.images_by_month}))
-        parts.append(_table("clips by month", _clip_rows(s.clips_by_month)))
-        parts.append(_table("boxes by month", s.boxes_by_class_and_month))
+        parts.append(_table(f"images by {by}", {"images": s.images_by_month}, known))
+        parts.append(_table(f"clips by {by}", _clip_rows(s.clips_by_month), known))
+        parts.append(_table(f"boxes by {by}", s.boxes_by_class_and_month, known))
         sizes = "boxes by size (small below 32 x 32, large from 96 x 96)"
         parts.append(_table(sizes, s.boxes_by_class_and_size))
         parts.append(_table("images by hour", {"images": s.images_by_hour}))
         parts.append(_table("boxes by hour", s.boxes_by_class_and_hour))
         ranges = {k: {"lowest": w.low, "mean": w.mean, "highest": w.high} for k, w in s.weather.items()}
         parts.append(_table("weather", ranges))
-        parts.append(_table("weather by month: mean, lowest to highest", _weather_rows(s.weather_by_month)))
+        weather = _weather_rows(s.weather_by_month)
+        parts.append(_table(f"weather by {by}: mean, lowest to highest", weather, known))
         picture = base64.b64encode(pictures[name]).decode()
-        parts.append(f'<img alt="frames of each month" src="data:image/png;base64,{picture}">')
+        parts.append(f'<img alt="frames of each {html.escape(by)}" src="data:image/png;base64,{picture}">')
     title = f"<title>{html.escape(index.data.name)}</title>"
     head = f'<meta charset="utf-8">{title}<style>{_STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
@@ -140,8 +143,11 @@ def _weather_rows(by_month: dict[str, dict[str, WeatherRange]]) -> Rows:
     return rows
 
 
-def _table(caption: str, rows: Rows) -> str:
-    columns = sorted({key for row in rows.values() for key in row}, key=_order)
+def _table(caption: str, rows: Rows, known: Sequence[str] = ()) -> str:
+    """A table with the columns of all rows: ``known`` in their order, then others by their names."""
+    named = {name: place for place, name in enumerate((*known, *SIZES, "lowest", "mean", "highest"))}
+    keys = {key for row in rows.values() for key in row}
+    columns = sorted(keys, key=lambda key: (named.get(key, -1), key))
     if not columns:
         return ""
     header = "".join(f"<th>{html.escape(c)}</th>" for c in ("", *columns))
@@ -156,8 +162,3 @@ def _text(cell: float | str) -> str:
     if isinstance(cell, str):
         return cell
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.{1 if abs(cell) >= 1 else 2}f}"
-
-
-def _order(column: str) -> tuple[int, str]:
-    named = [*SIZES, "lowest", "mean", "highest"]
-    return (named.index(column) if column in named else -1, column)

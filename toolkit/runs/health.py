@@ -451,8 +451,25 @@ def hang_is_near(history: History, rules: Rules) -> bool:
     return False
 
 
-def load(table: Mapping[str, Any]) -> Rules:
+def of(place: Workspace, data: Path | None = None) -> Rules:
+    """The rules that hold in a workspace, for this data.
+
+    Raises:
+        ToolkitError: see :func:`load`; the file is named.
+    """
+    for path in place.settings_files(data):
+        load(settings.content(path).get("health", {}), f"{path} cannot be used ([health])")
+    return load(place.defaults(data).health)
+
+
+def load(
+    table: Mapping[str, Any], what: str = "a health rule cannot be used ([health] in toolkit.toml)"
+) -> Rules:
     """Rules from ``[health]`` of a toolkit.toml: a rule that is named keeps the defaults it does not mention.
+
+    Args:
+        table: names, and what is set of each.
+        what: how an error begins.
 
     Raises:
         ToolkitError: a name, an action or a type is not known.
@@ -460,22 +477,21 @@ def load(table: Mapping[str, Any]) -> Rules:
     merged = msgspec.to_builtins(Rules())
     for name, values in table.items():
         if name not in merged or not isinstance(values, Mapping):
-            raise ToolkitError(f"no health rule {name}", expected=", ".join(merged))
+            raise ToolkitError(what, found=f"no health rule {name}", expected=", ".join(merged))
         merged[name] |= values
     try:
         return msgspec.convert(merged, Rules)
     except msgspec.ValidationError as error:
-        what = "a health rule cannot be used ([health] in toolkit.toml)"
-        raise settings.refusal(what, merged, error) from error
+        raise settings.refusal(what, merged, error, Rules) from error
 
 
 def frames_allowed(place: Workspace, data: Path | None = None) -> float:
     """Part of the frames that may be bad by toolkit.toml; see :meth:`Rules.frames_allowed`.
 
     Raises:
-        ToolkitError: see :func:`load` and :meth:`toolkit.workspace.Workspace.defaults`.
+        ToolkitError: see :func:`of`.
     """
-    return load(place.defaults(data).health).frames_allowed()
+    return of(place, data).frames_allowed()
 
 
 def table() -> str:

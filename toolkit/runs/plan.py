@@ -121,6 +121,13 @@ class TrainingPlan:
         return len(self.device.split(","))
 
 
+def check_trackers(wanted: Mapping[str, bool], source: str) -> None:
+    """Raises ToolkitError: ``[logging]`` of a source names what is none of :data:`TRACKERS`."""
+    unknown = [name for name in wanted if name not in TRACKERS]
+    if unknown:
+        raise ToolkitError(f"no [logging] to {unknown[0]}", found=source, expected=", ".join(TRACKERS))
+
+
 def read_plan(files: RunFiles) -> TrainingPlan:
     """The plan that a run was started with.
 

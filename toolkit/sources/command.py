@@ -33,6 +33,7 @@ class Wanted:
         colour: whether colours are kept.
         limit: frames of a video or camera to stop after.
         as_split: see :class:`toolkit.sources.predicting.Fit`.
+        bad_frames: part of the frames that may be unreadable; None: what toolkit.toml says.
     """
 
     formats: tuple[str, ...]
@@ -42,6 +43,7 @@ class Wanted:
     colour: bool
     limit: int | None
     as_split: bool = False
+    bad_frames: float | None = None
 
 
 def predict_to_folder(
@@ -65,7 +67,8 @@ def predict_to_folder(
     Raises:
         ToolkitError: see :func:`open_source` and :func:`predict_source`; or the folder cannot be written.
     """
-    options = replace(options, bad_frames=health.frames_allowed(place))
+    allowed = health.frames_allowed(place) if wanted.bad_frames is None else wanted.bad_frames
+    options = replace(options, bad_frames=allowed)
     source = open_source(text, colour=wanted.colour, limit=wanted.limit)
     target = out or outputs.next_folder(place.run_of(weights) or place.root, "predict")
     with outputs.new_folder(target) as folder:

@@ -203,10 +203,12 @@ def _require(found: Found, limit: float, source: Source) -> None:
         raise ToolkitError(f"{source.title} has no frames", found="an end before the first one")
     bad = list(found.faults.values())
     if len(bad) > limit * len(found.names):
+        part = math.ceil(100 * len(bad) / len(found.names)) / 100
         raise ToolkitError(
             f"{len(bad):,} of {len(found.names):,} frames of {source.title} cannot be read",
             found="; ".join(bad[:3]) + (f" and {len(bad) - 3:,} more" if len(bad) > 3 else ""),
             expected=f"at most {limit:.3g} of them ([health.bad_frames] limit in toolkit.toml)",
+            fix=f"go on without them this once: --bad-frames {part:g}",
         )
     if bad:
         console.warn(f"{len(bad):,} of {len(found.names):,} frames get no boxes: {'; '.join(bad[:3])}")

@@ -29,6 +29,9 @@ PICTURES = frozenset(
 )
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"))
 
+DESCRIPTIONS = frozenset((".json", ".yaml", ".yml"))
+"""Files that say where pictures are."""
+
 STREAM = re.compile(r"(rtsp|rtmp|https?|tcp|udp)://")
 
 
@@ -202,6 +205,12 @@ def open_source(text: str, *, colour: bool = False, limit: int | None = None) ->
     if path.is_file():
         if path.suffix.lower() in VIDEOS:
             return Video(text, colour, limit)
+        if path.suffix.lower() in DESCRIPTIONS:
+            raise ToolkitError(
+                f"{text} describes a dataset, and is no picture",
+                expected="a picture, folder, glob, video, frames.zip, a camera's number or a stream",
+                fix=f"prepare it: toolkit dataset prepare {text}; then: toolkit predict best.pt --split val",
+            )
         return Pictures(path.stem, path.parent, [path], colour)
     if path.is_dir():
         found = [each for each in path.iterdir() if _is_picture(each.name) and each.is_file()]

@@ -19,7 +19,7 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
-from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, describe, read_plan
+from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, check_trackers, describe, read_plan
 from toolkit.settings import Argument, Defaults, SelectBy, declared
 from toolkit.training.arguments import check, check_numbers, is_settled
 from toolkit.training.model import check_model
@@ -100,7 +100,7 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
         select_by=select_by,
         saving=defaults.saving,
         restarts=defaults.restarts,
-        rules=health.load(defaults.health),
+        rules=health.of(place, data),
         subsets=subsets,
         frequency=options.frequency(),
         paste=Paste.parse(options.paste),
@@ -219,7 +219,7 @@ def plan_resume(
         arguments=arguments,
         saving=defaults.saving,
         restarts=defaults.restarts,
-        rules=health.load(defaults.health),
+        rules=health.of(place, data),
         trackers=_trackers(defaults.logging),
     )
     planned = _with_batch(planned)
@@ -269,9 +269,8 @@ def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Op
 
 def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
     """Those that ``[logging]`` of toolkit.toml switches on; Ultralytics is silent about one not installed."""
+    check_trackers(wanted, "toolkit.toml")
     for name, on in wanted.items():
-        if name not in TRACKERS:
-            raise ToolkitError(f"no [logging] to {name}", expected=", ".join(TRACKERS))
         if on and importlib.util.find_spec(TRACKERS[name]) is None:
             raise ToolkitError(
                 f"toolkit.toml wants [logging] to {name}",

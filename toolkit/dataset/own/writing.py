@@ -17,7 +17,7 @@ import numpy as np
 from toolkit import console, vocabulary
 from toolkit.dataset.index import folder_below
 from toolkit.dataset.own import parts as partition
-from toolkit.dataset.own.reading import Dataset, Image, read
+from toolkit.dataset.own.reading import PICTURES, Dataset, Image, read
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE
@@ -42,6 +42,24 @@ def is_source(path: Path) -> bool:
     if any((path / name).exists() for name in (*ANNOTATIONS.values(), vocabulary.FILE)) or folder_below(path):
         return False
     return any(any(path.glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json"))
+
+
+def no_source(folder: Path, flag: str) -> ToolkitError:
+    """Why a flag for data of one's own has nothing to work on."""
+    if not folder.is_dir():
+        return ToolkitError(
+            f"no dataset {folder}", expected="a data.yaml, a COCO file, a folder or a zip archive"
+        )
+    if any((folder / name).exists() for name in ANNOTATIONS.values()) or folder_below(folder):
+        words = f"LTDv2's files, or data that is prepared, in {folder}"
+        return ToolkitError(f"{flag} is for other data", found=words, fix=f"leave {flag} out")
+    pictures = sum(each.suffix.lower() in PICTURES for each in folder.rglob("*"))
+    return ToolkitError(
+        f"{folder} is no dataset",
+        found=f"{pictures:,} pictures and no annotations",
+        expected="a data.yaml, or a COCO file with its images",
+        fix=f"to look for objects in pictures: toolkit predict best.pt {quote(str(folder))}",
+    )
 
 
 def name_of(path: Path) -> str:
