@@ -31,13 +31,14 @@ import check_amd_isa
 import torch
 from amdgcn.backend import EmulatedRoute, Settings
 from amdgcn.launch import Grid
-from amdgcn.variants import PASSES, compute, operands
+from amdgcn.variants import compute, operands, passes
 from check_amd_isa import Job
 from torch.overrides import TorchFunctionMode
 
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels.ahead import Recorder, variant
 from patches.convolution.triton_kernels.tiles import RDNA, Table, Tiles
+from patches.convolution.triton_kernels.transformed import suits
 from toolkit.benchmark import estimate
 from toolkit.benchmark.estimate import CARDS, Cost, Work
 
@@ -48,7 +49,7 @@ WIDTHS = (3, 4, 16, 20, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 
 
 def problems(p: ConvProblem, index: int, units: int) -> Iterator[tuple[ConvProblem, int]]:
-    """Problems like ``p`` whose loops in launch ``index`` have other lengths, and compute units for them."""
+    """Problems like ``p`` whose loops in pass ``index`` have other lengths, and compute units for them."""
     if index < 2 and p.groups == 1:
         name = ("channels_in", "channels_out")[index]
         widths = {getattr(p, name), *WIDTHS}
@@ -60,14 +61,14 @@ def problems(p: ConvProblem, index: int, units: int) -> Iterator[tuple[ConvProbl
             yield from ((replace(p, batch=batch), some) for some in (1, 8, 36, 128, 512, 4096))
 
 
-def made(p: ConvProblem, units: int, table: Table) -> list[Any]:
-    """The launches of a problem with a table of tiles."""
+def made(p: ConvProblem, units: int, table: Table, winograd: bool) -> list[Any]:
+    """The launches of a problem with a table of tiles, by the route "winograd" or by "triton"."""
     layout = torch.channels_last if p.channels_last else torch.contiguous_format
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
 
-    builder = Recorder(0, Tiles(units, table))
+    builder = Recorder(0, Tiles(units, table), winograd=winograd)
     x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
     weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
     builder.forward(p, x, weight, torch.empty(p.channels_out, device="meta") if p.bias else None)
@@ -75,31 +76,41 @@ def made(p: ConvProblem, units: int, table: Table) -> list[Any]:
     return builder.made
 
 
-def count(architecture: str, p: ConvProblem, index: int, units: int, table: Table = RDNA) -> Cost:
+def count(
+    architecture: str, p: ConvProblem, index: int, units: int, table: Table = RDNA, winograd: bool = False
+) -> Cost:
     """What launch ``index`` of a problem costs, from two problems with the same variant."""
-    wanted = variant(made(p, units, table)[index])
+    wanted = variant(made(p, units, table, winograd)[index])
+    number = estimate.passes("winograd" if winograd else "triton")[index]
     found: dict[float, tuple[ConvProblem, int]] = {}
-    for problem, some in problems(p, index, units):
-        launch = made(problem, some, table)[index]
+    for problem, some in problems(p, number, units):
+        if winograd and not suits(problem):
+            continue
+        launch = made(problem, some, table, winograd)[index]
         if variant(launch) == wanted:
-            found.setdefault(estimate.steps(problem, index, launch) / math.prod(launch.grid), (problem, some))
+            depth = estimate.steps(problem, number, launch) / math.prod(launch.grid)
+            found.setdefault(depth, (problem, some))
     depths = sorted(found)
     first = next((depth for depth in depths if depth >= 2), depths[-1])
     second = next((depth for depth in depths if depth >= 2 * first), depths[-1])
-    resident, one = executed(architecture, *found[first], index, table)
+    resident, one = executed(architecture, *found[first], index, table, winograd)
     if first == second:
         return Cost(resident, one, Work(0, 0, 0, 0))
-    _, other = executed(architecture, *found[second], index, table)
+    _, other = executed(architecture, *found[second], index, table, winograd)
     slope = Work(*((b - a) / (second - first) for a, b in zip(one, other, strict=True)))
     return Cost(resident, Work(*(a - first * s for a, s in zip(one, slope, strict=True))), slope)
 
 
-def executed(architecture: str, p: ConvProblem, units: int, index: int, table: Table) -> tuple[int, Work]:
+def executed(
+    architecture: str, p: ConvProblem, units: int, index: int, table: Table, winograd: bool
+) -> tuple[int, Work]:
     """Workgroups that a compute unit holds, and what one from the middle of the launch occupies."""
-    settings = Settings(architecture, counting=True, chosen=partial(middle, phases=index < 2))
+    names = passes(winograd)
+    first = names.index(names[index])
+    settings = Settings(architecture, counting=True, chosen=partial(middle, phases=first < 2))
     with Zeros():
-        compute(EmulatedRoute(settings, units, table), p, operands(p), PASSES[index])
-    launched = settings.log[max(0, index - 2)]
+        compute(EmulatedRoute(settings, units, table, winograd), p, operands(p), names[index])
+    launched = settings.log[index - first]
     counters = launched.counters
     assert counters is not None
     number = counters.workgroups
@@ -126,16 +137,11 @@ def middle(grid: Grid, phases: bool) -> Sequence[int]:
 
 
 def jobs() -> list[Job]:
-    """Every variant of the route "triton" in fp32 with 32-bit offsets and without the large kernels: those of
-    the models.
-    """
+    """Every variant in fp32 with 32-bit offsets and without the large kernels: those of the models."""
     return [
         job
         for job in check_amd_isa.jobs(["gfx1012"])
-        if job.problem.dtype == torch.float32
-        and max(job.problem.kernel) <= 3
-        and job.problem.batch == 1
-        and not job.winograd
+        if job.problem.dtype == torch.float32 and max(job.problem.kernel) <= 3 and job.problem.batch == 1
     ]
 
 
@@ -150,7 +156,7 @@ def row(architecture: str, known: dict[str, list[Any]], job: Job) -> tuple[str, 
     name = variant_of(job)
     if name in known:
         return name, known[name]
-    cost = count(architecture, job.problem, job.index, job.units)
+    cost = count(architecture, job.problem, job.index, job.units, winograd=job.winograd)
     return name, [cost.resident, *([float(f"{x:.4g}") for x in each] for each in cost[1:])]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import count_amd_costs
 from command import Command
 
 from patches.convolution.problem import ConvProblem
+from patches.convolution.triton_kernels.tiles import RDNA
 from toolkit.benchmark import estimate
 from toolkit.benchmark.measure import load_layers
 from toolkit.errors import ToolkitError
@@ -89,6 +91,33 @@ def test_the_table_holds_what_counting_gives(index: int) -> None:
     assert counted.resident == listed.resident
     assert counted.step.arithmetic == pytest.approx(listed.step.arithmetic, rel=0.1)
     assert counted.step.lds == pytest.approx(listed.step.lds, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "last"),
+    [(32, 160, True), *product((64,), (80,), (False, True)), *product((128, 256), (20,), (False, True))],
+)
+def test_winograd_wins_what_it_is_kept_for(channels: int, side: int, last: bool) -> None:
+    p = replace(
+        PLAIN, channels_in=channels, channels_out=channels, height=side, width=side, channels_last=last
+    )
+    usual, fewer = (estimate.by_route(p, "gfx1010", route) for route in estimate.ROUTES)
+    assert estimate.total(usual[:2]) >= 1.15 * estimate.total(fewer[:2])
+    assert {each.route for each in estimate.layer(p, "gfx1010")} == {"winograd"}
+    assert fewer[2:] == [replace(each, route="winograd") for each in usual[2:]]
+    assert not estimate.by_route(replace(p, stride=(2, 2)), "gfx1010", "winograd")
+
+
+def test_the_table_holds_what_counting_gives_for_winograd() -> None:
+    """At another depth than those that were counted: two chains of products."""
+    p = replace(PLAIN, batch=1, channels_in=128, height=20, width=20)
+    launch = estimate.launches(p, 36, "winograd")[1]
+    listed = estimate.costs("gfx1010")[estimate.variant_name(launch)]
+    resident, one = count_amd_costs.executed("gfx1010", p, 36, 1, RDNA, winograd=True)
+    depth = estimate.steps(p, 0, launch) / launch.grid[0]
+    assert resident == listed.resident
+    for counted, fixed, step in zip(one[:2], listed.fixed, listed.step, strict=False):
+        assert counted == pytest.approx(fixed + depth * step, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def card(model: str, batch: int, image_size: int, architecture: str, channels_la
         net = net.to(memory_format=torch.channels_last)
     layers = Counter(layers_of(net, batch, image_size, "cuda"))
     found = {layer: estimate.layer(layer, architecture) for layer in layers}
-    names = ("layer", "times", "forward ms", "backward ms", "bound by", "arithmetic floor", "memory floor")
-    table = Table(*names)
+    names = ("forward ms", "backward ms", "bound by", "arithmetic floor", "memory floor")
+    table = Table("layer", "times", "route", *names)
     table.title = (
         f"{model}, batch {batch}, {image_size} px, fp32 on a {known.name} ({architecture}), by a model"
     )
@@ -126,10 +126,10 @@ def card(model: str, batch: int, image_size: int, architecture: str, channels_la
         sums = [total + count * time for total, time in zip(sums, times, strict=True)]
         forward, backward, *least = (f"{1e3 * time:.3f}" for time in times)
         bound = max(launches, key=lambda each: each.total).bound
-        table.add_row(str(layer), str(count), forward, backward, bound, *least)
+        table.add_row(str(layer), str(count), launches[0].route, forward, backward, bound, *least)
     table.add_section()
     forward, backward, *least = (f"{1e3 * total:.2f}" for total in sums)
-    table.add_row("sum", str(layers.total()), forward, backward, "", *least)
+    table.add_row("sum", str(layers.total()), "", forward, backward, "", *least)
     console.out.print(table)
     console.note(
         f"{1e3 * sum(sums[:2]):.1f} ms in all, by a model: each launch takes what it needs of the "

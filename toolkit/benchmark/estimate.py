@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,10 @@ from toolkit.errors import ToolkitError
 
 COSTS = Path(__file__).parent / "amd_costs.json"
 BOUNDS = ("arithmetic", "LDS", "cache", "memory", "latency")
+ROUTES = ("triton", "winograd")
+CHAIN_END = 0.3
+"""What it takes ``winograd_gather`` to add the products of a chain to four outputs, in steps of its loop: a
+hundred instructions, of which a step has 340. It matters where channels fill several chains."""
 
 
 class Card(NamedTuple):
@@ -83,11 +87,13 @@ class Estimate:
     """One launch, or several.
 
     Attributes:
-        seconds: by bound; floors: of arithmetic and of memory, for all that they compute and touch.
+        seconds: by bound; floors: of arithmetic and of memory, for all that they compute and touch; route:
+            whose they are.
     """
 
     seconds: dict[str, float]
     floors: tuple[float, float]
+    route: str = "triton"
 
     @property
     def total(self) -> float:
@@ -112,21 +118,31 @@ def variant_name(launch: Any) -> str:
     return f"{launch.kernel.__name__} {hashlib.sha256(repr(variant(launch)).encode()).hexdigest()[:12]}"
 
 
-def launches(p: ConvProblem, units: int) -> list[Any]:
-    """What the Triton route launches on a card: forward, input gradient, weight gradient, its sum.
+def launches(p: ConvProblem, units: int, route: str = "triton") -> list[Any]:
+    """What a route launches on a card: forward, input gradient, weight gradient, its sum.
+
+    "winograd" transforms the weight before each of the first two; nothing where it does not serve.
 
     Raises:
         ToolkitError: Triton is not installed.
     """
     try:
-        from patches.convolution.triton_kernels import ahead, tiles
+        from patches.convolution.triton_kernels import ahead, tiles, transformed
     except ImportError as error:
         raise ToolkitError("no estimate", found="no Triton", expected="Triton 3.6 or later") from error
-    return ahead.launches(p, tiles.Tiles(units, tiles.RDNA), weight_last=p.channels_last)
+    winograd = route == "winograd"
+    if winograd and not transformed.suits(p):
+        return []
+    return ahead.launches(p, tiles.Tiles(units, tiles.RDNA), weight_last=p.channels_last, winograd=winograd)
+
+
+def passes(route: str) -> tuple[int, ...]:
+    """Of each launch of a route: 0 forward, 1 input gradient, 2 weight gradient, 3 its sum."""
+    return (0, 0, 1, 1, 2, 3) if route == "winograd" else (0, 1, 2, 3)
 
 
 def steps(p: ConvProblem, index: int, launch: Any) -> float:
-    """Steps that the loops of all workgroups of launch ``index`` take together."""
+    """Steps that the loops of all workgroups of a launch of pass ``index`` take together."""
     c, taps, grid = launch.constants, math.prod(p.kernel), launch.grid
     pixels = p.batch * math.prod(p.output_size)
     match launch.kernel.__name__:
@@ -135,6 +151,10 @@ def steps(p: ConvProblem, index: int, launch: Any) -> float:
             if c["FLAT"]:
                 return float(grid[0] * grid[1] * math.ceil(channels * taps / c["BLOCK_K"]))
             return float(grid[0] * grid[1] * taps * math.ceil(channels / c["BLOCK_K"]))
+        case "winograd_gather":
+            channels = (p.channels_in, p.channels_out)[index]
+            chains = math.ceil(channels / c["CHAIN"])
+            return float(16 * grid[0] * (math.ceil(channels / c["BLOCK_K"]) + CHAIN_END * chains))
         case "weight_gradient":
             return float(grid[0] * grid[1] * math.ceil(pixels / c["BLOCK_K"]))
         case "grouped_weight_gradient":
@@ -145,11 +165,15 @@ def steps(p: ConvProblem, index: int, launch: Any) -> float:
 
 
 def traffic(p: ConvProblem, index: int, launch: Any) -> float:
-    """Bytes of all tensors of launch ``index``, each read or written once: what caches cannot save."""
+    """Bytes of all tensors of a launch of pass ``index``, each once: what caches cannot save."""
     x = p.batch * p.channels_in * p.height * p.width
     out = p.batch * p.channels_out * math.prod(p.output_size)
     weight = p.channels_out * p.channels_in // p.groups * math.prod(p.kernel)
     size = p.dtype.itemsize
+    if launch.kernel.__name__ == "winograd_weight":
+        return size * weight * (1 + 16 / 9)
+    if launch.kernel.__name__ == "winograd_gather":
+        return size * (x + weight * 16 / 9 + out)
     if index < 2:
         return float(size * (x + weight + out))
     partial = 4 * weight * (launch.grid[2] if index == 2 else launch.arguments[0])
@@ -171,8 +195,9 @@ def estimate_launch(p: ConvProblem, index: int, launch: Any, card: Card, cost: C
         "latency": math.ceil(most / cost.resident) * one.alone / card.clock,
     }
     products = p.batch * math.prod(p.output_size) * p.channels_out * p.channels_in // p.groups
-    flops = 2 * products * math.prod(p.kernel) if index < 3 else 0
-    return Estimate(seconds, (flops / card.flops, memory / card.bandwidth))
+    taps: float = math.prod(p.kernel) if index < 3 else 0
+    taps = {"winograd_weight": 0, "winograd_gather": 16 / 4}.get(launch.kernel.__name__, taps)
+    return Estimate(seconds, (2 * products * taps / card.flops, memory / card.bandwidth))
 
 
 def card(architecture: str) -> Card:
@@ -188,14 +213,24 @@ def card(architecture: str) -> Card:
 
 
 def layer(p: ConvProblem, architecture: str) -> list[Estimate]:
-    """The launches of a layer: forward, input gradient, weight gradient, its sum over splits.
+    """The passes of a layer by the quicker route: forward, input gradient, weight gradient, its sum.
 
     Raises:
         ToolkitError: nobody has counted what a variant costs that the layer needs.
     """
+    found = [by_route(p, architecture, route) for route in ROUTES]
+    return min(filter(None, found), key=total)
+
+
+def by_route(p: ConvProblem, architecture: str, route: str) -> list[Estimate]:
+    """The passes of a layer by one of :data:`ROUTES`, as :func:`layer`; nothing where it does not serve.
+
+    Raises:
+        ToolkitError: as :func:`layer`.
+    """
     known, table = card(architecture), costs(architecture)
-    found = []
-    for index, launch in enumerate(launches(p, known.units)):
+    found: dict[int, Estimate] = {}
+    for index, launch in zip(passes(route), launches(p, known.units, route), strict=False):
         cost = table.get(variant_name(launch))
         if cost is None:
             raise ToolkitError(
@@ -203,8 +238,16 @@ def layer(p: ConvProblem, architecture: str) -> list[Estimate]:
                 found=f"a variant of {launch.kernel.__name__} that nobody has counted",
                 expected="layers of the kinds in YOLOv8n and YOLO11n",
             )
-        found.append(estimate_launch(p, index, launch, known, cost))
-    return found
+        one = replace(estimate_launch(p, index, launch, known, cost), route=route)
+        found[index] = after(found[index], one) if index in found else one
+    return list(found.values())
+
+
+def after(first: Estimate, second: Estimate) -> Estimate:
+    """Two launches one after the other, as one that is bound by what the second is."""
+    seconds = {bound: first.total + each for bound, each in second.seconds.items()}
+    floors = first.floors[0] + second.floors[0], first.floors[1] + second.floors[1]
+    return Estimate(seconds, floors, second.route)
 
 
 def total(found: Iterable[Estimate]) -> float:
