@@ -72,6 +72,8 @@ def predict(
     data: Path | DatasetIndex,
     split: SplitName,
     options: PredictionOptions | None = None,
+    *,
+    may_find_nothing: bool = False,
 ) -> Detections:
     """Detect objects in every frame of a split with a checkpoint, rounded as in a submission: the file that
     is written, the scores that are printed and what is handed in are of the same numbers. See :func:`detect`.
@@ -81,6 +83,7 @@ def predict(
         data: folder with LTDv2's files, prepared; or its index.
         split: "train", "val" or "test".
         options: see :class:`PredictionOptions`.
+        may_find_nothing: such weights score 0, where many are compared, and are not refused.
 
     Raises:
         ToolkitError: the weights are no checkpoint, are not finite, have other classes or cannot do what the
@@ -99,7 +102,7 @@ def predict(
     with running(device, patched=options.patches):
         detections = detect(detector.on(torch_device(device)), frames, split, options).rounded()
     check_values(detections, f"what {detector.path} finds", classes)
-    if not len(detections.boxes):
+    if not len(detections.boxes) and not may_find_nothing:
         raise ToolkitError(
             f"{detector.path} finds nothing in {split}",
             found=f"no box with a score of {options.conf:g} or more in {len(detections):,} frames",

@@ -67,7 +67,8 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
         classes: label, from 1, -> name, as they have to be.
 
     Raises:
-        ToolkitError: fewer than two checkpoints, one that cannot be used, or different architectures.
+        ToolkitError: fewer than two checkpoints, one that cannot be used, different architectures, or none
+            that finds anything.
     """
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
@@ -81,8 +82,18 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
         console.note(f"{path}: {alone[path]:.4f}")
     ranked = sorted(paths, key=lambda path: -alone[path])
     members, score = [ranked[0]], alone[ranked[0]]
+    if not any(alone.values()):
+        raise ToolkitError(
+            "there is nothing to choose by",
+            found=f"a score of 0 of each of {len(paths)} checkpoints",
+            expected="one or more that find something",
+            fix="train longer, or take other checkpoints",
+        )
     with TemporaryDirectory(prefix="soup-") as folder:
         for path in ranked[1:]:
+            if alone[path] == 0 < score:
+                console.note(f"with {path}: not tried, for it finds nothing; left out")
+                continue
             tried = [*members, path]
             candidate = Path(folder) / "candidate.pt"
             _write(candidate, average([models[member] for member in tried]))

@@ -212,6 +212,8 @@ def test_a_model_that_finds_nothing_says_so_and_writes_nothing(
     result = toolkit(verb[0], weights, *verb[1:], "--data", data, "--device", "cpu")
     assert (result.status, result.err.count("finds nothing in val")) == (1, 1)
     assert [path.name for path in workspace.iterdir()] == ["blind.pt"]
+    found = predict(weights, data, "val", PredictionOptions(device="cpu"), may_find_nothing=True)
+    assert (len(found), len(found.boxes)) == (6, 0)
 
 
 def test_boxes_that_no_evaluator_takes_are_refused(

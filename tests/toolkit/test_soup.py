@@ -57,6 +57,22 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
     assert (made.members, made.score) == ([paths[1]], 0.3)
 
 
+def test_what_finds_nothing_is_left_out_untried(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((3.0, 1.0, 2.0))]
+    seen = []
+
+    def judge(path: Path) -> float:
+        seen.append(value_of(path))
+        return 0.0 if seen[-1] == 3 else seen[-1]
+
+    made = make(paths, judge, tmp_path / "soup.pt")
+    assert (made.members, made.alone[paths[0]]) == ([paths[2]], 0)
+    assert seen == [3, 1, 2, 1.5]
+    with pytest.raises(ToolkitError, match="nothing to choose by; found a score of 0 of each of 2"):
+        make(paths[:2], lambda path: 0.0, tmp_path / "none.pt")
+    assert not (tmp_path / "none.pt").exists()
+
+
 def test_the_average_is_that_of_float64_and_leaves_counters_alone() -> None:
     models = [DetectionModel(TINY, ch=1, nc=4, verbose=False) for _ in range(3)]
     mean = average(models).state_dict()

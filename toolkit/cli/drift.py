@@ -65,9 +65,8 @@ def drift(
         from toolkit.runs import health
 
         allowed = health.frames_allowed(place, folder)
-        return prediction.predict(
-            weights, folder, "val", prediction.PredictionOptions(device=device, bad_frames=allowed)
-        )
+        options = prediction.PredictionOptions(device=device, bad_frames=allowed)
+        return prediction.predict(weights, folder, "val", options, may_find_nothing=True)
 
     table = matrices.matrix(rows, source, test_months, predict)
     for written in matrices.write(table, out or place.runs / f"{prefix}-matrix"):

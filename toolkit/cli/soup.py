@@ -57,7 +57,7 @@ def soup(
     )
 
     def judge(weights: Path) -> float:
-        found = prediction.predict(weights, source, "val", options)
+        found = prediction.predict(weights, source, "val", options, may_find_nothing=True)
         return float(score(truth, found, source=str(weights)).as_dict()[select_by])
 
     made = soups.make(paths, judge, out, truth.vocabulary.classes)
