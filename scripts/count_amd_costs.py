@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import check_amd_isa
 import torch
+from amdgcn.audit import occupancy
 from amdgcn.backend import EmulatedRoute, Settings
 from amdgcn.launch import Grid
 from amdgcn.variants import compute, operands, passes
@@ -114,7 +115,7 @@ def executed(
     counters = launched.counters
     assert counters is not None
     number = counters.workgroups
-    waves = check_amd_isa.occupancy(architecture, launched.registers, launched.lds, launched.waves)
+    waves = occupancy(architecture, launched.registers, launched.lds, launched.waves)
     work = Work(
         counters.busy() / 2 / number, counters.lds_cycles / number, counters.lines / number,
         counters.alone / counters.waves,

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from amdgcn import audit
 
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels import route, tiles
@@ -62,13 +63,13 @@ def test_too_much_lds_is_found(check: ModuleType, monkeypatch: pytest.MonkeyPatc
     assert any("bytes of LDS" in fault for fault in kernel.faults), kernel
 
 
-def test_a_buffer_store_is_a_fault_on_gfx101x_alone(check: ModuleType) -> None:
+def test_a_buffer_store_is_a_fault_on_gfx101x_alone() -> None:
     counts = ".vgpr_count: 8\n.vgpr_spill_count: 0\n.sgpr_spill_count: 0\n"
     assembly = f"buffer_store_dword v0, v1, s[0:3], 0 offen\n{counts}"
-    assert check.read("gfx1012", "k", "", assembly, 0, 4).faults == (
+    assert audit.read("gfx1012", "k", "", assembly, 0, 4).faults == (
         "a buffer store, which gfx101x drops silently",
     )
-    assert check.read("gfx1030", "k", "", assembly, 0, 4).faults == ()
+    assert audit.read("gfx1030", "k", "", assembly, 0, 4).faults == ()
 
 
 def test_buffer_operations_that_are_not_switched_off_are_found(
@@ -93,10 +94,8 @@ def test_buffer_operations_that_are_not_switched_off_are_found(
         ("ds_read_b128 v[1:4], v5", 0),
     ],
 )
-def test_the_widest_access_is_read_from_the_assembly(
-    check: ModuleType, assembly: str, bytes_at_once: int
-) -> None:
-    assert check.widest(assembly) == bytes_at_once
+def test_the_widest_access_is_read_from_the_assembly(assembly: str, bytes_at_once: int) -> None:
+    assert audit.widest(assembly) == bytes_at_once
 
 
 def test_a_compiler_that_dies_costs_its_kernel_alone(
