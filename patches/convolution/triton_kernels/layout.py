@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
+
+from ..problem import ConvProblem
 
 
 def named(tensor: str, axes: str, values: Sequence[int]) -> dict[str, int]:
@@ -20,6 +23,34 @@ def reach(t: Tensor) -> int:
 def linear(t: Tensor) -> bool:
     """Whether the pixels of a plane follow one another at one distance."""
     return t.stride(2) == t.stride(3) * t.shape[3]
+
+
+class Numbers(NamedTuple):
+    """What kernels are told of a problem and its two activations, by the names that they give it."""
+
+    sizes: dict[str, int]
+    planes: dict[str, int]
+    strides: dict[str, int]
+    shifts: dict[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        p: ConvProblem,
+        channels: int,
+        filters: int,
+        planes: Mapping[str, Tensor],
+        strides: Mapping[str, Tensor],
+    ) -> Numbers:
+        """Of channels read and written of a group, and of the activations in the order of the kernel."""
+        sides: dict[str, int] = {}
+        steps: dict[str, int] = {}
+        for name, tensor in planes.items():
+            sides |= named(name, "hw", tensor.shape[2:])
+        for name, tensor in strides.items():
+            steps |= named(name, "ncyx", tensor.stride())
+        sizes = {"batch": p.batch, "channels": channels, "filters": filters}
+        return cls(sizes, sides, steps, named("pad", "hw", p.padding) | named("dil", "hw", p.dilation))
 
 
 def vector(t: Tensor) -> int:

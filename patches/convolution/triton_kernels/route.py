@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...environment import amd_architectures
 from ..problem import ConvProblem
-from . import transformed
-from .layout import alignment, linear, named, reach, vector, weight_layout
+from . import depthwise, transformed
+from .layout import Numbers, alignment, linear, named, reach, vector, weight_layout
+from .tiles import split_evenly
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -314,7 +315,6 @@ class Builder:
     ) -> tuple[Callable[[Tensor], Tensor] | None, Any]:
         """The copy of the weight to make first (None: none), and the launch from ``src`` to ``out``."""
         from .gather import gather_gemm
-        from .grouped import grouped_gather
 
         (kh, kw), (sh, sw), (dh, dw) = p.kernel, p.stride, p.dilation
         channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
@@ -323,33 +323,17 @@ class Builder:
         wide, item = self._offsets(src, out)
         if self.winograd and transformed.suits(p) and not wide:
             return transformed.gather(self, p, src, out, weight, has_bias, transposed)
-        sizes = {"batch": p.batch, "channels": channels, "filters": filters}
-        planes = named("src", "hw", src.shape[2:]) | named("out", "hw", out.shape[2:])
-        strides = named("src", "ncyx", src.stride()) | named("out", "ncyx", out.stride())
-        shifts = named("pad", "hw", p.padding) | named("dil", "hw", p.dilation)
+        activations = {"src": src, "out": out}
+        numbers = Numbers.of(p, channels, filters, activations, activations)
         phases = sh * sw if transposed else 1
         pixels = (
             -(-out.shape[2] // sh) * -(-out.shape[3] // sw) if transposed else out.shape[2] * out.shape[3]
         )
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
-            ws = weight.stride()
-            block_p, block_c = self.tiles.grouped(kh * kw, pixels, p.channels_last)
-            tiles = -(-pixels // block_p) * -(-out.shape[1] // block_c) * p.batch
-            if transposed:
-                grouped = named("weight", "gkmyx", (ws[0] * channels, ws[0], ws[1], ws[2], ws[3]))
-            else:
-                grouped = named("weight", "gkmyx", (ws[0] * filters, ws[1], ws[0], ws[2], ws[3]))
-            launch = self.launch(
-                grouped_gather,
-                (tiles, phases, 1),
-                {**sizes, "out_channels": out.shape[1], **planes, **strides, **grouped, **shifts},
-                {
-                    "KH": kh, "KW": kw, "SH": sh, "SW": sw, "TRANSPOSED": transposed, "HAS_BIAS": has_bias,
-                    "WIDE": wide, "BLOCK_P": block_p, "BLOCK_C": block_c,
-                },
-            )  # fmt: skip
-            return None, launch
+            return None, depthwise.gather(
+                self, p, numbers, weight, pixels, wide=wide, has_bias=has_bias, transposed=transposed
+            )
 
         flat = channels < 16 and kh * kw > 1 and phases == 1
         channels_last = p.channels_last and src.stride(1) == 1
@@ -369,7 +353,10 @@ class Builder:
         launch = self.launch(
             gather_gemm,
             (-(-filters // tile.m) * -(-p.batch * pixels // tile.n), p.groups, phases),
-            {**sizes, **planes, **strides, **named("weight", "gtkm", w_strides), **shifts},
+            {
+                **numbers.sizes, **numbers.planes, **numbers.strides, **named("weight", "gtkm", w_strides),
+                **numbers.shifts,
+            },
             {
                 "KH": kh, "KW": kw, "SH": sh, "SW": sw,
                 "STEP_H": sh // math.gcd(sh, dh) if transposed else 1,
@@ -391,51 +378,34 @@ class Builder:
 
     def _weight(self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> Any:
         """The call that gives the gradients of weight and (or None) bias."""
-        from .grouped import grouped_weight_gradient
-        from .weight import reduce_partials, weight_gradient
+        from .weight import weight_gradient
 
         (kh, kw), (sh, sw) = p.kernel, p.stride
         channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
         pairs = channels * kh * kw
         pixels = p.batch * grad.shape[2] * grad.shape[3]
         size = p.channels_out * pairs + (p.channels_out if has_bias else 0)
-        sizes = {"batch": p.batch, "channels": channels, "filters": filters}
-        planes = named("src", "hw", x.shape[2:]) | named("grad", "hw", grad.shape[2:])
-        strides = named("grad", "ncyx", grad.stride()) | named("src", "ncyx", x.stride())
-        shifts = named("pad", "hw", p.padding) | named("dil", "hw", p.dilation)
+        numbers = Numbers.of(p, channels, filters, {"src": x, "grad": grad}, {"grad": grad, "src": x})
         wide, item = self._offsets(x, grad)
-        common = {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias}
-
         if channels <= GROUPED_CHANNELS and p.groups > 1:
-            block_t, block_p, block_c = self.tiles.grouped_weight(kh * kw, p.channels_last, wide)
-            tiles = -(-p.channels_out // block_c) * -(-kh * kw // block_t)
-            splits = self.tiles.splits(tiles * channels, pixels, 8 * block_p)
-            share = _share(pixels, splits, block_p)
-            splits = -(-pixels // share)
-            launch = self.launch(
-                grouped_weight_gradient,
-                (tiles, channels, splits),
-                {
-                    **sizes, "out_channels": p.channels_out, **planes, **strides, **shifts,
-                    "pixels_per_split": share, "split_size": size,
-                },
-                {**common, "WIDE": wide, "BLOCK_T": block_t, "BLOCK_P": block_p, "BLOCK_C": block_c},
-                warps=8,
-            )  # fmt: skip
+            launch, splits = depthwise.weigh(self, p, numbers, pixels, size, wide=wide, has_bias=has_bias)
         else:
             channels_last = p.channels_last and x.stride(1) == grad.stride(1) == 1
             tile, splits = self.tiles.weight(
                 filters, pairs, pixels, p.groups, wide=wide, channels_last=channels_last
             )
-            share = _share(pixels, splits, tile.k)
-            splits = -(-pixels // share)
+            share, splits = split_evenly(pixels, splits, tile.k)
             pointwise = _pointwise(p, x, grad)
             launch = self.launch(
                 weight_gradient,
                 (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),
-                {**sizes, **planes, **strides, **shifts, "pixels_per_split": share, "split_size": size},
                 {
-                    **common, "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
+                    **numbers.sizes, **numbers.planes, **numbers.strides, **numbers.shifts,
+                    "pixels_per_split": share, "split_size": size,
+                },
+                {
+                    "KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias,
+                    "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
                     "CHANNELS_LAST": channels_last,
                     "GRAD_ALIGN": self._narrow(p, alignment(channels_last, linear(grad), p.groups, grad)),
                     "ALIGN": self._narrow(p, alignment(True, True, p.groups, x)) if channels_last else 1,
@@ -448,17 +418,7 @@ class Builder:
                 warps=tile.warps, stages=tile.stages,
             )  # fmt: skip
 
-        like = torch.empty_like(weight, device="meta")
-        block = 32
-        reduce = self.launch(
-            reduce_partials,
-            (-(-size // block), 1, 1),
-            {
-                "splits": splits, "split_size": size, "weight_size": p.channels_out * pairs, "pairs": pairs,
-                "channels": channels, "kernel_w": kw, **named("weight", "mcyx", like.stride()),
-            },
-            {"HAS_BIAS": has_bias, "BLOCK_S": 64 if splits > 32 else 8, "BLOCK": block},
-        )  # fmt: skip
+        reduce = _reduction(self, p, weight, splits, size, has_bias)
 
         def call(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
             partial = x.new_empty((splits, size), dtype=torch.float32)
@@ -475,9 +435,25 @@ def _layout(p: ConvProblem) -> torch.memory_format:
     return torch.channels_last if p.channels_last else torch.contiguous_format
 
 
-def _share(pixels: int, splits: int, block: int) -> int:
-    """Pixels of one split: the same for all, a multiple of the block."""
-    return -(-pixels // (splits * block)) * block
+def _reduction(
+    builder: Builder, p: ConvProblem, weight: Tensor, splits: int, size: int, has_bias: bool
+) -> Launch:
+    """The launch that sums what the splits of a weight gradient have left."""
+    from .weight import reduce_partials
+
+    pairs = math.prod(weight.shape[1:])
+    like = torch.empty_like(weight, device="meta")
+    block = 32
+    return builder.launch(
+        reduce_partials,
+        (-(-size // block), 1, 1),
+        {
+            "splits": splits, "split_size": size, "weight_size": p.channels_out * pairs, "pairs": pairs,
+            "channels": weight.shape[1], "kernel_w": p.kernel[1],
+            **named("weight", "mcyx", like.stride()),
+        },
+        {"HAS_BIAS": has_bias, "BLOCK_S": 64 if splits > 32 else 8, "BLOCK": block},
+    )  # fmt: skip
 
 
 def _wide(*tensors: Tensor) -> bool:

@@ -278,5 +278,11 @@ class Tiles:
         return max(1, min(resident * self.units // programs, pixels // least, 1024))
 
 
+def split_evenly(pixels: int, splits: int, block: int) -> tuple[int, int]:
+    """Pixels of one split, the same for all and a multiple of the block; and how many splits that makes."""
+    share = -(-pixels // (splits * block)) * block
+    return share, -(-pixels // share)
+
+
 def _size(filters: int) -> int:
     return 0 if filters <= 16 else 1 if filters <= 32 else 2 if filters <= 64 else 3
