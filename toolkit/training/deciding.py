@@ -14,6 +14,7 @@ import msgspec
 from toolkit import console, doctor, ltdv2, vocabulary, workspace
 from toolkit.dataset import index
 from toolkit.dataset.frequency import Paste
+from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
@@ -57,42 +58,15 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
         _check_route()
     model = check_model(options.model or defaults.model or preset.model)
     views = _views(options, model)
-    asked = (options.channels, defaults.channels, preset.channels)
-    channels = next(given for given in asked if given is not None)
-    if channels not in (1, 3):
-        raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
-    if not views.is_plain:
-        if options.channels not in (None, views.channels):
-            raise ToolkitError(
-                f"--frames {views} makes {views.channels} channels",
-                found=f"--channels {options.channels}",
-                fix="leave --channels out",
-            )
-        channels = views.channels
     subsets = options.subsets(vocabulary.of_data(data))
-    select_by = options.select_by or "fitness"
-    score_every = options.score_every or (0 if select_by == "fitness" else 1)
-    if score_every and "val" in subsets:
-        raise ToolkitError(
-            "the challenge's score is one of all months",
-            found=f"validation on {subsets['val'].words(vocabulary.of_data(data))} alone",
-            fix="leave --score-every and --select-by out, or --val-months",
-        )
     train_on = options.splits()
-    if "val" in train_on and select_by != "fitness":
-        raise ToolkitError(
-            "nothing is left to choose by: the validation split is trained on",
-            found=f"--select-by {select_by} with --train-on {options.train_on}",
-            fix="leave --select-by out: best.pt is then that of the last epoch",
-        )
-    if select_by != "fitness":
-        _check_selection(data, opened, select_by, score_every)
+    select_by, score_every = _scored(options, data, subsets, opened)
     planned = TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
         preset=name,
         model=model,
-        channels=channels,
+        channels=_channels(options, defaults, preset, views),
         device=resolve_device(options.device or defaults.device),
         patches=options.patches,
         arguments=arguments,
@@ -111,6 +85,54 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
     planned = _with_batch(planned)
     needs.refuse_at_start(planned.needs())
     return planned
+
+
+def _channels(options: Options, defaults: Defaults, preset: Preset, views: Views) -> int:
+    """Input channels of the model.
+
+    Raises:
+        ToolkitError: nothing has so many, or not what the channels are to show.
+    """
+    asked = (options.channels, defaults.channels, preset.channels)
+    channels = next(given for given in asked if given is not None)
+    if channels not in (1, 3):
+        raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
+    if views.is_plain:
+        return channels
+    if options.channels not in (None, views.channels):
+        raise ToolkitError(
+            f"--frames {views} makes {views.channels} channels",
+            found=f"--channels {options.channels}",
+            fix="leave --channels out",
+        )
+    return views.channels
+
+
+def _scored(
+    options: Options, data: Path, subsets: Mapping[str, Subset], opened: index.Opener
+) -> tuple[SelectBy, int]:
+    """What chooses best.pt, and every how many epochs the challenge's scores are taken, 0 for never.
+
+    Raises:
+        ToolkitError: the images that are validated on cannot give those scores, or are trained on.
+    """
+    select_by = options.select_by or "fitness"
+    score_every = options.score_every or (0 if select_by == "fitness" else 1)
+    if score_every and "val" in subsets:
+        raise ToolkitError(
+            "the challenge's score is one of all months",
+            found=f"validation on {subsets['val']} alone",
+            fix="leave --score-every and --select-by out, or --val-months",
+        )
+    if "val" in options.splits() and select_by != "fitness":
+        raise ToolkitError(
+            "nothing is left to choose by: the validation split is trained on",
+            found=f"--select-by {select_by} with --train-on {options.train_on}",
+            fix="leave --select-by out: best.pt is then that of the last epoch",
+        )
+    if select_by != "fitness":
+        _check_selection(data, opened, select_by, score_every)
+    return select_by, score_every
 
 
 def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[str, dict[str, Argument]]]:
@@ -165,6 +187,37 @@ def plan_resume(
     """
     files = named(place.runs, options.name) if options.name else _newest_run(place.runs)
     before = read_plan(files)
+    _refuse_another_run(files, before, options)
+    changed = {key: value for key, value in options.overrides().items() if key in CHANGEABLE}
+    changed |= _arguments_again(files, options.arguments, before)
+    arguments = {**before.arguments, **changed}
+    check_numbers(arguments, f"a flag, or {files.plan}")
+    data = place.data_of(files.best, options.data).absolute()
+    if not options.other_data:
+        _check_data(files, data, opened)
+    _check_beginning(files, before)
+    if before.patches and options.patches:
+        _check_route()
+    defaults = place.defaults(data)
+    planned = replace(
+        before,
+        data=data,
+        run=files.run,
+        device=_device_again(files, options.device, before.device),
+        patches=before.patches and options.patches,
+        arguments=arguments,
+        saving=defaults.saving,
+        restarts=defaults.restarts,
+        rules=health.of(place, data),
+        trackers=_trackers(defaults.logging),
+    )
+    planned = _with_batch(planned)
+    needs.refuse_at_start(planned.needs())
+    return planned
+
+
+def _refuse_another_run(files: RunFiles, before: TrainingPlan, options: Options) -> None:
+    """Raises ToolkitError: the run has finished, or the options ask for what it was not begun with."""
     kept = {name: option for name, option in declared(Options).items() if option.resume == "keeps"}
     for key, option in kept.items():
         value = getattr(options, key)
@@ -199,32 +252,6 @@ def plan_resume(
         raise _begun_with_another("--train-on", files, options.train_on, ",".join(before.train_on))
     if options.frames and Views.parse(options.frames) != before.views:
         raise _begun_with_another("--frames", files, options.frames, str(before.views))
-    changed = {key: value for key, value in options.overrides().items() if key in CHANGEABLE}
-    changed |= _arguments_again(files, options.arguments, before)
-    arguments = {**before.arguments, **changed}
-    check_numbers(arguments, f"a flag, or {files.plan}")
-    data = place.data_of(files.best, options.data).absolute()
-    if not options.other_data:
-        _check_data(files, data, opened)
-    _check_beginning(files, before)
-    if before.patches and options.patches:
-        _check_route()
-    defaults = place.defaults(data)
-    planned = replace(
-        before,
-        data=data,
-        run=files.run,
-        device=_device_again(files, options.device, before.device),
-        patches=before.patches and options.patches,
-        arguments=arguments,
-        saving=defaults.saving,
-        restarts=defaults.restarts,
-        rules=health.of(place, data),
-        trackers=_trackers(defaults.logging),
-    )
-    planned = _with_batch(planned)
-    needs.refuse_at_start(planned.needs())
-    return planned
 
 
 def _begun_with_another(option: str, files: RunFiles, found: str, expected: str) -> ToolkitError:
