@@ -227,6 +227,7 @@ def on_the_card(call: Callable[[], object], loops: int = 4, samples: int = 7) ->
     return median(graph.replay, samples) / loops
 
 
+# Long: options, a loop over layers, and its table.
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -92,6 +92,7 @@ def parse(text: str) -> tuple[str, ...]:
     return names
 
 
+# Long: the grid, which keeps one set of outputs for all of its points.
 def sweep(
     weights: Path | Detector,
     frames: DatasetIndex,

@@ -216,6 +216,7 @@ def _compile_ahead(route: str, device: str, dtype: torch.dtype) -> None:
     compiling.compile_all(jobs(_problems(device, dtype), target.units, (route,)), target)
 
 
+# Long: a list of problems, one a line.
 def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:
     """One problem for each kind of kernel that a route may have.
 

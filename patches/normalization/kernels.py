@@ -223,6 +223,7 @@ def joined(partial, splits, channel, live, channels, count, CHUNK: tl.constexpr,
     return mean, tl.where(spread < 0.0, 0.0, spread / count)
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "rows", "columns", "channels", "x_row", "x_channel", "out_row", "out_channel", "tiles", "share",
@@ -372,6 +373,7 @@ def gradient_sums(
     tl.store(to + tl.num_programs(1) * channels, total(product, CHANNELS_LAST), mask=live)
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "rows", "columns", "channels", "x_row", "x_channel", "grad_row", "grad_channel", "out_row",

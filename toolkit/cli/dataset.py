@@ -73,6 +73,7 @@ def download(
     console.note(f"{done}; next: `toolkit dataset prepare {quote(str(folder))}`")
 
 
+# Long: the flags of a verb.
 @app.command()
 def prepare(
     folder: Annotated[

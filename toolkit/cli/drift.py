@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from toolkit.drift import Row
 
 
+# Long: the flags of a verb.
 def drift(
     more: Annotated[
         list[str] | None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from toolkit.assessment import Assessment, Task
 
 
+# Long: the flags of a verb.
 def evaluate(
     target: Annotated[
         str,

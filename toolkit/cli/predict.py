@@ -32,6 +32,7 @@ SOURCE = (
 )
 
 
+# Long: the flags of a verb.
 def predict(
     weights: Annotated[
         str,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from submission.codabench import Codabench
 
 
+# Long: the flags of a verb.
 def submit(
     predictions: Annotated[
         Path | None,

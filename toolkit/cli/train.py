@@ -17,6 +17,7 @@ from toolkit.errors import ToolkitError
 from toolkit.training.options import Options
 
 
+# Long: the flags of a verb.
 @declared
 def train(
     words: Annotated[

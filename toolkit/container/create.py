@@ -65,6 +65,7 @@ class Places:
     here: Path = field(default_factory=Path.cwd)
 
 
+# Long: one call of docker-py, field by field.
 def create_arguments(
     profile: Profile,
     found: Machine,

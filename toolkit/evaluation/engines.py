@@ -127,6 +127,7 @@ def _curves(evaluation: Any) -> Curves:
     )
 
 
+# Long: pycocotools' own format, field by field.
 def _pycocotools(problem: Problem, subsets: Sequence[npt.NDArray[np.int64]]) -> list[Curves]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

@@ -31,6 +31,7 @@ def first_tap(phase, padding, dilation, K: tl.constexpr, S: tl.constexpr):
     return first
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "batch", "channels", "filters", "src_h", "src_w", "out_h", "out_w", "src_n", "src_c",

@@ -14,6 +14,7 @@ import triton.language as tl
 from .border import OUTSIDE, within
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "batch", "channels", "filters", "out_channels", "src_h", "src_w", "out_h", "out_w", "src_n",
@@ -163,6 +164,7 @@ def grouped_gather(
     )
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "batch", "channels", "filters", "out_channels", "src_h", "src_w", "grad_h", "grad_w",

@@ -303,6 +303,7 @@ class Builder:
         wide = _wide(*tensors) or any(reach(t) >= (2**32 - 2**24) // item for t in tensors)
         return wide, 0 if wide else item
 
+    # Long: one launch, and what each of its kernel's integers is.
     def _gather(
         self,
         p: ConvProblem,

@@ -13,6 +13,7 @@ from .offsets import first_pixel, in_bytes, load_near, next_pixel
 ROWS = tl.constexpr(8)
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "batch", "channels", "filters", "src_h", "src_w", "grad_h", "grad_w", "grad_n", "grad_c",

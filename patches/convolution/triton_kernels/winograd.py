@@ -101,6 +101,7 @@ def entry(src, at, inside, k_live, EVEN_K: tl.constexpr, CHANNELS_LAST: tl.const
     return tl.load(src + at, mask=mask, other=0.0)
 
 
+# Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "batch", "channels", "filters", "src_h", "src_w", "out_h", "out_w", "src_n", "src_c",

@@ -206,6 +206,7 @@ def _background(rng: np.random.Generator, level: float) -> Image:
     return (cv2.GaussianBlur(ground, (0, 0), 1.2) + stripes).astype(np.float32)
 
 
+# Long: drawings, one stroke a line.
 def _shape(label: int) -> Image:
     """An object's excess temperature, 1 for its warm parts, on a canvas that is exactly its box."""
     size = (int(160 * ASPECTS[label]), 160)
