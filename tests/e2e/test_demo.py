@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from demo_run import Demo
+from run_page import unnamed
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,11 @@ def test_the_zip_holds_one_file_with_every_frame_of_the_test_split(demo: Demo) -
     }
     assert wanted <= set(predictions)
     assert sum(len(predictions[i]["boxes"]) for i in wanted) > 0
+
+
+def test_the_page_of_a_run_names_every_file_that_is_left(demo: Demo) -> None:
+    assert (demo.run / "plan.json").is_file()
+    assert not unnamed(demo.run)
 
 
 def test_the_loss_falls(demo: Demo) -> None:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from run_page import rows, unnamed
+
 from toolkit.runs.folder import RunFiles
-
-PAGE = Path(__file__).parents[2] / "docs" / "runs.md"
-
-
-def rows() -> dict[str, list[str]]:
-    """Of each file what it is, who writes, who reads and who removes it."""
-    table = PAGE.read_text().split("## Files\n")[1]
-    found = {}
-    for line in table.splitlines():
-        if line.startswith("| `"):
-            names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-            found |= dict.fromkeys(re.findall(r"`(.+?)`", names), cells)
-    return found
 
 
 def test_every_file_of_a_run_is_on_the_page() -> None:
@@ -39,3 +27,15 @@ def test_a_property_is_called_as_its_file_or_says_which_that_is() -> None:
 
 def test_every_row_says_who_writes_and_reads_a_file() -> None:
     assert all(len(cells) == 4 and all(cells) for cells in rows().values())
+
+
+def test_a_file_that_no_row_names_is_found(tmp_path: Path) -> None:
+    named = (
+        *("plan.json", "weights/epoch12.pt", "checkpoints/image-1.damaged", "predict-3/a/b.txt"),
+        *("evaluation-test/scores.json", "predictions-val.json.origin", "labels.jpg", ".plan.json.x.tmp"),
+    )
+    new = ("notes.txt", "weights/epoch.onnx", "weights/first.pt")
+    for name in (*named, *new):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert unnamed(tmp_path) == sorted(new)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_page import unnamed
 from tiny_run import MODEL, plan, train
 
 from toolkit.dataset import index
@@ -56,6 +57,7 @@ def test_the_last_run_trains_on_both_splits_and_keeps_its_last_epoch(data: Path,
     for one, other in zip(best.parameters(), last.parameters(), strict=True):
         assert one.equal(other)
     assert {path.name for path in weights.glob("*.pt")} == {"best.pt", "last.pt", "epoch2.pt"}
+    assert not unnamed(planned.run), "docs/runs.md names every file of a run"
     assert weights / "epoch2.pt" in checkpoints_of(planned.run), "a soup finds it"
     assert "optimizer" not in torch.load(weights / "epoch2.pt", weights_only=False) or (
         torch.load(weights / "epoch2.pt", weights_only=False)["optimizer"] is None
