@@ -60,8 +60,9 @@ def enable(
     What records a program keeps the convolution itself, for any size: PyTorch's own kernels serve
     ``torch.jit.trace``, and the ONNX exporter built on it, while they record. ``torch.export``, ``make_fx``
     and FakeTensor never reach a route. What ``torch.compile`` makes calls the operator when it runs, and a
-    route serves it. One case escapes: with ``torch._inductor.config.freezing`` Inductor replaces, on the CPU,
-    the convolutions of a frozen model by oneDNN's own operators, which no override sees.
+    route serves it; so does a graph of TorchScript. Freezing escapes: ``torch._inductor.config.freezing`` and
+    ``torch.jit.optimize_for_inference`` replace, on the CPU, the convolutions of a frozen model by operators
+    of oneDNN's own, which no override sees.
 
     Args:
         device: "cuda" (ROCm builds say "cuda" too) or "cpu"; the GPU where there is one when None. With an

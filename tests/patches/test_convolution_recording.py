@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,6 +144,38 @@ def test_nothing_serves_beneath_a_recorder(net: Net) -> None:
         report = patches.report()
     assert report.by_route() == {}
     assert report.calls == 4
+
+
+def test_a_graph_under_autocast_is_served() -> None:
+    layer, x = nn.Conv2d(3, 4, 3), images(2, 9, 9)
+    recorded = torch.jit.trace(layer, x, check_trace=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        expected = recorded(x)
+        with patches.enabled("cpu", route="gemm"):
+            found = recorded(x)
+            assert patches.report().by_route() == {"gemm": 1}
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)  # 8 bits, sums of another order
+
+
+def test_a_recorder_in_one_thread_keeps_nothing_from_another(net: Net) -> None:
+    def record() -> None:
+        for _ in range(3):
+            torch.jit.trace(net, images(2, 16, 16), check_trace=False)
+
+    x = images(1, 16, 16)
+    recorded = torch.jit.trace(net, x, check_trace=False)
+    served = 0
+    with patches.enabled("cpu", route="gemm"):
+        recorder = threading.Thread(target=record)
+        recorder.start()
+        while not served or recorder.is_alive():
+            recorded(x)
+            served += 4
+        recorder.join()
+        report = patches.report()
+    assert report.by_route() == {"gemm": served}
+    assert [(each.reason, each.calls) for each in report.fall_throughs] == [(RECORDED, 3 * 4)]
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(2, 3, 3, padding=1), nn.ConvTranspose1d(2, 3, 3, stride=2)])
