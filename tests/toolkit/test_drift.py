@@ -195,7 +195,7 @@ def test_the_command_plans_collects_and_prints(
     monkeypatch.setattr(drift, "train_in_child", trainer)
     from toolkit import prediction
 
-    monkeypatch.setattr(prediction, "predict", lambda w, d, split, options: Predictor()(w, d))
+    monkeypatch.setattr(prediction, "predict", lambda w, d, split, options, **_: Predictor()(w, d))
     result = toolkit("drift", "--train-months", "feb,jun", "--data", data, "--json", "--", "--epochs", 1)
     assert result.status == 0, result.err
     assert trainer.calls[0][-2:] == ["--epochs", "1"]

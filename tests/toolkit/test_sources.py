@@ -284,6 +284,11 @@ def test_ctrl_c_keeps_what_was_found(tiny: Path) -> None:
     assert result.found.names == ["0", "1", "2"][: len(result.found.names)]
 
 
+def test_ctrl_c_before_the_first_batch_is_no_fault_of_the_source(tiny: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        predict_source(tiny, Cut(), PredictionOptions(device="cpu", batch=16, patches=False))
+
+
 def test_reading_ahead_changes_no_order_and_leaves_no_thread() -> None:
     frames = [Frame(str(n), None, "x") for n in range(50)]
     assert [frame.name for frame in ahead(frames, 7)] == [str(n) for n in range(50)]

@@ -85,6 +85,8 @@ def predict_source(
                             on_frame(found, frame.pixels)
                         advance(1)
             except KeyboardInterrupt:
+                if not found.names:  # nothing to keep: it ends as any command does
+                    raise
                 stopped = True
     _require(found, options.bad_frames, source)
     return Result(found.rounded(), to_bytes.range if to_bytes.used else None, stopped)
