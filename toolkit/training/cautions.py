@@ -5,6 +5,9 @@ from __future__ import annotations
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training.preset import configuration
 
+READ = "8.4.190"
+"""The Ultralytics whose loop ``loop.py`` beside this follows, and which ultralytics.md is about."""
+
 LEAST_WARM_UP = 100
 """Batches that Ultralytics warms up for at least, if it does."""
 
@@ -16,8 +19,15 @@ def cautions(plan: TrainingPlan, images: int) -> list[str]:
         plan: that is decided.
         images: samples of an epoch; 0 where that is not known.
     """
+    from ultralytics import __version__ as installed  # slow to import, as configuration() does too
+
     values = configuration(plan)
     said: list[str] = []
+    if _numbers(installed) > _numbers(READ):
+        said.append(
+            f"Ultralytics {installed} is newer than {READ}, whose training loop was read: what its loop "
+            f"does since then is not done; `pip install ultralytics-opencv-headless=={READ}` has that one"
+        )
     epochs = plan.number("epochs")
     if values.time:
         return said  # its epochs are counted while it runs
@@ -36,3 +46,8 @@ def cautions(plan: TrainingPlan, images: int) -> list[str]:
     if not values.val:
         said.append("val=False: best.pt is that of the last epoch, nothing chooses it")
     return said
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Of 8.4.190, to compare by."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
