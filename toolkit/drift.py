@@ -79,6 +79,7 @@ def plan(place: Workspace, data: Path, train_months: str, prefix: str = "drift")
     groups = (
         list(words.parts) if train_months == "all" else [each.strip() for each in train_months.split(",")]
     )
+    names = {number: name for name, number in words.parts.items()}
     rows = []
     for group in dict.fromkeys(groups):
         months = group.replace("+", ",")
@@ -89,7 +90,7 @@ def plan(place: Workspace, data: Path, train_months: str, prefix: str = "drift")
         if found != wanted:
             raise ToolkitError(
                 f"run {files.run.name} trains on other months",
-                found=", ".join(map(str, found)) or "all months",
+                found=", ".join(names.get(number, str(number)) for number in found) or "all months",
                 expected=group,
                 fix="choose other names with --prefix",
             )

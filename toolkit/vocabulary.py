@@ -39,6 +39,12 @@ class Vocabulary(msgspec.Struct, frozen=True):
         """Number in the column ``month`` -> name; none of LTDv2, whose numbers are read as they are."""
         return {number: name for name, number in self.parts.items()} if self.is_own else {}
 
+    def counted(self, parts: int) -> str:
+        """``8 months``, ``4 parts by altitude`` or ``one part``."""
+        if not self.is_own:
+            return f"{parts} months"
+        return "one part" if parts == 1 else f"{parts} parts by {self.by}"
+
 
 LTDV2 = Vocabulary(
     classes=dict(LABELS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.compare import _bootstrap, _month_of, _values, compare, intervals
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, score
-from toolkit.evaluation.table import class_difference_table, difference_table
+from toolkit.evaluation.table import class_difference_table, difference_table, month_table
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.ltdv2 import MONTHS
+from toolkit.report.page import write_report
 from toolkit.vocabulary import Vocabulary
 
 
@@ -128,6 +130,26 @@ def test_data_with_one_part_is_compared_as_a_whole(part: str, capsys: pytest.Cap
     assert "global_map_50 *" in shown
     assert part == "all" or part not in shown
     assert intervals(truth, found, context, resamples=100).keys() >= {"global_map_50", "person_map_50"}
+
+
+@pytest.mark.parametrize("part", ["all", "quay"])
+def test_data_with_one_part_is_told_as_a_whole(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, found, context = synthetic(10)
+    words = Vocabulary(truth.vocabulary.classes, {part: 1}, "camera", "x")
+    truth = replace(truth, vocabulary=words, parts=np.ones(len(truth), np.int64))
+    scores = score(truth, found)
+    Console(width=100).print(month_table(scores))
+    shown = capsys.readouterr().out
+    assert f"one part has no global_map_bal; global_map_50 {scores.overall.map_50:.4f}" in shown
+    assert shown.count("all ") == 1
+    assert (words.counted(1), words.counted(4)) == ("one part", "4 parts by camera")
+    page = write_report(tmp_path, "one", scores, truth, found, context).read_text()
+    assert "One part has no global_map_bal" in page
+    assert "<th>cause</th><th>boxes</th><th>global_map_50</th>" in page
+    assert page.count("<tr><td>All</td>") == 1
+    assert ">nan<" not in page
 
 
 def test_one_clip_is_refused() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -100,6 +101,20 @@ def test_a_run_is_planned_for_each_month_or_group(place: Workspace, data: Path) 
     assert len(drift.plan(place, data, "all")) == 8
     with pytest.raises(ToolkitError, match="no month named 'foo'"):
         drift.plan(place, data, "foo")
+
+
+def test_a_run_on_other_months_names_them(
+    place: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = drift.plan(place, data, "feb")
+    row.files.plan.parent.mkdir(parents=True)
+    row.files.plan.write_text("{}")
+    other = Subset.parse("mar,jun")
+    monkeypatch.setattr(drift, "read_plan", lambda files: SimpleNamespace(subset=lambda split: other))
+    with pytest.raises(
+        ToolkitError, match=r"trains on other months; found (mar, jun|jun, mar); expected feb"
+    ):
+        drift.plan(place, data, "feb")
 
 
 def test_a_matrix_that_was_cut_has_the_same_numbers(place: Workspace, data: Path, tmp_path: Path) -> None:

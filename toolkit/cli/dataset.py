@@ -128,11 +128,10 @@ def prepare(
         return
     if result.unchanged:
         console.note(f"the index in {result.folder} is up to date: nothing to do")
-    words = f"parts by {manifest.vocabulary.by}" if manifest.vocabulary.is_own else "months"
     for split, images in manifest.images.items():
         console.note(
             f"{split}: {images:,} images, {manifest.boxes[split]:,} boxes, {manifest.clips[split]:,} clips, "
-            f"{len(manifest.by_month[split])} {words}"
+            f"{manifest.vocabulary.counted(len(manifest.by_month[split]))}"
         )
     for split, name in ANNOTATIONS.items():
         if split not in manifest.images and not manifest.vocabulary.is_own:

@@ -15,18 +15,20 @@ from toolkit.evaluation.scoring import Scores, Summary, is_number
 def month_table(scores: Scores) -> Table:
     """One row a month, one for all images; a dash where the truth has nothing to measure against."""
     con, bal = (_show(value, 4) for value in (scores.consistency, scores.balanced))
+    ranks = f"global_map_bal {bal} = (1 - {con}) x"
+    alone = f"one {scores.part} has no global_map_bal; global_map_50"
     table = Table(
-        title=f"global_map_bal {bal} = (1 - {con}) x {_show(scores.overall.map_50, 4)}",
+        title=f"{ranks if scores.compared else alone} {_show(scores.overall.map_50, 4)}",
         caption=f"engine {scores.engine}; class columns are AP@.5",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # eighty columns hold it
     )
-    table.add_column(scores.by)
+    table.add_column(scores.by if scores.compared else "")
     for name in ("images", "mAP", "mAP@.5", "mAP@.75", *scores.classes.values()):
         table.add_column(name, justify="right")
-    for name, summary in scores.months.items():
+    for name, summary in scores.compared.items():
         table.add_row(name, *_cells(summary, scores.classes))
     table.add_section()
     table.add_row("all", *_cells(scores.overall, scores.classes), style="bold")

@@ -169,7 +169,7 @@ def months(data: Evaluated) -> Picture:
 def classes(data: Evaluated) -> Picture:
     """Heat map of AP@0.5, class by month."""
     p = data.matches.problem
-    sets = {**data.scores.months, "all": data.scores.overall}
+    sets = {**data.scores.compared, "all": data.scores.overall}
     masks = {**p.months, "all": np.ones(p.images, np.bool_)}
     values = np.full((len(p.classes), len(sets)), np.nan)
     numbers = np.zeros_like(values, np.int64)

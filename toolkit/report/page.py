@@ -202,30 +202,42 @@ def _figure(picture: Picture, png: bytes) -> str:
 
 def _levers(data: Evaluated) -> str:
     """Two tables: what a better class would give, by month, and what each cause of error costs."""
-    if not is_number(data.scores.balanced):
-        return f"<p>A {data.scores.part} without true boxes leaves no score that ranks, and none to move.</p>"
-    by_class = cells(data.scores, data.matches)
-    months, names = [*data.scores.months, "all"], data.scores.classes
+    scores = data.scores
+    if not scores.compared:
+        return (
+            f"<p>One {scores.part} has no global_map_bal: global_map_50 is its score. What that gains if one "
+            "cause of error is gone, in the manner of TIDE; gains do not add up.</p>\n"
+            f"{_by_cause(data, ranks=False)}"
+        )
+    if not is_number(scores.balanced):
+        return f"<p>A {scores.part} without true boxes leaves no score that ranks, and none to move.</p>"
+    by_class = cells(scores, data.matches)
+    months, names = [*scores.months, "all"], scores.classes
     rows = [
         f"<tr><td>{html.escape(names.get(label, str(label)))}</td>"
         + "".join(f"<td>{_cell(row[month])}</td>" for month in months)
         + "</tr>"
         for label, row in by_class.items()
     ]
-    costs = [
-        f"<tr><td>{html.escape(CAUSES[name])}</td><td>{cause.boxes:,}</td><td>{cause.gain:+.4f}</td>"
-        f"<td>{cause.gain_50:+.4f}</td></tr>"
-        for name, cause in causes(data.matches).items()
-    ]
     by_month = _rows(("class", *(html.escape(capitalised(month)) for month in months)), rows)
-    by_cause = _rows(("cause", "boxes", "global_map_bal", "global_map_50"), costs)
     return (
-        f"<p>What global_map_bal gains if a class has {STEP:.2f} more AP@0.5 in a {data.scores.part}, or in "
+        f"<p>What global_map_bal gains if a class has {STEP:.2f} more AP@0.5 in a {scores.part}, or in "
         "all. Below it stand the AP@0.5 and the number of true boxes: with a handful of boxes an AP is an "
         "accident.</p>\n"
-        f"{by_month}\n{_absent(by_class, data.scores)}<p>What it gains if one cause of error is gone, in the "
-        f"manner of TIDE; gains do not add up.</p>\n{by_cause}"
+        f"{by_month}\n{_absent(by_class, scores)}<p>What it gains if one cause of error is gone, in the "
+        f"manner of TIDE; gains do not add up.</p>\n{_by_cause(data, ranks=True)}"
     )
+
+
+def _by_cause(data: Evaluated, ranks: bool) -> str:
+    """What each cause of error costs; ``ranks`` is whether there is a score that ranks."""
+    heads = ["cause", "boxes", *(["global_map_bal"] if ranks else []), "global_map_50"]
+    rows = []
+    for name, cause in causes(data.matches).items():
+        gains = [cause.gain, cause.gain_50] if ranks else [cause.gain_50]
+        cells_of = [html.escape(CAUSES[name]), f"{cause.boxes:,}", *(f"{gain:+.4f}" for gain in gains)]
+        rows.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells_of) + "</tr>")
+    return _rows(heads, rows)
 
 
 def _rows(heads: Iterable[str], rows: Iterable[str]) -> str:
@@ -259,7 +271,7 @@ def _absent(by_class: dict[int, dict[str, Cell]], scores: Scores) -> str:
 def _table(scores: Scores) -> str:
     heads = [html.escape(scores.by), "images", "mAP", "mAP@0.5", "mAP@0.75", "AR@1", "AR@10", "AR@100"]
     rows = []
-    for name, s in {**scores.months, "all": scores.overall}.items():
+    for name, s in {**scores.compared, "all": scores.overall}.items():
         values = [s.map, s.map_50, s.map_75, s.mar_1, s.mar_10, s.mar_100]
         cells = [f"{s.images:,}", *(f"{v:.4f}" if is_number(v) else "–" for v in values)]
         first = f"<tr><td>{html.escape(capitalised(name))}</td>"
