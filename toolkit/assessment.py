@@ -117,7 +117,7 @@ def task(
     source = known or (place.data_of(path, data) if needs_data or run is not None else None)
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
     folder = out or place.evaluation(path, split, source, truth)
-    allowed = health.frames_allowed(place, source) if detector else BAD_FRAMES
+    allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
 
 

@@ -65,7 +65,7 @@ def drift(
         from toolkit import prediction
         from toolkit.runs import health
 
-        allowed = health.frames_allowed(place, folder)
+        allowed = health.of(place, folder).frames_allowed()
         options = prediction.PredictionOptions(device=device, bad_frames=allowed)
         return prediction.predict(weights, folder, "val", options, may_find_nothing=True)
 

@@ -178,7 +178,7 @@ def _predict_split(
     known, classes = place.known_data(checkpoint, data)
     detector = Detector.read(checkpoint, classes)  # refused before its data is
     frames = known or place.data_of(checkpoint, data)
-    allowed = health.frames_allowed(place, frames) if bad_frames is None else bad_frames
+    allowed = health.of(place, frames).frames_allowed() if bad_frames is None else bad_frames
     detections = prediction.predict(detector, frames, split, replace(options, bad_frames=allowed))
     detections.write(target)
     provenance.record(target, split, checkpoint.name, provenance.sha256(checkpoint))

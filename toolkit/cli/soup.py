@@ -53,7 +53,7 @@ def soup(
         imgsz=imgsz,
         batch=batch,
         device=device,
-        bad_frames=health.frames_allowed(place, source),
+        bad_frames=health.of(place, source).frames_allowed(),
     )
 
     def judge(weights: Path) -> float:

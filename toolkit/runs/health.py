@@ -485,15 +485,6 @@ def load(
         raise settings.refusal(what, merged, error, Rules) from error
 
 
-def frames_allowed(place: Workspace, data: Path | None = None) -> float:
-    """Part of the frames that may be bad by toolkit.toml; see :meth:`Rules.frames_allowed`.
-
-    Raises:
-        ToolkitError: see :func:`of`.
-    """
-    return of(place, data).frames_allowed()
-
-
 def table() -> str:
     """The defaults as a table of Markdown, for the documentation."""
     rules = Rules()

@@ -67,7 +67,7 @@ def predict_to_folder(
     Raises:
         ToolkitError: see :func:`open_source` and :func:`predict_source`; or the folder cannot be written.
     """
-    allowed = health.frames_allowed(place) if wanted.bad_frames is None else wanted.bad_frames
+    allowed = health.of(place).frames_allowed() if wanted.bad_frames is None else wanted.bad_frames
     options = replace(options, bad_frames=allowed)
     source = open_source(text, colour=wanted.colour, limit=wanted.limit)
     target = out or outputs.next_folder(place.run_of(weights) or place.root, "predict")
