@@ -116,7 +116,7 @@ def task(
     needs_data = truth is None or detector is not None or data is not None
     source = known or (place.data_of(path, data) if needs_data or run is not None else None)
     answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
-    folder = out or place.evaluation(path, split, source, truth)
+    folder = out or place.evaluation(path, split, source, truth, named=data is not None)
     allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
 

@@ -275,7 +275,12 @@ class Workspace:
         return None
 
     def evaluation(
-        self, path: Path, split: SplitName, data: Path | None = None, truth: Path | None = None
+        self,
+        path: Path,
+        split: SplitName,
+        data: Path | None = None,
+        truth: Path | None = None,
+        named: bool = True,
     ) -> Path:
         """Where scores go: those of a run on its own validation split to its ``evaluation``, all others to a
         folder of their own.
@@ -285,6 +290,7 @@ class Workspace:
             split: that is scored.
             data: its folder, if known.
             truth: the file with the true boxes, where it is not the split's own.
+            named: whether a person named the data; else it is the run's own, where that is still there.
         """
         run = self.run_of(path)
         if path.name == "predictions.json" and EVALUATION in path.parent.name:
@@ -296,7 +302,7 @@ class Workspace:
         marks: list[str] = [split] if split != "val" and truth is None else []
         if truth is not None and (run is not None or truth.name != ANNOTATIONS[split]):
             marks.append(_split_of(truth, data) or truth.stem)
-        if run is not None and data is not None and _other_data(run, data):
+        if named and run is not None and data is not None and _other_data(run, data):
             marks.append(data.resolve().name)
         return base.with_name("-".join([base.name, *marks]))
 

@@ -121,8 +121,8 @@ class TrainingPlan:
         return len(self.device.split(","))
 
 
-def check_trackers(wanted: Mapping[str, bool], source: str) -> None:
-    """Raises ToolkitError: ``[logging]`` of a source names what is none of :data:`TRACKERS`."""
+def check_trackers(wanted: Mapping[str, bool], source: str = "") -> None:
+    """Raises ToolkitError: ``[logging]``, of a file if one is named, has what is none of :data:`TRACKERS`."""
     unknown = [name for name in wanted if name not in TRACKERS]
     if unknown:
         raise ToolkitError(f"no [logging] to {unknown[0]}", found=source, expected=", ".join(TRACKERS))

@@ -296,7 +296,7 @@ def plan_again(place: workspace.Workspace, begun: Mapping[str, Any], options: Op
 
 def _trackers(wanted: Mapping[str, bool]) -> tuple[str, ...]:
     """Those that ``[logging]`` of toolkit.toml switches on; Ultralytics is silent about one not installed."""
-    check_trackers(wanted, "toolkit.toml")
+    check_trackers(wanted)
     for name, on in wanted.items():
         if on and importlib.util.find_spec(TRACKERS[name]) is None:
             raise ToolkitError(
