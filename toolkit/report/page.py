@@ -276,5 +276,4 @@ def _table(scores: Scores) -> str:
         cells = [f"{s.images:,}", *(f"{v:.4f}" if is_number(v) else "–" for v in values)]
         first = f"<tr><td>{html.escape(capitalised(name))}</td>"
         rows.append(first + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    return _rows(heads, rows)
