@@ -181,11 +181,6 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
         given = {name: getattr(self, name) for name, each in declared(type(self)).items() if each.argument}
         return {name: value for name, value in given.items() if value is not None}
 
-    def levers(self) -> dict[str, Any]:
-        """Those that a preset says too and that were given."""
-        found = {name: getattr(self, name) for name, each in declared(type(self)).items() if each.preset}
-        return {name: value for name, value in found.items() if value is not None}
-
 
 class Defaults(TrainingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``toolkit.toml`` may set; a flag on the command line wins.
@@ -216,6 +211,13 @@ def declared(struct: type[msgspec.Struct]) -> Mapping[str, Option]:
     types = hints(struct)
     parts = {name: getattr(types[name], "__metadata__", ()) for name in struct.__struct_fields__}
     return {name: part for name, each in parts.items() for part in each if isinstance(part, Option)}
+
+
+def levers(said: msgspec.Struct) -> dict[str, Any]:
+    """What flags, toolkit.toml or a preset say of the options that a preset says too."""
+    names = (name for name, each in declared(TrainingOptions).items() if each.preset)
+    found = {name: getattr(said, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def bounds(name: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
 from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, check_trackers, describe, read_plan
-from toolkit.settings import Argument, Defaults, SelectBy, declared
+from toolkit.settings import Argument, Defaults, SelectBy, declared, levers
 from toolkit.training.arguments import check, check_numbers, is_settled
 from toolkit.training.model import check_model
 from toolkit.training.options import CHANGEABLE, Options
@@ -49,7 +49,7 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
     defaults = place.defaults(data)
     name = preset_name(options.preset or defaults.preset or DEFAULT_PRESET)
     preset = load_preset(name)
-    options = msgspec.structs.replace(options, **{**preset.levers, **defaults.levers(), **options.levers()})
+    options = msgspec.structs.replace(options, **{**preset.levers, **levers(defaults), **levers(options)})
     arguments: dict[str, Argument] = dict(ULTRALYTICS)
     for _, layer in layers(options, defaults, preset):
         arguments |= layer

@@ -11,7 +11,7 @@ import yaml
 from toolkit import settings
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs.plan import TrainingPlan
-from toolkit.settings import Argument, TrainingOptions, declared, hints, presets
+from toolkit.settings import Argument, TrainingOptions, declared, hints, levers, presets
 from toolkit.training.arguments import check
 
 DEFAULT_PRESET = "thermal"
@@ -43,11 +43,6 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     model: str | None = None
     channels: Literal[1, 3] | None = None
     arguments: dict[str, Argument] = {}
-
-    def levers(self) -> dict[str, Any]:
-        """Those that it says."""
-        found = {name: getattr(self, name) for name in LEVERS}
-        return {name: value for name, value in found.items() if value is not None}
 
 
 LEVERS = tuple(name for name, option in declared(TrainingOptions).items() if option.preset)
@@ -94,17 +89,17 @@ def _load(name: str, above: tuple[str, ...]) -> Preset:
             raise ToolkitError(
                 f"preset {name} names no model", expected="model: such as yolo11n.yaml, or base: a preset"
             )
-        return Preset(file.model, file.channels or 1, file.arguments, file.levers())
+        return Preset(file.model, file.channels or 1, file.arguments, levers(file))
     base = _load(preset_name(file.base, path.parent), (*above, name))
     below = {"model": base.model, "channels": base.channels, **base.levers, **base.arguments}
     sources = {key: base.sources.get(key, f"preset {Path(file.base).stem}") for key in below}
     own = {key for key in ("model", "channels") if getattr(file, key) is not None}
-    own |= file.levers().keys() | file.arguments.keys()
+    own |= levers(file).keys() | file.arguments.keys()
     return Preset(
         file.model or base.model,
         file.channels or base.channels,
         {**base.arguments, **file.arguments},
-        {**base.levers, **file.levers()},
+        {**base.levers, **levers(file)},
         {key: source for key, source in sources.items() if key not in own},
     )
 
