@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,39 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+        os.close(handle)
+
+
+SCRATCH = ".making.*.tmp"
+"""What :func:`scratch` calls its folders (a glob)."""
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in ``folder``, removed at the end with what is still in it, Ctrl-C included.
+
+    What a killed process left is removed by the next call. Raises OSError.
+    """
+    for old in folder.glob(SCRATCH):
+        with suppress(OSError), _locked(old):
+            shutil.rmtree(old)
+    before, after = SCRATCH.split("*")
+    path = Path(tempfile.mkdtemp(dir=folder, prefix=before, suffix=after))
+    try:
+        with _locked(path):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock. Raises BlockingIOError where another process does."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
         os.close(handle)
 
 

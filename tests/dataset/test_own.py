@@ -334,7 +334,7 @@ def test_a_class_that_marks_no_object_is_said_with_the_flag_that_leaves_it_out(
     bring(root, tmp_path / "data")
     said = capsys.readouterr().err
     assert "class DontCare is trained on and counts in the mean" in said
-    bring(root, tmp_path / "data", classes=said.split("--classes ")[1].split()[0])
+    bring(root, tmp_path / "data", classes=said.split("--classes ")[1].split()[0], replace_other=True)
     assert "DontCare" not in capsys.readouterr().err
     assert of_data(tmp_path / "data").classes == {1: "Person", 2: "Car"}
 

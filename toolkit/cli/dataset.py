@@ -98,6 +98,12 @@ def prepare(
     val_part: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Of other data without a validation split: its share.")
     ] = 0.2,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Of other data: make the folder of this, whatever it was prepared from before."
+        ),
+    ] = False,
     drop_bad: Annotated[
         bool, typer.Option("--drop-bad", help="Drop duplicates and unknown images or categories, and go on.")
     ] = False,
@@ -115,11 +121,12 @@ def prepare(
     from toolkit.dataset.prepare import prepare as prepare_index
     from toolkit.ltdv2 import ANNOTATIONS
 
+    flags = {"--out": out, "--by": by, "--classes": classes, "--replace": replace}
     if own.is_source(folder):
         target = out or workspace.current().root / "data" / own.name_of(folder)
-        own.bring(folder, target, by=by, classes=classes, val=val_part)
+        own.bring(folder, target, by=by, classes=classes, val=val_part, replace_other=replace)
         folder = target
-    elif named := [f for f, value in {"--out": out, "--by": by, "--classes": classes}.items() if value]:
+    elif named := [f for f, value in flags.items() if value]:
         raise own.no_source(folder, named[0])
     result = prepare_index(folder, drop_bad=drop_bad)
     manifest = result.manifest

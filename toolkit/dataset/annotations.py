@@ -39,6 +39,7 @@ class _Image(msgspec.Struct, gc=False):
     date_captured: str | int | float | None = None
     meta: msgspec.Raw = msgspec.Raw(b"{}")
     part: str = ""
+    clip: str | None = None
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -70,6 +71,8 @@ class Annotations:
         dates: ``date_captured`` as text, empty where the file has none.
         metas: the weather dictionary of each image as JSON text.
         parts: the part of each image in data other than LTDv2; empty texts there.
+        clips: the clip of each image: what data other than LTDv2 says, else the folder of its frame below
+            ``frames/``.
         annotation_ids: (boxes,) int64, -1 where the file gives none.
         box_image_ids: (boxes,) int64, the image that each box belongs to.
         boxes: (boxes, 4) float64, COCO's x, y, width, height in pixels, exactly as written.
@@ -84,6 +87,7 @@ class Annotations:
     dates: list[str]
     metas: list[str]
     parts: list[str]
+    clips: list[str]
     annotation_ids: npt.NDArray[np.int64]
     box_image_ids: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
@@ -116,6 +120,21 @@ def read_annotations(path: Path, classes: Mapping[int, str] = LABELS) -> Annotat
     top = _decode(path, msgspec.json.Decoder(_File), content, "")
     _check_categories(path, top.categories, classes)
 
+    pieces = [_box_columns([])]
+    pieces += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
+    annotation_ids, box_image_ids, labels, boxes = map(np.concatenate, zip(*pieces, strict=True))
+    return Annotations(
+        path=path,
+        **_image_columns(path, top.images),
+        annotation_ids=annotation_ids,
+        box_image_ids=box_image_ids,
+        boxes=boxes,
+        labels=labels,
+    )
+
+
+def _image_columns(path: Path, array: msgspec.Raw) -> dict[str, Any]:
+    """The columns of :class:`Annotations` with a row an image."""
     image_ids: list[int] = []
     widths: list[int] = []
     heights: list[int] = []
@@ -123,7 +142,8 @@ def read_annotations(path: Path, classes: Mapping[int, str] = LABELS) -> Annotat
     dates: list[str] = []
     metas: list[str] = []
     parts: list[str] = []
-    for images in _Pieces(path, top.images, _Image, "images"):
+    clips: list[str] = []
+    for images in _Pieces(path, array, _Image, "images"):
         for image in images:
             image_ids.append(image.id)
             names.append(image.file_name)
@@ -132,24 +152,22 @@ def read_annotations(path: Path, classes: Mapping[int, str] = LABELS) -> Annotat
             dates.append("" if image.date_captured is None else str(image.date_captured))
             metas.append(_text(path, image.meta))
             parts.append(image.part)
+            clips.append(_folder_of(image.file_name) if image.clip is None else image.clip)
+    return {
+        "image_ids": np.array(image_ids, np.int64),
+        "file_names": names,
+        "widths": np.array(widths, np.int32),
+        "heights": np.array(heights, np.int32),
+        "dates": dates,
+        "metas": metas,
+        "parts": parts,
+        "clips": clips,
+    }
 
-    pieces = [_box_columns([])]
-    pieces += [_box_columns(piece) for piece in _Pieces(path, top.annotations, _Annotation, "annotations")]
-    annotation_ids, box_image_ids, labels, boxes = map(np.concatenate, zip(*pieces, strict=True))
-    return Annotations(
-        path=path,
-        image_ids=np.array(image_ids, np.int64),
-        file_names=names,
-        widths=np.array(widths, np.int32),
-        heights=np.array(heights, np.int32),
-        dates=dates,
-        metas=metas,
-        parts=parts,
-        annotation_ids=annotation_ids,
-        box_image_ids=box_image_ids,
-        boxes=boxes,
-        labels=labels,
-    )
+
+def _folder_of(file_name: str) -> str:
+    """The folder of a frame of LTDv2 below ``frames/``."""
+    return file_name.removeprefix("frames/").rpartition("/")[0]
 
 
 def _text(path: Path, json: msgspec.Raw) -> str:

@@ -78,12 +78,12 @@ def _images(
             "height": a.heights,
             "date": a.dates,
             "meta": a.metas,
+            "clip": a.clips,
         },
-        schema_overrides={"file_name": pl.String, "date": pl.String, "meta": pl.String},
+        schema_overrides=dict.fromkeys(("file_name", "date", "meta", "clip"), pl.String),
     ).with_columns(
         pl.lit(split).alias("split"),
         pl.Series("month", _months(a, words), pl.Int32),
-        pl.col("file_name").str.replace(r"^frames/", "").str.replace(r"/?[^/]*$", "").alias("clip"),
     )
     undated = images.filter(
         ~(pl.col("month").is_between(1000_00, 9999_99) & (pl.col("month") % 100).is_between(1, 12))
@@ -166,33 +166,27 @@ def _once(images: pl.DataFrame, column: str, kind: str, file: str, log: Discrepa
 
 
 def locate_frames(
-    tables: list[pl.DataFrame], archive: Path, log: Discrepancies
+    tables: list[pl.DataFrame], archive: Path, log: Discrepancies, top: str | None = None
 ) -> tuple[pl.DataFrame, pl.Series, list[str]]:
     """All splits in the order of the frames' bytes, with where those are; the names of unlisted frames; what
-    lies before the frames' names in a folder."""
+    lies before the frames' names in a folder.
+
+    Args:
+        tables: of all splits, see :func:`table_of`.
+        archive: the archive or the folder of the frames.
+        log: takes what contradicts itself.
+        top: of data other than LTDv2, the folder of the archive that the names are relative to; what that
+            archive holds beside the frames is not counted. None: LTDv2, whose names begin at ``frames/``.
+    """
     import polars as pl
 
     images, both = pl.concat(tables), "two of the annotation files"
     images = _once(images, "image_id", "duplicate image id", both, log)
     images = _once(images, "file_name", "duplicate frame", both, log)
-    prefixes = [""]
-    if archive.is_dir():
-        paths = sorted(files_below(archive, archive.name))
-        columns: dict[str, npt.NDArray[Any]] = {"offset": np.arange(len(paths))}
-        columns |= {c: np.zeros(len(paths), np.int64) for c in ("size", "raw_size", "method", "crc")}
-        before = [name[: name.rindex(b"frames/")] for name in paths]
-        prefixes = sorted(set(map(os.fsdecode, before))) or prefixes
-        number = {prefix: i for i, prefix in enumerate(prefixes)}
-        columns["size"] = np.array([number[os.fsdecode(each)] for each in before], np.int64)
-    else:
-        members = read_directory(archive)
-        paths = members.names.tolist()
-        columns = {"offset": members.offsets, "size": members.sizes, "raw_size": members.raw_sizes}
-        columns |= {"method": members.methods, "crc": members.crcs.astype(np.uint32)}
-    names = [path.decode(errors="replace") for path in paths]
-    where = pl.DataFrame({"member": names, **columns}, schema_overrides={"member": pl.String}).with_columns(
-        ("frames/" + pl.col("member").str.replace(r"^(.*/)?frames/", "")).alias("file_name")
-    )
+    where, prefixes = _files_of(archive, top)
+    names = where["member"]
+    if top is not None:
+        where = where.filter(pl.col("file_name").is_in(images["file_name"].implode()))
     first = pl.col("file_name").is_first_distinct()
     log.add(
         Discrepancy("duplicate member", archive.name, frame=name, detail=member)
@@ -207,7 +201,7 @@ def locate_frames(
     if len(missing) == len(located):
         raise ToolkitError(
             f"{archive} holds none of the frames",
-            found=f"members such as {names[0]}" if names else "no files",
+            found=f"members such as {names[0]}" if len(names) else "no files",
             expected=f"paths such as {images['file_name'][0]}"
             if len(images)
             else "images in the annotations",
@@ -216,6 +210,36 @@ def locate_frames(
         log.add([Discrepancy("frame missing", ANNOTATIONS[split], frame=name, image_id=str(number))])
     unlisted = where.join(images, on="file_name", how="anti")["file_name"]
     return located.sort("offset", maintain_order=True), unlisted, prefixes
+
+
+def _files_of(archive: Path, top: str | None) -> tuple[pl.DataFrame, list[str]]:
+    """The files of an archive or a folder, where they are and which frames they stand for; what lies before
+    the frames' names in a folder."""
+    import polars as pl
+
+    prefixes = [""]
+    if archive.is_dir():
+        paths = sorted(files_below(archive, archive.name))
+        columns: dict[str, npt.NDArray[Any]] = {"offset": np.arange(len(paths))}
+        columns |= {c: np.zeros(len(paths), np.int64) for c in ("size", "raw_size", "method", "crc")}
+        if top is None:
+            before = [name[: name.rindex(b"frames/")] for name in paths]
+            prefixes = sorted(set(map(os.fsdecode, before))) or prefixes
+            number = {prefix: i for i, prefix in enumerate(prefixes)}
+            columns["size"] = np.array([number[os.fsdecode(each)] for each in before], np.int64)
+    else:
+        members = read_directory(archive)
+        paths = members.names.tolist()
+        columns = {"offset": members.offsets, "size": members.sizes, "raw_size": members.raw_sizes}
+        columns |= {"method": members.methods, "crc": members.crcs.astype(np.uint32)}
+    names = [path.decode(errors="replace") for path in paths]
+    where = pl.DataFrame({"member": names, **columns}, schema_overrides={"member": pl.String})
+    frame = pl.col("member")
+    if top is None:
+        frame = "frames/" + frame.str.replace(r"^(.*/)?frames/", "")
+    elif not archive.is_dir():
+        frame = "frames/" + frame.str.strip_prefix(top)
+    return where.with_columns(frame.alias("file_name")), prefixes
 
 
 def files_below(folder: Path, name: str) -> Iterator[bytes]:

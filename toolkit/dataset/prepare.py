@@ -34,6 +34,7 @@ from toolkit.dataset.index import (
     training_paths,
     writable_folder,
 )
+from toolkit.dataset.own import origin
 from toolkit.errors import ToolkitError
 from toolkit.files import remove_abandoned, replacing, turn
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, SplitName
@@ -120,7 +121,8 @@ def _prepare(
         console.note(f"reading {path.name}")
         tables.append(table_of(split, read_annotations(path, words.classes), log, words))
     console.note(f"reading the directory of {archive.name}")
-    images, unlisted, prefixes = locate_frames(tables, archive, log)
+    made_of = origin.read(data)
+    images, unlisted, prefixes = locate_frames(tables, archive, log, made_of.top if made_of else None)
     refused = {kind: n for kind, n in log.counts.items() if kind in REFUSED}
     if refused and not drop_bad:
         listing = folder / "refused.jsonl"

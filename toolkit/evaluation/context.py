@@ -23,6 +23,7 @@ class _Image(msgspec.Struct, gc=False):
     file_name: str
     date_captured: Any = None
     meta: dict[str, Any] | None = None
+    clip: str | None = None
 
 
 class _Coco(msgspec.Struct):
@@ -35,7 +36,8 @@ class Context:
 
     Attributes:
         names: (images,) str, path of the frame.
-        clips: (images,) str, folder of the frame: frames of one clip are not independent.
+        clips: (images,) str, folder of the frame, of other data than LTDv2 what it says: frames of one
+            clip are not independent.
         hours: (images,) float64, local hour of the day in [0, 24), NaN where unknown.
         weather: name -> (images,) float64, NaN where the image does not say.
     """
@@ -69,10 +71,16 @@ class Context:
         weather = {key: np.array([_number((i.meta or {}).get(key)) for i in chosen]) for key in keys}
         return cls(
             np.array([image.file_name for image in chosen]),
-            np.array([image.file_name.rpartition("/")[0] for image in chosen]),
+            np.array([_clip(image) for image in chosen]),
             np.array([_hour(image.date_captured) for image in chosen]),
             {key: values for key, values in weather.items() if np.isfinite(values).any()},
         )
+
+
+def _clip(image: _Image) -> str:
+    if image.clip is None:
+        return image.file_name.rpartition("/")[0]
+    return f"frames/{image.clip}".rstrip("/")
 
 
 def _number(value: Any) -> float:

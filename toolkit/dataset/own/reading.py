@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from toolkit import console
-from toolkit.dataset.archive import leaves
+from toolkit.dataset.crosscheck import files_below
+from toolkit.dataset.own import coco
+from toolkit.dataset.own.tree import Tree, opened
 from toolkit.errors import ToolkitError, reason
 
 PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -56,7 +60,8 @@ class Dataset:
         root: the folder that the names of the images are relative to, or the archive.
         classes: names, in the source's order.
         images: those whose files are there.
-        lost: images that are listed and have no file. crowds: boxes of crowds, which are left out.
+        lost: images that are listed and have no file that is a picture. crowds: boxes of crowds, left out.
+        top: of an archive, the folder in it that the names are relative to, with a slash at its end.
     """
 
     root: Path
@@ -64,6 +69,11 @@ class Dataset:
     images: list[Image]
     lost: int = 0
     crowds: int = 0
+    top: str = ""
+
+
+Finder = Callable[[str, str, PurePosixPath], str | None]
+"""The name of a picture in a source, of a listed path, its split and the folder of its annotation file."""
 
 
 def read(source: Path) -> Dataset:
@@ -93,7 +103,7 @@ def read(source: Path) -> Dataset:
             expected="the images beside their annotations",
         )
     if found.lost:
-        console.warn(f"{found.lost:,} images of {source} are listed and not there: left out")
+        console.warn(f"{found.lost:,} images of {source} are listed and no pictures are there: left out")
     if found.crowds:
         console.warn(f"{found.crowds:,} boxes of {source} mark crowds (iscrowd): left out")
     return found
@@ -116,47 +126,94 @@ def _read_yolo(path: Path) -> Dataset:
     """An Ultralytics dataset; places as Ultralytics resolves them, from the file's folder."""
     content = _yaml(path)
     names = content.get("names")
-    classes = list(names.values()) if isinstance(names, dict) else names
-    if not isinstance(classes, list) or not classes:
+    listed = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(listed, list) or not listed:
         raise ToolkitError(
             f"{path} names no classes", found=f"names: {names!r}", expected="a list or a table"
         )
+    classes = [str(each) for each in listed]
+    _say_repeated(path.name, classes)
     root = path.parent / str(content.get("path") or "")
-    root = root if root.is_dir() else path.parent
-    images, lost = [], 0
-    for split in SPLITS:
-        for picture in _pictures_of(root, content.get(split)):
+    root = (root if root.is_dir() else path.parent).resolve()
+    found = {split: list(_pictures_of(root, content.get(split))) for split in SPLITS}
+    base, name_of = _common(root, [picture for pictures in found.values() for picture in pictures])
+    images, lost, twice = [], 0, 0
+    for split, pictures in found.items():
+        once = {name_of(picture): picture for picture in pictures}
+        twice += len(pictures) - len(once)
+        for name, picture in once.items():
             try:
-                width, height = _size(picture)
+                with picture.open("rb") as file:
+                    width, height = _size(file)
             except OSError:
                 lost += 1
                 continue
-            boxes = list(_yolo_boxes(picture, list(map(str, classes)), width, height))
-            name = str(PurePosixPath(*_below(root, picture).parts))
+            boxes = list(_yolo_boxes(picture, classes, width, height))
             images.append(Image(name, split, width, height, boxes=boxes))
-    return Dataset(root.resolve(), [str(each) for each in classes], images, lost)
+    if twice:
+        console.warn(f"{twice:,} images of {path} are listed more than once in a split: taken once")
+    return Dataset(base, list(dict.fromkeys(classes)), images, lost)
+
+
+def _say_repeated(name: str, classes: Sequence[str]) -> None:
+    if repeated := [each for each, count in Counter(classes).items() if count > 1]:
+        console.warn(f"{name} has several classes called {', '.join(repeated)}: they become one")
 
 
 def _pictures_of(root: Path, places: Any) -> Iterator[Path]:
+    """The pictures of a split, from folders, and from lists of files; absolute, without ``..``."""
     for place in places if isinstance(places, list) else [places] if places else []:
         path = root / str(place)
         if not path.exists():
             path = root / str(place).removeprefix("../")  # as Roboflow writes it
         if path.is_file() and path.suffix == ".txt":
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in _text(path).splitlines():
                 if line.strip():
-                    yield (path.parent if line.startswith("./") else root) / line.strip()
+                    yield _listed(line.strip(), root, path.parent)
         elif path.is_dir():
-            yield from sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES)
+            below = sorted(os.fsdecode(each) for each in files_below(path, "."))
+            yield from (_plain(path / each) for each in below if Path(each).suffix.lower() in PICTURES)
         else:
             raise ToolkitError(
                 f"no images {place}", found=f"nothing at {path}", expected="a folder or a list"
             )
 
 
-def _below(root: Path, picture: Path) -> Path:
-    whole, base = picture.resolve(), root.resolve()
-    return whole.relative_to(base) if whole.is_relative_to(base) else Path(*whole.parts[1:])
+def _listed(line: str, root: Path, folder: Path) -> Path:
+    """The file of a line: ``./x`` is relative to the list's folder, ``x`` to the dataset's or the list's."""
+    places = [folder, root] if line.startswith("./") else [root, folder]
+    paths = [place / text for text in (line, line.replace("\\", "/")) for place in places]
+    return _plain(next((path for path in paths if path.is_file()), paths[0]))
+
+
+def _plain(path: Path) -> Path:
+    return Path(os.path.normpath(path))
+
+
+def _text(path: Path) -> str:
+    """The content of a text file, without the mark that Windows puts at its beginning."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolkitError(f"{path} cannot be read", found=reason(error), expected="a text file") from error
+
+
+def _common(root: Path, pictures: list[Path]) -> tuple[Path, Callable[[Path], str]]:
+    """A folder that all pictures are in, ``root`` where it serves, and what names a picture below it.
+
+    Folders that are links keep their own names. A picture that is in ``root`` only by where its folder's
+    links end is named by that.
+    """
+    real = cache(Path.resolve)
+
+    def below(picture: Path) -> Path | None:
+        ways = picture, real(picture.parent) / picture.name
+        return next((way.relative_to(root) for way in ways if way.is_relative_to(root)), None)
+
+    if all(below(picture) for picture in pictures):
+        return root, lambda picture: (below(picture) or picture).as_posix()
+    base = Path(os.path.commonpath([picture.parent for picture in pictures]))
+    return base, lambda picture: picture.relative_to(base).as_posix()
 
 
 def _yolo_boxes(picture: Path, classes: list[str], width: int, height: int) -> Iterator[Box]:
@@ -165,7 +222,7 @@ def _yolo_boxes(picture: Path, classes: list[str], width: int, height: int) -> I
     text = Path(f"{before}/labels/{after}" if before else str(picture)).with_suffix(".txt")
     if not text.is_file():
         return
-    for number, line in enumerate(text.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(text).splitlines(), 1):
         words = line.split()
         if not words:
             continue
@@ -190,55 +247,58 @@ def _yolo_boxes(picture: Path, classes: list[str], width: int, height: int) -> I
 
 
 def _read_coco(source: Path) -> Dataset:
-    files, names, size = _coco_zip(source) if source.suffix.lower() == ".zip" else _coco_folder(source)
-    root = source if source.is_file() and source.suffix.lower() == ".zip" else _root_of(source)
-    find = _finder(names)
-    images: list[Image] = []
-    classes: dict[str, None] = {}
-    lost = crowds = 0
-    for name, content in files:
-        split = _split_of(name) if len(files) > 1 or _split_of(name) == "val" else ""
-        kinds = {each["id"]: str(each["name"]) for each in _list(content, "categories", name)}
-        classes |= dict.fromkeys(kinds[key] for key in sorted(kinds))
-        by_id: dict[Any, Image] = {}
-        for each in _list(content, "images", name):
-            listed = str(each.get("file_name") or each.get("filename") or "")
-            where = find(listed, split)
-            if where is None:
-                lost += 1
-                continue
-            known = each.get("width"), each.get("height")
-            width, height = (int(side) for side in known if side) if all(known) else size(where)
-            number = each["id"] if type(each["id"]) is int and 0 <= each["id"] < 2**63 else None
-            by_id[each["id"]] = Image(where, split, width, height, number, *_circumstances(each))
-        for each in _list(content, "annotations", name):
-            image = by_id.get(each["image_id"])
-            if each.get("iscrowd"):
-                crowds += 1
-            elif image is not None and each["category_id"] in kinds:
-                x, y, w, h = map(float, each["bbox"])
-                image.boxes.append((kinds[each["category_id"]], x, y, w, h))
-        images += by_id.values()
-    return Dataset(root, list(classes), images, lost, crowds)
-
-
-def _list(content: Mapping[str, Any], key: str, name: str) -> list[dict[str, Any]]:
-    """A list of a COCO file; some name it in the singular."""
-    found = content.get(key, content.get(key.removesuffix("s")))
-    needs = {
-        "images": {"id"},
-        "categories": {"id", "name"},
-        "annotations": {"image_id", "category_id", "bbox"},
-    }
-    if not isinstance(found, list) or not all(
-        isinstance(each, dict) and needs[key] <= each.keys() for each in found
-    ):
-        raise ToolkitError(
-            f"{name} is no COCO file",
-            found=f"no list of {key} with {', '.join(sorted(needs[key]))}",
-            expected="images, annotations and categories",
-        )
+    with opened(source if source.suffix.lower() == ".zip" else _root_of(source)) as tree:
+        pictures = [name for name in tree.names if Path(name).suffix.lower() in PICTURES]
+        root, top = (tree.root, tree.top) if tree.is_archive else (tree.root / tree.top, "")
+        found, find = Dataset(root, [], [], top=top), _finder(pictures)
+        files = _annotations_of(tree, source)
+        for name, content in files:
+            split = _split_of(name) if len(files) > 1 or _split_of(name) == "val" else ""
+            _add_coco(found, tree, find, name, content, split)
+    if unlisted := len(set(pictures) - {image.name for image in found.images}):
+        console.note(f"{unlisted:,} pictures of {source} are in no annotation file (left out)")
     return found
+
+
+def _add_coco(found: Dataset, tree: Tree, find: Finder, name: str, content: Any, split: str) -> None:
+    """Add the images of one COCO file, and their boxes."""
+    kinds = coco.classes_of(content, name)
+    _say_repeated(name, list(kinds.values()))
+    names = (kinds[key] for key in sorted(kinds, key=lambda key: (isinstance(key, str), key)))
+    found.classes.extend(each for each in dict.fromkeys(names) if each not in found.classes)
+    by_id: dict[Any, Image | None] = {}
+    for each in coco.lists(content, "images", name):
+        if each["id"] in by_id:
+            raise ToolkitError(f"{name} lists an image id twice", found=str(each["id"]), expected="each once")
+        where = find(coco.file_of(each), split, PurePosixPath(name).parent)
+        size = None if where is None else _size_of(each, tree, where)
+        number = each["id"] if type(each["id"]) is int and 0 <= each["id"] < 2**63 else None
+        by_id[each["id"]] = (
+            Image(where, split, *size, number, *_circumstances(each)) if where and size else None
+        )
+    strange = 0
+    for box in coco.boxes_of(content, name):
+        if box is None:
+            found.crowds += 1
+        elif box.image not in by_id or box.category not in kinds:
+            strange += 1
+        elif image := by_id[box.image]:
+            image.boxes.append((kinds[box.category], *box.xywh))
+    if strange:
+        console.warn(f"{strange:,} boxes of {name} are of no listed image or category: left out")
+    images = [image for image in by_id.values() if image is not None]
+    found.images.extend(images)
+    found.lost += len(by_id) - len(images)
+
+
+def _size_of(listed: Mapping[str, Any], tree: Tree, name: str) -> tuple[int, int] | None:
+    """Width and height of a listed picture, as said or as its file has it; None where that is no picture."""
+    known = listed.get("width"), listed.get("height")
+    if all(isinstance(side, (int, float)) and side > 0 for side in known):
+        return int(known[0]), int(known[1])  # type: ignore[arg-type]
+    with suppress(OSError), tree.open(name) as file:
+        return _size(file)
+    return None
 
 
 def _circumstances(image: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -251,43 +311,42 @@ def _circumstances(image: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return "" if date is None else str(date), kept
 
 
-Files = tuple[list[tuple[str, Any]], list[str], Callable[[str], tuple[int, int]]]
-"""COCO files with their names, names of all pictures, and what tells a picture's width and height."""
-
-
-def _coco_folder(source: Path) -> Files:
-    root = _root_of(source)
-    paths = [source] if source.is_file() else [*root.glob("*.json"), *root.glob("*/*.json")]
+def _annotations_of(tree: Tree, source: Path) -> list[tuple[str, Any]]:
+    """The COCO files of a source: the one that is named, else those at its top and a folder below."""
+    if source.suffix.lower() == ".json":
+        name = Path(os.path.relpath(source.absolute(), (tree.root / tree.top).absolute())).as_posix()
+        return [(name, coco.parse(_bytes(source), str(source)))]
+    every = [name for name in tree.names if name.lower().endswith(".json")]
     files = []
-    for path in sorted(paths):
-        content = _json(path.read_bytes(), str(path))
-        if source.is_file() or (isinstance(content, dict) and "images" in content):
-            files.append((path.name, content))
+    for name in every:
+        if name.count("/") < 2:
+            try:
+                with tree.open(name) as file:
+                    content = coco.parse(file.read(), f"{source}/{tree.top}{name}")
+            except OSError as error:
+                raise ToolkitError(
+                    f"{source}/{tree.top}{name} cannot be read", found=reason(error)
+                ) from error
+            if isinstance(content, dict) and "images" in content:
+                files.append((name, content))
     if not files:
-        raise ToolkitError(f"{source} has no annotations", expected="a data.yaml, or COCO files (.json)")
-    pictures = sorted(each for each in root.rglob("*") if each.suffix.lower() in PICTURES)
-    return files, [each.relative_to(root).as_posix() for each in pictures], lambda name: _size(root / name)
-
-
-def _coco_zip(source: Path) -> Files:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = [name for name in archive.namelist() if not name.endswith("/")]
-            read = [(name, archive.read(name)) for name in members if name.endswith(".json")]
-    except (OSError, zipfile.BadZipFile) as error:
+        deeper = next((name for name in every if name.count("/") > 1), "")
+        described = next((name for name in tree.names if name.endswith(("data.yaml", "data.yml"))), "")
         raise ToolkitError(
-            f"{source} cannot be read", found=reason(error), expected="a zip archive"
-        ) from error
-    parsed = [(PurePosixPath(name).name, _json(data, f"{source}/{name}")) for name, data in read]
-    files = [(name, content) for name, content in parsed if isinstance(content, dict) and "images" in content]
-    if not files:
-        raise ToolkitError(f"{source} has no annotations", expected="COCO files (.json) in it")
+            f"{source} has no annotations",
+            found=", ".join(tree.top + name for name in (described, deeper) if name),
+            expected="COCO files (.json) at its top or in a folder there"
+            + ("" if tree.is_archive else ", or a data.yaml"),
+            fix="a data.yaml is read from a folder: unpack the archive, and name that" if described else "",
+        )
+    return files
 
-    def size(name: str) -> tuple[int, int]:
-        with zipfile.ZipFile(source) as archive:
-            return _size(BytesIO(archive.read(name)))
 
-    return files, [name for name in members if Path(name).suffix.lower() in PICTURES], size
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ToolkitError(f"{path} cannot be read", found=reason(error), expected="a COCO file") from error
 
 
 def _root_of(source: Path) -> Path:
@@ -296,39 +355,40 @@ def _root_of(source: Path) -> Path:
     return folder.parent if folder.name == "annotations" else folder
 
 
-def _json(data: bytes, name: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ToolkitError(f"{name} is cut off or no JSON", found=reason(error)) from error
-
-
 def _split_of(name: str) -> str:
-    lowered = name.lower()
-    return next((split for split in ("test", "val", "train") if split in lowered), "")
+    """The split that the name of an annotation file says, or else its folder's."""
+    path = PurePosixPath(name.lower())
+    own = next((split for split in ("test", "val", "train") if split in path.name), "")
+    of_folder = re.findall(r"(?<![a-z])(test|val|train)", path.parent.as_posix())
+    return own or (of_folder[-1] if of_folder else "")
 
 
-def _finder(names: list[str]) -> Callable[[str, str], str | None]:
-    """Finds a listed picture: by its path, else by the end of one path alone, the split's folder first."""
+def _finder(names: list[str]) -> Finder:
+    """Finds a listed picture: beside its annotation file, by its path, else by as much of its end as occurs
+    once in the source, or once in the split's folder."""
     whole, ends = set(names), dict[str, list[str]]()
     for name in names:
         ends.setdefault(PurePosixPath(name).name, []).append(name)
 
-    def find(listed: str, split: str) -> str | None:
-        if not listed or leaves(listed.encode()):
-            return None
-        if listed in whole:
-            return listed
-        near = [name for name in ends.get(PurePosixPath(listed).name, []) if name.endswith(f"/{listed}")]
-        near = near or ends.get(PurePosixPath(listed).name, [])
-        of_split = [name for name in near if split and split in name.lower().rpartition("/")[0]]
-        chosen = of_split if len(near) > 1 else near
-        return chosen[0] if len(chosen) == 1 else None
+    def find(listed: str, split: str, beside: PurePosixPath) -> str | None:
+        parts = [part for part in re.split(r"[\\/]+", listed) if part not in ("", ".", "..")]
+        named = "/".join(parts)
+        for exact in ((beside / named).as_posix(), named):
+            if exact in whole:
+                return exact
+        for at in range(len(parts)):
+            tail = "/" + "/".join(parts[at:])
+            near = [name for name in ends.get(parts[-1], []) if f"/{name}".endswith(tail)]
+            if near:
+                of_split = [name for name in near if split and split in name.lower().rpartition("/")[0]]
+                chosen = of_split if len(near) > 1 else near
+                return chosen[0] if len(chosen) == 1 else None
+        return None
 
     return find
 
 
-def _size(picture: Path | BytesIO) -> tuple[int, int]:
+def _size(picture: IO[bytes]) -> tuple[int, int]:
     """Width and height, from the file's header. Raises OSError."""
     from PIL import Image as Pillow
 

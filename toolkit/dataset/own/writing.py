@@ -1,11 +1,10 @@
-"""A dataset that was read, written as a data folder: LTDv2's files, links to the frames, ``dataset.json``."""
+"""A dataset that was read, as a data folder: LTDv2's files, links to the frames, ``dataset.json``."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from shlex import quote
@@ -16,11 +15,12 @@ import numpy as np
 
 from toolkit import console, vocabulary
 from toolkit.dataset.index import folder_below
+from toolkit.dataset.own import folder, origin
 from toolkit.dataset.own import parts as partition
-from toolkit.dataset.own.reading import PICTURES, Dataset, Image, read
-from toolkit.errors import ToolkitError, reason
-from toolkit.files import replacing
-from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE
+from toolkit.dataset.own.origin import Origin
+from toolkit.dataset.own.reading import PICTURES, Image, read
+from toolkit.errors import ToolkitError
+from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, SplitName
 from toolkit.vocabulary import LTDV2, Vocabulary
 
 MOST_CLASSES = 250
@@ -44,21 +44,21 @@ def is_source(path: Path) -> bool:
     return any(any(path.glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json"))
 
 
-def no_source(folder: Path, flag: str) -> ToolkitError:
+def no_source(place: Path, flag: str) -> ToolkitError:
     """Why a flag for data of one's own has nothing to work on."""
-    if not folder.is_dir():
+    if not place.is_dir():
         return ToolkitError(
-            f"no dataset {folder}", expected="a data.yaml, a COCO file, a folder or a zip archive"
+            f"no dataset {place}", expected="a data.yaml, a COCO file, a folder or a zip archive"
         )
-    if any((folder / name).exists() for name in ANNOTATIONS.values()) or folder_below(folder):
-        words = f"LTDv2's files, or data that is prepared, in {folder}"
+    if any((place / name).exists() for name in ANNOTATIONS.values()) or folder_below(place):
+        words = f"LTDv2's files, or data that is prepared, in {place}"
         return ToolkitError(f"{flag} is for other data", found=words, fix=f"leave {flag} out")
-    pictures = sum(each.suffix.lower() in PICTURES for each in folder.rglob("*"))
+    pictures = sum(each.suffix.lower() in PICTURES for each in place.rglob("*"))
     return ToolkitError(
-        f"{folder} is no dataset",
+        f"{place} is no dataset",
         found=f"{pictures:,} pictures and no annotations",
         expected="a data.yaml, or a COCO file with its images",
-        fix=f"to look for objects in pictures: toolkit predict best.pt {quote(str(folder))}",
+        fix=f"to look for objects in pictures: toolkit predict best.pt {quote(str(place))}",
     )
 
 
@@ -77,6 +77,7 @@ def bring(
     by: str | None = None,
     classes: str | None = None,
     val: float = 0.2,
+    replace_other: bool = False,
 ) -> Vocabulary:
     """Read a dataset and write a data folder, which ``prepare`` makes an index of. No image is copied.
 
@@ -87,38 +88,40 @@ def bring(
         classes: ``person=person,car=vehicle``, the source's names and what they become; others are left out.
             All keep their names by default.
         val: share of each part's images that validates, in whole clips, where the source has no such split.
+        replace_other: make it of this source with these settings, whatever it was made of before.
 
     Raises:
-        ToolkitError: the source is no dataset; classes or parts are not there; or the folder is another's.
+        ToolkitError: the source is no dataset; classes or parts are not there; or the folder is another's, or
+            was made of another source or with other settings.
     """
-    if data.exists() and any(data.iterdir()) and not (data / vocabulary.FILE).is_file():
-        raise ToolkitError(f"{data} is not empty", expected="a new folder, or one that was prepared before")
+    if folder.is_taken(data):
+        raise ToolkitError(
+            f"{data} is not empty",
+            expected="a new folder, or one that was prepared before",
+            fix="name a new one: --out DIR",
+        )
+    wanted = Origin(str(source.resolve()), (by or "").strip(), re.sub(r"\s", "", classes or ""), val)
+    if not replace_other:
+        origin.refuse_another(data, wanted)
     console.note(f"reading {source}")
     found = read(source)
     names, becomes = _classes(found.classes, classes)
     _warn_of_no_objects(becomes)
-    labels = {name: label for label, name in names.items()}
     parts, way = partition.name_parts(found.images, by)
     codes = {name: number for number, name in enumerate(partition.order(parts), 1)}
-    images = _split(found.images, parts, val)
-    vocabulary_ = Vocabulary(names, codes, way, str(source))
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        files = _link(found, images, data)
-        numbers = _numbers(images)
-        for split, name in ANNOTATIONS.items():
-            rows = [i for i, image in enumerate(images) if image.split == split]
-            if not rows:
-                (data / name).unlink(missing_ok=True)
-                continue
-            content = _coco(images, rows, parts, files, numbers, names, labels, becomes)
-            with replacing(data / name) as temporary:
-                temporary.write_bytes(msgspec.json.encode(content) + b"\n")
-    except OSError as error:
-        raise ToolkitError(f"cannot write {data}", found=reason(error)) from error
-    with replacing(data / vocabulary.FILE) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(vocabulary_), indent=2) + b"\n")
-    return vocabulary_
+    if any(image.split == "val" for image in found.images):
+        wanted = msgspec.structs.replace(wanted, val=0)
+    words = Vocabulary(names, codes, way, str(source))
+    files = {vocabulary.FILE: origin.encode(words, msgspec.structs.replace(wanted, top=found.top))}
+    for split, content in _annotations(found.images, parts, names, becomes, val):
+        files[ANNOTATIONS[split]] = msgspec.json.encode(content) + b"\n"
+    root = found.root.absolute()
+    if root.is_file():
+        links = {ARCHIVE: root}
+    else:
+        links = {f"{folder.FRAMES}/{image.name}": root / image.name for image in found.images}
+    folder.write(data, folder.Content(files, links))
+    return words
 
 
 def _classes(found: list[str], text: str | None) -> tuple[dict[int, str], dict[str, str]]:
@@ -126,7 +129,9 @@ def _classes(found: list[str], text: str | None) -> tuple[dict[int, str], dict[s
     if text is None:
         becomes = {name: name for name in found}
     else:
-        by_lower = {name.lower(): name for name in found}
+        by_lower: dict[str, list[str]] = {}
+        for name in found:
+            by_lower.setdefault(name.lower(), []).append(name)
         becomes = {}
         for pair in text.split(","):
             name, _, target = (each.strip() for each in pair.partition("="))
@@ -136,7 +141,8 @@ def _classes(found: list[str], text: str | None) -> tuple[dict[int, str], dict[s
                     found=f"classes {', '.join(found)}",
                     expected="pairs such as car=vehicle of the source's classes",
                 )
-            becomes[by_lower[name.lower()]] = target or name
+            for each in by_lower[name.lower()]:
+                becomes[each] = target or name
     targets = list(dict.fromkeys(becomes.values()))
     if text is not None and set(targets) <= set(LTDV2.classes.values()):
         return dict(LTDV2.classes), becomes  # weights trained on either can be used on the other
@@ -152,7 +158,7 @@ def _warn_of_no_objects(becomes: Mapping[str, str]) -> None:
         others = ",".join(f"{a}={b}" if a != b else a for a, b in becomes.items() if a not in named)
         console.warn(
             f"class {', '.join(named)} is trained on and counts in the mean like any other; to leave it out: "
-            f"--classes {quote(others)}"
+            f"--classes {quote(others)} --replace"
         )
 
 
@@ -190,25 +196,6 @@ def _clip(name: str) -> str:
     return (path.parent / stem).as_posix() if stem else path.parent.as_posix()
 
 
-def _link(found: Dataset, images: Sequence[Image], data: Path) -> list[str]:
-    """Links to the frames; the path of each below ``data``, clip and file."""
-    if found.root.is_file():
-        link = data / ARCHIVE
-        link.unlink(missing_ok=True)
-        link.symlink_to(found.root.resolve())
-        return [f"frames/{re.sub('^(.*/)?frames/', '', image.name)}" for image in images]
-    names = []
-    for image in images:
-        clip, base = _clip(image.name), PurePosixPath(image.name).name
-        name = f"frames/{clip}/{base}" if clip != "." else f"frames/{base}"
-        link = data / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(found.root / image.name, link.parent.resolve()))
-        names.append(name)
-    return names
-
-
 def _numbers(images: Sequence[Image]) -> list[int]:
     """The source's ids where each is another number, else 1, 2, 3, ..."""
     known = [image.number for image in images if image.number is not None]
@@ -217,40 +204,49 @@ def _numbers(images: Sequence[Image]) -> list[int]:
     return list(range(1, len(images) + 1))
 
 
-def _coco(
-    images: Sequence[Image],
-    rows: Sequence[int],
+def _annotations(
+    images: list[Image],
     parts: Sequence[str],
-    files: Sequence[str],
-    numbers: Sequence[int],
     names: Mapping[int, str],
-    labels: Mapping[str, int],
     becomes: Mapping[str, str],
-) -> dict[str, Any]:
-    annotations: list[dict[str, Any]] = [
-        {"image_id": numbers[i], "category_id": labels[becomes[kind]], "bbox": box}
-        for i in rows
-        for kind, *box in images[i].boxes
-        if kind in becomes
-    ]
-    return {
-        "images": [
-            {
-                "id": numbers[i],
-                "file_name": files[i],
-                "width": images[i].width,
-                "height": images[i].height,
-                "date_captured": _iso(images[i].date),
-                "part": parts[i],
-                "meta": images[i].meta,
-            }
+    val: float,
+) -> Iterator[tuple[SplitName, dict[str, Any]]]:
+    """The COCO file of each split that has images."""
+    images, numbers = _split(images, parts, val), _numbers(images)
+    labels = {name: label for label, name in names.items()}
+    for split in ANNOTATIONS:
+        rows = [i for i, image in enumerate(images) if image.split == split]
+        boxes: list[dict[str, Any]] = [
+            {"image_id": numbers[i], "category_id": labels[becomes[kind]], "bbox": box}
             for i in rows
-        ],
-        "annotations": [
-            {"id": n, **each, "area": math.prod(each["bbox"][2:]), "iscrowd": 0}
-            for n, each in enumerate(annotations, 1)
-        ],
-        "categories": [{"id": label, "name": name} for label, name in names.items()],
+            for kind, *box in images[i].boxes
+            if kind in becomes
+        ]
+        if rows:
+            yield (
+                split,
+                {
+                    "images": [_listed(images[i], numbers[i], parts[i]) for i in rows],
+                    "annotations": [
+                        {"id": n, **box, "area": math.prod(box["bbox"][2:]), "iscrowd": 0}
+                        for n, box in enumerate(boxes, 1)
+                    ],
+                    "categories": [{"id": label, "name": name} for label, name in names.items()],
+                },
+            )
+
+
+def _listed(image: Image, number: int, part: str) -> dict[str, Any]:
+    clip = _clip(image.name)
+    return {
+        "id": number,
+        "file_name": f"{folder.FRAMES}/{image.name}",
+        "width": image.width,
+        "height": image.height,
+        "date_captured": _iso(image.date),
+        "part": part,
+        "clip": "" if clip == "." else clip,
+        "meta": image.meta,
     }
 
 
