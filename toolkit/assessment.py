@@ -76,6 +76,11 @@ class Assessment:
                 f"{scores.missing:,} images of the truth have no predictions (scored as empty), "
                 f"{scores.ignored:,} predicted images are not in the truth (ignored)"
             )
+        if scores.left_out:
+            yield (
+                f"no true boxes in {', '.join(scores.left_out)}: the number that ranks is taken over the "
+                f"other {len(scores.months):,} parts by {scores.by}"
+            )
         if scores.overall.map_50 <= 0 < objects:
             yield (
                 f"nothing was found: none of {len(self.detections.boxes):,} boxes lies on one of {objects:,} "

@@ -207,7 +207,7 @@ def matrix(
         scores = score(truth, found)
         between = intervals(truth, found, context, resamples)
         if not scores.compared and "global_map_50" in between:  # one part is the whole
-            between[f"{names[0]}_map_50"] = between["global_map_50"]
+            between[f"{next(iter(scores.months), names[0])}_map_50"] = between["global_map_50"]
         exact = {f"{name}_map_50": summary.map_50 for name, summary in scores.months.items()}
         exact |= {"global_map_50": scores.overall.map_50, "global_map_con": scores.consistency}
         exact |= {"global_map_bal": scores.balanced}
@@ -215,9 +215,10 @@ def matrix(
         shown += [key for key in exact if key.startswith("global")] if test_months == "all" else []
         for key in shown:
             test = key.removesuffix("_map_50") if not key.startswith("global") else key
-            images = scores.months[test].images if test in scores.months else scores.overall.images
+            images = scores.overall.images if test == key else 0  # a part without true boxes is not scored
+            images = scores.months[test].images if test in scores.months else images
             low, high = between.get(key, (float("nan"), float("nan")))
-            value = exact[key]
+            value = exact.get(key, float("nan"))
             cells.append((row.months, test, _known(value), _known(low), _known(high), images))
     schema = {"train": pl.String, "test": pl.String, "map_50": pl.Float64, "low": pl.Float64}
     return pl.DataFrame(cells, schema={**schema, "high": pl.Float64, "images": pl.Int64}, orient="row")

@@ -395,3 +395,66 @@ def test_a_folder_that_is_no_source_is_told_for_what_it_is(
         (tmp_path / name).touch()
     assert re.search(said, no_source(tmp_path, "--out").line())
     assert "no dataset" in no_source(tmp_path / "nowhere", "--out").line()
+
+
+def test_a_part_without_true_boxes_is_left_out_of_the_mean_and_said(tmp_path: Path) -> None:
+    root = coco(tmp_path / "source")
+    val = json.loads((root / "annotations" / "val.json").read_text())
+    gone = {each["id"] for each in val["images"] if "_90_" in each["file_name"]}
+    val["annotations"] = [each for each in val["annotations"] if each["image_id"] not in gone]
+    (root / "annotations" / "val.json").write_text(json.dumps(val))
+    bring(root, tmp_path / "data", by="name:2")
+    truth = GroundTruth.read(tmp_path / "data" / "Valid.json")
+    found = Detections(
+        truth.image_ids, truth.offsets, truth.boxes, np.ones(len(truth.labels)), np.copy(truth.labels)
+    )
+    found.boxes[: len(found.boxes) // 3] += 7
+    scores = score(truth, found)
+    assert scores.left_out == ("90",)
+    assert list(scores.months) == ["60", "70", "80"]
+    monthly = [summary.map_50 for summary in scores.months.values()]
+    assert scores.consistency == pytest.approx(np.std(monthly, ddof=1) / np.mean(monthly))
+    assert scores.as_dict()["toolkit"]["left_out"] == ["90"]
+    assert "No true boxes in 90: left out" in " ".join(findings(scores))
+    matches = match(align(truth, found))
+    assert set(cells(scores, matches)[1]) == {"60", "70", "80", "all"}
+    context = Context.read(tmp_path / "data" / "Valid.json", truth.image_ids)
+    result = compare(truth, found, found, context, resamples=20)
+    assert np.isfinite(result.differences["global_map_bal"].low)
+
+
+def test_a_part_is_not_called_as_a_class_or_as_all_images_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, part in enumerate(("All", "global", "nothing", "person")):
+        for split in ("train", "val"):
+            picture(tmp_path / "s" / "images" / split / f"{part}_{n:03d}.jpg", n)
+            text = tmp_path / "s" / "labels" / split / f"{part}_{n:03d}.txt"
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text("0 0.5 0.5 0.25 0.5\n1 0.2 0.2 0.2 0.2\n")
+    content = {"train": "images/train", "val": "images/val", "names": ["Person", "nothing"]}
+    (tmp_path / "s" / "data.yaml").write_text(yaml.safe_dump(content))
+    words = bring(tmp_path / "s" / "data.yaml", tmp_path / "data", by="name:1")
+    assert list(words.parts) == ["part All", "part global", "part nothing", "part person"]
+    assert "parts called All, global, nothing, person" in capsys.readouterr().err
+    truth = GroundTruth.read(tmp_path / "data" / "Valid.json")
+    found = Detections(
+        truth.image_ids, truth.offsets, truth.boxes, np.ones(len(truth.labels)), np.copy(truth.labels)
+    )
+    scores = score(truth, found)
+    assert scores.as_dict()["global_map_50"] == scores.overall.map_50
+    assert sum(scores.as_dict()["toolkit"]["images"].values()) == 2 * len(truth)
+    context = Context.read(tmp_path / "data" / "Valid.json", truth.image_ids)
+    compared = compare(truth, found, found, context, resamples=20).differences
+    assert {"part person_map_50", "Person_map_50", "nothing_map_50"} <= compared.keys()
+    page = write_report(tmp_path / "page", "s", scores, truth, found, context).read_text()
+    assert page.count("<td>Part All</td>") == page.count("<td>All</td>") == 1
+    content["names"] = ["global", "nothing"]
+    (tmp_path / "s" / "data.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ToolkitError, match=r"called global.*--classes global=other"):
+        bring(tmp_path / "s" / "data.yaml", tmp_path / "other")
+
+
+def test_a_single_part_keeps_its_name() -> None:
+    assert parts.apart(["all", "all"], ["person"]) == ["all", "all"]
+    assert parts.apart(["person", "day"], ["Person"]) == ["part person", "day"]

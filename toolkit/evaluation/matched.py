@@ -66,7 +66,7 @@ def match_table(truth: GroundTruth, found: Detections, context: Context | None =
     table = pl.DataFrame(
         {
             "image_id": truth.image_ids[image],
-            truth.vocabulary.by: _months(p)[image],
+            truth.vocabulary.by: (_months(p) if truth.parts is None else _parts(truth))[image],
             "part": _parts(truth)[image],
             "kind": kinds,
             "class": np.array([p.classes.get(k, str(k)) for k in range(256)])[label],

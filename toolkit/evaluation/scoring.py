@@ -74,6 +74,7 @@ class Scores:
         ignored: images of the predictions that the truth does not have.
         classes: label -> name.
         by: what the months are; another word for the parts of other data than LTDv2.
+        left_out: parts of other data that have no true boxes here: they are none of ``months``.
     """
 
     overall: Summary
@@ -85,6 +86,7 @@ class Scores:
     ignored: int
     classes: Mapping[int, str] = field(default_factory=lambda: LTDV2.classes)
     by: str = LTDV2.by
+    left_out: tuple[str, ...] = ()
 
     @property
     def part(self) -> str:
@@ -115,6 +117,8 @@ class Scores:
             "missing_ids": self.missing,
             "ignored_ids": self.ignored,
         }
+        if self.left_out:
+            values["toolkit"]["left_out"] = list(self.left_out)
         if self.by != LTDV2.by or self.classes != LTDV2.classes:
             values["toolkit"] |= {"by": self.by, "classes": {str(k): v for k, v in self.classes.items()}}
         return values
@@ -165,7 +169,8 @@ def score(
     by_month = dict(zip(present, summaries, strict=True))
     all_months = {name: by_month.get(name, _NOTHING) for name in problem.months}
     consistency, balanced = balance(overall.map_50, [s.map_50 for s in all_months.values()])
-    words = problem.classes, truth.vocabulary.by
+    left_out = tuple(name for name in truth.vocabulary.parts if name not in all_months)
+    words = problem.classes, truth.vocabulary.by, left_out
     return Scores(overall, all_months, consistency, balanced, chosen, missing, ignored, *words)
 
 
@@ -186,10 +191,16 @@ def month_masks(image_ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bo
 
 
 def months_of(truth: GroundTruth) -> dict[str, npt.NDArray[np.bool_]]:
-    """:func:`month_masks` of LTDv2; for each part of other data the images that belong to it."""
+    """:func:`month_masks` of LTDv2; for each part of other data that has true boxes its images.
+
+    The challenge counts -1 for a month without true boxes. Nobody asks that of other data, whose splits need
+    not have every part.
+    """
     if truth.parts is None:
         return month_masks(truth.image_ids)
-    return {name: truth.parts == number for name, number in truth.vocabulary.parts.items()}
+    masks = {name: truth.parts == number for name, number in truth.vocabulary.parts.items()}
+    has_boxes = np.diff(truth.offsets) > 0
+    return {name: mask for name, mask in masks.items() if (mask & has_boxes).any()}
 
 
 _NOTHING = Summary(0, ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, ABSENT, None, None)

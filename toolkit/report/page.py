@@ -150,6 +150,8 @@ def findings(scores: Scores) -> list[str]:
             f"No true boxes in {', '.join(empty)}: the challenge's formula then counts -1 for the "
             f"{scores.part}, and global_map_con and global_map_bal say nothing."
         )
+    if scores.left_out:
+        told.append(f"No true boxes in {_listed(list(scores.left_out))}: left out of the scores.")
     classes = {k: v for k, v in (scores.overall.map_50_per_class or {}).items() if is_number(v)}
     if len(classes) > 1:
         low = f"{min(classes.values()):.3f}"

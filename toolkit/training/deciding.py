@@ -346,7 +346,8 @@ def _check_selection(data: Path, opened: index.Opener, select_by: SelectBy, scor
     """Choosing by the challenge's scores needs them in every epoch.
 
     global_map_bal needs a truth in every month as well: -1 stands for a month without one, and the number
-    then says nothing. The mean of cells needs one that is filled.
+    then says nothing. Of other data it is over the parts that have one, and needs two. The mean of cells
+    needs one that is filled.
     """
     from toolkit.evaluation import cells
 
@@ -366,11 +367,13 @@ def _check_selection(data: Path, opened: index.Opener, select_by: SelectBy, scor
         return
     scored = set(split.months[split.training.images["boxes"] > 0].tolist())
     empty = [name for name, number in words.parts.items() if number not in scored]
-    if empty:
+    if empty and not (words.is_own and len(words.parts) - len(empty) > 1):
         raise ToolkitError(
             "--select-by global_map_bal has nothing to choose by",
             found=f"no true boxes in {', '.join(empty)} in {data / ltdv2.ANNOTATIONS['val']}",
-            expected=f"true boxes in each of the {len(words.parts)} {words.by}s",
+            expected="true boxes in two parts or more"
+            if words.is_own
+            else f"true boxes in each of the {len(words.parts)} {words.by}s",
             fix="leave --select-by out",
         )
     if not words.is_own and (lacking := cells.lacking(counts)):

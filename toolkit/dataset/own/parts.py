@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from toolkit import console
 from toolkit.dataset.own.reading import Image
 from toolkit.errors import ToolkitError
 
@@ -50,6 +51,21 @@ def name_parts(images: Sequence[Image], by: str | None) -> tuple[list[str], str]
             expected=WAYS,
         )
     return parts, by.removeprefix("meta.")
+
+
+def apart(parts: Sequence[str], classes: Iterable[str]) -> list[str]:
+    """The parts; one that has the name of a class, or of what stands for all parts, as ``part NAME``.
+
+    Scores, tables and comparisons have a row of each. A single part stands for all, and keeps its name.
+    """
+    taken = {"all", "global", *(each.casefold() for each in classes)}
+    clash = {part for part in parts if part.casefold() in taken} if len(set(parts)) > 1 else set()
+    if clash:
+        named = ", ".join(sorted(clash))
+        console.warn(
+            f"parts called {named}: each is called `part ...`, for classes or all images are called so"
+        )
+    return [f"part {part}" if part in clash else part for part in parts]
 
 
 def _way(by: str) -> Callable[[Image], str]:

@@ -108,6 +108,7 @@ def bring(
     names, becomes = _classes(found.classes, classes)
     _warn_of_no_objects(becomes)
     parts, way = partition.name_parts(found.images, by)
+    parts = partition.apart(parts, names.values())
     codes = {name: number for number, name in enumerate(partition.order(parts), 1)}
     if any(image.split == "val" for image in found.images):
         wanted = msgspec.structs.replace(wanted, val=0)
@@ -144,6 +145,11 @@ def _classes(found: list[str], text: str | None) -> tuple[dict[int, str], dict[s
             for each in by_lower[name.lower()]:
                 becomes[each] = target or name
     targets = list(dict.fromkeys(becomes.values()))
+    if "global" in targets:
+        raise ToolkitError(
+            "a class is called global, as the scores over all images are",
+            fix="rename it, such as --classes global=other, and name the others beside it",
+        )
     if text is not None and set(targets) <= set(LTDV2.classes.values()):
         return dict(LTDV2.classes), becomes  # weights trained on either can be used on the other
     if len(targets) > MOST_CLASSES:
