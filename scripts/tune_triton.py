@@ -7,7 +7,8 @@
 Times are those of the card alone: calls are captured in a graph, a median of replays. Prints a row a layer
 and pass (the tile that the route chooses, the best of the candidates, cuDNN with its own search, PyTorch's
 own kernels timed with events) and the sums over the model; TF32 off. ``--quick`` times the route's
-choice only. Each result is compared with cuDNN's first. Needs one NVIDIA card, torch and Triton.
+choice only. Each result is compared with cuDNN's first. ``--out`` is what ``rank_tiles.py`` reads. Needs one
+NVIDIA card, torch and Triton.
 """
 
 from __future__ import annotations
@@ -227,18 +228,22 @@ def on_the_card(call: Callable[[], object], loops: int = 4, samples: int = 7) ->
     return median(graph.replay, samples) / loops
 
 
-# Long: options, a loop over layers, and its table.
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_problems(parser: argparse.ArgumentParser) -> None:
+    """The options that say which layers and passes."""
     models = sorted(path.stem for path in LAYERS.glob("*.json"))
     parser.add_argument("--model", choices=models, default="yolov8n", help="a file in scripts/layers")
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_problems(parser)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--precision", default="ieee", choices=["ieee", "tf32x3"])
-    parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
     parser.add_argument("--quick", action="store_true", help="only the tiles that the route chooses")
     parser.add_argument("--unblocked", action="store_true", help="one running sum instead of one a step")
     parser.add_argument("--out", type=Path, help="write all times as JSON")
@@ -281,16 +286,16 @@ def main() -> None:
         line = {"chosen": times[None, 0], "best": times[best], "cudnn": library, "off": off}
         sums.update({name: value * found[p] for name, value in line.items()})
         sums.update({f"{kind} {name}": value * found[p] for name, value in line.items()})
-        rows.append(
-            {"problem": str(p), "kind": kind, "count": found[p], **line, "times": list(times.items())}
-        )
+        each = [(tile, waves, time) for (tile, waves), time in times.items()]
+        rows.append({"problem": str(p), "kind": kind, "count": found[p], **line, "times": each})
         what = f"{p.channels_in}->{p.channels_out} k{p.kernel[0]} s{p.stride[0]} at {p.height} x{found[p]}"
         figures = " ".join(f"{name} {value:.3f}" for name, value in line.items())
         print(f"{what:<30} {kind:<8} {figures} best tile {best}", flush=True)
     for name, value in sorted(sums.items()):
         print(f"{name:<16} {value:8.2f} ms")
     if options.out:
-        options.out.write_text(json.dumps(rows))
+        about = {"device": torch.cuda.get_device_name(), "units": chosen.units, **vars(options), "out": None}
+        options.out.write_text(json.dumps({**about, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -257,6 +257,7 @@ def test_no_script_measures_while_the_environment_forces_a_route(script: str) ->
         ("bench_host_path --device cuda", "no GPU that PyTorch can use"),
         ("tune_triton --quick", "no GPU that PyTorch can use"),
         ("tune_triton --model nosuch", "argument --model: invalid choice: 'nosuch'"),
+        ("rank_tiles --measured nosuch.json", "nosuch.json is not what tune_triton.py --out writes"),
         ("check_convolution_accuracy --device cuda", "no GPU that PyTorch can use"),
         ("check_convolution_accuracy --problems 0", "argument --problems: invalid positive value: '0'"),
         ("check_convolution_accuracy --route nosuch", "argument --route: invalid choice: 'nosuch'"),

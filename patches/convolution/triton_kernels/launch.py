@@ -89,8 +89,12 @@ class Launch:
             *self.arguments,
         )
 
-    def compile_ahead(self, dtype: torch.dtype) -> None:
-        """Compile into Triton's cache on disk, for aligned tensors of a dtype, without running anything."""
+    def compile_ahead(self, dtype: torch.dtype) -> Any:
+        """Compile into Triton's cache on disk, for aligned tensors of a dtype, without running anything.
+
+        Returns:
+            What Triton calls a compiled kernel.
+        """
         constants = len(self.kernel.arg_names) - len(self.arguments)
         absent = () if self.constants.get("HAS_BIAS") else ("bias", "bias_grad")
         empty, sums = (torch.empty(0, dtype=each, device="meta") for each in (dtype, torch.float32))
@@ -98,7 +102,7 @@ class Launch:
             None if name in absent else sums if name == "partial" else empty
             for name in self.kernel.arg_names[:constants]
         ]
-        self.kernel.warmup(*tensors, *self.arguments, grid=self.grid, **self.options)
+        return self.kernel.warmup(*tensors, *self.arguments, grid=self.grid, **self.options)
 
     def _compile(self, tensors: tuple[Tensor | None, ...]) -> None:
         with torch.cuda.device(self._device):
