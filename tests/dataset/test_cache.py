@@ -84,9 +84,9 @@ def test_training_takes_the_cache_if_it_fits_and_says_why(
     assert why.startswith("from the cache in memory: ")
     data = data_dictionary(prepared, 1)
     dataset = build_dataset(prepared, "train", get_cfg(overrides={"imgsz": 96}), "train", 4, data)
-    assert isinstance(dataset.frames, CachedFrames)
+    assert isinstance(dataset.pixels.frames, CachedFrames)
     worker = pickle.loads(pickle.dumps(dataset))
-    assert isinstance(worker.frames, CachedFrames)
+    assert isinstance(worker.pixels.frames, CachedFrames)
     assert worker[3]["img"].shape == (1, 96, 96)
 
 

@@ -102,10 +102,10 @@ def shown(index: DatasetIndex, frames: str) -> LTDv2Dataset:
 def test_in_the_order_of_time_each_frame_is_decoded_once(quay: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for frames in ("now,before", "after2,now,before3,background"):
         dataset = shown(load(quay), frames)
-        assert min(dataset.sources.missing().values()) < len(dataset) / 2
-        assert isinstance(dataset.frames, RecentFrames)
+        assert min(dataset.pixels.sources.missing().values()) < len(dataset) / 2
+        assert isinstance(dataset.pixels.frames, RecentFrames)
         decoded: list[int] = []
-        source, grey = dataset.frames.source, dataset.frames.source.grey
+        source, grey = dataset.pixels.frames.source, dataset.pixels.frames.source.grey
         monkeypatch.setattr(source, "grey", lambda row, g=grey, d=decoded: [d.append(row), g(row)][1])
         for i in range(len(dataset)):
             _ = dataset[i]
@@ -126,4 +126,4 @@ def test_a_neighbour_that_does_not_decode_counts_for_each_sample_that_it_is_miss
         assert samples[other]["stood_in"] == alone[other] + 1
     rest = set(samples) - {before, row, behind}
     assert {r: samples[r]["stood_in"] for r in rest} == {r: alone[r] for r in rest}
-    assert dataset.sources.unreadable == 2
+    assert dataset.pixels.sources.unreadable == 2

@@ -131,14 +131,14 @@ def test_a_mosaic_takes_frames_that_its_worker_has_at_hand(
     args = get_cfg(overrides={"imgsz": 160, "mosaic": 1.0})
     dataset = build_dataset(index, "train", args, "train", 2, data_dictionary(index, 1), seed=3)
     read: list[int] = []
-    grey = dataset.frames.grey
-    monkeypatch.setattr(dataset.frames, "grey", lambda row: [read.append(row), grey(row)][1])
+    grey = dataset.pixels.frames.grey
+    monkeypatch.setattr(dataset.pixels.frames, "grey", lambda row: [read.append(row), grey(row)][1])
     order = epoch_order(len(dataset), seed=3, epoch=1).reshape(-1, 2)
     for worker in range(workers):
         dataset.at_hand.lanes.clear()
         for i in order[worker::workers].ravel().tolist():
             _ = dataset[len(dataset) + i]
-    assert set(read) == set(dataset._rows.tolist())
+    assert set(read) == set(dataset.images.rows.tolist())
     assert len(read) <= len(dataset) + 2 * at_hand.LANES
 
 

@@ -121,7 +121,7 @@ def test_validation_shows_each_channel_whole_and_in_its_place(index: DatasetInde
         before = int(neighbours(split, -1)[row])
         if "before" in words:
             expected = frames.grey(before if before >= 0 else row)
-            shown = dataset._resize(expected[..., None].repeat(len(words), 2))[..., 0]
+            shown = dataset.pixels.enlarged(expected[..., None].repeat(len(words), 2))[..., 0]
             top, left = (np.array(sample["img"].shape[1:]) - shown.shape) // 2
             inside = sample["img"][
                 words.index("before"), top : top + shown.shape[0], left : left + shown.shape[1]
@@ -203,18 +203,18 @@ def test_a_neighbour_that_does_not_decode_is_stood_in_for_and_counted(
     dataset = make(load(copy), "train", "train", "now,before", mosaic=0.0)
     frames = dataset.split.frames()
     for times in (1, 2):
-        stack, stood_in = dataset.sources.stack(frames, row, frames.grey(row))
+        stack, stood_in = dataset.pixels.sources.stack(frames, row, frames.grey(row))
         np.testing.assert_array_equal(stack[..., 0], stack[..., 1])
-        assert (stood_in, dataset.sources.unreadable) == (1, times)
+        assert (stood_in, dataset.pixels.sources.unreadable) == (1, times)
     assert capsys.readouterr().err.count("stand in for it") == 1
 
 
 def test_sources_travel_without_their_pictures(index: DatasetIndex) -> None:
     dataset = make(index, "train", "train", "now,background")
     frames = dataset.split.frames()
-    whole, _ = dataset.sources.stack(frames, 3, frames.grey(3))
-    travelled = pickle.loads(pickle.dumps(dataset.sources))
-    assert len(pickle.dumps(dataset.sources)) < 50_000
+    whole, _ = dataset.pixels.sources.stack(frames, 3, frames.grey(3))
+    travelled = pickle.loads(pickle.dumps(dataset.pixels.sources))
+    assert len(pickle.dumps(dataset.pixels.sources)) < 50_000
     np.testing.assert_array_equal(travelled.stack(frames, 3, frames.grey(3))[0], whole)
 
 

@@ -122,8 +122,8 @@ class _Timed:
 def _stages(dataset: LTDv2Dataset, batch: int, device: torch.device) -> tuple[dict[str, float], int]:
     order = EpochSampler(len(dataset), batch, dataset.seed, order=dataset.order)
     samples = (dataset[index] for index in epochs(order, order))
-    timed: Any = _Timed(dataset.frames)
-    original, dataset.frames = dataset.frames, timed
+    timed: Any = _Timed(dataset.pixels.frames)
+    original, dataset.pixels.frames = dataset.pixels.frames, timed
     collating = moving = 0.0
     try:
         for _ in islice(samples, LANES * NEIGHBOURS):
@@ -142,7 +142,7 @@ def _stages(dataset: LTDv2Dataset, batch: int, device: torch.device) -> tuple[di
             moving += time.perf_counter() - between
         total = time.perf_counter() - start
     finally:
-        dataset.frames = original
+        dataset.pixels.frames = original
     augment = total - timed.read_seconds - timed.decode_seconds - collating - moving
     return {
         "read": timed.read_seconds,

@@ -191,7 +191,7 @@ def data(
     views = Views.parse(frames)
     described = data_dictionary(index, channels if views.is_plain else views.channels, views)
     dataset = build_dataset(index, "train", options, "train", batch, described)
-    console.note(f"train frames: {dataset.source}")
+    console.note(f"train frames: {dataset.pixels.origin}")
     rates = measure(dataset, batch, target, [int(number) for number in numbers])
     if as_json:
         console.print_json(msgspec.to_builtins(rates, str_keys=True))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from ultralytics.data.augment import Format, LetterBox
+from ultralytics.data.augment import Compose, Format, LetterBox, RandomHSV
 
 from toolkit.dataset.planes import channels_of, new_canvas
 
@@ -86,6 +86,24 @@ class GreyFormat(Format):
             return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
         formatted: torch.Tensor = super()._format_img(img)
         return formatted
+
+
+def for_grey(transforms: Compose, gain: float, *, letterbox: bool, in_place: bool) -> None:
+    """Exchange Ultralytics' last steps of a sample for those above.
+
+    Args:
+        transforms: of a sample; changed in place.
+        gain: of the brightness.
+        letterbox: whether its letterbox too.
+        in_place: whether an image is nobody else's.
+    """
+    for i, step in enumerate(transforms.transforms):
+        if isinstance(step, RandomHSV):
+            transforms.transforms[i] = Brightness(gain, in_place)
+        elif isinstance(step, LetterBox) and letterbox:
+            transforms.transforms[i] = GreyLetterBox(step)
+        elif isinstance(step, Format):
+            transforms.transforms[i] = GreyFormat(step, in_place)
 
 
 def channels_that_differ(images: torch.Tensor) -> int:

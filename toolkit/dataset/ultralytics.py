@@ -1,5 +1,8 @@
 """LTDv2 as an Ultralytics dataset: labels from the index, pixels from the archive, nothing scanned.
 
+Which images are used, with their boxes, is in :mod:`toolkit.dataset.chosen`; how a frame becomes channels of
+the network's size, in :mod:`toolkit.dataset.pixels`. Here is what Ultralytics asks of the two.
+
 Frames stay grey, (height, width, 1), through every augmentation; a model with three input channels gets the
 grey channel three times at the very end. For grey frames that is what colour augmentation computes too, at a
 third of the work. With other views than the frame (:mod:`toolkit.dataset.views`) a sample has a channel for
@@ -14,27 +17,26 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from ultralytics.data.augment import Compose, Format, LetterBox, RandomHSV
+from ultralytics.data.augment import Compose
 from ultralytics.data.dataset import YOLODataset
 
 from toolkit.dataset.at_hand import AtHand, Loaded
 from toolkit.dataset.batches import BatchMemory
-from toolkit.dataset.cache import choose, open_frames
-from toolkit.dataset.frames import FrameError, Frames
+from toolkit.dataset.chosen import ChosenImages
+from toolkit.dataset.frames import FrameError
 from toolkit.dataset.frequency import EVERY_FRAME, NOTHING, Frequency, Paste
-from toolkit.dataset.grey import Brightness, GreyFormat, GreyLetterBox, channels_that_differ
-from toolkit.dataset.index import DatasetIndex, Split, TrainingTables
-from toolkit.dataset.joined import JoinedSplit, open_split
-from toolkit.dataset.mosaic import PADDING, fuse
+from toolkit.dataset.grey import channels_that_differ, for_grey
+from toolkit.dataset.index import DatasetIndex, Split
+from toolkit.dataset.joined import open_split
+from toolkit.dataset.mosaic import fuse
 from toolkit.dataset.paste import Donors
-from toolkit.dataset.planes import Grey, channels_of, new_canvas
-from toolkit.dataset.recent import RecentFrames
+from toolkit.dataset.pixels import Pixels
+from toolkit.dataset.planes import Grey
 from toolkit.dataset.skips import Skips
-from toolkit.dataset.views import PLAIN, Sources, Views
+from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError
 
 Array = npt.NDArray[Any]
@@ -132,8 +134,6 @@ class LTDv2Dataset(YOLODataset):
     A frame that cannot be decoded is replaced by the next one when training, and by a blank frame otherwise,
     so that every other image keeps its place. ``skips`` counts them.
 
-    ``source`` says in words where the frames come from, archive or cache, and why.
-
     Samples that are not augmented carry ``row``, the image's row in the split: ``split.image_ids[row]`` is
     its id, exactly; ``unreadable``, why the frame is a blank one, empty where it is not; and ``stood_in``,
     how many channels the frame itself stands in for.
@@ -153,6 +153,8 @@ class LTDv2Dataset(YOLODataset):
             come soonest in the order of ``order.samples(epoch)``, in batches of ``batch_size``.
 
     Attributes:
+        images: which are used, and their boxes.
+        pixels: where their channels come from.
         order: the samples of each epoch (:class:`toolkit.dataset.order.EpochOrder`).
         skips: the frames that could not be used.
         batches: where the samples of a batch are rendered; a loader may exchange it.
@@ -190,27 +192,18 @@ class LTDv2Dataset(YOLODataset):
         self.seed, self.skips = seed, Skips(skip_log)
 
         self.split = split
-        self._parts = split.parts if isinstance(split, JoinedSplit) else [split]
-        chosen = [choose(part) for part in self._parts]
-        self.cached = [cached for cached, _ in chosen]
-        self.source = "; ".join(dict.fromkeys(words for _, words in chosen))
         self.views: Views = data.get("views", PLAIN)
-        self.frames = self._open_frames()
-        self.sources = Sources(self.views, self._parts, split)
+        self.pixels = Pixels(split, self.views, imgsz, augment)
         self._stood_in = 0
-        self.classes = classes
-        rows = np.arange(len(split)) if rows is None else np.sort(rows)
-        self._rows: Array = _choose(rows[split.present[rows]], fraction)
-        if not len(self._rows):
-            raise ToolkitError(f"the {split.name} split has no frame", fix="toolkit dataset verify DIR")
-        self.ni = len(self._rows)
+        self.images = ChosenImages(split, rows, fraction, classes, single_cls)
+        self.ni = len(self.images)
         # Ultralytics expects lists; these make the label or the path of a sample when asked for it.
         self.labels: Any = _Lazy(self.ni, self._label)
         self.im_files: Any = _Lazy(self.ni, self._name)
         if rect:
             self.set_rectangle()
-        self.order = frequency.order(split, self._rows, seed)
-        self._donors = Donors(split, self._rows, paste) if paste.chances else None
+        self.order = frequency.order(split, self.images.rows, seed)
+        self._donors = Donors(split, self.images.rows, paste) if paste.chances else None
 
         self.batches = BatchMemory()
         self.cache = None  # so that mosaic takes its other frames from `buffer`
@@ -223,22 +216,17 @@ class LTDv2Dataset(YOLODataset):
 
     def class_counts(self) -> Array:
         """(classes,) int64, boxes of each class in the chosen images, without a walk over ``labels``."""
-        kinds = _labels(self.split.training, self._rows) - 1
-        if self.classes is not None:
-            kinds = kinds[np.isin(kinds, self.classes)]
-        return np.bincount(kinds * (not self.single_cls), minlength=len(self.data["names"]))
+        return self.images.class_counts(len(self.data["names"]))
 
     def update_labels(self, include_class: list[int] | None) -> None:
         """Keep the boxes of these classes only."""
-        self.classes = include_class
+        self.images.classes = include_class
 
     def set_rectangle(self) -> None:
         """Order the images by aspect ratio and give each batch the smallest shape that holds it."""
-        images = self.split.training.images[self._rows]
-        order, self.batch, self.batch_shapes = _rectangles(
-            images["height"] / images["width"], self.batch_size, self.imgsz, self.stride, self.pad
+        self.batch, self.batch_shapes = self.images.order_by_shape(
+            self.batch_size, self.imgsz, self.stride, self.pad
         )
-        self._rows = self._rows[order]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, drawn = divmod(int(index), self.order.span)
@@ -271,16 +259,16 @@ class LTDv2Dataset(YOLODataset):
                     self.skips.note(error)
                 if self.augment:
                     continue
-                original, unreadable, self._stood_in = self._size(i), error.line(), 0
-                image = self._resize(np.full((*original, self.views.channels), PADDING, np.uint8))
-                resized = image.shape[:2]
+                original, unreadable, self._stood_in = self.images.size(i), error.line(), 0
+                image, resized = self.pixels.blank(original), self.pixels.enlarged_size(original)
             label = self._label(i)
             del label["shape"]
+            row = int(self.images.rows[i])
             if self._donors is not None:
-                into = label, image, int(self._rows[i]), self._size(i)
-                image = self._donors.add_to(*into, self._stacked, self.classes, self.single_cls)
+                into, kept = (label, image, row, original), (self.images.classes, self.images.single_cls)
+                image = self._donors.add_to(*into, self.pixels.recorded, *kept)
             if not self.augment:
-                label["row"], label["unreadable"] = int(self._rows[i]), unreadable
+                label["row"], label["unreadable"] = row, unreadable
                 label["stood_in"] = self._stood_in
             label["img"], label["ori_shape"], label["resized_shape"] = image, original, resized
             label["ratio_pad"] = (resized[0] / original[0], resized[1] / original[1])
@@ -327,52 +315,24 @@ class LTDv2Dataset(YOLODataset):
         """
         if (held := self.at_hand.recent.get(i)) is not None:
             return held
-        row = int(self._rows[i])
-        grey = self.frames.grey(row)
-        original = (int(grey.shape[0]), int(grey.shape[1]))
-        if original != self._size(i):
-            found, expected = ("{1} x {0}".format(*size) for size in (original, self._size(i)))
-            raise FrameError(self._name(i), "has another size", found, f"{expected} pixels")
-        memory = self.at_hand.memory((*original, self.views.channels)) if self.fused else None
-        image, self._stood_in = self.sources.stack(self.frames, row, grey, out=memory)
+        size = self.images.size(i)
+        memory = self.at_hand.memory if self.fused else None
+        image, self._stood_in = self.pixels.read(int(self.images.rows[i]), size, memory)
         if not self.fused:
-            image = self._resize(image)
-        loaded = image, original, self._resized(original)
+            image = self.pixels.enlarged(image)
+        loaded = image, size, self.pixels.enlarged_size(size)
         if self.augment:
             self.at_hand.recent[i] = loaded
         return loaded
 
-    def _stacked(self, row: int) -> Array:
-        return self.sources.stack(self.frames, row, self.frames.grey(row))[0]
-
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        height, width = (-(-side * self.imgsz // max(size)) for side in size)
-        return height, width
-
-    def _resize(self, channels: Array) -> Array:
-        height, width = self._resized((channels.shape[0], channels.shape[1]))
-        if channels.shape[:2] == (height, width):
-            return channels
-        if self.augment:  # Ultralytics' steps are faster where the channels of a pixel lie together
-            return cv2.resize(channels, (width, height)).reshape(height, width, self.views.channels)
-        resized = new_canvas((height, width, self.views.channels))
-        for channel, place in zip(channels_of(channels), channels_of(resized), strict=True):
-            cv2.resize(channel, (width, height), dst=place)
-        return resized
-
-    def _size(self, i: int) -> tuple[int, int]:
-        image = self.split.training.images[self._rows[i]]
-        return int(image["height"]), int(image["width"])
-
     def _name(self, i: int) -> str:
-        return self.frames.name(int(self._rows[i]))
+        return self.pixels.frames.name(int(self.images.rows[i]))
 
     def _label(self, i: int) -> dict[str, Any]:
-        row = int(self._rows[i])
-        kinds, boxes = _boxes(self.split.training, row, self.classes, self.single_cls)
+        kinds, boxes = self.images.boxes(i)
         return {
             "im_file": self._name(i),
-            "shape": self._size(i),
+            "shape": self.images.size(i),
             "cls": kinds,
             "bboxes": boxes,
             "segments": [],
@@ -386,29 +346,11 @@ class LTDv2Dataset(YOLODataset):
         self.fused = self.augment and not self.rect and fuse(transforms, self._canvas)
         # As recorded for the fused mosaic, enlarged for the others.
         self.at_hand = AtHand(self.order, self.ni, self.batch_size, recycles=self.fused)
-        for i, step in enumerate(transforms.transforms):
-            if isinstance(step, RandomHSV):
-                transforms.transforms[i] = Brightness(hyp.hsv_v, in_place=self.fused)
-            elif isinstance(step, LetterBox) and not self.augment:
-                transforms.transforms[i] = GreyLetterBox(step)
-            elif isinstance(step, Format):
-                transforms.transforms[i] = GreyFormat(step, in_place=self.fused)
+        for_grey(transforms, hyp.hsv_v, letterbox=not self.augment, in_place=self.fused)
         return transforms
 
-    def _open_frames(self) -> Frames:
-        frames = open_frames(self._parts, self.cached)
-        if self.augment or self.views.is_plain:
-            return frames
-        images = self.split.training.images  # in the order of time, mostly: neighbours come soon again
-        return RecentFrames(frames, int((images["height"].astype(int) * images["width"]).max()))
-
     def __getstate__(self) -> dict[str, Any]:
-        # A worker opens the frames itself and has none at hand at first.
-        return {**self.__dict__, "frames": None, "at_hand": self.at_hand.emptied()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.frames = self._open_frames()
+        return {**self.__dict__, "at_hand": self.at_hand.emptied()}  # a worker has none at hand at first
 
 
 class _Lazy(Sequence[Any]):
@@ -426,45 +368,3 @@ class _Lazy(Sequence[Any]):
         if not -self.length <= i < self.length:
             raise IndexError(i)
         return self.make(i % self.length)
-
-
-def _choose(rows: Array, fraction: float) -> Array:
-    """A part of ``rows``, evenly spread; a number above 1 is a count, as in Ultralytics."""
-    count = int(fraction) if fraction > 1 else max(1, round(len(rows) * fraction))
-    if count >= len(rows):
-        return rows
-    places = np.linspace(0, len(rows) - 1, count).round().astype(int)
-    return np.asarray(rows[places])
-
-
-def _boxes(tables: TrainingTables, row: int, classes: list[int] | None, single: bool) -> tuple[Array, Array]:
-    """Classes (n, 1) and boxes (n, 4) of an image: centre and size as parts of the frame, both float32."""
-    image = tables.images[row]
-    start = int(image["box"])
-    boxes = tables.boxes[start : start + int(image["boxes"])]
-    if classes is not None:
-        boxes = boxes[np.isin(boxes["label"] - 1, classes)]
-    kinds = (boxes["label"] - 1).astype(np.float32)[:, None]
-    return np.zeros_like(kinds) if single else kinds, np.array(boxes["xywh"])
-
-
-def _labels(tables: TrainingTables, rows: Array) -> Array:
-    """Labels, from 1, of the boxes of some images."""
-    chosen = np.zeros(len(tables.images), bool)
-    chosen[rows] = True
-    return np.asarray(tables.boxes["label"][np.repeat(chosen, tables.images["boxes"])])
-
-
-def _rectangles(
-    ratio: Array, batch_size: int, longer: int, stride: int, pad: float
-) -> tuple[Array, Array, Array]:
-    """The order of images by aspect ratio, the batch of each, and (batches, 2) heights and widths, pixels."""
-    order = np.argsort(ratio, kind="stable")
-    ratio = ratio[order]
-    starts = np.arange(0, len(ratio), batch_size)
-    low, high = np.minimum.reduceat(ratio, starts), np.maximum.reduceat(ratio, starts)
-    shapes = np.ones((len(starts), 2))
-    shapes[high < 1, 0] = high[high < 1]
-    shapes[low > 1, 1] = 1 / low[low > 1]
-    cells = np.ceil(shapes * longer / stride + pad).astype(int)
-    return order, np.arange(len(ratio)) // batch_size, cells * stride

@@ -127,8 +127,8 @@ class LTDv2Trainer(ResumableTrainer):
             skip_log=self.files.skipped_frames,
         )
         if MAIN:
-            console.note(f"{img_path} frames: {dataset.source}")
-            for word, count in dataset.sources.missing().items():
+            console.note(f"{img_path} frames: {dataset.pixels.origin}")
+            for word, count in dataset.pixels.sources.missing().items():
                 console.note(f"{count:,} of {len(dataset.split):,} frames have none {word}: each is its own")
         return dataset
 
