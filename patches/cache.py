@@ -1,17 +1,23 @@
-"""The folder for what may be deleted: tuned plans, compiled kernels."""
+"""The folder for what may be deleted: tuned plans, compiled kernels; and how each part of it is bounded."""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import stat
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 NAME = "convroutes"
 """The folder of this package; a program that has files of its own to keep names another."""
+GRACE = 3600.0
+"""What was used in so many seconds stays whatever it takes: somebody may be writing it."""
 
 
 def cache_folder(name: str = NAME) -> Path:
@@ -39,3 +45,50 @@ def _temporary(name: str, user: int) -> Path:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022:
             return place
     return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+
+
+class _Entry(NamedTuple):
+    """A file, or a folder with all in it: when it was last used, seconds since the epoch, and its bytes."""
+
+    used: float
+    size: int
+    path: Path
+
+
+def trim(folder: Path, days: float, limit: int) -> None:
+    """Remove what nothing used for some days, then what was unused longest, until the rest fits.
+
+    A file is used when it is written or read, as far as the file system notes that; a folder in ``folder``
+    goes as a whole, by the last use of anything in it. What another process removes meanwhile, and what
+    cannot be removed, is passed over.
+
+    Args:
+        folder: it need not exist; limit: bytes of all files that may stay.
+    """
+    now, kept = time.time(), 0
+    for entry in sorted(_entries(folder), reverse=True):
+        kept += entry.size
+        idle = now - entry.used
+        if idle > days * 86_400 or (kept > limit and idle > GRACE):
+            if entry.path.is_dir() and not entry.path.is_symlink():
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    entry.path.unlink()
+
+
+def _entries(folder: Path) -> Iterator[_Entry]:
+    try:
+        paths = list(folder.iterdir())
+    except OSError:  # none yet, or not ours to read
+        return
+    for path in paths:
+        with suppress(OSError):
+            status = path.lstat()
+            used, size = status.st_mtime, 0  # not atime of a folder: this very walk changes it
+            for each in path.rglob("*") if stat.S_ISDIR(status.st_mode) else (path,):
+                status = each.lstat()
+                used = max(used, status.st_mtime)
+                if stat.S_ISREG(status.st_mode):
+                    used, size = max(used, status.st_atime), size + status.st_size
+            yield _Entry(used, size, path)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .environment import trim_kernels
+
 
 class Target(NamedTuple):
     """What kernels are compiled for, and the card's compute units, from which tiles are chosen."""
@@ -91,6 +93,7 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
     What does not compile, or kills its process, is left for the launch that needs it to report.
     """
     global _jobs
+    trim_kernels()
     _jobs = jobs
     try:
         with (

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .cache import cache_folder
+from .cache import cache_folder, trim
 
 KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+KERNEL_DAYS, KERNEL_BYTES = 90, 2_000_000_000
+"""What is kept of Triton's kernels: a version of everything takes some 50 MB for each model that trains."""
 
 
 def amd_architectures(nodes: Path = KFD_NODES) -> list[str]:
@@ -49,7 +51,18 @@ def exports(nodes: Path = KFD_NODES) -> dict[str, str]:
     """The variables that any Triton program needs on the cards in this machine: see :func:`prepare`."""
     if not amd_architectures(nodes):
         return {}
-    return {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(cache_folder() / "triton-no-buffer-ops")}
+    return {"AMDGCN_USE_BUFFER_OPS": "0", "TRITON_CACHE_DIR": str(_kernels())}
+
+
+def _kernels() -> Path:
+    """Triton's cache where :func:`exports` names one."""
+    return cache_folder() / "triton-no-buffer-ops"
+
+
+def trim_kernels() -> None:
+    """Bound Triton's cache, which keeps the kernels of every version of everything; only the one of ours."""
+    if os.environ.get("TRITON_CACHE_DIR") == str(_kernels()):
+        trim(_kernels(), KERNEL_DAYS, KERNEL_BYTES)
 
 
 def prepare(nodes: Path = KFD_NODES) -> list[str]:

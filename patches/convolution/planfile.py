@@ -23,11 +23,14 @@ from typing import Any
 import torch
 
 from .. import locks, variables
-from ..cache import cache_folder
+from ..cache import cache_folder, trim
 from ..environment import amd_architectures
 from ..runtime import version_of
 from .registry import PACKAGES
 from .selftest import SelfTestResult
+
+DAYS, LIMIT = 365, 100_000_000
+"""A new plan: what nothing used in so many days goes, and the oldest beyond so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,12 @@ class Card:
         if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
             return Path(named)
         digest = hashlib.sha256(json.dumps([self.written(), version()]).encode()).hexdigest()[:12]
-        return Path(named or cache_folder() / "convolution") / f"{digest}.json"
+        return Path(named or _own_folder()) / f"{digest}.json"
+
+
+def _own_folder() -> Path:
+    """Where plans are kept unless ``CONVROUTES_PLAN`` says otherwise, one for each version of everything."""
+    return cache_folder() / "convolution"
 
 
 @functools.cache
@@ -158,6 +166,8 @@ class PlanFile:
         self.verdicts.update(verdicts)
         self.steps.update(steps)
         try:
+            if not self.path.exists() and self.path.parent == _own_folder():
+                trim(self.path.parent, DAYS, LIMIT)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_suffix(".lock").open("a") as lock:
                 locks.hold(lock)
