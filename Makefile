@@ -8,11 +8,14 @@ TORCH_INDEX ?=
 DEMO        ?= runs/demo
 DEMO_DATA   ?= data/demo
 # Environment of `make proofs`, outside the checkout, and what it runs: PROOF="timm yolo".
-PROOFS      ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/convroutes/proofs
+CACHE       := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/convroutes
+PROOFS      ?= $(CACHE)/proofs
 PROOF       ?= timm torchvision diffusers segmentation ranks quantization yolo
 # Processes that the test suite runs in, one thread of PyTorch each.
 JOBS        ?= 2
-# Variants for AMD cards that `make isa` executes, others every day; `make amdgcn` executes all.
+# Variants for AMD cards that `make isa` compiles, beside all of gfx1010, and executes, others every day;
+# `make isa-all` compiles all, `make amdgcn` executes all.
+COMPILED    ?= 600
 SAMPLE      ?= 300
 
 # The Triton that the images for AMD cards hold; the environment's own is the one of its torch.
@@ -23,7 +26,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types isa amdgcn unit wheel proofs clean
+.PHONY: help setup demo test lint types isa isa-all amdgcn unit wheel proofs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,9 +54,12 @@ lint: setup  ## ruff and the import rules
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
-isa: setup $(ISA)/.installed  ## compile the Triton kernels for AMD cards and look for faults
-	PYTHONPATH=$(ISA) $(BIN)/python scripts/check_amd_isa.py
+isa: setup $(ISA)/.installed  ## compile kernels for AMD cards and look for faults, execute some: a sample of the day
+	PYTHONPATH=$(ISA) $(BIN)/python scripts/check_amd_isa.py --sample $(COMPILED)
 	PYTHONPATH=$(ISA):. $(BIN)/python scripts/execute_amd_kernels.py --sample $(SAMPLE)
+
+isa-all: setup $(ISA)/.installed  ## compile every variant of the kernels for AMD cards (minutes)
+	PYTHONPATH=$(ISA) $(BIN)/python scripts/check_amd_isa.py
 
 amdgcn: setup $(ISA)/.installed  ## execute every variant of the kernels as machine code of its card (minutes)
 	PYTHONPATH=$(ISA):. $(BIN)/python scripts/execute_amd_kernels.py
@@ -80,7 +86,8 @@ $(PROOFS)/.installed: $(CONSTRAINTS)
 	  segmentation-models-pytorch ultralytics-opencv-headless onnx torchao
 	touch $@
 
-clean:  ## remove the environment and the caches, keep data/ and runs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean:  ## remove the environments and the caches, keep data/, runs/ and what was measured of a card
+	rm -rf $(VENV) .venv-docker .venv-rocm52 build dist $(CACHE)/proofs $(CACHE)/isa $(CACHE)/isa-buffer-ops
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 include docker/docker.mk

@@ -3,6 +3,7 @@
 
     python3 scripts/check_amd_isa.py
     python3 scripts/check_amd_isa.py --arch gfx1010 --verbose
+    python3 scripts/check_amd_isa.py --sample 1000
 
 Every variant of a kernel that the routes choose for the layers in scripts/layers (YOLOv8n and YOLO11n, with
 80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
@@ -16,13 +17,16 @@ the same layers and for each kind in their self-test.
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
 gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
 instruction reads or writes several elements of, and on a compiler that dies. Prints registers, LDS and
-occupancy. Needs torch and Triton 3.6 or later, no GPU.
+occupancy. A sample has all of gfx1010, one of each kernel in each type for the other cards, and more by
+chance, others every day. Needs torch and Triton 3.6 or later, no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
+import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +41,6 @@ sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 import torch
 from amdgcn.audit import Kernel, read
 
-from patches.cache import cache_folder
 from patches.compiling import die_of_aborts
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels.route import spills_on_amd
@@ -60,7 +63,9 @@ STORAGE = {
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",
 }
-BUFFER_OPS = "0"  # as patches.convolution.triton_kernels.prepare sets it
+BUFFER_OPS = False  # as patches.environment.prepare sets it
+# The card that the tiles were chosen for first: a sample has all of its variants.
+WHOLE = "gfx1010"
 
 MODELS = ("yolov8n", "yolo11n")
 CLASSES = 4
@@ -255,12 +260,9 @@ def compile_kernel(job: Job | NormJob) -> Kernel:
 
 def compile_source(architecture: str, launch: Any, source: Any, detail: str, element: int) -> Kernel:
     """Compile a kernel as a launch has it, and read the assembly; ``element``: see :func:`read`."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import compile
+    from amdgcn.compiling import compile_for
 
-    os.environ["AMDGCN_USE_BUFFER_OPS"] = BUFFER_OPS
-    target = GPUTarget("hip", architecture, 32)
-    compiled = compile(source, target=target, options=dict(launch.options))
+    compiled = compile_for(architecture, source, launch.options, BUFFER_OPS)
     return read(
         architecture,
         launch.kernel.__name__,
@@ -334,6 +336,30 @@ def compile_norm(job: NormJob) -> Kernel:
     )
 
 
+def today() -> int:
+    """The seed of a day's samples."""
+    return datetime.date.today().toordinal()
+
+
+def sample(work: Iterable[Job | NormJob], count: int, seed: int) -> list[Job | NormJob]:
+    """So many jobs: one of each kernel in each type for each card, then any; a larger one holds a smaller."""
+    shuffled = list(work)
+    random.Random(seed).shuffle(shuffled)
+    first: dict[tuple[str, str, torch.dtype], Job | NormJob] = {}
+    for job in shuffled:
+        first.setdefault((job.architecture, kernel_name(job), job.problem.dtype), job)
+    return list(dict.fromkeys([*first.values(), *shuffled]))[:count]
+
+
+def kernel_name(job: Job | NormJob) -> str:
+    """Which kernel a job compiles a variant of."""
+    if isinstance(job, Job):
+        return str(launches(job)[job.index].kernel.__name__)
+    from patches.normalization.launches import Kernels
+
+    return str(Kernels(job.problem, 0, job.units).launches()[job.index][0].kernel.__name__)
+
+
 def describe(job: Job | NormJob) -> str:
     """A job's problem in a few words."""
     p = job.problem
@@ -345,10 +371,8 @@ def describe(job: Job | NormJob) -> str:
     return f"{size} {kernel}{' bias' if p.bias else ''} {layout} {str(p.dtype).removeprefix('torch.')}"
 
 
-def check(work: Sequence[Job | NormJob], processes: int, cache: Path) -> Iterator[Kernel]:
+def check(work: Sequence[Job | NormJob], processes: int) -> Iterator[Kernel]:
     """Compile all jobs; a compiler that raises or dies becomes a fault of its kernel."""
-    # Triton's cache key ignores that buffer operations are off.
-    os.environ["TRITON_CACHE_DIR"] = str(cache)
     while work:
         done = 0
         try:
@@ -381,8 +405,7 @@ def _alone(job: Job | NormJob) -> Kernel:
 
 
 def _failed(job: Job | NormJob, fault: str) -> Kernel:
-    name = "batch norm" if isinstance(job, NormJob) else launches(job)[job.index].kernel.__name__
-    return Kernel(job.architecture, name, describe(job), 0, 0, 0, (fault,))
+    return Kernel(job.architecture, kernel_name(job), describe(job), 0, 0, 0, (fault,))
 
 
 def main() -> int:
@@ -391,7 +414,8 @@ def main() -> int:
     )
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "isa")
+    parser.add_argument("--sample", type=int, help=f"so many variants, and all of {WHOLE}")
+    parser.add_argument("--seed", type=int, default=today(), help="which sample; default: the day")
     parser.add_argument("--verbose", action="store_true", help="a line for each kernel")
     options = parser.parse_args()
     try:
@@ -400,8 +424,12 @@ def main() -> int:
         print("check_amd_isa: found no Triton, expected 3.6 or later: pip install triton", file=sys.stderr)
         return 2
 
-    work = [*jobs(options.arch), *norm_jobs(options.arch)]
-    kernels = list(check(work, options.processes, options.cache))
+    every = [*jobs(options.arch), *norm_jobs(options.arch)]
+    work = every
+    if options.sample is not None:
+        whole = [job for job in every if job.architecture == WHOLE]
+        work = list(dict.fromkeys([*whole, *sample(every, options.sample, options.seed)]))
+    kernels = list(check(work, options.processes))
     print(f"{'target':<9} {'kernel':<24} {'variants':>8} {'registers':>10} {'LDS, bytes':>11} {'waves':>6}")
     groups: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in kernels:
@@ -420,7 +448,9 @@ def main() -> int:
             f"{kernel.architecture} {kernel.name}: {'; '.join(kernel.faults)}: {kernel.detail}",
             file=sys.stderr,
         )
-    print(f"Triton {triton.__version__}: {len(kernels)} kernels, {len(faulty)} at fault")
+    of = f"{len(kernels)} of {len(every)} kernels" if len(work) < len(every) else f"{len(kernels)} kernels"
+    seed = f" (seed {options.seed})" if options.sample is not None else ""
+    print(f"Triton {triton.__version__}: {of}, {len(faulty)} at fault{seed}")
     return 1 if faulty else 0
 
 

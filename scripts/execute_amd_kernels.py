@@ -14,11 +14,9 @@ Triton 3.6 or later, no GPU.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import hashlib
 import os
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -138,14 +136,15 @@ def main() -> int:
     )
     parser.add_argument("--arch", nargs="+", default=list(check_amd_isa.ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--sample", type=int, help="so many variants, another choice every day")
-    parser.add_argument("--seed", type=int, default=datetime.date.today().toordinal())
+    parser.add_argument("--sample", type=int, help="so many variants, some of each kernel, others every day")
+    parser.add_argument(
+        "--seed", type=int, default=check_amd_isa.today(), help="which sample; default: the day"
+    )
     parser.add_argument("--record", type=Path, help="add each variant that was right to this file")
     options = parser.parse_args()
 
     jobs = [*check_amd_isa.jobs(options.arch), *check_amd_isa.norm_jobs(options.arch)]
-    random.Random(options.seed).shuffle(jobs)
-    jobs = jobs[: options.sample]
+    jobs = check_amd_isa.sample(jobs, options.sample or len(jobs), options.seed)
     wanted = {name(job) for job in jobs}
     record = options.record
     done = set(record.read_text().splitlines()) if record and record.exists() else set()

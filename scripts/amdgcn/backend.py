@@ -6,16 +6,13 @@ activation; ``Emulated`` is one launch, which needs nothing but the kernel, its 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from patches.cache import cache_folder
 from patches.convolution.problem import ConvProblem, Gradients
 from patches.convolution.triton_kernels import tiles
 from patches.convolution.triton_kernels.route import Builder
@@ -34,6 +31,8 @@ POINTERS = {
 # No packed dot product of fp16: the route multiplies in fp32 there.
 WITHOUT_PACKED_DOT = ("gfx1010", "gfx1013")
 _KERNELS: dict[tuple[Any, ...], tuple[Kernel, int]] = {}
+DECODED = 64
+"""Decoded kernels that a process keeps, the newest: each takes some 3 MB, and there are thousands."""
 
 
 class Launched(NamedTuple):
@@ -79,36 +78,18 @@ def compile_kernel(
         tuple(constants.items()), repr(attributes), tuple(options.items()),
     )  # fmt: skip
     if key not in _KERNELS:
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource, compile
+        from triton.compiler import ASTSource
+
+        from .compiling import compile_for
 
         names = list(kernel.arg_names)
         indexed = {(names.index(name),): value for name, value in constants.items()}
         source = ASTSource(kernel, signature, indexed, attributes)
-        target = GPUTarget("hip", settings.architecture, 32)
-        with _compiler(settings.buffer_operations):
-            compiled = compile(source, target=target, options=dict(options))
+        compiled = compile_for(settings.architecture, source, options, settings.buffer_operations)
+        if len(_KERNELS) >= DECODED:
+            del _KERNELS[next(iter(_KERNELS))]
         _KERNELS[key] = Kernel.from_assembly(compiled.asm["amdgcn"]), compiled.metadata.shared
     return _KERNELS[key]
-
-
-@contextmanager
-def _compiler(buffer_operations: bool) -> Iterator[None]:
-    """Triton's settings, put back afterwards; its cache key ignores whether buffer operations are on."""
-    wanted = {
-        "AMDGCN_USE_BUFFER_OPS": str(int(buffer_operations)),
-        "TRITON_CACHE_DIR": str(cache_folder() / ("isa-buffer-ops" if buffer_operations else "isa")),
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class Emulated:

@@ -34,9 +34,8 @@ def check() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script sets these for itself; put them back."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("AMDGCN_USE_BUFFER_OPS", "0")
+    """Kernels with a plant are nobody else's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, tile: tiles.Tile) -> None:
@@ -76,7 +75,7 @@ def test_buffer_operations_that_are_not_switched_off_are_found(
     check: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single = "aligned activations, and no access of more than one element"
-    monkeypatch.setattr(check, "BUFFER_OPS", "1")
+    monkeypatch.setattr(check, "BUFFER_OPS", True)
     # Loads with offsets in bytes stay wide: the others move one by one.
     monkeypatch.setattr(tiles, "PLANTED", tiles.RDNA._replace(in_bytes=False), raising=False)
     pointwise = dataclasses.replace(LAYER, kernel=(1, 1), padding=(0, 0))
@@ -99,13 +98,13 @@ def test_the_widest_access_is_read_from_the_assembly(assembly: str, bytes_at_onc
 
 
 def test_a_compiler_that_dies_costs_its_kernel_alone(
-    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gfx1010 has no packed dot product of fp16, and the compiler aborts the process over it."""
     monkeypatch.setattr(check, "WITHOUT_PACKED_DOT", ())
     deadly = check.Job("gfx1010", dataclasses.replace(LAYER, dtype=torch.float16))
     sound = dataclasses.replace(deadly, problem=LAYER)
-    kernels = list(check.check([sound, deadly, sound], 1, tmp_path))
+    kernels = list(check.check([sound, deadly, sound], 1))
     assert [kernel.faults for kernel in kernels] == [(), ("the compiler died",), ()]
 
 
@@ -181,3 +180,29 @@ def test_a_kernel_of_batch_norm_passes_and_is_described(check: ModuleType) -> No
     assert kernel.faults == ()
     assert kernel.name == "input_gradient"
     assert 0 < kernel.registers <= 256 and kernel.waves >= 4
+
+
+def test_the_cache_keeps_what_is_read_again_and_compiles_nothing_twice(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = check.compile_kernel(check.Job("gfx1010", LAYER))
+    kept = {path.suffix for path in (tmp_path / "convroutes" / "isa").rglob("*.*") if path.is_file()}
+    assert kept == {".amdgcn", ".hsaco", ".json"}
+    monkeypatch.setattr("triton.backends.amd.compiler.HIPBackend.make_amdgcn", None)
+    assert check.compile_kernel(check.Job("gfx1010", LAYER)) == first
+
+
+def test_a_sample_has_each_kernel_for_each_card_in_each_type_and_a_larger_one_holds_it(
+    check: ModuleType,
+) -> None:
+    every = [*check.jobs(("gfx1010", "gfx1100")), *check.norm_jobs(("gfx1010", "gfx1100"))]
+
+    def kinds(work: list[object]) -> set[tuple[object, ...]]:
+        return {(job.architecture, check.kernel_name(job), job.problem.dtype) for job in work}  # type: ignore[attr-defined]
+
+    few, many = check.sample(every, 100, 1), check.sample(every, 300, 1)
+    assert (len(few), len(many), len(set(many))) == (100, 300, 300)
+    assert kinds(few) == kinds(every)
+    assert many[:100] == few
+    assert set(check.sample(every, 100, 2)) != set(few)
+    assert check.sample(every, len(every) + 1, 1) == check.sample(every, len(every), 1)
