@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import polars as pl
@@ -80,18 +80,17 @@ def clips(dataset: Dataset, split: SplitName) -> pl.DataFrame:
     return grouped.agg(pl.len().alias("frames"), pl.col("boxes").sum(), first, last)
 
 
-def truth(source: Dataset, split: Literal["train", "val"] = "val") -> GroundTruth:
+def truth(source: Dataset, split: SplitName = "val") -> GroundTruth:
     """The true boxes of a split of a dataset, or of a truth file.
 
     Raises:
-        ToolkitError: the file is none.
+        ToolkitError: the file is none, or the split has no true boxes, as LTDv2's test split.
     """
     from toolkit.dataset.index import DatasetIndex
-    from toolkit.evaluation.truth import GroundTruth
-    from toolkit.ltdv2 import ANNOTATIONS
+    from toolkit.evaluation.truth import GroundTruth, answers_of
 
     data = source.data if isinstance(source, DatasetIndex) else Path(source)
-    return GroundTruth.read(data / ANNOTATIONS[split] if data.is_dir() else data)
+    return GroundTruth.read(answers_of(data, split) if data.is_dir() else data)
 
 
 def _opened(dataset: Dataset) -> DatasetIndex:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from submission import Detections
 from submission.validate import check_overlap, check_values
-from toolkit import console, ltdv2, provenance, vocabulary
+from toolkit import console, provenance, vocabulary
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.engines import Engine
 from toolkit.evaluation.matched import write_tables
 from toolkit.evaluation.scoring import MANY, Scores, score
-from toolkit.evaluation.truth import GroundTruth
+from toolkit.evaluation.truth import GroundTruth, answers_of
+from toolkit.ltdv2 import SplitName
 from toolkit.machine import checks
 from toolkit.runs import health
 from toolkit.workspace import Workspace
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
     from toolkit.prediction import PredictionOptions
     from toolkit.weights import Detector
-
-Split = Literal["train", "val"]
-"""Splits whose truth is published."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Task:
     path: Path
     detector: Detector | None
     run: Path | None
-    split: Split
+    split: SplitName
     answers: Path
     published: bool
     data: Path | None
@@ -91,7 +89,7 @@ class Assessment:
 def task(
     place: Workspace,
     target: str,
-    split: Split,
+    split: SplitName,
     truth: Path | None = None,
     data: Path | None = None,
     out: Path | None = None,
@@ -120,7 +118,10 @@ def task(
         detector = Detector.read(path, classes)  # refused before its data is
     needs_data = truth is None or detector is not None or data is not None
     source = known or (place.data_of(path, data) if needs_data or run is not None else None)
-    answers = truth or (source or place.data_dir()) / ltdv2.ANNOTATIONS[split]
+    if source is None and truth is not None and not vocabulary.of_data(truth.parent).is_own:
+        near, _ = place.known_data(path)  # a file from elsewhere is in the words of its source
+        source = near if near is not None and vocabulary.of_data(near).is_own else None
+    answers = truth or answers_of(source or place.data_dir(), split)
     folder = out or place.evaluation(path, split, source, truth, named=data is not None)
     allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
@@ -153,14 +154,14 @@ def assess(
     index: DatasetIndex | None = None
     if wanted.detector is None:
         detections = Detections.read(path)
-        check_values(detections, str(path), vocabulary.of_data(answers.parent).classes)
+        truth = GroundTruth.read(answers, wanted.data)
+        check_values(detections, str(path), truth.vocabulary.classes)
         origin = provenance.origin_of(path)
-        truth = GroundTruth.read(answers)
         check_overlap(detections, truth.image_ids, str(path), str(answers))
     else:
         from toolkit import prediction  # here: predictions are scored without PyTorch
 
-        truth, index = GroundTruth.read(answers), opened(wanted)
+        truth, index = GroundTruth.read(answers, wanted.data), opened(wanted)
         detections = prediction.predict(wanted.detector, index, wanted.split, options_of(wanted, fields))
         written = wanted.folder / "predictions.json"
         detections.write(written)

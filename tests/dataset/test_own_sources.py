@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import files
+from toolkit.api import truth as truth_of
 from toolkit.dataset import index
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.own import folder as own_folder
@@ -27,6 +28,7 @@ from toolkit.dataset.own.reading import read
 from toolkit.dataset.own.writing import bring
 from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
+from toolkit.evaluation.truth import GroundTruth, answers_of
 
 SIZE = (24, 16)
 
@@ -362,3 +364,59 @@ def test_a_damaged_coco_file_is_one_line(tmp_path: Path, damage: dict[str, Any],
     (tmp_path / "c" / "x.json").write_text(json.dumps(content))
     with pytest.raises(ToolkitError, match=said):
         read(tmp_path / "c")
+
+
+def raw_truth(path: Path, *, key: str = "annotations", ids: int = 0) -> dict[str, Any]:
+    """What a source's file says of the validation split, with other ids, crowds and a strange picture."""
+    content = json.loads(path.read_text())
+    for each in content["images"]:
+        each["id"] += ids
+    boxes = content.pop("annotations")
+    for n, each in enumerate(boxes):
+        each |= {"image_id": each["image_id"] + ids, "bbox": [1 + n, 2, 6, 5]}
+    crowd = {**boxes[0], "iscrowd": 1}
+    content["images"].append({"id": 10**6, "file_name": "strange.png"})
+    strange = {**boxes[0], "image_id": 10**6}
+    return content | {key: [*boxes, crowd, strange]}
+
+
+@pytest.mark.parametrize("key", ["annotations", "annotation"])
+@pytest.mark.parametrize("ids", [0, 5, 500])
+def test_a_source_is_a_truth_in_its_datas_ids_labels_and_parts(tmp_path: Path, key: str, ids: int) -> None:
+    coco(tmp_path / "c", "{split}", "{split}.json", sized=True, named="{name}")
+    train, val = (tmp_path / "c" / f"{split}.json" for split in ("train", "valid"))
+    renamed = json.loads(val.read_text().replace("clip", "v"))
+    for path in (tmp_path / "c" / "valid").glob("*.png"):
+        path.rename(path.with_name(path.name.replace("clip", "v")))
+    val.write_text(json.dumps(renamed | {"categories": [{"id": 3, "name": "Car"}, {"id": 7, "name": "Dog"}]}))
+    bring(tmp_path / "c", tmp_path / "data", by="name:2", classes="car=vehicle,dog=person")
+    (tmp_path / "raw.json").write_text(json.dumps(raw_truth(val, key=key, ids=ids)))
+    truth = GroundTruth.read(tmp_path / "raw.json", tmp_path / "data")
+    prepared_truth = GroundTruth.read(tmp_path / "data" / "Valid.json")
+    assert truth.image_ids.tolist() == prepared_truth.image_ids.tolist()
+    assert set(truth.labels.tolist()) == {4}
+    assert truth.vocabulary == prepared_truth.vocabulary
+    assert truth.parts is not None
+    assert prepared_truth.parts is not None
+    assert truth.parts.tolist() == prepared_truth.parts.tolist()
+    np.testing.assert_array_equal(truth.boxes, [[1 + n, 2, 7 + n, 7] for n in range(5)])
+    (tmp_path / "raw.json").write_text(train.read_text().replace("Car", "Cow"))
+    with pytest.raises(ToolkitError, match=r"is not about the data in .*classes Cow; expected .*person"):
+        GroundTruth.read(tmp_path / "raw.json", tmp_path / "data")
+
+
+def test_a_split_without_true_boxes_says_so(tmp_path: Path, sample: Path) -> None:
+    labelled(tmp_path / "s", 3)
+    picture(tmp_path / "s" / "test" / "b.png", 8)
+    prepared(yolo(tmp_path / "s", train="images", test="test"), tmp_path / "data")
+    for data, said in ((tmp_path / "data", "labels in its source"), (sample, "the organisers keep them")):
+        with pytest.raises(
+            ToolkitError, match=rf"the test split of .* has no true boxes .*{said}.*--truth FILE"
+        ):
+            answers_of(data, "test")
+        with pytest.raises(ToolkitError, match="has no true boxes"):
+            truth_of(data, "test")
+        assert answers_of(data, "val") == data / "Valid.json"
+    (tmp_path / "data" / "TestNoLabels.json").unlink()
+    with pytest.raises(ToolkitError, match="has no test split"):
+        answers_of(tmp_path / "data", "test")

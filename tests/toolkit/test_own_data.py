@@ -97,6 +97,37 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     assert toolkit("dataset", "verify", data, "--deep").status == 0
 
 
+def test_a_test_split_with_labels_is_scored_by_its_name(
+    workspace: Path, toolkit: Command, source: Path, weights: Path
+) -> None:
+    described = yaml.safe_load(source.read_text())
+    del described["train"]
+    for kind in ("images", "labels"):
+        (source.parent / kind / "val").rename(source.parent / kind / "test")
+    source.write_text(yaml.safe_dump({**described, "val": "images/train", "test": "images/test"}))
+    assert toolkit("dataset", "prepare", source, "--by", "name:1").status == 0
+    scored = toolkit("evaluate", weights, "--split", "test", "--device", "cpu", "--report")
+    assert scored.status == 0, scored.err
+    folder = workspace / "animals-evaluation-test"
+    assert json.loads((folder / "scores.json").read_bytes())["toolkit"]["images"]["global"] == 24
+    found = folder / "predictions.json"
+    same = toolkit("compare", found, found, "--split", "test", "--json", "--resamples", 100)
+    assert json.loads(same.out)["differences"]["cam1_map_50"]["change"] == 0, same.err
+    exported = toolkit("dataset", "export", "data/farm", "--format", "coco", "--out", "coco")
+    assert exported.status == 0, exported.err
+    raw = json.loads((workspace / "coco" / "annotations" / "instances_test.json").read_bytes())
+    for each in raw["images"]:
+        each["file_name"] = f"cam{each['file_name'].partition('cam')[2]}"
+    raw["annotation"] = raw.pop("annotations")
+    (workspace / "raw.json").write_text(json.dumps(raw))
+    again = toolkit("evaluate", found, "--truth", "raw.json", "--json", "--out", "again", "--split", "test")
+    assert again.status == 0, again.err
+    ours = json.loads((folder / "scores.json").read_bytes())
+    theirs = json.loads(again.out)
+    assert theirs["toolkit"]["images"] == ours["toolkit"]["images"]
+    assert theirs["global_map_50"] == pytest.approx(ours["global_map_50"], abs=1e-3)
+
+
 def test_the_challenge_takes_its_own_frames_alone(
     workspace: Path, toolkit: Command, source: Path, weights: Path
 ) -> None:

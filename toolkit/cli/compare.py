@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import EngineChoice, Published, number
+from toolkit.cli.options import EngineChoice, Scored, number
 
 
 def compare(
@@ -24,7 +24,7 @@ def compare(
         str,
         typer.Argument(metavar="B", help="What is compared with it.", autocompletion=completion.compared),
     ],
-    split: Published = "val",
+    split: Scored = "val",
     truth: Annotated[Path | None, typer.Option(help="A COCO file; default: the split's.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with LTDv2's files; default: the run's.")] = None,
     resamples: Annotated[int, typer.Option(min=100, max=1_000_000, help="Bootstrap samples.")] = 1000,
@@ -41,25 +41,26 @@ def compare(
     """
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
-    from toolkit import console, ltdv2, vocabulary, workspace
+    from toolkit import console, ltdv2, workspace
     from toolkit.evaluation.compare import compare as run
-    from toolkit.evaluation.context import Context
+    from toolkit.evaluation.context import Context, first_context
     from toolkit.evaluation.table import class_difference_table, difference_table
-    from toolkit.evaluation.truth import GroundTruth
+    from toolkit.evaluation.truth import GroundTruth, answers_of
 
     place = workspace.current()
     paths = [place.predictions(name, split) for name in (a, b)]
     both = [Detections.read(path) for path in paths]
-    answers = truth or place.data_of(paths[0], data) / ltdv2.ANNOTATIONS[split]
-    classes = vocabulary.of_data(answers.parent).classes
+    known = place.data_of(paths[0], data) if truth is None else place.known_data(paths[0], data)[0]
+    answers = truth or answers_of(known or place.data_dir(), split)
+    true = GroundTruth.read(answers, known)
     for path, detections in zip(paths, both, strict=True):
-        check_values(detections, str(path), classes)
+        check_values(detections, str(path), true.vocabulary.classes)
     for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):
         console.warn(f"{line}; scored as if nothing was found there")
-    true = GroundTruth.read(answers)
     for path, detections in zip(paths, both, strict=True):
         check_overlap(detections, true.image_ids, str(path), str(answers))
-    context = Context.read(answers, true.image_ids)
+    files = (answers, known / ltdv2.ANNOTATIONS[split] if known and true.vocabulary.is_own else None)
+    context = first_context(files, true.image_ids) or Context.read(answers, true.image_ids)
     console.note(f"scoring {len(true):,} images twice and {resamples:,} resamples of their clips")
     result = run(true, both[0], both[1], context, engine, resamples, seed)
     if json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import Agnostic, Conf, EngineChoice, Iou, MaxDet, Published, number
+from toolkit.cli.options import Agnostic, Conf, EngineChoice, Iou, MaxDet, Scored, number
 
 if TYPE_CHECKING:
     from toolkit.assessment import Assessment, Task
@@ -26,7 +26,7 @@ def evaluate(
             autocompletion=completion.predictions,
         ),
     ] = "best.pt",
-    split: Published = "val",
+    split: Scored = "val",
     truth: Annotated[
         Path | None, typer.Option(help="The challenge's truth file or a COCO file; default: the split's.")
     ] = None,
@@ -95,7 +95,12 @@ def evaluate(
     if tables:
         for written in assessment.tables(task, done):
             console.note(str(written))
-    if task.run is not None and done.index is not None and done.index.manifest.images.get("test"):
+    if (
+        split != "test"
+        and task.run is not None
+        and done.index is not None
+        and done.index.manifest.images.get("test")
+    ):
         console.note(f"next: `toolkit predict {quote(task.run.name)} --split test`")
 
 
@@ -122,7 +127,7 @@ def _sweep(task: Task, options: Mapping[str, Any], names: str) -> None:
     from toolkit.evaluation.truth import GroundTruth
 
     detector, wanted = assessment.require_weights(task), sweeping.parse(names)
-    truth, frames = GroundTruth.read(task.answers), assessment.opened(task)
+    truth, frames = GroundTruth.read(task.answers, task.data), assessment.opened(task)
     context, given = Context.read(task.answers, truth.image_ids), assessment.options_of(task, options)
     found = sweeping.sweep(detector, frames, task.split, truth, context, given, wanted)
     table = Table(title=f"the best of {len(found.tried)} settings by {found.key}")

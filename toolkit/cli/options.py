@@ -79,8 +79,8 @@ def _flag(struct: type[msgspec.Struct], name: str) -> inspect.Parameter:
     )
 
 
-Published = Annotated[Literal["train", "val"], typer.Option(help="Split that is scored.")]
-"""Splits whose truth is published."""
+Scored = Annotated[Literal["train", "val", "test"], typer.Option(help="Split that is scored.")]
+"""A split; LTDv2's test split has no truth, that of other data may have one."""
 
 if TYPE_CHECKING:
     PhaseName = str

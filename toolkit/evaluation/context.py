@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from submission.detections import locate, read_bytes
-from submission.errors import NO_JSON
+from submission.errors import NO_JSON, SubmissionError
 from toolkit.errors import ToolkitError
 
 
@@ -75,6 +76,15 @@ class Context:
             np.array([_hour(image.date_captured) for image in chosen]),
             {key: values for key, values in weather.items() if np.isfinite(values).any()},
         )
+
+
+def first_context(paths: Iterable[Path | None], image_ids: npt.NDArray[np.int64]) -> Context | None:
+    """The circumstances of these images, from the first of some files that tells them, if one does."""
+    for path in paths:
+        if path is not None:
+            with suppress(ToolkitError, SubmissionError):
+                return Context.read(path, image_ids)
+    return None
 
 
 def _clip(image: _Image) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from submission.detections import locate, parse_ids, read_bytes, refuse_repeated_keys, to_offsets
 from submission.errors import NO_JSON, SubmissionError
+from toolkit.dataset.own.translating import translate
 from toolkit.errors import ToolkitError
+from toolkit.ltdv2 import ANNOTATIONS, SplitName
 from toolkit.vocabulary import LTDV2, Vocabulary, of_data
 
 
@@ -35,7 +38,12 @@ class _Annotation(msgspec.Struct, gc=False):
 
 class _Coco(msgspec.Struct):
     images: list[_Image]
-    annotations: list[_Annotation]
+    annotations: list[_Annotation] | msgspec.UnsetType = msgspec.UNSET
+    annotation: list[_Annotation] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Lists(msgspec.Struct):
+    annotations: list[msgspec.Raw] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,23 +95,32 @@ class GroundTruth:
         return len(self.image_ids)
 
     @classmethod
-    def read(cls, path: Path) -> GroundTruth:
+    def read(cls, path: Path, data: Path | None = None) -> GroundTruth:
         """Read the challenge's ``{"<id>": {"boxes", "labels"}}`` or a COCO file, told apart by content.
 
+        Args:
+            path: the file.
+            data: the folder of the data that it is about. Of data of one's own any COCO file will do, such as
+                its source's, see :func:`toolkit.dataset.own.translating.translate`.
+
         Raises:
-            ToolkitError: the file is neither, holds predictions, lists an image twice, or has a box of
-                an image that it does not list.
+            ToolkitError: the file is neither, holds predictions or no boxes, lists an image twice, or has a
+                box of an image that it does not list.
             SubmissionError: the file cannot be read, or its keys are no ids or name one twice.
         """
-        data = read_bytes(path)
+        content = read_bytes(path)
         try:
-            if data.lstrip()[:1] == b"[":
+            if content.lstrip()[:1] == b"[":
                 raise _swapped(path, "a JSON list")
-            if "images" in msgspec.json.decode(data, type=dict[str, msgspec.Raw]):
-                return _from_coco(msgspec.json.decode(data, type=_Coco), path)
-            entries = msgspec.json.decode(data, type=dict[str, _Entry])
+            if "images" in msgspec.json.decode(content, type=dict[str, msgspec.Raw]):
+                words = of_data(path.parent)
+                if data is not None and not words.is_own and of_data(data).is_own:
+                    translated = translate(content, path, data)
+                    return _from_coco(msgspec.convert(translated, _Coco), path, of_data(data))
+                return _from_coco(msgspec.json.decode(content, type=_Coco), path, words)
+            entries = msgspec.json.decode(content, type=dict[str, _Entry])
             truth = _from_challenge(entries, path)
-            refuse_repeated_keys(data, len(truth), str(path))
+            refuse_repeated_keys(content, len(truth), str(path))
             return truth
         except NO_JSON as error:
             raise ToolkitError(
@@ -111,6 +128,29 @@ class GroundTruth:
                 found=str(error),
                 expected='the challenge\'s {"<id>": {"boxes", "labels"}} or a COCO file such as Valid.json',
             ) from error
+
+
+def answers_of(data: Path, split: SplitName) -> Path:
+    """The file with the true boxes of a split of a data folder.
+
+    Raises:
+        ToolkitError: the split is not there, or has none: LTDv2's test split, or one of other data.
+    """
+    path = data / ANNOTATIONS[split]
+    if split != "test":  # which always has some, see ``toolkit dataset prepare``
+        return path
+    if not path.is_file():
+        raise ToolkitError(f"{data} has no {split} split", expected=str(path))
+    with suppress(*NO_JSON):  # whatever else is wrong with it is said where it is read
+        if not msgspec.json.decode(read_bytes(path), type=_Lists).annotations:
+            own = of_data(data).is_own
+            raise ToolkitError(
+                f"the {split} split of {data} has no true boxes to score against",
+                found=f"images alone in {path.name}",
+                expected="labels in its source" if own else "the organisers keep them to themselves",
+                fix=f"a file that has them: --truth FILE; without: toolkit predict best.pt --split {split}",
+            )
+    return path
 
 
 def _swapped(path: Path, found: str) -> ToolkitError:
@@ -145,12 +185,17 @@ def _from_challenge(entries: dict[str, _Entry], path: Path) -> GroundTruth:
     )
 
 
-def _from_coco(coco: _Coco, path: Path) -> GroundTruth:
+def _from_coco(coco: _Coco, path: Path, vocabulary: Vocabulary) -> GroundTruth:
+    annotations = coco.annotation if coco.annotations is msgspec.UNSET else coco.annotations
+    if annotations is msgspec.UNSET:
+        raise ToolkitError(
+            f"{path} has no true boxes", found="images alone", expected="a COCO file with annotations"
+        )
     ids = np.array([image.id for image in coco.images], np.int64)
     if len(np.unique(ids)) != len(ids):
         raise ToolkitError(f"{path} lists an image id twice", expected="every id once")
-    n = len(coco.annotations)
-    owners = np.fromiter((a.image_id for a in coco.annotations), np.int64, n)
+    n = len(annotations)
+    owners = np.fromiter((a.image_id for a in annotations), np.int64, n)
     image = locate(owners, ids)
     if (image < 0).any():
         raise ToolkitError(
@@ -159,13 +204,12 @@ def _from_coco(coco: _Coco, path: Path) -> GroundTruth:
             expected="every image_id among images",
         )
     order = np.argsort(image, kind="stable")
-    xywh = np.fromiter(chain.from_iterable(a.bbox for a in coco.annotations), np.float64, 4 * n)
+    xywh = np.fromiter(chain.from_iterable(a.bbox for a in annotations), np.float64, 4 * n)
     xywh = xywh.reshape(n, 4)
     # Corners first, in double precision: the organisers write their truth file so.
     corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-    labels = np.fromiter((a.category_id for a in coco.annotations), np.int64, n)
+    labels = np.fromiter((a.category_id for a in annotations), np.int64, n)
     counts = np.bincount(image, minlength=len(ids))
-    vocabulary = of_data(path.parent)
     parts = None
     if vocabulary.is_own:
         parts = np.array([vocabulary.parts.get(image.part, -1) for image in coco.images], np.int64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from submission import Detections, SubmissionError
-from toolkit.errors import ToolkitError
-from toolkit.evaluation.context import Context
+from submission import Detections
+from toolkit.evaluation.context import Context, first_context
 from toolkit.evaluation.leverage import CAUSES, STEP, Cell, causes, cells
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import Scores, align, is_number
@@ -111,12 +109,8 @@ def report_on(
         data: folder with LTDv2's files, or its index; or None.
         split: the split that the truth is of.
     """
-    context = None
     source = data if data is None or isinstance(data, Path) else data.data
-    for path in (answers, source / ANNOTATIONS[split] if source else None):
-        if context is None and path is not None:
-            with suppress(ToolkitError, SubmissionError):
-                context = Context.read(path, truth.image_ids)
+    context = first_context((answers, source / ANNOTATIONS[split] if source else None), truth.image_ids)
     read = frames_of(data, split, truth.image_ids) if data else None
     return write_report(folder, title, scores, truth, predictions, context, read)
 

@@ -30,6 +30,13 @@ class Origin(msgspec.Struct, frozen=True):
     val: float = 0
     top: str = ""
 
+    def renamed(self) -> dict[str, str] | None:
+        """The source's class in small letters -> what it became; None where all kept their names."""
+        if not self.classes:
+            return None
+        pairs = (pair.partition("=") for pair in self.classes.split(","))
+        return {name.lower(): target or name for name, _, target in pairs}
+
     def differences(self, other: Origin) -> Iterator[tuple[str, str]]:
         """What differs, as ``self`` and ``other`` have it, in words."""
         if self.source != other.source:

@@ -100,7 +100,9 @@ def bring(
             expected="a new folder, or one that was prepared before",
             fix="name a new one: --out DIR",
         )
-    wanted = Origin(str(source.resolve()), (by or "").strip(), re.sub(r"\s", "", classes or ""), val)
+    wanted = Origin(
+        str(source.resolve()), (by or "").strip(), re.sub(r"\s*([,=])\s*", r"\1", classes or "").strip(), val
+    )
     if not replace_other:
         origin.refuse_another(data, wanted)
     console.note(f"reading {source}")
