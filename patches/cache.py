@@ -77,6 +77,11 @@ def trim(folder: Path, days: float, limit: int) -> None:
                     entry.path.unlink()
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder, which need not exist."""
+    return sum(entry.size for entry in _entries(folder))
+
+
 def _entries(folder: Path) -> Iterator[_Entry]:
     try:
         paths = list(folder.iterdir())

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__, findings, install, runtime, startup, variables
+from . import __version__, cache, findings, install, runtime, startup, variables
 from .convolution import selftest
 from .convolution.registry import NAMES, PACKAGES, ROUTES
 from .environment import KFD_NODES, amd_architectures
@@ -109,7 +109,7 @@ def examine(
     copies = startup.other_versions()
     device = "cuda" if found.devices else "cpu"
     tried = () if found.error else tuple(_try_all(found, device, dtypes, timeout))
-    return diagnose(cards, nvidia, found, switches, tried, copies)
+    return diagnose(cards, nvidia, found, switches, tried, copies, cache.size(cache.cache_folder()))
 
 
 def _try_all(found: Runtime, device: str, dtypes: Sequence[str], timeout: float) -> Iterator[Tried]:
@@ -131,11 +131,13 @@ def diagnose(
     switches: Mapping[str, str],
     tried: Sequence[Tried],
     copies: Sequence[tuple[Path, str]] = (),
+    kept: int = 0,
 ) -> Diagnosis:
     """Draw the conclusions from what was found.
 
     Args:
         copies: folders of other versions of this package that are on the path, and their versions.
+        kept: bytes in the cache folder.
     """
     own = {each.name for each in ROUTES if each.own}
     covered = any(each.outcome == "passed" and each.route not in own for each in tried)
@@ -149,6 +151,7 @@ def diagnose(
         *findings.vendor_library(cards, found, switches, covered),
         *_switches(switches),
         *_copies(copies),
+        *_kept(kept),
         *_routes(tried, line),
     ]
     return Diagnosis(
@@ -230,6 +233,12 @@ def _copies(copies: Sequence[tuple[Path, str]]) -> Iterator[Finding]:
     for folder, version in copies:
         words = f"{__version__} in {startup.HOME}; {version} is on the path too, in {folder}"
         yield Finding("versions", Verdict.LIMITS, words, "the first serves: remove one of them")
+
+
+def _kept(kept: int) -> Iterator[Finding]:
+    if kept:
+        words = f"{kept / 1e6:,.1f} MB in {cache.cache_folder()}, which may be deleted"
+        yield Finding("cache", Verdict.FINE, words)
 
 
 def _routes(tried: Sequence[Tried], line: str) -> Iterator[Finding]:

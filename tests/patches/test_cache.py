@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from patches import cache, compiling, environment
+from patches import cache, compiling, doctor, environment, runtime
 from patches.convolution.planfile import Card, PlanFile
 
 DAY = 86_400
@@ -100,3 +100,16 @@ def test_a_card_s_first_plan_takes_the_place_of_old_ones_unless_a_user_named_the
         PlanFile(place, card, print).remember({}, {})
         assert place.exists()
         assert (place.parent / "old").exists() == bool(named)
+
+
+def test_the_doctor_says_how_much_is_kept_and_tells_nobody_else_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.size(cache.cache_folder()) == 0
+    entry(cache.cache_folder() / "convolution", "kernel", 1, 2_500_000)
+    kept = cache.size(cache.cache_folder())
+    found = doctor.diagnose([], False, runtime.Runtime(), {}, (), kept=kept)
+    (line,) = [each.found for each in found.findings if each.subject == "cache"]
+    assert line.startswith(f"2.5 MB in {tmp_path}")
+    assert str(tmp_path) not in doctor.shareable(found)
