@@ -25,7 +25,7 @@ from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.own import folder as own_folder
 from toolkit.dataset.own import origin
 from toolkit.dataset.own.reading import read
-from toolkit.dataset.own.writing import bring
+from toolkit.dataset.own.writing import bring, is_source, no_source
 from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.truth import GroundTruth, answers_of
@@ -420,3 +420,21 @@ def test_a_split_without_true_boxes_says_so(tmp_path: Path, sample: Path) -> Non
     (tmp_path / "data" / "TestNoLabels.json").unlink()
     with pytest.raises(ToolkitError, match="has no test split"):
         answers_of(tmp_path / "data", "test")
+
+
+def test_a_folder_in_a_folder_is_the_source_as_in_an_archive(tmp_path: Path) -> None:
+    coco(tmp_path / "a" / "c17" / "set", "{split}", "annotations/{split}.json", sized=True, named="{name}")
+    (tmp_path / "a" / ".git").mkdir()
+    assert is_source(tmp_path / "a")
+    opened = prepared(tmp_path / "a", tmp_path / "data")
+    assert (opened.manifest.images, opened.manifest.clips) == ({"train": 5, "val": 5}, {"train": 2, "val": 2})
+    yolo(tmp_path / "b" / "set", train="images")
+    labelled(tmp_path / "b" / "set", 3)
+    assert is_source(tmp_path / "b")
+    assert len(read(tmp_path / "b").images) == 3
+    (tmp_path / "a" / "readme.md").touch()
+    (tmp_path / "a" / "c17" / "readme.md").touch()
+    assert not is_source(tmp_path / "a")
+    said = no_source(tmp_path / "a", "--by").line()
+    assert "found c17/set/annotations/train.json further down" in said
+    assert said.endswith(f"name that: {tmp_path}/a/c17/set")

@@ -17,7 +17,7 @@ import yaml
 from toolkit import console
 from toolkit.dataset.crosscheck import files_below
 from toolkit.dataset.own import coco
-from toolkit.dataset.own.tree import Tree, opened
+from toolkit.dataset.own.tree import Tree, inner, opened
 from toolkit.errors import ToolkitError, reason
 
 PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -87,7 +87,7 @@ def read(source: Path) -> Dataset:
     """
     if source.suffix.lower() in (".yaml", ".yml"):
         found = _read_yolo(source)
-    elif source.is_dir() and (described := _data_yaml(source)):
+    elif source.is_dir() and (described := _data_yaml(inner(source))):
         found = _read_yolo(described)
     elif source.is_dir() or source.suffix.lower() in (".json", ".zip"):
         found = _read_coco(source)

@@ -36,6 +36,15 @@ class Tree:
         return self.root.is_file()
 
 
+def inner(folder: Path) -> Path:
+    """The folder that holds everything of this one: itself, or the only one in it, and so on."""
+    while True:
+        names = _visible(each.name for each in folder.iterdir())
+        if len(names) != 1 or not (folder / names[0]).is_dir():
+            return folder
+        folder /= names[0]
+
+
 @contextmanager
 def opened(source: Path) -> Iterator[Tree]:
     """The tree of a folder or a zip archive, readable until the context ends.

@@ -19,6 +19,7 @@ from toolkit.dataset.own import folder, origin
 from toolkit.dataset.own import parts as partition
 from toolkit.dataset.own.origin import Origin
 from toolkit.dataset.own.reading import PICTURES, Image, read
+from toolkit.dataset.own.tree import inner
 from toolkit.errors import ToolkitError
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, SplitName
 from toolkit.vocabulary import LTDV2, Vocabulary
@@ -41,7 +42,7 @@ def is_source(path: Path) -> bool:
         return path.suffix.lower() in (".yaml", ".yml", ".json", ".zip")
     if any((path / name).exists() for name in (*ANNOTATIONS.values(), vocabulary.FILE)) or folder_below(path):
         return False
-    return any(any(path.glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json"))
+    return any(any(inner(path).glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json"))
 
 
 def no_source(place: Path, flag: str) -> ToolkitError:
@@ -53,6 +54,15 @@ def no_source(place: Path, flag: str) -> ToolkitError:
     if any((place / name).exists() for name in ANNOTATIONS.values()) or folder_below(place):
         words = f"LTDv2's files, or data that is prepared, in {place}"
         return ToolkitError(f"{flag} is for other data", found=words, fix=f"leave {flag} out")
+    deeper = [each for pattern in ("data.y*ml", "*.json") for each in sorted(place.rglob(pattern))]
+    if deeper:
+        below = deeper[0].parent
+        return ToolkitError(
+            f"{place} is no dataset",
+            found=f"{deeper[0].relative_to(place)} further down",
+            expected="a data.yaml or COCO files in it, or in a folder of it",
+            fix=f"name that: {quote(str(below.parent if below.name == 'annotations' else below))}",
+        )
     pictures = sum(each.suffix.lower() in PICTURES for each in place.rglob("*"))
     return ToolkitError(
         f"{place} is no dataset",
