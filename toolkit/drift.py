@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from rich import box
+from rich.table import Table
 
 from patches import children
 from submission import Detections
@@ -40,6 +43,11 @@ Train = Callable[[Sequence[str]], object]
 
 Predict = Callable[[Path, Path], Detections]
 """Predicts the validation split of a data folder with weights."""
+
+SPREAD = "global_map_con"
+
+HEADINGS = {"global_map_50": "all", SPREAD: "CoV", "global_map_bal": "bal"}
+"""Of the columns that are taken over all parts."""
 
 
 @dataclass(frozen=True)
@@ -239,49 +247,121 @@ def write(table: pl.DataFrame, folder: Path) -> tuple[Path, Path]:
 
 
 def draw(table: pl.DataFrame) -> Figure:
-    """The matrix as a heat map, intervals below the scores; the months that a run learnt from are framed."""
+    """The matrix as a heat map of the scores, intervals below them; what a run learnt from is framed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    rows = table["train"].unique(maintain_order=True).to_list()
-    columns = table["test"].unique(maintain_order=True).to_list()
-    cells = {(train, test): values for train, test, *values in table.iter_rows()}
-    grid = np.array([[_number(cells[row, column][0]) for column in columns] for row in rows])
-    figure = Figure(figsize=(1.6 + 1.05 * len(columns), 1.3 + 0.72 * len(rows)), layout="constrained")
+    cells = _cells(table)
+    columns = _tested(table)
+    # The coefficient of variation is no score: less of it is better, and it takes no colour.
+    scores = [[_number(None if c == SPREAD else row[c].value) for c in columns] for row in cells.values()]
+    grid = np.ma.masked_invalid(scores)
+    figure = Figure(figsize=(1.6 + 1.05 * len(columns), 1.5 + 0.72 * len(cells)), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["cividis"].with_extremes(bad="#f1f3f5")
-    axes.imshow(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(rows):
+    axes.imshow(grid, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for y, (train, row) in enumerate(cells.items()):
         for x, column in enumerate(columns):
-            value, low, high, _ = cells[row, column]
-            ink = "white" if _number(value) < 0.55 else "#1b1f24"
-            axes.text(x, y - 0.1, _show(value), ha="center", va="center", color=ink, weight="bold")
-            axes.text(
-                x, y + 0.25, f"{_show(low)}–{_show(high)}", ha="center", va="center", color=ink, fontsize=7
-            )
-            if column in row.split(","):
+            cell = row[column]
+            ink = "white" if _number(scores[y][x]) < 0.55 else "#1b1f24"
+            axes.text(x, y - 0.1, _show(cell.value), ha="center", va="center", color=ink, weight="bold")
+            if cell.low is not None and cell.high is not None:
+                between = f"{_show(cell.low)} to {_show(cell.high)}"
+                axes.text(x, y + 0.25, between, ha="center", va="center", color=ink, fontsize=7)
+            if column in train.split(","):
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, ec="#D55E00", lw=2))
-    axes.set_xticks(range(len(columns)), [column.removeprefix("global_map_") for column in columns])
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel="tested on", ylabel="trained on")
+    axes.set_xticks(range(len(columns)), [fill(HEADINGS.get(column, column), 12) for column in columns])
+    axes.set_yticks(range(len(cells)), list(cells))
+    axes.set(ylabel="trained on")
+    axes.set_xlabel("tested on\n" + fill(_legend(columns), 24 + 14 * len(columns)), fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def shown(table: pl.DataFrame, width: int) -> Iterator[Table]:
+    """The matrix for a console: a score, and below it the ends of its interval, in lines of their own.
+
+    Columns that ``width`` cannot hold go to a table below, because a number that is cut is another number.
+    """
+    cells, columns = _cells(table), _tested(table)
+    label = max(len("trained"), *(len(train) for train in cells))
+    ends = ("low", "high")
+    wide = {}
+    for column in columns:
+        numbers = [number for row in cells.values() for number in (row[column].value, *row[column].interval)]
+        wide[column] = 1 + max(map(len, (HEADINGS.get(column, column), *map(_show, numbers))))
+    for block in _blocks(wide, width - label):
+        shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        shown.add_column("trained", overflow="fold")
+        for column in block:
+            shown.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
+        for train, row in cells.items():
+            shown.add_row(train, *(_show(row[column].value) for column in block))
+            for end, name in enumerate(ends):
+                numbers = [row[column].interval[end] for column in block]
+                if any(number is not None for number in numbers):
+                    shown.add_row(f"  {name}", *(_show(number, "") for number in numbers), style="dim")
+        yield shown
+
+
+def _blocks(wide: Mapping[str, int], width: int) -> list[list[str]]:
+    """Columns in their order, as many to a block as fit into ``width``, at least one."""
+    blocks: list[list[str]] = [[]]
+    left = width
+    for column, needed in wide.items():
+        if blocks[-1] and needed > left:
+            blocks.append([])
+            left = width
+        blocks[-1].append(column)
+        left -= needed
+    return blocks
+
+
+def legend(table: pl.DataFrame) -> str:
+    """What the numbers of the matrix are, for below it."""
+    return _legend(_tested(table))
+
+
+def _legend(columns: Sequence[str]) -> str:
+    numbers = "mAP@.5, low and high of the 95 % interval"
+    if SPREAD not in columns:
+        return numbers
+    return f"{numbers}; CoV: of the scores of all parts, less is better; bal = (1 - CoV) x all"
+
+
+class Cell(NamedTuple):
+    """A score and its interval; None where it is not decided."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    images: int
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        return self.low, self.high
+
+
+def _cells(table: pl.DataFrame) -> dict[str, dict[str, Cell]]:
+    """Trained on -> tested on -> cell, of every pair."""
+    columns = _tested(table)
+    found: dict[str, dict[str, Cell]] = {}
+    for train, test, *values in table.iter_rows():
+        row = found.setdefault(train, dict.fromkeys(columns, Cell(None, None, None, 0)))
+        row[test] = Cell(*values)
+    return found
+
+
+def _tested(table: pl.DataFrame) -> list[str]:
+    names: list[str] = table["test"].unique(maintain_order=True).to_list()
+    return names
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _show(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def by_train(table: pl.DataFrame) -> Mapping[str, Mapping[str, str]]:
-    """Trained on -> tested on -> score and interval in words, for a table on the console."""
-    found: dict[str, dict[str, str]] = {}
-    for train, test, value, low, high, _ in table.iter_rows():
-        between = "" if low is None or high is None else f" {low:.3f}–{high:.3f}"
-        found.setdefault(train, {})[test] = _show(value) + between
-    return found
+def _show(value: float | None, none: str = "-") -> str:
+    return none if value is None else f"{round(value, 3) + 0.0:.3f}"  # no minus before a zero

@@ -13,6 +13,7 @@ from synthetic import synthetic
 
 from submission import Detections
 from toolkit.errors import ToolkitError
+from toolkit.evaluation import compare as comparing
 from toolkit.evaluation.compare import _bootstrap, _month_of, _values, compare, intervals
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import align, score
@@ -150,6 +151,18 @@ def test_data_with_one_part_is_told_as_a_whole(
     assert "<th>cause</th><th>boxes</th><th>global_map_50</th>" in page
     assert page.count("<tr><td>All</td>") == 1
     assert ">nan<" not in page
+
+
+def test_no_interval_leaves_what_its_value_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, found, context = synthetic(10)
+    values = _values(score(truth, found))
+    sampled = {name: np.array([0.5, -0.5, 1.5]) for name in values}  # the data itself, then two resamples
+    monkeypatch.setattr(comparing, "_bootstrap", lambda *_: sampled)
+    between = intervals(truth, found, context, resamples=100)
+    assert between.keys() == values.keys()
+    for name, (low, high) in between.items():
+        assert (low < 0) == (name == "global_map_bal"), (name, low)
+        assert (high > 1) == (name == "global_map_con"), (name, high)
 
 
 def test_one_clip_is_refused() -> None:

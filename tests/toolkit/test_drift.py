@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 import polars as pl
 import pytest
 from command import Command
+from rich.console import Console
 from tiny_run import plan as training_plan
 
 from submission import Detections
@@ -217,3 +219,66 @@ def test_the_command_plans_collects_and_prints(
     cells = json.loads(result.out)
     assert {cell["train"] for cell in cells} == {"feb", "jun"}
     assert (workspace / "runs" / "drift-matrix" / "drift.parquet").is_file()
+
+
+PARTS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep"]
+
+
+def drawn_matrix(
+    trains: Sequence[str], tests: Sequence[str], missing: Sequence[tuple[str, str]] = ()
+) -> pl.DataFrame:
+    """A matrix with other numbers in every cell; those of ``missing`` are undecided."""
+    pairs = [(train, test) for train in trains for test in tests]
+    cells = []
+    for number, pair in enumerate(pairs):
+        value = 0.0004 + number / (1.3 * len(pairs))
+        known = (None, None, None) if pair in missing else (value, value - 0.0007, value + 0.1)
+        cells.append((*pair, *known, 7))
+    names = ("train", "test", "map_50", "low", "high", "images")
+    return pl.DataFrame(cells, schema=list(names), orient="row")
+
+
+GLOBAL = ["global_map_50", "global_map_con", "global_map_bal"]
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+@pytest.mark.parametrize(
+    ("trains", "tests", "missing"),
+    [
+        (PARTS, PARTS + GLOBAL, [("feb", "jul")]),
+        (["feb"], ["jan"], []),
+        (["feb"], ["jan"], [("feb", "jan")]),
+        (["feb,jun,jul"], ["camera-left", *GLOBAL], []),
+    ],
+)
+def test_every_number_of_a_matrix_stands_whole_in_its_table(
+    trains: Sequence[str], tests: Sequence[str], missing: Sequence[tuple[str, str]], width: int
+) -> None:
+    table = drawn_matrix(trains, tests, missing)
+    console = Console(width=width, file=io.StringIO())
+    blocks = list(drift.shown(table, width))
+    with console.capture() as captured:
+        console.print(*blocks, sep="\n")
+    lines = captured.get().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "…" not in captured.get()
+    words = captured.get().split()
+    for _, test, value, low, high, _ in table.iter_rows():
+        assert drift.HEADINGS.get(test, test) in words
+        for number in (value, low, high):
+            assert number is None or f"{number:.3f}".replace("-0.000", "0.000") in words
+    assert "-0.000" not in words
+    assert words.count("-") == len(missing)
+    assert len(blocks) == 1 or width < 80  # nine months by nine fit a terminal
+
+
+def test_the_picture_gives_no_colour_to_the_coefficient_of_variation() -> None:
+    table = drawn_matrix(["feb", "jun"], ["jan", *GLOBAL], [("jun", "jan")])
+    axes = drift.draw(table).axes[0]
+    coloured = ~np.ma.getmaskarray(np.ma.asarray(axes.images[0].get_array()))
+    assert coloured.tolist() == [[True, True, False, True], [False, True, False, True]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["jan", "all", "CoV", "bal"]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts.count("-") == 1
+    assert not [text for text in texts if "--" in text or "-0.000" in text or "–" in text]
+    assert "less is better" in axes.get_xlabel().replace("\n", " ")

@@ -36,9 +36,6 @@ def drift(
 
     Example: [bold]toolkit drift --train-months feb,jun -- --preset rx5600xt --epochs 30[/bold]
     """
-    from rich import box
-    from rich.table import Table
-
     from toolkit import console, workspace
     from toolkit import drift as matrices
 
@@ -75,10 +72,9 @@ def drift(
     if json:
         console.print_json(table.to_dicts())
         return
-    shown = Table("trained on", *table["test"].unique(maintain_order=True).to_list(), box=box.SIMPLE_HEAD)
-    for train, cells in matrices.by_train(table).items():
-        shown.add_row(train, *cells.values())
-    console.out.print(shown)
+    for shown in matrices.shown(table, console.out.width):
+        console.out.print(shown)
+    console.out.print(matrices.legend(table), style="italic dim", highlight=False)
 
 
 def _words(row: Row) -> tuple[str, str, str]:

@@ -26,6 +26,9 @@ from toolkit.evaluation.truth import GroundTruth
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
+POSSIBLE = {"global_map_con": (0.0, math.inf), "global_map_bal": (-math.inf, 1.0)}
+"""Least and most of the values that are no average precision, which lies from 0 to 1."""
+
 SCORE_BINS = 2000
 """Scores are binned for the bootstrap, at quantiles of the detections that found something; what that does to
 the data itself is known and subtracted."""
@@ -157,7 +160,8 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """The interval of every value of :class:`Comparison` for one set of predictions, by resampled clips.
 
-    Values that are not decided have none. Arguments and errors are those of :func:`compare`.
+    Values that are not decided have none. An end lies where the value itself can lie. Arguments and errors
+    are those of :func:`compare`.
     """
     clips, clip = np.unique(context.clips, return_inverse=True)
     if len(clips) < 2:
@@ -175,7 +179,8 @@ def intervals(
         if is_number(value) and len(drawn):
             tail = 50 * (1 - CONFIDENCE)
             low, high = np.percentile(drawn, [tail, 100 - tail]).tolist()
-            between[name] = low, high
+            least, most = POSSIBLE.get(name, (0.0, 1.0))
+            between[name] = min(max(low, least), most), min(max(high, least), most)
     return between
 
 
