@@ -11,6 +11,12 @@ from contextlib import suppress
 import msgspec
 
 
+class Kit(msgspec.Struct, frozen=True):
+    """A file that the organisers give with a phase; without a key there is none."""
+
+    key: str = ""
+
+
 class Phase(msgspec.Struct, frozen=True):
     """A phase of a competition, as Codabench tells it.
 
@@ -21,6 +27,7 @@ class Phase(msgspec.Struct, frozen=True):
         has_max_submissions: whether there is a quota at all.
         max_submissions_per_day, max_submissions_per_person: the quota; None or 0 for no limit.
         used_submissions_per_day, used_submissions_per_person: what this account has used of it.
+        starting_kit: what participants begin with; it may hold the list of ids.
     """
 
     id: int
@@ -33,6 +40,7 @@ class Phase(msgspec.Struct, frozen=True):
     max_submissions_per_person: int | None = None
     used_submissions_per_day: int = 0
     used_submissions_per_person: int = 0
+    starting_kit: Kit | None = None
 
     @property
     def left_today(self) -> int | None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.client import HTTPException, IncompleteRead
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, TypeVar, get_origin
 
 import msgspec
@@ -66,6 +66,21 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+class _ToStorage(urllib.request.HTTPRedirectHandler):
+    """For requests without a token: on to an address where nobody on the way can change what comes."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not _is_address(newurl):
+            raise SubmissionError(
+                f"{req.full_url} leads to an address that cannot be used",
+                found=repr(newurl[:80]),
+                expected="an address that begins with https://",
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @dataclass(frozen=True)
@@ -230,6 +245,17 @@ class Codabench:
                 texts.append(self._attempt(request, "reading the log", ATTEMPTS).decode(errors="replace"))
         return plain(" ".join(texts))[-characters:]
 
+    def file(self, key: str) -> bytes:
+        """A file that the organisers give, such as a starting kit; the token is not needed, and stays here.
+
+        Raises:
+            SubmissionError: there is none, it is larger than :data:`LARGEST_ANSWER`, or the way to it leads
+                over an address that others can read.
+        """
+        path = f"/datasets/download/{urllib.parse.quote(key, safe='')}/"
+        request = urllib.request.Request(urllib.parse.urljoin(self.url, path))
+        return self._attempt(request, f"GET {path}", ATTEMPTS, _ToStorage)
+
     def _call(
         self,
         method: str,
@@ -264,8 +290,14 @@ class Codabench:
         request = urllib.request.Request(url, archive, headers, method="PUT")
         self._attempt(request, "sending the archive to Codabench's storage", ATTEMPTS)
 
-    def _attempt(self, request: urllib.request.Request, what: str, attempts: int) -> bytes:
-        opener = urllib.request.build_opener(_NoRedirect)
+    def _attempt(
+        self,
+        request: urllib.request.Request,
+        what: str,
+        attempts: int,
+        redirects: type[urllib.request.HTTPRedirectHandler] = _NoRedirect,
+    ) -> bytes:
+        opener = urllib.request.build_opener(redirects)
         trouble = ""
         for attempt in range(attempts):
             if attempt:
@@ -274,10 +306,7 @@ class Codabench:
                 self.sleep(delay)
             try:
                 with opener.open(request, timeout=self.timeout) as response:
-                    body: bytes = response.read(LARGEST_ANSWER)
-                    if response.length:
-                        raise IncompleteRead(body, response.length)
-                    return body
+                    return _body(response, what)
             except urllib.error.HTTPError as error:
                 detail = ""
                 with error, suppress(OSError, HTTPException):
@@ -297,6 +326,25 @@ class Codabench:
             found=trouble,
             fix=MAY_HAVE_ARRIVED if attempts == 1 else "try again later",
         )
+
+
+def _body(response: HTTPResponse, what: str) -> bytes:
+    """The whole of an answer.
+
+    Raises:
+        SubmissionError: it is longer than an answer can be.
+        IncompleteRead: it broke off.
+    """
+    if (response.length or 0) > LARGEST_ANSWER:
+        raise SubmissionError(
+            f"{what}: the answer is too long",
+            found=f"{response.length:,} bytes",
+            expected=f"at most {LARGEST_ANSWER:,}",
+        )
+    body = response.read(LARGEST_ANSWER)
+    if response.length:
+        raise IncompleteRead(body, response.length)
+    return body
 
 
 def find_phase(competition: Competition, phase: str, number: int) -> Phase:

@@ -16,13 +16,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from submission import Detections, templates
 from submission.archive import MEMBER, is_zip, pack, unpack
 from submission.atomic import write_bytes
 from submission.codabench import URL, Codabench
-from submission.competitions import PHASES
 from submission.errors import NO_JSON
 from submission.validate import check_ids, check_values
 from submission.worth import Usual, Worth, assess
@@ -32,6 +30,7 @@ from toolkit.dataset.index import load, prepared_folder, read_manifest
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS, SPLITS
+from toolkit.phases import Template, guess_phase, refuse_another_phase, shipped
 from toolkit.provenance import origin_of, sha256
 from toolkit.workspace import ENVIRONMENT, Workspace
 
@@ -115,6 +114,7 @@ def enter(
     template: Path | None = None,
     allow_missing: bool = False,
     coco: bool = False,
+    known: Mapping[str, Template] | None = None,
 ) -> Entry:
     """Read predictions, check them as the organisers do, and warn of what would not score.
 
@@ -123,16 +123,14 @@ def enter(
         predictions: see :func:`read`.
         data: LTDv2's files; None: those of the run, or the workspace's. Without them the predictions must be
             complete.
-        phase, template, allow_missing: see :func:`prepare`; COCO results may always lack images.
+        phase, template, allow_missing, known: see :func:`prepare`; COCO results may always lack images.
         coco: the file is a list of COCO results.
 
     Raises:
         SubmissionError: the file is not what it should be, or the organisers would refuse it.
         ToolkitError: ``data`` is no folder, or no phase has the ids.
     """
-    folder = place.data_dir(data) if data is not None else None
-    with suppress(ToolkitError):
-        folder = folder or place.data_of(predictions)
+    folder = data_of(place, predictions, data)
 
     def names() -> dict[str, int]:
         return stems(load(folder or place.data_dir(data)))
@@ -141,7 +139,7 @@ def enter(
     run = place.run_of(predictions)
     data_template = None
     if run is not None and template is None:
-        phase = phase or guess_phase(detections.image_ids, str(predictions))
+        phase = phase or guess_phase(detections.image_ids, str(predictions), known)
         if folder is not None:
             data_template = folder / ANNOTATIONS[SPLITS[phase]]
     checked = prepare(
@@ -151,6 +149,7 @@ def enter(
         template=template,
         data_template=data_template,
         allow_missing=allow_missing or coco,
+        known=known,
     )
     if checked.rehearsal:
         console.warn(
@@ -162,6 +161,19 @@ def enter(
     return Entry(checked, look_at(checked, folder), run, folder)
 
 
+def data_of(place: Workspace, predictions: Path, data: Path | None = None) -> Path | None:
+    """LTDv2's files for predictions: the folder that was named, that of the run, or the workspace's; or None.
+
+    Raises:
+        ToolkitError: what was named is no such folder.
+    """
+    if data is not None:
+        return place.data_dir(data)
+    with suppress(ToolkitError):
+        return place.data_of(predictions)
+    return None
+
+
 def prepare(
     detections: Detections,
     *,
@@ -170,6 +182,7 @@ def prepare(
     template: Path | None = None,
     data_template: Path | None = None,
     allow_missing: bool = False,
+    known: Mapping[str, Template] | None = None,
 ) -> Submission:
     """Check detections against the ids of a phase and round them.
 
@@ -184,18 +197,21 @@ def prepare(
         template: ids to check against instead of a phase's: a template or a COCO file.
         data_template: the annotation file of the data that was predicted, if known.
         allow_missing: give ids without an entry empty lists instead of refusing.
+        known: the template of each phase; None: :func:`shipped`.
 
     Raises:
         SubmissionError: values or ids that the organisers would refuse.
         ToolkitError: no phase was named and the ids belong to none.
     """
     check_values(detections, source)
+    known = known or shipped()
     if template is not None:
-        phase, expected, against = None, templates.read(template), str(template)
+        phase, wanted = None, Template(templates.read(template), str(template))
     else:
-        phase = phase or guess_phase(detections.image_ids, source)
-        expected, against = templates.template(phase), f"the {phase} template"
-    _refuse_another_split(detections.image_ids, expected, source, against)
+        phase = phase or guess_phase(detections.image_ids, source, known)
+        wanted = known[phase]
+    expected, against = wanted.ids, wanted.words
+    refuse_another_phase(detections.image_ids, wanted, source, known)
     rehearsal = False
     if template is None and data_template is not None and data_template.is_file():
         held = templates.read(data_template)
@@ -205,42 +221,6 @@ def prepare(
     whole = check_ids(detections, expected, allow_missing=allow_missing or rehearsal, source=source)
     filled = int((~np.isin(expected, detections.image_ids)).sum())
     return Submission(whole.rounded(), phase, against, filled, rehearsal)
-
-
-def _refuse_another_split(
-    image_ids: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], source: str, against: str
-) -> None:
-    """Say which phase predictions are of when none of their ids is expected and a phase has them all."""
-    if not len(image_ids) or np.isin(image_ids, expected).any():
-        return
-    for phase, split in SPLITS.items():
-        if np.isin(image_ids, templates.template(phase)).all():
-            raise ToolkitError(
-                f"{source} is of another split",
-                found=f"{len(image_ids):,} ids of the {phase} phase (split {split})",
-                expected=f"ids of {against}",
-                fix=f"hand it in with --phase {phase}, or predict the split that is wanted",
-            )
-
-
-def guess_phase(image_ids: npt.NDArray[np.int64], source: str) -> str:
-    """The phase whose template contains all of these ids.
-
-    Raises:
-        ToolkitError: none does, or there are no ids.
-    """
-    if not len(image_ids):
-        raise ToolkitError(f"{source} has no images", expected="predictions of at least one")
-    shares = {phase: float(np.isin(image_ids, templates.template(phase)).mean()) for phase in PHASES}
-    for phase, share in shares.items():
-        if share == 1:
-            return phase
-    raise ToolkitError(
-        f"{source} belongs to no phase",
-        found=", ".join(f"{share:.1%} of its ids in {phase}" for phase, share in shares.items()),
-        expected="ids of one phase",
-        fix="name it to see the offending ids: --phase testing",
-    )
 
 
 def check_place(archive: Path) -> None:

@@ -183,7 +183,7 @@ def overview(folder: Path, number: int, client: Codabench | None, data: Path | N
             for _, kept in reversed(receipts)
         ]
         return Overview(number, "", key, (), tuple(lines))
-    competition = ask(client, number, data)
+    competition = ask(client, number, data).competition
     receipts = [(path, kept) for path, kept in receipts if kept.codabench.url == client.url]
     lines = []
     for phase in competition.phases:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from submission import SubmissionError
-from submission.answers import Made, Phase
+from submission.answers import Competition, Made, Phase
 from submission.codabench import LONGEST_NAME, Codabench, RefusedError, UncertainError, find_phase, plain
 from submission.competitions import DEFAULT, others_open
 from submission.errors import NO_JSON
 from toolkit import console
-from toolkit.competition import ask
+from toolkit.competition import KeptCompetition, ask, template_of
 from toolkit.entry import receipt_of, write_json, write_receipt
 from toolkit.errors import ToolkitError, reason
 from toolkit.files import turn
@@ -116,7 +118,8 @@ class Upload:
         receipt: of the archive, from :func:`make_receipt`.
         folder: where the receipts of all uploads are kept, one file each.
         competition: Codabench's number of the competition.
-        data: LTDv2's files, beside which the competition's dates are kept; None where they are not known.
+        data: LTDv2's files, beside which the competition is kept; None where they are not known.
+        ids: (images,) int64, what the archive was checked against; None: a template of one's own.
     """
 
     client: Codabench
@@ -125,6 +128,7 @@ class Upload:
     folder: Path
     competition: int = DEFAULT
     data: Path | None = None
+    ids: npt.NDArray[np.int64] | None = None
 
     def send(
         self, phase: str | None, phase_id: int | None = None, again: bool = False
@@ -144,11 +148,13 @@ class Upload:
             submission.
 
         Raises:
-            ToolkitError: the phase takes nothing now, or the same archive was sent to it before.
+            ToolkitError: the phase takes nothing now, expects other ids, or was sent the same archive before.
             SubmissionError: Codabench refuses it or does not answer.
         """
         with turn(self.folder):
-            chosen = self._open_phase(phase, phase_id)
+            told = ask(self.client, self.competition, self.data)
+            chosen = self._open_phase(told.competition, phase, phase_id)
+            self._refuse_other_ids(told, chosen)
             theirs = self.client.submissions(chosen.id)
             if not again:
                 self._refuse_again(chosen.id, theirs)
@@ -179,8 +185,7 @@ class Upload:
         """Whether a submission is of this archive, whatever it was called."""
         return (made.filename or "").endswith(f"-{self.digest[:12]}.zip")
 
-    def _open_phase(self, phase: str | None, phase_id: int | None) -> Phase:
-        competition = ask(self.client, self.competition, self.data)
+    def _open_phase(self, competition: Competition, phase: str | None, phase_id: int | None) -> Phase:
         if phase_id is None:
             chosen = find_phase(competition, str(phase), self.competition)
         else:
@@ -202,6 +207,23 @@ class Upload:
                 fix=f"also known: {others}, --competition" if others else "",
             )
         return chosen
+
+    def _refuse_other_ids(self, told: KeptCompetition, phase: Phase) -> None:
+        """Refuse an archive where the phase's list of ids, as Codabench has just told it, is another."""
+        if self.ids is None or self.data is None:
+            return
+        theirs = template_of(told, self.data, self.competition, phase.id)
+        if theirs is None or np.array_equal(np.sort(self.ids), np.sort(theirs.ids)):
+            return
+        lacking, foreign = (
+            np.setdiff1d(one, other) for one, other in ((theirs.ids, self.ids), (self.ids, theirs.ids))
+        )
+        raise ToolkitError(
+            f"phase {phase.id} {plain(phase.name)!r} expects other ids than these",
+            found=f"{len(lacking):,} of its {len(theirs.ids):,} ids missing, {len(foreign):,} that it lacks",
+            expected=theirs.words,
+            fix="nothing was sent; name the phase that is meant, or predict these images",
+        )
 
     def _refuse_again(self, phase_id: int, theirs: Sequence[Made]) -> None:
         """Refuse an archive that this phase has: our receipts know it, or the server, by its name."""

@@ -5,6 +5,7 @@ elsewhere, where ``TOOLKIT_RUNS`` says::
 
     toolkit.toml                       defaults (optional); the user's own lies in ~/.config/ltdv2-toolkit
     data/<name>/codabench-<id>.json    a competition's phases and dates, as the server told them last
+    data/<name>/codabench-<id>-<phase>.json   the ids of a phase, from its starting kit
     data/ or data/<name>/              Train.json Valid.json TestNoLabels.json frames.zip [toolkit.toml]
     runs/<name>/weights/best.pt        and last.pt
     runs/<name>/weights/environment.json   what it was begun with, for toolkit reproduce

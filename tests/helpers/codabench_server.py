@@ -86,6 +86,8 @@ class Server:
         scores: of a submission that has finished.
         log: what the scoring of a failed submission wrote.
         hides_output: whether the phase shows no logs.
+        files: key -> bytes of what organisers give, such as a starting kit.
+        storage: address that a file's download leads to, where it is not the server's own.
         requests: (method, path, token or None) of every request.
         archives: bodies that were stored.
         datasets: key -> file.
@@ -107,6 +109,8 @@ class Server:
     scores: dict[str, str] = field(default_factory=lambda: dict(SCORES))
     log: str = "Traceback (most recent call last):\n  ...\nValueError: Missing image ids"
     hides_output: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    storage: str = ""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     archives: list[bytes] = field(default_factory=list)
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -272,10 +276,20 @@ def codabench() -> Iterator[Server]:
             self.wfile.write(body)
 
         def send_text(self, text: str) -> None:
+            self.send_bytes(text.encode())
+
+        def send_bytes(self, content: bytes) -> None:
             self.send_response(200)
-            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(content)
+
+        def send_file(self, key: str) -> None:
+            """``datasets.views.download``: to anybody, by a redirect to a signed address of the storage."""
+            self.send_response(302 if key in state.files else 404)
+            self.send_header("Location", state.storage or f"{state.url}/storage/files/{key}?signature=1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -284,6 +298,12 @@ def codabench() -> Iterator[Server]:
                 return
             if urlsplit(self.path).path in state.silent:
                 self.answer(200, {})
+                return
+            if self.path.startswith("/datasets/download/"):
+                self.send_file(self.path.split("/")[3])
+                return
+            if self.path.startswith("/storage/files/") and self.command == "GET":
+                self.send_bytes(state.files[urlsplit(self.path).path.rpartition("/")[2]])
                 return
             if self.path.startswith("/storage/") and self.command == "GET":
                 self.send_text(state.log if "scoring_stderr" in self.path else "")

@@ -77,7 +77,7 @@ def submit(
     """
     from submission.archive import is_zip
     from toolkit import console, entry, uploads, workspace
-    from toolkit.competition import warn_of_the_end
+    from toolkit.competition import kept, template_path, templates_of, warn_of_the_end
     from toolkit.errors import ToolkitError
 
     place = workspace.current()
@@ -91,18 +91,25 @@ def submit(
     target = out or (beside if zip or upload else None)
     if target is not None:
         entry.check_place(target)
-    entered = entry.enter(place, predictions, data, phase, template, allow_missing, from_coco)
-    checked, worth, folder = entered.submission, entered.worth, entered.data
+    folder = entry.data_of(place, predictions, data)
     number = place.competition(competition, folder)
-    if folder is not None and checked.phase is not None and not upload:
-        warn_of_the_end(folder, number, checked.phase)
+    told = kept(folder, number) if folder is not None else None
+    known = templates_of(told, folder, number) if folder is not None else None
+    against = template
+    if template is None and phase is None and folder is not None and told and phase_id in told.templates:
+        against = template_path(folder, number, phase_id)
+    entered = entry.enter(place, predictions, folder, phase, against, allow_missing, from_coco, known)
+    checked, worth = entered.submission, entered.worth
+    if told is not None and checked.phase is not None and not upload:
+        warn_of_the_end(told, number, checked.phase)
     client = entry.check_upload(checked, worth, phase_id, upload_sparse) if upload else None
     sent: dict[str, Any] = {}
     if target is not None:
         # Before the upload too: when it fails, an earlier archive's receipt must not stay beside this one.
         receipt = entry.write_archive(target, checked, predictions, entered.run)
         if client is not None:
-            sending = uploads.Upload(client, target, receipt, place.submissions, number, folder)
+            ids = checked.detections.image_ids if template is None else None
+            sending = uploads.Upload(client, target, receipt, place.submissions, number, folder, ids)
             record, sent = sending.send(checked.phase, phase_id, upload_again)
             if wait:
                 sent = _follow(client, record, sent, json)
