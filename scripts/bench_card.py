@@ -224,7 +224,7 @@ def trainings() -> Iterator[Row]:
     """Whole trainings of YOLOv8n, loader and validation included: seconds of the second of two epochs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _toolkit(folder, "dataset sample data --train 3200 --val 320")
+        _toolkit(folder, "dataset sample data --scene street --train 3200 --val 320")
         _toolkit(folder, "dataset prepare data")
         for kind, preset in TRAININGS.items():
             seconds = {}
@@ -286,7 +286,7 @@ def host() -> Iterator[Row]:
 def learning() -> Iterator[Row]:
     """Losses and mAP of a short training on the sample, with and without the patches."""
     with tempfile.TemporaryDirectory() as folder:
-        for verb in (["sample", folder], ["prepare", folder]):
+        for verb in (["sample", folder, "--scene", "street"], ["prepare", folder]):
             subprocess.run([sys.executable, "-m", "toolkit", "dataset", *verb], check=True)
         script = [sys.executable, str(ROOT / "scripts" / "compare_training.py"), folder]
         options = ["--device", "0", "--routes", "triton,gemm", "--seeds", "3"]

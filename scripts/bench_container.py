@@ -39,7 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         data = str(place / "data")
-        seconds("dataset", "sample", data, "--train", "160", "--val", "48", "--test", "8", workspace=place)
+        counts = ("--train", "160", "--val", "48", "--test", "8")
+        seconds("dataset", "sample", data, "--scene", "street", *counts, workspace=place)
         seconds("dataset", "prepare", data, workspace=place)
         found: dict[str, list[float]] = {"doctor": [], "outside": [], "inside": []}
         for number in range(options.rounds):

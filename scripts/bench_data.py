@@ -308,7 +308,7 @@ def frames(folder: Path) -> Path:
     from toolkit.dataset.prepare import prepare as prepare_index
     from toolkit.dataset.sample import write_sample
 
-    write_sample(folder / "frames-20000", train=9_600, val=9_600, test=800)
+    write_sample(folder / "frames-20000", train=9_600, val=9_600, test=800, scene="street")
     prepare_index(folder / "frames-20000")
     return folder / "frames-20000"
 

@@ -6,7 +6,7 @@ With `--validation` the samples are those of validation and prediction, in the o
 Usage: scripts/bench_frames.py DATA [--frames now now,before now,before,background] [--workers 2]
                                [--imgsz 640] [--batch 16] [--rounds 7] [--validation]
 
-DATA is a prepared dataset with clips (`toolkit dataset sample DIR --scene harbour`). Each loader keeps its
+DATA is a prepared dataset with clips (`toolkit dataset sample DIR`). Each loader keeps its
 workers and waits while the others have their turn, so that what else the machine does meets all of them
 alike. Of each turn the batches that were ready are left out. Printed are images a second, the median of the
 rounds; the median of the ratios to the first; and the processor time of an image, of workers and this process

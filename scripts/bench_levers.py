@@ -4,7 +4,7 @@
 Usage: scripts/bench_levers.py DATA [DATA ...] [--minutes 4] [--seeds 3] [--jobs 1] [--levers NAME ...]
                                [--model yolo11n.yaml] [--batch 16] [--device 0] [--out build/levers] [--table]
 
-DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit dataset sample --scene harbour`), or
+DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit dataset sample`), or
 real frames that were converted to it; with --moving the camera moves: levers that need a still one are left
 out. A lever is one entry of LEVERS. Each training ends with the minutes, and so does its schedule, by the
 argument ``time`` of Ultralytics; validation after each epoch counts, and --val-months shortens it for all

@@ -19,7 +19,7 @@ from toolkit.dataset.sample import write_sample
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 + 24 + 18 images, prepared. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("sample")
-    write_sample(folder, train=48, val=24, test=18, seed=7)
+    write_sample(folder, train=48, val=24, test=18, seed=7, scene="street")
     prepare(folder)
     return folder
 

@@ -219,7 +219,7 @@ def test_a_cache_that_cannot_be_opened_is_not_used_and_mended(
 
 
 def test_a_full_disk_is_one_clear_line_and_the_next_run_continues(copy: Path) -> None:
-    write_sample(copy / "more", train=1100, val=1, test=1, seed=0)
+    write_sample(copy / "more", train=1100, val=1, test=1, seed=0, scene="street")
     data = copy / "more"
     prepare(data)
 

@@ -15,7 +15,7 @@ FILES = ["Train.json", "Valid.json", "TestNoLabels.json", "frames.zip"]
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        write_sample(tmp_path / name, train=16, val=8, test=9, seed=seed)
+        write_sample(tmp_path / name, train=16, val=8, test=9, seed=seed, scene="street")
     for file in FILES:
         a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
         assert a == b
@@ -24,27 +24,27 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_drawing_again_does_nothing_and_other_data_is_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    assert write_sample(folder, 8, 8, 9)
-    assert not write_sample(folder, 8, 8, 9)
+    assert write_sample(folder, 8, 8, 9, scene="street")
+    assert not write_sample(folder, 8, 8, 9, scene="street")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
         ToolkitError, match=r"another sample; found 8 \+ 8 \+ 9 images, seed 0, .*16 \+ 8 \+ 9"
     ):
-        write_sample(folder, 16, 8, 9)
+        write_sample(folder, 16, 8, 9, scene="street")
     with pytest.raises(ToolkitError, match="another sample"):
-        write_sample(folder, 8, 8, 9, seed=1)
+        write_sample(folder, 8, 8, 9, seed=1, scene="street")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "Train.json").write_text("a gigabyte of annotations")
     with pytest.raises(ToolkitError, match="already holds a dataset"):
-        write_sample(tmp_path / "real")
+        write_sample(tmp_path / "real", scene="street")
 
 
 def test_a_sample_that_was_interrupted_is_drawn_again(tmp_path: Path) -> None:
-    write_sample(tmp_path / "a", 8, 8, 9)
+    write_sample(tmp_path / "a", 8, 8, 9, scene="street")
     whole = (tmp_path / "a" / "Valid.json").read_bytes()
     (tmp_path / "a" / "Valid.json").unlink()
-    assert write_sample(tmp_path / "a", 8, 8, 9)
+    assert write_sample(tmp_path / "a", 8, 8, 9, scene="street")
     assert (tmp_path / "a" / "Valid.json").read_bytes() == whole
 
 
@@ -95,4 +95,4 @@ def test_contrast_turns_round_between_winter_and_summer(index: DatasetIndex) -> 
 @pytest.mark.parametrize("count", [-1, 10_000])
 def test_counts_out_of_range_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(ToolkitError, match="0 to 9,600"):
-        write_sample(tmp_path, train=count)
+        write_sample(tmp_path, train=count, scene="street")

@@ -66,7 +66,7 @@ def test_no_predictions_at_all_are_misses_alone() -> None:
 
 
 def test_pycocotools_reads_the_dataset_and_the_results_that_are_exported(tmp_path: Path) -> None:
-    write_sample(tmp_path / "data", train=4, val=6, test=4, seed=1)
+    write_sample(tmp_path / "data", train=4, val=6, test=4, seed=1, scene="street")
     prepare(tmp_path / "data")
     index = load(tmp_path / "data")
     annotations = export_coco(index, tmp_path / "coco", extract=True)

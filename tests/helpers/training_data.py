@@ -15,7 +15,7 @@ from toolkit.dataset.sample import write_sample
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of 44 training and 8 validation frames: six batches of eight, the last one short."""
     folder = tmp_path_factory.mktemp("data") / "ltdv2"
-    write_sample(folder, train=44, val=8, test=8, seed=0)
+    write_sample(folder, train=44, val=8, test=8, seed=0, scene="street")
     prepare(folder)
     return folder
 

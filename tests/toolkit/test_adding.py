@@ -169,7 +169,7 @@ except ToolkitError as error:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with prepared data."""
     folder = tmp_path_factory.mktemp("workspace")
-    write_sample(folder / "data", train=4, val=2, test=2, seed=0)
+    write_sample(folder / "data", train=4, val=2, test=2, seed=0, scene="street")
     prepare(folder / "data")
     return folder
 

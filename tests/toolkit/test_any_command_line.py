@@ -300,7 +300,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace: a small dataset, a run with weights and predictions, and broken files of every kind."""
     root = tmp_path_factory.mktemp("stage")
     data, run = root / "data" / "sample", root / "runs" / "first"
-    write_sample(data, train=2, val=2, test=2, seed=0)
+    write_sample(data, train=2, val=2, test=2, seed=0, scene="street")
     prepare(data)
     (root / "data" / "empty").mkdir()
     (run / "weights").mkdir(parents=True)

@@ -30,7 +30,7 @@ TINY = ROOT / "tests" / "helpers" / "tiny.yaml"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a prepared data/demo and a run."""
     folder = tmp_path_factory.mktemp("api")
-    write_sample(folder / "data" / "demo", train=4, val=6, test=4, seed=0)
+    write_sample(folder / "data" / "demo", train=4, val=6, test=4, seed=0, scene="street")
     prepare(folder / "data" / "demo")
     torch.manual_seed(0)
     model = DetectionModel(str(TINY), ch=1, nc=4, verbose=False)

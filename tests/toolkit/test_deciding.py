@@ -40,7 +40,7 @@ from toolkit.workspace import Workspace
 
 @pytest.fixture
 def place(tmp_path: Path) -> Workspace:
-    write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0)
+    write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0, scene="street")
     prepare(tmp_path / "data")
     return Workspace(tmp_path)
 
@@ -242,7 +242,7 @@ def test_a_run_whose_device_is_gone_says_how_it_goes_on(
 def other_dataset(place: Workspace) -> None:
     """At the same path, prepared, of the same size."""
     shutil.rmtree(place.root / "data")
-    write_sample(place.root / "data", train=4, val=2, test=2, seed=1)
+    write_sample(place.root / "data", train=4, val=2, test=2, seed=1, scene="street")
     prepare(place.root / "data")
 
 

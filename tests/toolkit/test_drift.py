@@ -36,7 +36,7 @@ from toolkit.workspace import Workspace
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drift") / "data"
-    write_sample(folder, train=16, val=48, test=4, seed=0)
+    write_sample(folder, train=16, val=48, test=4, seed=0, scene="street")
     prepare(folder)
     return folder
 

@@ -20,7 +20,7 @@ LATIN = "Kai f\xfcr K\xe4hne"
 @pytest.fixture
 def data(workspace: Path) -> Path:
     folder = workspace / "data"
-    write_sample(folder, train=4, val=2, test=2, seed=0)
+    write_sample(folder, train=4, val=2, test=2, seed=0, scene="street")
     return folder
 
 

@@ -64,7 +64,7 @@ def test_every_setting_has_its_value_and_its_source(
     workspace: Path, toolkit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, data = Workspace(workspace), workspace / "data"
-    write_sample(data, train=1, val=1, test=1, seed=0)
+    write_sample(data, train=1, val=1, test=1, seed=0, scene="street")
     user = own.settings_places()[0][0]
     user.parent.mkdir(parents=True)
     user.write_text('batch = 2\nseed = 5\npreset = "smoke"\n')

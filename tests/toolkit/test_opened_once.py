@@ -32,7 +32,7 @@ TINY = HELPERS / "tiny.yaml"
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample with true boxes in every month of its validation split."""
     folder = tmp_path_factory.mktemp("opened") / "sample"
-    write_sample(folder, train=8, val=24, test=2, seed=0)
+    write_sample(folder, train=8, val=24, test=2, seed=0, scene="street")
     prepare(folder)
     return folder
 

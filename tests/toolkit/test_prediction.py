@@ -32,7 +32,7 @@ TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prediction") / "data"
-    write_sample(folder, train=4, val=6, test=6, seed=0)
+    write_sample(folder, train=4, val=6, test=6, seed=0, scene="street")
     prepare(folder)
     return folder
 

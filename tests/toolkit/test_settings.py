@@ -137,7 +137,7 @@ def test_flags_and_the_file_have_the_same_bounds(name: str, value: int) -> None:
 
 @pytest.mark.parametrize("options", [Options(batch=0), Options(workers=-5), Options(seed=2**32)])
 def test_options_that_came_by_no_flag_are_checked_too(tmp_path: Path, options: Options) -> None:
-    write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0)
+    write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0, scene="street")
     with pytest.raises(ToolkitError, match="cannot be used"):
         deciding.plan(Workspace(tmp_path), options)
     assert not (tmp_path / "runs").exists()

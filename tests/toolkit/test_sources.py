@@ -36,7 +36,7 @@ OPTIONS = PredictionOptions(device="cpu", batch=4, patches=False)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources") / "data"
-    write_sample(folder, train=4, val=6, test=6, seed=0)
+    write_sample(folder, train=4, val=6, test=6, seed=0, scene="street")
     prepare(folder)
     return folder
 

@@ -34,7 +34,7 @@ OPTIONS = PredictionOptions(device="cpu", conf=0.0005, iou=0.6)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep") / "ltdv2"
-    write_sample(folder, train=32, val=24, test=2, seed=4)
+    write_sample(folder, train=32, val=24, test=2, seed=4, scene="street")
     prepare(folder)
     return folder
 

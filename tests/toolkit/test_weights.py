@@ -285,7 +285,7 @@ def test_weights_of_another_task_are_refused_by_every_verb(
 
     from toolkit.dataset.sample import write_sample
 
-    write_sample(workspace / "data", train=2, val=2, test=2, seed=0)
+    write_sample(workspace / "data", train=2, val=2, test=2, seed=0, scene="street")
     weights = saved(
         workspace / "pose.pt", PoseModel("yolov8n-pose.yaml", nc=4, data_kpt_shape=(17, 3), verbose=False)
     )

@@ -218,7 +218,7 @@ def test_scoring_is_a_sign_of_life(data: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture
 def place(tmp_path: Path) -> Workspace:
-    write_sample(tmp_path / "data", train=4, val=24, test=2, seed=0)
+    write_sample(tmp_path / "data", train=4, val=24, test=2, seed=0, scene="street")
     prepare(tmp_path / "data")
     return Workspace(tmp_path)
 
@@ -239,7 +239,7 @@ def test_what_cannot_choose_is_refused(place: Workspace, tmp_path: Path) -> None
         deciding.plan(place, structs.replace(wanted, score_every=3))
     with pytest.raises(ToolkitError, match=r"of all months; found validation on feb alone"):
         deciding.plan(place, structs.replace(wanted, val_months="feb"))
-    write_sample(tmp_path / "few", train=4, val=2, test=2, seed=0)
+    write_sample(tmp_path / "few", train=4, val=2, test=2, seed=0, scene="street")
     prepare(tmp_path / "few")
     with pytest.raises(ToolkitError, match=r"no true boxes in .*aug.*Valid\.json"):
         deciding.plan(place, structs.replace(wanted, data=tmp_path / "few"))

@@ -32,14 +32,14 @@ def sample(
     test: Annotated[int, typer.Option(help="Test images, without annotations.")] = 64,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     scene: Annotated[
-        Literal["street", "harbour"],
-        typer.Option(help="street: few, large objects; harbour: a quay as LTDv2's camera sees it."),
-    ] = "street",
+        Literal["harbour", "street"],
+        typer.Option(help="harbour: a quay as LTDv2's camera sees it; street: few, large objects."),
+    ] = "harbour",
 ) -> None:
     """Draw a small synthetic dataset in LTDv2's own layout.
 
     Example: [bold]toolkit dataset sample data/demo --train 320 --val 96[/bold]
-    Example: [bold]toolkit dataset sample data/harbour --scene harbour --train 4800 --val 1600[/bold]
+    Example: [bold]toolkit dataset sample data/harbour --train 4800 --val 1600[/bold]
     """
     from toolkit import console
     from toolkit.dataset.sample import write_sample

@@ -43,7 +43,7 @@ class _Parameters(msgspec.Struct, frozen=True):
 
 
 def write_sample(
-    folder: Path, train: int = 320, val: int = 96, test: int = 64, seed: int = 0, scene: SceneName = "street"
+    folder: Path, train: int = 320, val: int = 96, test: int = 64, seed: int = 0, scene: SceneName = "harbour"
 ) -> bool:
     """Draw a dataset in LTDv2's own layout. The same arguments give the same bytes.
 
