@@ -2,7 +2,8 @@
 """What each lever is worth: trainings of equal time on one card, several seeds, mean and spread.
 
 Usage: scripts/bench_levers.py DATA [DATA ...] [--minutes 4] [--seeds 3] [--jobs 1] [--levers NAME ...]
-                               [--model yolo11n.yaml] [--batch 16] [--device 0] [--out build/levers] [--table]
+                               [--model yolo11n.yaml] [--batch 16] [--device 0] [--out build/levers]
+                               [--call MINUTES] [--plan | --table]
 
 DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit dataset sample`), or
 real frames that were converted to it; with --moving the camera moves: levers that need a still one are left
@@ -13,16 +14,23 @@ alike. With --jobs all share the card alike. Levers that change nothing before p
 train,val has no entry, because nothing with boxes is left to score it by: "half of the clips" says what more
 clips bring.
 
-Results are lines of OUT/results.jsonl; what is there is not done again. --table prints them alone. A lever
-that fails is named at the end, with its log, and the others go on; the exit status is then 1.
+Results are lines of OUT/results.jsonl; what is there, of the same --minutes, is not done again. So a table
+may take several calls: --call 28 begins no training that would not end within 28 minutes, all levers of one
+seed before the next seed; a training that was cut off begins again. --plan prints what is missing and how
+many calls it takes, --table what is there: means and standard deviations over seeds, the gain over
+``thermal`` and over RECIPE of the same seed, with the 95 % interval of its mean by Student's t. A lever that
+fails is named at the end, with its log, and the others go on; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +44,7 @@ from toolkit.quiet import keep_libraries_quiet
 keep_libraries_quiet()
 
 import numpy as np
+import torch
 
 from submission import Detections
 from submission.validate import LABELS
@@ -149,6 +158,15 @@ LEVERS |= {
 }
 """What a lever gains alone says little of what it gains beside others."""
 
+RECIPE = "AdamW, P2 head at 640 px, rare"
+"""What docs/levers.md found best at equal times: ``thermal-small`` with rare classes repeated."""
+
+BESIDE = 0.5
+"""Of a training's minutes, what start, validation and scoring add, until a training has told."""
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t of 1 to 9 degrees of freedom; of more the last, which is too wide."""
+
 CHECKPOINTS = 6
 """Of a run, evenly spread, that a soup is made of at most."""
 
@@ -173,24 +191,58 @@ def main() -> None:
     parser.add_argument("--val-months", help="what is validated on while training; all are scored at the end")
     parser.add_argument("--no-patches", action="store_true", help="PyTorch's own convolutions")
     parser.add_argument("--out", type=Path, default=Path("build/levers"))
-    parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
+    parser.add_argument("--call", type=float, default=math.inf, help="minutes that this call may take")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--plan", action="store_true", help="print what is missing, train nothing")
+    shown.add_argument("--table", action="store_true", help="print what is there, train nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     results = options.out / "results.jsonl"
     if options.one:
         sys.exit(one(options, options.data[0], *json.loads(options.one)))
     options.out.mkdir(parents=True, exist_ok=True)
-    failed: list[str] = []
+    rows = read(results, options.minutes)
+    wanted = missing(options, rows)
+    if options.plan:
+        print(plan_of_calls(wanted, options, rows))
+        return
+    outcomes: dict[str, str] = {}
     if not options.table:
-        wanted = missing(options, read(results))
+        ends = time.monotonic() + 60 * (options.call - needed(options.minutes, rows))
         with ThreadPoolExecutor(options.jobs) as pool:
-            failed = [name for name, status in pool.map(lambda job: run(options, *job), wanted) if status]
-        if failed:
-            print(f"failed: {', '.join(failed)}; their logs are in {options.out}", file=sys.stderr)
+            outcomes = dict(pool.map(lambda job: run(options, ends, *job), wanted))
     for data in options.data:
         print(f"\n{data}, {options.minutes:g} minutes each, {options.seeds} seeds\n")
-        print(table(read(results), data))
+        print(table(read(results, options.minutes), data))
+    failed, left = ([name for name, how in outcomes.items() if how == kind] for kind in ("failed", "left"))
+    if left:
+        print(f"{len(left)} of {len(wanted)} trainings are left: run the same again", file=sys.stderr)
+    if failed:
+        print(f"failed: {', '.join(failed)}; their logs are in {options.out}", file=sys.stderr)
     sys.exit(1 if failed else 0)
+
+
+def needed(minutes: float, rows: Sequence[dict[str, Any]]) -> float:
+    """Minutes of a training with all that belongs to it: the longest so far, or what is to be expected."""
+    return max((row["took"] for row in rows if "took" in row), default=minutes * (1 + BESIDE))
+
+
+def plan_of_calls(
+    wanted: Sequence[tuple[Path, int, list[str]]], options: argparse.Namespace, rows: Sequence[dict[str, Any]]
+) -> str:
+    """What is missing, a line a training, below the call that will do it."""
+    each = needed(options.minutes, rows)
+    rounds = math.ceil(len(wanted) / options.jobs)
+    in_a_call = max(1, math.floor(options.call / each)) if options.call < math.inf else rounds
+    lines = [
+        f"{len(wanted)} trainings are missing: {rounds} rounds of {options.jobs}, {each:.1f} minutes each, "
+        f"{rounds * each:.0f} minutes in all"
+    ]
+    for number, (data, seed, names) in enumerate(wanted):
+        if number % (in_a_call * options.jobs) == 0:
+            lines.append(f"call {number // (in_a_call * options.jobs) + 1}")
+        lines.append(f"  {data.name}, seed {seed}: {'; '.join(names)}")
+    return "\n".join(lines)
 
 
 def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list[tuple[Path, int, list[str]]]:
@@ -205,9 +257,11 @@ def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list
     return [(data, seed, names) for (data, seed, _), names in jobs.items()]
 
 
-def run(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> tuple[str, int]:
-    """One training in a process of its own, its words in a log beside the results."""
+def run(options: argparse.Namespace, ends: float, data: Path, seed: int, names: list[str]) -> tuple[str, str]:
+    """One training in a process of its own, its words in a log; left where it is too late."""
     label = f"{data.name} {names[0]} {seed}"
+    if time.monotonic() > ends:
+        return label, "left"
     job = json.dumps([seed, names])
     command = [sys.executable, __file__, str(data), "--one", job, "--out", options.out]
     for name in ("minutes", "model", "imgsz", "batch", "workers", "device", "val_months"):
@@ -216,13 +270,14 @@ def run(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     command += ["--no-patches"] if options.no_patches else []
     with (options.out / f"{label}.log").open("w") as log:
         status = subprocess.run(list(map(str, command)), stdout=log, stderr=log, check=False).returncode
-    print(f"{label}: {'failed' if status else 'done'}", file=sys.stderr)
-    return label, status
+    how = "failed" if status else "done"
+    print(f"{label}: {how}", file=sys.stderr)
+    return label, how
 
 
 def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> int:
     """Train the recipe of these levers for the minutes, and score each of them; 1 where one failed."""
-    levers = [LEVERS[name] for name in names]
+    begun, levers = time.monotonic(), [LEVERS[name] for name in names]
     slug = "".join(c if c.isalnum() else "-" for c in f"{data.name}-{names[0]}-{seed}")
     weights = train(options, data, seed, levers[0], slug, soup=any(lever.soup for lever in levers))
     epochs = len((weights.parents[1] / "results.csv").read_text().splitlines()) - 1
@@ -235,16 +290,23 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
             status = 1
             continue
         row = {"data": data.name, "lever": name, "seed": seed, "epochs": epochs, "minutes": options.minutes}
+        row |= {"device": device_name(options.device), "took": (time.monotonic() - begun) / 60}
         row |= numbers(truth, found)
         with (options.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
     return status
 
 
+def device_name(device: str | None) -> str:
+    """The card that trains, or cpu: rows of unlike cards are not to be compared."""
+    return torch.cuda.get_device_name(0) if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def train(options: argparse.Namespace, data: Path, seed: int, lever: Lever, name: str, soup: bool) -> Path:
     """The weights of a run; for a soup it keeps those of each epoch too."""
     place = workspace.Workspace(options.out / "workspace")
     place.runs.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place.runs / name, ignore_errors=True)  # what an earlier call cut off or could not score
     # A preset names its own model and size.
     own = {} if "preset" in lever.options else {"model": options.model, "imgsz": options.imgsz}
     given = {"preset": "thermal", **own, **lever.options}
@@ -307,25 +369,44 @@ def numbers(truth: GroundTruth, found: Detections) -> dict[str, float]:
     return told
 
 
-def read(results: Path) -> list[dict[str, Any]]:
-    """The rows of what was done."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+def read(results: Path, minutes: float | None = None) -> list[dict[str, Any]]:
+    """The rows of what was done, of trainings of as many minutes; None: of all."""
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    return [row for row in rows if minutes is None or row["minutes"] == minutes]
 
 
 def table(rows: Sequence[dict[str, Any]], data: Path) -> str:
-    """Markdown: a row a lever, mean and standard deviation over seeds, and the gain over ``thermal``."""
+    """Markdown: a row a lever, mean and standard deviation over seeds, and the gain over ``thermal``.
+
+    Behind them are the interval of that gain, and the gain over :data:`RECIPE` with its interval.
+    """
     columns = ["bal", "mAP@0.5", "CoV", *LABELS.values(), *SIZES]
-    lines = [f"| lever | epochs | gain of bal | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    heads = ["lever", "epochs", "gain of bal", *columns, "95 %", "over the recipe", "95 %"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     of_data = [row for row in rows if row["data"] == data.name]
-    base = {row["seed"]: row["bal"] for row in of_data if row["lever"] == "thermal"}
+    bases = [
+        {row["seed"]: row["bal"] for row in of_data if row["lever"] == name} for name in ("thermal", RECIPE)
+    ]
     for name in LEVERS:
         mine = [row for row in of_data if row["lever"] == name]
         if mine:
-            gains = [row["bal"] - base[row["seed"]] for row in mine if row["seed"] in base]
+            gains, beside = (
+                [row["bal"] - base[row["seed"]] for row in mine if row["seed"] in base] for base in bases
+            )
             cells = [spread([row[column] for row in mine if column in row]) for column in columns]
             epochs = "/".join(str(row["epochs"]) for row in mine)
-            lines.append(f"| {name} | {epochs} | {spread(gains, '+')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            ends = [interval(gains), spread(beside, "+"), interval(beside)]
+            lines.append(f"| {name} | {epochs} | {spread(gains, '+')} | {' | '.join(cells + ends)} |")
+    cards = sorted({row["device"] for row in of_data if "device" in row})
+    return "\n".join([*lines, *([f"\ntrained on {', '.join(cards)}"] if cards else [])])
+
+
+def interval(values: Sequence[float]) -> str:
+    """The 95 % interval of the mean of a few values by Student's t; none of fewer than two."""
+    if len(values) < 2:
+        return "-"
+    half = STUDENT[min(len(values) - 2, 8)] * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values) - half:+.3f} to {mean(values) + half:+.3f}"
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

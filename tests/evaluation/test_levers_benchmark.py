@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
     monkeypatch.setattr(bench, "train", train)
     monkeypatch.setattr(bench, "detections", detections)
     monkeypatch.setattr(bench.GroundTruth, "read", lambda _path: truth)
-    options = argparse.Namespace(out=tmp_path, minutes=1.0)
+    options = argparse.Namespace(out=tmp_path, minutes=1.0, device="cpu")
     names = ["linked", "thermal", "three sizes (TTA)", "soup of its checkpoints"]
     assert bench.one(options, tmp_path / "a", 0, names) == 1
     rows = bench.read(tmp_path / "results.jsonl")
@@ -109,3 +110,54 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
     told = capsys.readouterr().err
     assert "no clips" in told
     assert "out of memory" in told
+
+
+def test_a_table_may_take_several_calls(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A call begins nothing that would not end in it, and the next one does what is left."""
+    clock = [0.0]
+
+    def one(command: list[str], **_: object) -> argparse.Namespace:
+        seed, names = json.loads(command[command.index("--one") + 1])
+        clock[0] += 6 * 60
+        told = {"data": "a", "seed": seed, "epochs": 3, "minutes": 4.0, "bal": 0.2, "took": 6.0, "CoV": 0.1}
+        with (tmp_path / "results.jsonl").open("a") as file:
+            file.writelines(json.dumps({**told, "lever": name}) + "\n" for name in names)
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(bench.subprocess, "run", one)
+    words = [
+        "bench",
+        "a",
+        "--seeds",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--call",
+        "20",
+        "--levers",
+        "thermal",
+        "linked",
+    ]
+    monkeypatch.setattr(sys, "argv", [*words, "AdamW", "640 px", "--plan"])
+    bench.main()
+    plan = capsys.readouterr().out
+    assert "6 trainings are missing: 6 rounds of 1, 6.0 minutes each, 36 minutes in all\ncall 1\n" in plan
+    assert plan.splitlines()[-1] == "  a, seed 1: 640 px"
+    assert plan.count("call ") == 2
+    monkeypatch.setattr(sys, "argv", [*words, "AdamW", "640 px"])
+    for left in ("3 of 6", ""):
+        with pytest.raises(SystemExit) as ended:
+            bench.main()
+        told = capsys.readouterr().err
+        assert (ended.value.code, f"{left} trainings are left" in told) == (0, bool(left))
+    rows = bench.read(tmp_path / "results.jsonl", 4.0)
+    assert len({(row["lever"], row["seed"]) for row in rows}) == len(rows) == 8
+    assert bench.read(tmp_path / "results.jsonl", 30.0) == []
+
+
+def test_an_interval_is_students(bench: ModuleType) -> None:
+    assert bench.interval([0.1, 0.2, 0.3]) == "-0.048 to +0.448"  # 0.2 and 4.303 x 0.1 / sqrt(3)
+    assert bench.interval([0.1]) == "-"

@@ -84,13 +84,7 @@ class Frequency(msgspec.Struct, frozen=True):
             return EpochOrder(len(rows), seed)
         times = np.ones(len(rows), np.int64)
         for label, number in self.repeat.items():
-            holds = _holding(split, label)[rows]
-            if not holds.any():
-                raise ToolkitError(
-                    f"no {LABELS[label]} to repeat",
-                    found=f"none in the {len(rows):,} frames of {split.name} that are used",
-                    fix="leave it out of --repeat, or train on more months or clips",
-                )
+            holds = _holding(split, rows, label, "repeat")
             times[holds] = np.maximum(times[holds], number)
         by_time = np.lexsort((split.image_ids[rows], split.clips[rows]))
         return EpochOrder(len(rows), seed, np.repeat(by_time, times[by_time]), self.every)
@@ -131,6 +125,19 @@ class Paste(msgspec.Struct, frozen=True):
             chances[label] = chance
         return cls(chances)
 
+    def check(self, split: Split, rows: npt.NDArray[np.int64]) -> None:
+        """Refuse a class that no frame holds.
+
+        Args:
+            split: that objects are taken from.
+            rows: (n,) of the images that are used.
+
+        Raises:
+            ToolkitError: there is nothing of a class to paste.
+        """
+        for label in self.chances:
+            _holding(split, rows, label, "paste")
+
     def __str__(self) -> str:
         return ", ".join(
             f"a {LABELS[label]} in {chance:.3g} of frames" for label, chance in self.chances.items()
@@ -152,10 +159,20 @@ def _by_class(text: str | None) -> Iterator[tuple[str, int | None, str]]:
         yield word, labels.get(name), number
 
 
-def _holding(split: Split, label: int) -> npt.NDArray[np.bool_]:
-    """(images,) whether an image of the split has a box of the class."""
+def _holding(split: Split, rows: npt.NDArray[np.int64], label: int, verb: str) -> npt.NDArray[np.bool_]:
+    """(n,) whether an image of these rows has a box of the class.
+
+    Raises:
+        ToolkitError: none has.
+    """
     tables = split.training
     image = np.repeat(np.arange(len(tables.images)), tables.images["boxes"])
     holds = np.zeros(len(tables.images), np.bool_)
     holds[image[tables.boxes["label"] == label]] = True
-    return holds
+    if not holds[rows].any():
+        raise ToolkitError(
+            f"no {LABELS[label]} to {verb}",
+            found=f"none in the {len(rows):,} frames of {split.name} that are used",
+            fix=f"leave it out of --{verb}, or train on more months or clips",
+        )
+    return holds[rows]

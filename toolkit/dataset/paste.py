@@ -15,11 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from submission.validate import LABELS
 from toolkit.dataset.frames import FrameError
 from toolkit.dataset.frequency import Paste
 from toolkit.dataset.index import Split
-from toolkit.errors import ToolkitError
 
 HOURS = 2
 """Between the frame that an object is from and the one that it is put into, at most, whatever the day."""
@@ -47,6 +45,7 @@ class Donors:
     """
 
     def __init__(self, split: Split, rows: npt.NDArray[np.int64], paste: Paste) -> None:
+        paste.check(split, rows)
         self.paste, self.split = paste, split
         tables = split.training
         images = tables.images[rows]
@@ -59,12 +58,6 @@ class Donors:
         self.objects: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
         for label in paste.chances:
             of_class = np.flatnonzero(labels == label)
-            if not len(of_class):
-                raise ToolkitError(
-                    f"no {LABELS[label]} to paste",
-                    found=f"none in the {len(rows):,} frames of {split.name} that are used",
-                    fix="leave it out of --paste, or train on more months or clips",
-                )
             self.objects[label] = rows[owner[of_class]], places[of_class]
 
     def boxes(self, row: int) -> tuple[Boxes, npt.NDArray[np.int64]]:

@@ -154,7 +154,7 @@ def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
 
     Raises:
         ToolkitError: a split is missing, or has no image of the months that are wanted, or no
-            class that is to be repeated.
+            class that is to be repeated or pasted.
     """
     counts = {}
     for name in ("train", "val"):
@@ -167,5 +167,8 @@ def count_images(plan: TrainingPlan, index: DatasetIndex) -> dict[str, int]:
             )
         split = open_split(index, plan.source(name))
         rows = plan.subset(name).rows(split)
-        counts[name] = plan.frequency.order(split, rows, 0).size if name == "train" else len(rows)
+        counts[name] = len(rows)
+        if name == "train":
+            plan.paste.check(split, rows)
+            counts[name] = plan.frequency.order(split, rows, 0).size
     return counts

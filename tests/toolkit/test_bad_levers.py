@@ -1,0 +1,110 @@
+"""What a person may get wrong with a lever on the command line: one clear line, and nothing begun."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from codabench_server import Server
+from command import Command
+from tiny_run import MODEL
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from submission import Detections, templates
+from submission.validate import LABELS
+from toolkit.dataset.prepare import prepare
+from toolkit.dataset.sample import write_sample
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared harbour in which no frame of training has a motorcycle."""
+    folder = tmp_path_factory.mktemp("bad") / "harbour"
+    write_sample(folder, train=8, val=8, test=9)
+    train = json.loads((folder / "Train.json").read_text())
+    train["annotations"] = [box for box in train["annotations"] if box["category_id"] != 3]
+    (folder / "Train.json").write_text(json.dumps(train))
+    prepare(folder)
+    return folder
+
+
+def checkpoint(path: Path, channels: int = 1) -> Path:
+    """Weights of random values that look like those of a training."""
+    model = DetectionModel(str(MODEL), ch=channels, nc=4, verbose=False)
+    model.names = {label - 1: name for label, name in LABELS.items()}
+    torch.save({"model": model, "train_args": {**DEFAULT_CFG_DICT, "imgsz": 64}}, path)
+    return path
+
+
+TRAIN = ("train", "--device", "cpu", "--preset", "smoke", "--model", str(MODEL), "--imgsz", "64")
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mosiac=0.5",), "no training argument mosiac; .*did you mean mosaic?"),
+        (("--set", "lr=0.1"), "no training argument lr; .*lr0"),
+        (("mosaic=high",), "mosaic cannot be 'high'"),
+        (("data=x.yaml",), "data in what was typed is decided by the toolkit; use --data"),
+        (("--every", "0"), "'--every'.*greater than or equal to 1"),
+        (("--repeat", "motorbike=3"), "'motorbike=3' repeats no class"),
+        (("--repeat", "motorcycle=8"), "no motorcycle to repeat; found none in the 8 frames of train"),
+        (("--paste", "motorcycle=0.3"), "no motorcycle to paste; found none in the 8 frames of train"),
+        (("--frames", "now,befor"), "'befor' is no channel of a sample"),
+        (("--train-on", "train,test"), "no training on train,test"),
+    ],
+)
+def test_a_lever_that_cannot_be_begins_no_run(
+    drawn: Path, workspace: Path, toolkit: Command, words: tuple[str, ...], message: str, dry: bool
+) -> None:
+    refused = toolkit(*TRAIN, "--data", drawn, *words, *(["--dry-run"] if dry else []))
+    assert refused.status in (1, 2)
+    errors = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert not (workspace / "runs").exists()
+
+
+def test_nothing_of_two_splits_is_linked(workspace: Path, toolkit: Command) -> None:
+    both = np.array([templates.template("development")[0], templates.template("testing")[0]])
+    empty = np.zeros((0, 4))
+    Detections(both, np.zeros(3, np.int64), empty, empty[:, 0], empty[:, 0].astype(np.int64)).write(
+        workspace / "both.json"
+    )
+    refused = toolkit("link", "both.json")
+    assert (refused.status, refused.err.count("\n"), "two splits" in refused.err) == (1, 1, True)
+    assert not (workspace / "both-linked.json").exists()
+
+
+def test_no_soup_of_different_architectures(drawn: Path, workspace: Path, toolkit: Command) -> None:
+    one, other = checkpoint(workspace / "a.pt"), checkpoint(workspace / "b.pt", channels=3)
+    refused = toolkit("soup", one, other, "--data", drawn, "--device", "cpu")
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "different architectures" in refused.err
+    assert not (workspace / "soup.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "number", "message"),
+    [({}, "99", "404"), ({"CODABENCH_TOKEN": "another"}, "10954", "refuses the token")],
+)
+def test_a_competition_that_the_token_may_not_see(
+    workspace: Path,
+    toolkit: Command,
+    codabench_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: Mapping[str, str],
+    number: str,
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    refused = toolkit("submissions", "--competition", number)
+    assert (refused.status, refused.err.count("\n"), message in refused.err) == (1, 1, True)
