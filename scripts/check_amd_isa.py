@@ -427,8 +427,9 @@ def main() -> int:
     every = [*jobs(options.arch), *norm_jobs(options.arch)]
     work = every
     if options.sample is not None:
-        whole = [job for job in every if job.architecture == WHOLE]
-        work = list(dict.fromkeys([*whole, *sample(every, options.sample, options.seed)]))
+        whole = (job for job in every if job.architecture == WHOLE)
+        chosen = {*whole, *sample(every, options.sample, options.seed)}
+        work = [job for job in every if job in chosen]
     kernels = list(check(work, options.processes))
     print(f"{'target':<9} {'kernel':<24} {'variants':>8} {'registers':>10} {'LDS, bytes':>11} {'waves':>6}")
     groups: dict[tuple[str, str], list[Kernel]] = {}
