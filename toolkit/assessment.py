@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from toolkit.evaluation.truth import GroundTruth, answers_of
 from toolkit.ltdv2 import SplitName
 from toolkit.machine import checks
 from toolkit.runs import health
-from toolkit.workspace import Workspace
+from toolkit.workspace import BEST, Workspace
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -122,9 +123,34 @@ def task(
         near, _ = place.known_data(path)  # a file from elsewhere is in the words of its source
         source = near if near is not None and vocabulary.of_data(near).is_own else None
     answers = truth or answers_of(source or place.data_dir(), split)
-    folder = out or place.evaluation(path, split, source, truth, named=data is not None)
+    origin = provenance.origin_of(path) if path.suffix == ".json" else None
+    made_by = origin.weights if origin else BEST
+    folder = out or place.evaluation(path, split, source, truth, data is not None, made_by)
+    if run is None or folder != place.evaluation(path, split, source, named=False, weights=made_by):
+        folder = _unshared(folder, None if run else path, answers, out is not None)
     allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
     return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
+
+
+def _unshared(folder: Path, target: Path | None, answers: Path, named: bool) -> Path:
+    """``folder``, or one numbered after it where that has the scores of something else: said in a line."""
+    if not answers.is_file():
+        return folder
+    for number in count(1):
+        tried = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        held = provenance.subject_of(tried / "scores.json")
+        other = held is not None and not held.is_of(provenance.subject(tried, target, answers))
+        if other and named:
+            console.warn(f"{tried} has scores against {_held(tried, held)}, which are replaced")
+        if not other or named:
+            return tried
+        console.note(f"{tried} has scores against {_held(tried, held)}: these go elsewhere")
+    raise AssertionError
+
+
+def _held(folder: Path, held: provenance.Subject | None) -> str:
+    assert held is not None
+    return f"{(folder / held.truth).resolve()}" + (f" of {held.target}" if held.target else "")
 
 
 def options_of(wanted: Task, fields: Mapping[str, Any]) -> PredictionOptions:
@@ -170,6 +196,10 @@ def assess(
         console.note(f"scoring {len(detections.scores):,} detections in {len(truth):,} images")
     scores = score(truth, detections, engine=engine, strict=strict, source=str(path))
     scores.write(wanted.folder / "scores.json")
+    target = None if wanted.run else path
+    provenance.record_subject(
+        wanted.folder / "scores.json", provenance.subject(wanted.folder, target, answers)
+    )
     if origin is not None and origin.split == wanted.split and wanted.published:
         hashes = origin.weights_sha256, provenance.sha256(answers)
         provenance.record(wanted.folder / "scores.json", wanted.split, origin.weights, *hashes)

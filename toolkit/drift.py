@@ -32,7 +32,7 @@ from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.runs.folder import RunFiles, state_of
 from toolkit.runs.plan import read_plan
-from toolkit.workspace import Workspace
+from toolkit.workspace import Workspace, own_evaluation
 
 if TYPE_CHECKING:
     import polars as pl
@@ -162,7 +162,7 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def detections_of(row: Row, data: Path, predict: Predict) -> Detections:
     """What a run finds in the validation split: as predicted before by the same weights, else now."""
-    path = row.files.run / "evaluation" / "predictions.json"
+    path = own_evaluation(row.files.run) / "predictions.json"
     weights = row.files.best
     sha256 = provenance.sha256(weights)
     origin = provenance.origin_of(path)

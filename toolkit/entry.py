@@ -32,7 +32,7 @@ from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS, SPLITS
 from toolkit.phases import Template, guess_phase, refuse_another_phase, shipped
 from toolkit.provenance import origin_of, sha256
-from toolkit.workspace import ENVIRONMENT, Workspace
+from toolkit.workspace import ENVIRONMENT, Workspace, own_evaluation
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "ultralytics-opencv-headless", "numpy")
 """Packages whose versions a receipt records."""
@@ -309,7 +309,7 @@ def make_receipt(archive: Path, checked: Submission, predictions: Path, run: Pat
     if origin is not None:
         receipt["weights"] = {origin.weights: origin.weights_sha256}
     if origin is not None and run is not None:
-        scores = run / "evaluation" / "scores.json"
+        scores = own_evaluation(run, origin.weights) / "scores.json"
         scored = origin_of(scores)
         if scored and (scored.split, scored.weights_sha256) == ("val", origin.weights_sha256):
             values = json.loads(scores.read_text(encoding="utf-8"))

@@ -35,6 +35,49 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     truth_sha256: str = ""
 
 
+class Subject(msgspec.Struct, frozen=True):
+    """``scores.json.subject``: what scores are of; paths are relative to its folder.
+
+    Attributes:
+        target: the file that was scored; empty in a run, whose folders say it in their names.
+        truth, truth_sha256: the file with the true boxes, and its hash.
+    """
+
+    target: str
+    truth: str
+    truth_sha256: str
+
+    def is_of(self, other: Subject) -> bool:
+        """Whether both are scores of one thing: the truth may have been edited, or moved."""
+        truth = self.truth == other.truth or self.truth_sha256 == other.truth_sha256
+        return truth and self.target == other.target
+
+
+def subject(folder: Path, target: Path | None, truth: Path) -> Subject:
+    """Of scores in ``folder``. Raises OSError: the truth cannot be read."""
+    return Subject(
+        os.path.relpath(target, folder) if target else "", os.path.relpath(truth, folder), sha256(truth)
+    )
+
+
+def subject_of(scores: Path) -> Subject | None:
+    """What the scores in this file are of; None where nothing says it, or there are none."""
+    try:
+        return msgspec.json.decode(_subject(scores).read_bytes(), type=Subject) if scores.is_file() else None
+    except (OSError, *NO_JSON):
+        return None
+
+
+def record_subject(scores: Path, of: Subject) -> None:
+    """Write what scores are of beside them. Raises ToolkitError: it cannot be written."""
+    with replacing(_subject(scores)) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(of)) + b"\n")
+
+
+def _subject(scores: Path) -> Path:
+    return scores.with_name(scores.name + ".subject")
+
+
 def record(file: Path, split: str, weights: str, weights_sha256: str, truth_sha256: str = "") -> Origin:
     """Write the origin of ``file`` beside it.
 

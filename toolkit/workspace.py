@@ -11,7 +11,7 @@ elsewhere, where ``TOOLKIT_RUNS`` says::
     runs/<name>/weights/environment.json   what it was begun with, for toolkit reproduce
     runs/<name>/predictions-val.json   and predictions-test.json
     runs/<name>/evaluation/            scores.json and the report of the run's own validation split
-    runs/<name>/evaluation-<mark>/     the same of another split, truth or data
+    runs/<name>/evaluation-<mark>/     the same of other weights, another split, truth or data
     <file>-evaluation/                 the same of weights or predictions of no run, beside them
     runs/<name>/**/<file>.origin       which weights and split a predictions or scores file is of
     runs/<name>/submission.zip
@@ -41,7 +41,15 @@ NAMED_RUNS = 8
 
 
 EVALUATION = "evaluation"
-"""Folder of a run's scores on its own validation split."""
+"""Folder of the scores of a run's best weights on its own validation split."""
+
+BEST = "best.pt"
+"""A run's best weights, in its folder of weights."""
+
+
+def own_evaluation(run: Path, weights: str = BEST) -> Path:
+    """Folder of the scores of a run's weights on its own validation split: the best have the plain name."""
+    return run / (EVALUATION if weights == BEST else f"{EVALUATION}-{Path(weights).stem}")
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -249,7 +257,7 @@ class Workspace:
         run = self.run(name)
         kinds = [run / f"predictions-{split}.json"]
         if split == "val":
-            kinds.append(run / EVALUATION / "predictions.json")
+            kinds.append(own_evaluation(run) / "predictions.json")
         else:
             kinds.append(run / f"{EVALUATION}-{split}" / "predictions.json")
         newest = _newest(kind for kind in kinds if kind.is_file())
@@ -282,9 +290,10 @@ class Workspace:
         data: Path | None = None,
         truth: Path | None = None,
         named: bool = True,
+        weights: str = BEST,
     ) -> Path:
-        """Where scores go: those of a run on its own validation split to its ``evaluation``, all others to a
-        folder of their own.
+        """Where scores go: those of a run's best weights on its own validation split to its ``evaluation``,
+        all others to a folder of their own.
 
         Args:
             path: weights or predictions.
@@ -292,12 +301,14 @@ class Workspace:
             data: its folder, if known.
             truth: the file with the true boxes, where it is not the split's own.
             named: whether a person named the data; else it is the run's own, where that is still there.
+            weights: name of those that made the predictions of a run.
         """
         run = self.run_of(path)
+        weights = weights if path.suffix == ".json" else path.name
         if path.name == "predictions.json" and EVALUATION in path.parent.name:
-            base = path.parent if run is None else run / EVALUATION
+            base = path.parent if run is None else own_evaluation(run, weights)
         elif run is not None and (path.suffix != ".json" or path.name.startswith("predictions-")):
-            base = run / EVALUATION
+            base = own_evaluation(run, weights)
         else:  # a file of no run, or one that was made of a run's predictions
             base = path.with_name(f"{path.stem}-{EVALUATION}")
         marks: list[str] = [split] if split != "val" and truth is None else []

@@ -16,6 +16,7 @@ from command import Command
 
 from submission import templates
 from toolkit import provenance
+from toolkit.workspace import Workspace
 
 VAL = templates.template("development")[:6].tolist()
 TEST = templates.template("testing")[:6].tolist()
@@ -138,6 +139,65 @@ def test_scores_of_anything_else_leave_the_runs_own_alone(sample: Path, toolkit:
         assert (run / folder / "scores.json").is_file()
         assert (run / "evaluation/scores.json").read_bytes() == own
     assert provenance.origin_of(run / "evaluation/scores.json") is not None
+
+
+def test_truths_of_one_name_have_scores_of_their_own(sample: Path, toolkit: Command) -> None:
+    run = sample / "runs/first"
+    truth = json.loads((sample / "data/sample/Valid.json").read_text())
+    for n, folder in enumerate(("x", "y")):
+        (sample / folder).mkdir()
+        other = {**truth, "annotations": truth["annotations"][n:]}
+        write(sample / folder / "answers.json", other)
+    write(sample / "a.json", {str(i): HIT for i in VAL})
+    for target, first in (
+        (run / "predictions-val.json", run / "evaluation-answers"),
+        ("a.json", "a-evaluation-answers"),
+    ):
+        x = toolkit("evaluate", target, "--truth", "x/answers.json")
+        assert x.status == 0, x.err
+        kept = (sample / first / "scores.json").read_bytes()
+        y = toolkit("evaluate", target, "--truth", "y/answers.json")
+        assert y.status == 0, y.err
+        assert f"has scores against {sample / 'x/answers.json'}" in "".join(y.err.splitlines())
+        second = sample / f"{first}-2" / "scores.json"
+        assert (sample / first / "scores.json").read_bytes() == kept != second.read_bytes()
+        for folder in "xy":  # each finds its own again, also after an edit of the truth
+            edited = sample / folder / "answers.json"
+            edited.write_text(edited.read_text() + "\n")
+            assert toolkit("evaluate", target, "--truth", edited).status == 0
+        assert not (sample / f"{first}-3").exists()
+        shutil.move(sample / "x", sample / "moved")
+        again = toolkit("evaluate", target, "--truth", "moved/answers.json")
+        assert "has scores" not in again.err
+        shutil.move(sample / "moved", sample / "x")
+    replaced = toolkit("evaluate", "a.json", "--truth", "y/answers.json", "--out", "a-evaluation-answers")
+    assert "which are replaced" in " ".join(replaced.err.split())
+
+
+def test_other_weights_than_the_best_have_scores_of_their_own(sample: Path, toolkit: Command) -> None:
+    run = sample / "runs/first"
+    place = Workspace(sample)
+    for name, folder in {
+        "best.pt": "evaluation",
+        "last.pt": "evaluation-last",
+        "epoch3.pt": "evaluation-epoch3",
+    }.items():
+        assert place.evaluation(run / "weights" / name, "val") == run / folder
+        assert place.evaluation(run / "weights" / name, "train") == run / f"{folder}-train"
+    found = write(run / "predictions-val.json", {str(i): HIT for i in VAL})
+    provenance.record(found, "val", "best.pt", "of best")
+    assert toolkit("evaluate", found).status == 0
+    own = (run / "evaluation/scores.json").read_bytes()
+    write(found, {str(i): {**HIT, "boxes": [[90, 90, 95, 95]]} for i in VAL})
+    provenance.record(found, "val", "last.pt", "of last")
+    assert toolkit("evaluate", found).status == 0
+    assert (run / "evaluation-last/scores.json").read_bytes() != own
+    assert (run / "evaluation/scores.json").read_bytes() == own
+    shutil.copy(found, run / "evaluation-last/predictions.json")
+    provenance.record(run / "evaluation-last/predictions.json", "val", "last.pt", "of last")
+    assert toolkit("evaluate", run / "evaluation-last/predictions.json").status == 0
+    assert (run / "evaluation/scores.json").read_bytes() == own
+    assert not (run / "evaluation-last-2").exists()
 
 
 def test_each_file_of_no_run_has_its_own_scores(sample: Path, toolkit: Command) -> None:

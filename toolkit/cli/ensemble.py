@@ -66,10 +66,12 @@ def ensemble(
 
 
 def _scores_of(predictions: Path) -> Path:
-    from toolkit import workspace
+    from toolkit import provenance, workspace
 
     place = workspace.current()
-    beside = place.evaluation(predictions, "val") / "scores.json"
+    origin = provenance.origin_of(predictions)
+    made_by = origin.weights if origin else workspace.BEST
+    beside = place.evaluation(predictions, "val", weights=made_by) / "scores.json"
     if beside.is_file():
         return beside
     # Its run's; of a file of no run, where 0.1.0 wrote them.

@@ -19,7 +19,7 @@ from toolkit.provenance import origin_of
 from toolkit.runs import checkpoints, events, health, heartbeat, results
 from toolkit.runs.folder import RunFiles, RunState, all_runs, named, read_summary, state_of
 from toolkit.runs.plan import read_plan
-from toolkit.workspace import RunRecord
+from toolkit.workspace import RunRecord, own_evaluation
 
 EVENTS_SHOWN = 6
 
@@ -233,7 +233,7 @@ def _evaluated(files: RunFiles) -> float | None:
     Raises:
         ToolkitError: the file has no score.
     """
-    path = files.run / "evaluation" / "scores.json"
+    path = own_evaluation(files.run) / "scores.json"
     try:
         score = float(json.loads(path.read_bytes())["global_map_bal"])  # msgspec knows no NaN
     except FileNotFoundError:
