@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
@@ -62,7 +63,8 @@ _unusual: tuple[Callable[[], Any], ...] = (
 )
 """Hooks on all modules, a trace being recorded, transforms (vmap), modes (fake tensors, counting flops)."""
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CONVOLVES = (nn.Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward)
+"""What a convolution that nobody has changed goes through before it is one call of an operator."""
 
 
 class Server:
@@ -83,13 +85,14 @@ class Server:
         self.served = 0
 
     def __call__(self, norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor | None:
-        """act(norm(x)), or None when PyTorch is to do it."""
+        """act(norm(x)), or None when PyTorch is to do it. Not to be asked where :func:`disturbed` says so."""
         kind = ACTIVATIONS.get(type(activation))
         if (
             kind is None
             or type(norm) is not nn.BatchNorm2d
             or type(x) is not Tensor
-            or not plain(norm, activation)
+            or _is_watched(norm.__dict__)
+            or _is_watched(activation.__dict__)
         ):
             return None
         parameters, buffers = norm._parameters, norm._buffers
@@ -101,7 +104,7 @@ class Server:
             x.dtype,
             x.device,
             kind,
-            getattr(activation, "negative_slope", 0.0),
+            activation.__dict__.get("negative_slope", 0.0),
             training,
             None if weight is None else (weight.dtype, weight.device),
             None if running is None else (running.dtype, running.device),
@@ -187,18 +190,52 @@ class Server:
         )
 
 
-def plain(norm: nn.Module, activation: nn.Module) -> bool:
-    """Whether nobody watches the modules or the call: no hooks, no tracing, no transforms, no modes."""
-    for inside in (norm.__dict__, activation.__dict__):
-        if "forward" in inside:
-            return False
-        for name in _HOOKS:
-            if inside.get(name):
-                return False
+def disturbed() -> bool:
+    """Whether somebody watches or changes what is called in this thread: a compiler, which must find this out
+    first, hooks, a trace, transforms, modes.
+    """
+    if _compiling():
+        return True
     for asked in _unusual:  # noqa: SIM110 - a generator would cost a microsecond
         if asked():
-            return False
-    return True
+            return True
+    return False
+
+
+def _is_watched(inside: dict[str, Any]) -> bool:
+    """Whether a module has a ``forward`` of its own, compiled or not, or hooks, by its ``__dict__``."""
+    return bool(
+        "forward" in inside
+        or inside.get("_compiled_call_impl")
+        or inside["_forward_hooks"]
+        or inside["_forward_pre_hooks"]
+        or inside["_backward_hooks"]
+        or inside["_backward_pre_hooks"]
+    )
+
+
+def _convolve(conv: nn.Module, x: Tensor) -> Any:
+    """``conv(x)``, without the ways through Python that change nothing for a plain convolution."""
+    inside, held = conv.__dict__, conv._parameters
+    weight = held.get("weight")
+    if (
+        weight is None
+        or "bias" not in held
+        or type(conv) is not nn.Conv2d
+        or _is_watched(inside)
+        or inside["padding_mode"] != "zeros"
+        or (nn.Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward) != _CONVOLVES
+    ):
+        return conv(x)
+    return F.conv2d(
+        x,
+        weight,
+        held["bias"],
+        inside["stride"],
+        inside["padding"],
+        inside["dilation"],
+        inside["groups"],
+    )
 
 
 def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,11 +243,15 @@ def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., A
 
     @functools.wraps(original)
     def forward(self: Any, x: Tensor) -> Any:
-        if _compiling():
+        if disturbed():
             return original(self, x)
-        x = self.conv(x)
-        served = serve(self.bn, self.act, x)
-        return self.act(self.bn(x)) if served is None else served
+        inside = self._modules
+        conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
+        if conv is None or norm is None or activation is None:
+            return original(self, x)
+        x = _convolve(conv, x)
+        served = serve(norm, activation, x)
+        return activation(norm(x)) if served is None else served
 
     return forward
 
@@ -220,7 +261,7 @@ def sequential_forward(serve: Server, original: Callable[..., Any]) -> Callable[
 
     @functools.wraps(original)
     def forward(self: Any, input: Any) -> Any:
-        if _compiling():
+        if disturbed():
             return original(self, input)
         modules = iter(self)
         for module in modules:

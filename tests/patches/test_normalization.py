@@ -6,7 +6,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -336,3 +336,83 @@ def test_a_detector_computes_what_it_did_and_its_checkpoint_stays_plain(tmp_path
     assert Conv.forward is not original or not hasattr(Conv.forward, "__wrapped__")
     loaded = torch.load(tmp_path / "best.pt", weights_only=False)["model"]
     assert F.mse_loss(loaded.eval()(x)[0], model.eval()(x)[0]) == 0
+
+
+def _doubled(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *given: 2 * original(*given)
+
+
+def _hook(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    conv.register_forward_hook(lambda module, given, out: out * 2)
+
+
+def _pre_hook(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    conv.register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+
+
+def _own_forward(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    conv.forward = _doubled(conv.forward)  # type: ignore[method-assign]
+
+
+def _compiled(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    conv._compiled_call_impl = _doubled(conv._call_impl)  # type: ignore[attr-defined]
+
+
+def _class_forward(_: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Conv2d, "forward", _doubled(nn.Conv2d.forward))
+
+
+def _class_inner_forward(_: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", _doubled(nn.Conv2d._conv_forward))
+
+
+def _function(_: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(F, "conv2d", _doubled(F.conv2d))
+
+
+def _padding_mode(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    conv.padding_mode = "reflect"
+
+
+def _plain_weight(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    weight = 2 * conv.weight.detach()
+    del conv.weight
+    conv.weight = weight  # type: ignore[assignment]
+
+
+def _parametrised(conv: nn.Conv2d, _: pytest.MonkeyPatch) -> None:
+    nn.utils.parametrizations.weight_norm(conv)
+    with torch.no_grad():
+        conv.parametrizations.weight.original0.mul_(2)  # type: ignore[union-attr,index,operator]
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    "change",
+    [
+        _hook,
+        _pre_hook,
+        _own_forward,
+        _compiled,
+        _class_forward,
+        _class_inner_forward,
+        _function,
+        _padding_mode,
+        _plain_weight,
+        _parametrised,
+    ],
+)
+def test_what_was_done_to_the_convolution_of_a_block_is_done(
+    change: Callable[[nn.Conv2d, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics.nn.modules.conv import Conv
+
+    torch.manual_seed(0)
+    conv_block, x = Conv(8, 8, 3).eval(), torch.randn(2, 8, 5, 5)
+    with torch.no_grad():
+        unchanged = conv_block(x)
+        change(conv_block.conv, monkeypatch)
+        found = conv_block(x)
+        expected = conv_block.act(conv_block.bn(conv_block.conv(x)))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, unchanged), "the case changes something"
