@@ -88,6 +88,8 @@ class Option:
         resume: a run that goes on "keeps" the value that it was begun with and refuses another, or "changes"
             to it; "apart": a rule of its own says.
         preset: whether a preset says it too, though Ultralytics has no such argument.
+        becomes: of a setting of our own, the field of :class:`toolkit.runs.plan.TrainingPlan` that it is, by
+            itself or with others (:data:`toolkit.training.choices.CHOICES`).
         complete: what a shell completes its value to, a function of ``toolkit/cli/completion.py``.
     """
 
@@ -95,6 +97,7 @@ class Option:
     argument: bool = False
     resume: Resume = "keeps"
     preset: bool = False
+    becomes: str = ""
     complete: str | None = None
 
 
@@ -145,35 +148,41 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
     name: Annotated[str | None, Option("Name of the run; default: the next train-N.", resume="apart")] = None
     every: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
-        Option("Each N-th frame of every clip an epoch, then others.", resume="apart", preset=True),
+        Option("Each N-th frame of every clip an epoch, then others.", preset=True, becomes="frequency"),
     ] = None
     repeat: Annotated[
         str | None,
-        Option("Frames with a class come more often: motorcycle=8,bicycle=2.", resume="apart", preset=True),
+        Option(
+            "Frames with a class come more often: motorcycle=8,bicycle=2.", preset=True, becomes="frequency"
+        ),
     ] = None
     paste: Annotated[
         str | None,
         Option(
             "Part of frames that get a rare object of another clip: motorcycle=0.3,bicycle=0.1.",
-            resume="apart",
             preset=True,
+            becomes="paste",
         ),
     ] = None
     frames: Annotated[
         str | None,
         Option(
             "Channels of a sample: now,before,background; before3 is three frames earlier.",
-            resume="apart",
             preset=True,
+            becomes="views",
         ),
     ] = None
     score_every: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Option("Score as the challenge does after every N epochs; else never.", preset=True),
+        Option(
+            "Score as the challenge does after every N epochs; else never.",
+            preset=True,
+            becomes="score_every",
+        ),
     ] = None
     select_by: Annotated[
         SelectBy | None,
-        Option("What chooses best.pt and stops early; default: fitness.", preset=True),
+        Option("What chooses best.pt and stops early; default: fitness.", preset=True, becomes="select_by"),
     ] = None
 
     def overrides(self) -> dict[str, Any]:
@@ -213,10 +222,14 @@ def declared(struct: type[msgspec.Struct]) -> Mapping[str, Option]:
     return {name: part for name, each in parts.items() for part in each if isinstance(part, Option)}
 
 
+def lever_names() -> list[str]:
+    """The options that a preset says too, though Ultralytics has no such arguments."""
+    return [name for name, option in declared(TrainingOptions).items() if option.preset]
+
+
 def levers(said: msgspec.Struct) -> dict[str, Any]:
     """What flags, toolkit.toml or a preset say of the options that a preset says too."""
-    names = (name for name, each in declared(TrainingOptions).items() if each.preset)
-    found = {name: getattr(said, name) for name in names}
+    found = {name: getattr(said, name) for name in lever_names()}
     return {name: value for name, value in found.items() if value is not None}
 
 

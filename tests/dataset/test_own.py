@@ -36,6 +36,7 @@ from toolkit.evaluation.table import month_table
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.report.dataset import write_report as write_stats
 from toolkit.report.page import findings, write_report
+from toolkit.training import choices
 from toolkit.training.options import Options
 from toolkit.vocabulary import LTDV2, of_data
 
@@ -220,7 +221,7 @@ def test_scores_comparison_and_report_are_by_the_parts(data: Path, tmp_path: Pat
 
 def test_training_takes_parts_by_their_names(data: Path) -> None:
     words = of_data(data)
-    subsets = Options(months="60,80", val_months="90").subsets(words)
+    subsets = choices.subsets(Options(months="60,80", val_months="90"), words)
     train = index.load(data).split("train")
     assert set(train.part_names[subsets["train"].rows(train)].tolist()) == {"60", "80"}
     with pytest.raises(ToolkitError, match="no name:2 named 'feb'; expected 60, 70, 80, 90"):

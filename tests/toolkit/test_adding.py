@@ -84,6 +84,60 @@ except ToolkitError as error:
     print("begun with another --patience" in error.line())
 """
 
+# A setting of our own and a choice of frames, as somebody adds them, and what is asked then.
+SETTING = """
+    stride_of_day: Annotated[
+        Annotated[int, Meta(ge=1, le=24)] | None,
+        Option("H.", resume="RESUME", preset=True, becomes="stride_of_day")
+    ] = None
+"""
+CHOICE = """
+    first: Annotated[Annotated[int, Meta(ge=1)] | None, Option("Frames.", becomes="subsets")] = None
+"""
+SETTINGS = """
+import sys
+from pathlib import Path
+from typer.testing import CliRunner
+
+from toolkit.cli import app
+from toolkit.errors import ToolkitError
+from toolkit.runs import reproduction
+from toolkit.runs.folder import RunFiles
+from toolkit.dataset import index
+from toolkit.runs.plan import count_images, read_plan
+from toolkit.training import choices, deciding, estimate
+from toolkit.training.options import Options
+from toolkit.workspace import Workspace
+
+root = Path(sys.argv[1])
+place = Workspace(root)
+given = {"preset": str(root / "hourly.yaml"), "device": "cpu", "workers": 0}
+
+
+def shown(options):
+    plan = deciding.plan(place, options)
+    return plan, choices.lines(plan, estimate._sources(options, place.defaults(plan.data), False))
+
+
+help = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+print("--stride-of-day" in help, "--first" in help)
+print(CliRunner().invoke(app, ["train", "--stride-of-day", "25"]).exit_code)
+print(shown(Options(**given))[1])
+(root / "toolkit.toml").write_text("stride_of_day = 7")
+print(shown(Options(**given))[1])
+print(shown(Options(**given, stride_of_day=1))[1])
+plan, lines = shown(Options(**given, stride_of_day=3, first=3))
+print(plan.stride_of_day, count_images(plan, index.load(plan.data)), lines)
+reproduction.record(plan)
+kept = read_plan(RunFiles(plan.run))
+print(kept == plan, deciding.plan_resume(place, Options(stride_of_day=3, first=3)).subsets == plan.subsets)
+for other in (Options(stride_of_day=4), Options(first=4)):
+    try:
+        print(deciding.plan_resume(place, other).stride_of_day)
+    except ToolkitError as error:
+        print(error.line().partition(plan.run.name)[2])
+"""
+
 # A route as somebody adds it: its entry, its branch, and what is asked of both doctors and of the plan then.
 ENTRY = '    RouteKind("sums", "einsum", devices=("cuda",), package="numpy"),\n'
 BRANCH = '    if name == "sums":\n        return Native(library=False)\n'
@@ -220,6 +274,53 @@ def test_an_option_of_a_training_is_one_edit(root: Path, tmp_path: Path) -> None
         "True",
         "(3, 3) (3, 3, 'flag')",
         "True",
+    ], result.stderr
+
+
+EDITS = (
+    ("settings.py", "    def overrides(", SETTING.lstrip("\n") + "\n    def overrides("),
+    ("runs/plan.py", "    def subset(self", "    stride_of_day: int = 1\n\n    def subset(self"),
+    ("training/options.py", "    # Of ``name=value``", CHOICE.lstrip("\n") + "    # Of ``name=value``"),
+    ("training/choices.py", "options.subset, words)", "options.subset, words, options.first or 0)"),
+    ("dataset/subset.py", "    part: float = 1.0\n", "    part: float = 1.0\n    first: int = 0\n"),
+    ("dataset/subset.py", "= LTDV2) -> Subset:", "= LTDV2, first: int = 0) -> Subset:"),
+    ("dataset/subset.py", "is not None else 1.0)", "is not None else 1.0, first)"),
+    ("dataset/subset.py", 'or "all months"', 'or f"the first {self.first}"'),
+    ("dataset/subset.py", "part=self.part)", "part=self.part)[: self.first]"),
+)
+"""What both take: the file, what stands there once, and what shall stand there."""
+
+
+@pytest.mark.parametrize("resume", ["keeps", "changes"])
+def test_a_setting_of_our_own_and_a_choice_of_frames_are_a_declaration_a_field_and_an_effect(
+    root: Path, tmp_path: Path, resume: str
+) -> None:
+    """Flag and bounds, toolkit.toml's and a preset's key, plan.json, the dry run, and what a resume does."""
+    ours, code = Path(settings.__file__).parent, tmp_path / "code" / "toolkit"
+    shutil.copytree(ours, code, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, before, new in EDITS:
+        text = (code / name).read_text()
+        assert text.count(before) == 1, (name, before)
+        (code / name).write_text(text.replace(before, new.replace("RESUME", resume)))
+    (tmp_path / "data").symlink_to(root / "data")
+    (tmp_path / "hourly.yaml").write_text("base: smoke\nstride_of_day: 5\n")
+    result = subprocess.run(
+        [sys.executable, "-c", SETTINGS, tmp_path], cwd=code.parent, capture_output=True, text=True
+    )
+    assert result.stdout.splitlines() == [
+        "True True",
+        "2",
+        "{'stride of day': '5 (preset)'}",
+        "{'stride of day': '7 (toolkit.toml)'}",
+        "{}",
+        "3 {'train': 3, 'val': 2} {'stride of day': '3 (flag)', 'subset': 'train: the first 3 (flag)'}",
+        "True True",
+        "4"
+        if resume == "changes"
+        else " was begun with another --stride-of-day; found --stride-of-day 4; "
+        "expected --stride-of-day 3; leave --stride-of-day out, or start a new run",
+        " keeps the images that it was started with; found train: the first 4; expected train: the first 3; "
+        "leave --subset, --months, --val-months and --first out, or start a new run",
     ], result.stderr
 
 

@@ -19,6 +19,7 @@ from toolkit.runs import heartbeat, reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
 from toolkit.runs.plan import TrainingPlan, count_images, read_plan
 from toolkit.training import deciding, estimate
+from toolkit.training.choices import subsets
 from toolkit.training.options import Options
 from toolkit.workspace import Workspace
 
@@ -32,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def tiny(data: Path, place: Workspace, name: str, options: Options) -> TrainingPlan:
     """Two epochs in batches of two."""
-    return replace(plan(data, place.runs / name, batch=2, epochs=2), subsets=options.subsets())
+    return replace(plan(data, place.runs / name, batch=2, epochs=2), subsets=subsets(options))
 
 
 def test_a_run_keeps_to_its_months_before_and_after_a_stop(data: Path, place: Workspace) -> None:

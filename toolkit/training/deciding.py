@@ -13,16 +13,16 @@ import msgspec
 
 from toolkit import console, doctor, ltdv2, vocabulary, workspace
 from toolkit.dataset import index
-from toolkit.dataset.frequency import Paste
-from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError, reason
 from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
-from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, check_trackers, describe, read_plan
+from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, check_trackers, read_plan
 from toolkit.settings import Argument, Defaults, SelectBy, declared, levers
+from toolkit.training import choices
 from toolkit.training.arguments import check, check_numbers, is_settled
+from toolkit.training.choices import begun_with_another
 from toolkit.training.model import check_model
 from toolkit.training.options import CHANGEABLE, Options
 from toolkit.training.preset import DEFAULT_PRESET, Preset, configuration, load_preset, preset_name
@@ -57,10 +57,9 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
     if options.patches:
         _check_route()
     model = check_model(options.model or defaults.model or preset.model)
-    views = _views(options, model)
-    subsets = options.subsets(vocabulary.of_data(data))
-    train_on = options.splits()
-    select_by, score_every = _scored(options, data, subsets, opened)
+    own = choices.own(options, vocabulary.of_data(data))
+    own["views"] = views = _views(own.get("views"), model)
+    own |= _scored(own, data, opened)
     planned = TrainingPlan(
         data=data.absolute(),
         run=_new_run(place, options.name or defaults.name),
@@ -68,19 +67,12 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
         model=model,
         channels=_channels(options, defaults, preset, views),
         device=resolve_device(options.device or defaults.device),
-        patches=options.patches,
         arguments=arguments,
-        score_every=score_every,
-        select_by=select_by,
         saving=defaults.saving,
         restarts=defaults.restarts,
         rules=health.of(place, data),
-        subsets=subsets,
-        frequency=options.frequency(),
-        paste=Paste.parse(options.paste),
-        train_on=train_on,
-        views=views,
         trackers=_trackers(defaults.logging),
+        **own,
     )
     planned = _with_batch(planned)
     needs.refuse_at_start(planned.needs())
@@ -108,31 +100,35 @@ def _channels(options: Options, defaults: Defaults, preset: Preset, views: Views
     return views.channels
 
 
-def _scored(
-    options: Options, data: Path, subsets: Mapping[str, Subset], opened: index.Opener
-) -> tuple[SelectBy, int]:
+def _scored(own: Mapping[str, Any], data: Path, opened: index.Opener) -> dict[str, Any]:
     """What chooses best.pt, and every how many epochs the challenge's scores are taken, 0 for never.
+
+    Args:
+        own: what was said of settings of our own, by the plan's field.
+        data: folder with LTDv2's files.
+        opened: gives their index.
 
     Raises:
         ToolkitError: the images that are validated on cannot give those scores, or are trained on.
     """
-    select_by = options.select_by or "fitness"
-    score_every = options.score_every or (0 if select_by == "fitness" else 1)
+    select_by: SelectBy = own.get("select_by", "fitness")
+    score_every: int = own.get("score_every", 0 if select_by == "fitness" else 1)
+    subsets, train_on = own.get("subsets", {}), own.get("train_on", ())
     if score_every and "val" in subsets:
         raise ToolkitError(
             "the challenge's score is one of all months",
             found=f"validation on {subsets['val']} alone",
             fix="leave --score-every and --select-by out, or --val-months",
         )
-    if "val" in options.splits() and select_by != "fitness":
+    if "val" in train_on and select_by != "fitness":
         raise ToolkitError(
             "nothing is left to choose by: the validation split is trained on",
-            found=f"--select-by {select_by} with --train-on {options.train_on}",
+            found=f"--select-by {select_by} with --train-on {','.join(train_on)}",
             fix="leave --select-by out: best.pt is then that of the last epoch",
         )
     if select_by != "fitness":
         _check_selection(data, opened, select_by, score_every)
-    return select_by, score_every
+    return {"select_by": select_by, "score_every": score_every}
 
 
 def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[str, dict[str, Argument]]]:
@@ -188,6 +184,7 @@ def plan_resume(
     files = named(place.runs, options.name) if options.name else _newest_run(place.runs)
     before = read_plan(files)
     _refuse_another_run(files, before, options)
+    own = choices.again(files, before, options, vocabulary.of_data(before.data))
     changed = {key: value for key, value in options.overrides().items() if key in CHANGEABLE}
     changed |= _arguments_again(files, options.arguments, before)
     arguments = {**before.arguments, **changed}
@@ -210,6 +207,7 @@ def plan_resume(
         restarts=defaults.restarts,
         rules=health.of(place, data),
         trackers=_trackers(defaults.logging),
+        **own,
     )
     planned = _with_batch(planned)
     needs.refuse_at_start(planned.needs())
@@ -218,7 +216,11 @@ def plan_resume(
 
 def _refuse_another_run(files: RunFiles, before: TrainingPlan, options: Options) -> None:
     """Raises ToolkitError: the run has finished, or the options ask for what it was not begun with."""
-    kept = {name: option for name, option in declared(Options).items() if option.resume == "keeps"}
+    kept = {
+        name: option
+        for name, option in declared(Options).items()
+        if option.resume == "keeps" and not option.becomes
+    }
     for key, option in kept.items():
         value = getattr(options, key)
         begun = before.arguments.get(key) if option.argument else getattr(before, key)
@@ -229,39 +231,9 @@ def _refuse_another_run(files: RunFiles, before: TrainingPlan, options: Options)
         if value not in (None, begun):
             flag = "--" + key.replace("_", "-")
             known = f"{flag} {begun}" if begun else f"no {flag}"
-            raise _begun_with_another(flag, files, f"{flag} {value}", known)
+            raise begun_with_another(flag, files, f"{flag} {value}", known)
     if state_of(files) == "finished":
         raise ToolkitError(f"run {files.run.name} has finished", found=str(files.best), fix="start a new run")
-    if (wanted := options.subsets(vocabulary.of_data(before.data))) and wanted != before.subsets:
-        raise ToolkitError(
-            f"run {files.run.name} keeps the images that it was started with",
-            found=describe(wanted, before.data),
-            expected=describe(before.subsets, before.data),
-            fix="leave --subset, --months and --val-months out, or start a new run",
-        )
-    if (options.every or options.repeat) and options.frequency() != before.frequency:
-        raise ToolkitError(
-            f"run {files.run.name} shows its frames as often as it was started to",
-            found=str(options.frequency()),
-            expected=str(before.frequency),
-            fix="leave --every and --repeat out, or start a new run",
-        )
-    if options.paste and Paste.parse(options.paste) != before.paste:
-        raise _begun_with_another("--paste", files, options.paste, str(before.paste) or "none")
-    if options.train_on and options.splits() != before.train_on:
-        raise _begun_with_another("--train-on", files, options.train_on, ",".join(before.train_on))
-    if options.frames and Views.parse(options.frames) != before.views:
-        raise _begun_with_another("--frames", files, options.frames, str(before.views))
-
-
-def _begun_with_another(option: str, files: RunFiles, found: str, expected: str) -> ToolkitError:
-    """An option of a run that goes on, which must be what it was."""
-    return ToolkitError(
-        f"run {files.run.name} was begun with another {option}",
-        found=found,
-        expected=expected,
-        fix=f"leave {option} out, or start a new run",
-    )
 
 
 def _arguments_again(
@@ -272,7 +244,7 @@ def _arguments_again(
     begun = vars(configuration(before))
     for name, value in given.items():
         if name not in CHANGEABLE and value != begun[name]:
-            raise _begun_with_another(name, files, f"{name}={value}", f"{name}={begun[name]}")
+            raise begun_with_another(name, files, f"{name}={value}", f"{name}={begun[name]}")
     return {name: value for name, value in given.items() if name in CHANGEABLE}
 
 
@@ -318,13 +290,12 @@ def _check_route() -> None:
         raise ToolkitError(f"{forced.name} names no route", found=forced.value, expected=expected)
 
 
-def _views(options: Options, model: str) -> Views:
+def _views(asked: Views | None, model: str) -> Views:
     """What the channels of a sample are to show: what is asked for, else what the weights were trained with.
 
     Raises:
         ToolkitError: both, and they are not the same.
     """
-    asked = Views.parse(options.frames) if options.frames is not None else None
     if Path(model).suffix != ".pt":
         return asked or PLAIN
     from toolkit.weights import read_checkpoint, views_of

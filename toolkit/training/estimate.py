@@ -15,9 +15,9 @@ from toolkit.errors import ToolkitError
 from toolkit.machine.checks import GIB
 from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles, read_summary
-from toolkit.runs.plan import TrainingPlan, count_images, describe, read_plan
-from toolkit.settings import Defaults, TrainingOptions
-from toolkit.training import deciding
+from toolkit.runs.plan import TrainingPlan, count_images, read_plan
+from toolkit.settings import Defaults, declared
+from toolkit.training import choices, deciding
 from toolkit.training.arguments import TOPICS
 from toolkit.training.cautions import cautions
 from toolkit.training.options import CHANGEABLE, Options
@@ -92,19 +92,12 @@ class DryRun(msgspec.Struct, frozen=True):
         else:
             images = ", ".join(f"{n:,} {name}" for name, n in self.images.items())
             yield f"data         {plan.data}: {images} ({source['data']})"
-        if plan.subsets:
-            yield f"subset       {describe(plan.subsets, plan.data)} (flag)"
-        if not plan.frequency.is_plain:
-            said = dict.fromkeys(source[name] for name in ("every", "repeat") if name in source)
-            yield f"frequency    {plan.frequency} ({', '.join(said) or 'run'})"
-        if plan.paste.chances:
-            yield f"paste        {plan.paste} ({source.get('paste', 'run')})"
+        for title, words in choices.lines(plan, source).items():
+            yield f"{title:<12} {words}"
         if not plan.chooses:
             yield "train on     train and val (flag): nothing is left to choose by"
         channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"
         yield f"model        {plan.model} ({source['model']}), {channels}"
-        if not plan.views.is_plain:
-            yield f"frames       {plan.views} ({source['frames']})"
         patches = "on" if plan.patches else "off"
         yield f"device       {plan.device} ({source['device']}){ranks}, patches {patches}"
         yield f"preset       {plan.preset} ({source['preset']})"
@@ -185,12 +178,12 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
         sources |= {name: preset.sources.get(name, "preset") for name in preset.levers}
     elif given := options.arguments.keys() & set(CHANGEABLE):
         sources |= dict.fromkeys(given, "flag")
-    for name in ("data", *TrainingOptions.__struct_fields__):
-        if getattr(options, name) is not None:
+    for name in declared(Options):
+        if getattr(options, name) != getattr(Options(), name):
             sources[name] = "flag"
         elif resume:
             continue
-        elif getattr(defaults, name) is not None:
+        elif getattr(defaults, name, None) is not None:
             sources[name] = "toolkit.toml"
     others = {
         "data": "found",
@@ -198,9 +191,9 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
         "channels": "preset",
         "device": "found",
         "preset": "default",
+        "frames": "weights",
     }
     sources = {name: "run" if resume else source for name, source in others.items()} | sources
-    sources.setdefault("frames", "weights")
     sources["saving"] = "default" if defaults.saving == Defaults().saving else "toolkit.toml"
     for name in health.Rules.__struct_fields__:
         sources[f"health.{name}"] = "toolkit.toml" if name in defaults.health else "default"

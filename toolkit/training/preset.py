@@ -11,7 +11,7 @@ import yaml
 from toolkit import settings
 from toolkit.errors import ToolkitError, reason
 from toolkit.runs.plan import TrainingPlan
-from toolkit.settings import Argument, TrainingOptions, declared, hints, levers, presets
+from toolkit.settings import Argument, TrainingOptions, hints, lever_names, levers, presets
 from toolkit.training.arguments import check
 
 DEFAULT_PRESET = "thermal"
@@ -45,10 +45,9 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     arguments: dict[str, Argument] = {}
 
 
-LEVERS = tuple(name for name, option in declared(TrainingOptions).items() if option.preset)
 _File = msgspec.defstruct(
     "_File",
-    [(name, hints(TrainingOptions)[name], None) for name in LEVERS],
+    [(name, hints(TrainingOptions)[name], None) for name in lever_names()],
     bases=(_Base,),
     frozen=True,
     kw_only=True,
@@ -110,7 +109,7 @@ def _read(name: str, path: Path) -> _Base:
         raise ToolkitError(
             f"no preset {name}", expected="one of " + ", ".join(presets()) + ", or a file NAME.yaml"
         )
-    names = ", ".join(("base", "model", "channels", *LEVERS))
+    names = ", ".join(("base", "model", "channels", *lever_names()))
     expected = f"YAML with {names}, and Ultralytics' own below arguments:"
     try:
         found: Any = msgspec.convert(yaml.safe_load(path.read_bytes()), _File)
