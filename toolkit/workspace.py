@@ -313,7 +313,8 @@ class Workspace:
             base = path.with_name(f"{path.stem}-{EVALUATION}")
         marks: list[str] = [split] if split != "val" and truth is None else []
         if truth is not None and (run is not None or truth.name != ANNOTATIONS[split]):
-            marks.append(_split_of(truth, data) or truth.stem)
+            stem = f"{truth.parent.name}-{truth.stem}" if truth.stem in ANNOTATIONS else truth.stem
+            marks.append(_split_of(truth, data) or stem)
         if named and run is not None and data is not None and _other_data(run, data):
             marks.append(data.resolve().name)
         return base.with_name("-".join([base.name, *marks]))

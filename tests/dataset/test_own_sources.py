@@ -25,10 +25,11 @@ from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.own import folder as own_folder
 from toolkit.dataset.own import origin
 from toolkit.dataset.own.reading import read
-from toolkit.dataset.own.writing import bring, is_source, no_source
+from toolkit.dataset.own.writing import bring, is_source, no_source, place_for
 from toolkit.dataset.prepare import prepare
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.truth import GroundTruth, answers_of
+from toolkit.workspace import Workspace
 
 SIZE = (24, 16)
 
@@ -438,3 +439,56 @@ def test_a_folder_in_a_folder_is_the_source_as_in_an_archive(tmp_path: Path) -> 
     said = no_source(tmp_path / "a", "--by").line()
     assert "found c17/set/annotations/train.json further down" in said
     assert said.endswith(f"name that: {tmp_path}/a/c17/set")
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("images", "images"), ("images", "some.txt"), ("some.txt", "images")]
+)
+def test_a_validation_split_of_training_images_is_refused(tmp_path: Path, train: str, val: str) -> None:
+    made = labelled(tmp_path / "s", 3)
+    path = yolo(tmp_path / "s", train=train, val=val)
+    (tmp_path / "s" / "some.txt").write_text(f"{made[0]}\n")
+    with pytest.raises(
+        ToolkitError,
+        match=r"split of .* is in its .*(leave val out of the source|give each image to one split)",
+    ):
+        bring(path, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_source_below_data_is_prepared_beside_itself(tmp_path: Path) -> None:
+    labelled(tmp_path / "data" / "s", 3)
+    path = yolo(tmp_path / "data" / "s", train="images")
+    for source in (path, path.parent):
+        assert place_for(source, tmp_path / "data") == tmp_path / "data" / "s-prepared"
+        assert place_for(source, tmp_path / "work") == tmp_path / "work" / "s"
+    assert place_for(tmp_path / "data" / "s.zip", tmp_path / "data") == tmp_path / "data" / "s"
+    prepared(path, place_for(path, tmp_path / "data"))
+    said = no_source(tmp_path / "data" / "s-prepared", "--by").line()
+    assert f"toolkit dataset prepare {path} --out {tmp_path}/data/s-prepared --by ..." in said
+
+
+def test_one_part_by_default_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelled(tmp_path / "s", 3)
+    path = yolo(tmp_path / "s", train="images")
+    bring(path, tmp_path / "one")
+    assert "one part: neither dates nor folders differ; --by" in capsys.readouterr().err
+    bring(path, tmp_path / "two", by="name:2")
+    assert "one part" not in capsys.readouterr().err
+
+
+def test_another_truth_is_never_scored_into_the_folder_of_a_split(tmp_path: Path) -> None:
+    place, found = Workspace(tmp_path), tmp_path / "predictions.json"
+    (tmp_path / "runs" / "r" / "weights").mkdir(parents=True)
+    run = tmp_path / "runs" / "r" / "predictions-test.json"
+    for path in (found, run):
+        folders = {
+            place.evaluation(path, split, None, truth)
+            for split in ("val", "test")
+            for truth in (None, *(Path("annotations") / f"{name}.json" for name in ("train", "val", "test")))
+        }
+        assert {folder.name.partition("evaluation")[2] for folder in folders} == {
+            "",
+            "-test",
+            *(f"-annotations-{name}" for name in ("train", "val", "test")),
+        }

@@ -123,7 +123,7 @@ def prepare(
 
     flags = {"--out": out, "--by": by, "--classes": classes, "--replace": replace}
     if own.is_source(folder):
-        target = out or workspace.current().root / "data" / own.name_of(folder)
+        target = out or own.place_for(folder, workspace.current().root / "data")
         own.bring(folder, target, by=by, classes=classes, val=val_part, replace_other=replace)
         folder = target
     elif named := [f for f, value in flags.items() if value]:

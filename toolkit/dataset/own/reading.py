@@ -102,11 +102,29 @@ def read(source: Path) -> Dataset:
             found=f"{found.lost:,} that are listed, and no file of theirs below {found.root}",
             expected="the images beside their annotations",
         )
+    _refuse_repeated_split(source, found.images)
     if found.lost:
-        console.warn(f"{found.lost:,} images of {source} are listed and no pictures are there: left out")
+        console.warn(f"{found.lost:,} images of {source} are missing or no pictures: left out")
     if found.crowds:
         console.warn(f"{found.crowds:,} boxes of {source} mark crowds (iscrowd): left out")
     return found
+
+
+def _refuse_repeated_split(source: Path, images: list[Image]) -> None:
+    """Refuse a split that is another one again; single images that are in two are told by the cross-check."""
+    of_split = {split: {image.name for image in images if image.split == split} for split in SPLITS}
+    for split in reversed(SPLITS):
+        names = of_split[split]
+        others = (other for other in of_split if other != split and names and names <= of_split[other])
+        if (other := next(others, None)) is not None:
+            raise ToolkitError(
+                f"the {split} split of {source} is in its {other} split",
+                found=f"all of its {len(names):,} images there too",
+                expected="images of its own: scores on those of the training say nothing",
+                fix="give each image to one split"
+                if split == "train"
+                else f"leave {split} out of the source; without val, whole clips of train are chosen for it",
+            )
 
 
 def _data_yaml(folder: Path) -> Path | None:

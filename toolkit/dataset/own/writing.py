@@ -52,6 +52,14 @@ def no_source(place: Path, flag: str) -> ToolkitError:
             f"no dataset {place}", expected="a data.yaml, a COCO file, a folder or a zip archive"
         )
     if any((place / name).exists() for name in ANNOTATIONS.values()) or folder_below(place):
+        made_of = origin.read(place)
+        if made_of is not None:
+            return ToolkitError(
+                f"{flag} is for a source",
+                found=f"{place}, which was prepared from one",
+                fix=f"name the source: toolkit dataset prepare {quote(made_of.source)} "
+                f"--out {quote(str(place))} {flag} ...",
+            )
         words = f"LTDv2's files, or data that is prepared, in {place}"
         return ToolkitError(f"{flag} is for other data", found=words, fix=f"leave {flag} out")
     deeper = [each for pattern in ("data.y*ml", "*.json") for each in sorted(place.rglob(pattern))]
@@ -78,6 +86,15 @@ def name_of(path: Path) -> str:
     plain = whole.is_dir() or whole.suffix.lower() == ".zip"
     parent = whole.parent.parent if whole.parent.name == "annotations" else whole.parent
     return whole.stem if plain else parent.name or whole.stem
+
+
+def place_for(source: Path, folder: Path) -> Path:
+    """Where a source goes by default: ``folder``/NAME, or NAME-prepared where that is the source's own."""
+    place = folder / name_of(source)
+    root = source if source.is_dir() else source.absolute().parent
+    whole = place.resolve()
+    inside = whole == root.resolve() or (not source.is_dir() and root.resolve().is_relative_to(whole))
+    return place.with_name(f"{place.name}-prepared") if inside else place
 
 
 def bring(
@@ -124,6 +141,8 @@ def bring(
     codes = {name: number for number, name in enumerate(partition.order(parts), 1)}
     if any(image.split == "val" for image in found.images):
         wanted = msgspec.structs.replace(wanted, val=0)
+    if len(codes) == 1 and by is None:
+        console.note("one part: neither dates nor folders differ; --by tells parts by something else")
     words = Vocabulary(names, codes, way, str(source))
     files = {vocabulary.FILE: origin.encode(words, msgspec.structs.replace(wanted, top=found.top))}
     for split, content in _annotations(found.images, parts, names, becomes, val):
