@@ -57,9 +57,7 @@ def values(place: Workspace, data: Path | None = None) -> list[Value]:
     Raises:
         ToolkitError: a file is no TOML, or has a key, a type or a value that is not possible.
     """
-    named = os.environ.get("TOOLKIT_DATA") or place.defaults().data
-    if data is None and named and (place.root / named).is_dir():  # which no name with a zero byte is
-        data = place.root / named
+    data = data_of(place, data)
     merged = place.defaults(data)
     set_by: dict[str, str] = {}
     for path in place.settings_files(data):
@@ -73,6 +71,14 @@ def values(place: Workspace, data: Path | None = None) -> list[Value]:
     }
     found = [Value(key, value, set_by.get(key, DEFAULT)) for key, value in _flat(tables)]
     return found + [_variable(name) for name in VARIABLES]
+
+
+def data_of(place: Workspace, data: Path | None = None) -> Path | None:
+    """The folder whose toolkit.toml counts: the named one, else what toolkit.toml or a variable says."""
+    named = os.environ.get("TOOLKIT_DATA") or place.defaults().data
+    if data is None and named and (place.root / named).is_dir():  # which no name with a zero byte is
+        return place.root / named
+    return data
 
 
 def _variable(name: str) -> Value:

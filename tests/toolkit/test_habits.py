@@ -93,6 +93,31 @@ def test_every_setting_has_its_value_and_its_source(
     assert (merged.batch, merged.epochs, merged.seed, merged.preset) == (8, 9, 5, "smoke")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[arguments]\nlr = 0.1\n", "no training argument lr"),
+        ("[arguments]\nlr0 = 'high'\n", "lr0 cannot be 'high'"),
+        ("[arguments]\nmosaic = -1.0\n", "mosaic"),
+        ("[arguments]\nresume = true\n", "resume in"),
+        ("[arguments]\nepochs = 0\n", "epochs"),
+        ("epochs = 3\n[arguments]\nepochs = 4\n", "epochs is given twice"),
+        ("[logging]\nwandbb = true\n", r"no \[logging\] to wandbb"),
+    ],
+)
+def test_config_refuses_what_a_training_would_in_its_words(
+    workspace: Path, toolkit: Command, text: str, said: str
+) -> None:
+    write_sample(workspace / "data", train=1, val=1, test=1, seed=0)
+    (workspace / "toolkit.toml").write_text(text)
+    shown = toolkit("config")
+    trained = toolkit("train", "--dry-run")
+    assert (shown.status, trained.status) == (1, 1)
+    assert re.search(said, shown.err), shown.err
+    without = f"; found {workspace / 'toolkit.toml'}"  # config knows the file of [logging] as well
+    assert shown.err.replace(without, "") == trained.err.replace(without, "")
+
+
 @pytest.mark.parametrize("home", ["", "relative"])
 def test_a_config_home_that_is_no_place_counts_for_nothing(
     monkeypatch: pytest.MonkeyPatch, home: str

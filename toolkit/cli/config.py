@@ -25,6 +25,11 @@ def config(
 
     place = workspace.current()
     values = configuration.values(place, data)
+    given = place.defaults(configuration.data_of(place, data))
+    if given.arguments:  # here: Ultralytics, which knows their names, takes seconds to import
+        from toolkit.training.arguments import check_settings
+
+        check_settings(given)
     if json:
         console.print_json({value.key: {"value": value.value, "source": value.source} for value in values})
         return

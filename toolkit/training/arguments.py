@@ -14,6 +14,9 @@ from toolkit.errors import ToolkitError
 from toolkit.settings import Argument
 from toolkit.training.model import check_model
 
+TABLE = "[arguments] of toolkit.toml"
+"""Where a person may have given them, for a message."""
+
 TOPICS = {
     "schedule": "epochs time patience batch nbs imgsz rect multi_scale fraction close_mosaic",
     "optimiser": "optimizer lr0 lrf cos_lr momentum weight_decay warmup_epochs warmup_momentum "
@@ -90,6 +93,31 @@ def check(arguments: Mapping[str, Argument], source: str) -> None:
     for name, value in arguments.items():
         _check_name(name, source)
         _check_value(name, value, source)
+
+
+def check_layer(words: Mapping[str, Argument], named: Mapping[str, Argument], source: str) -> None:
+    """:func:`check`, and that none of ``words`` is among ``named``, which the same place gives as options.
+
+    Raises:
+        ToolkitError: as :func:`check`; one is given twice.
+    """
+    check(words, source)
+    if twice := sorted(words.keys() & named.keys()):
+        raise ToolkitError(
+            f"{twice[0]} is given twice",
+            found=f"{named[twice[0]]} and {words[twice[0]]} ({source})",
+            fix="leave one of them out",
+        )
+
+
+def check_settings(defaults: settings.Defaults) -> None:
+    """What a training would refuse of ``[arguments]`` in toolkit.toml.
+
+    Raises:
+        ToolkitError: see :func:`check_layer` and :func:`check_numbers`.
+    """
+    check_layer(defaults.arguments, defaults.overrides(), TABLE)
+    check_numbers(defaults.arguments, TABLE)
 
 
 def in_training() -> list[str]:

@@ -21,7 +21,7 @@ from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_num
 from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, check_trackers, read_plan
 from toolkit.settings import Argument, Defaults, SelectBy, declared, levers
 from toolkit.training import choices
-from toolkit.training.arguments import check, check_numbers, is_settled
+from toolkit.training.arguments import check, check_layer, check_numbers, check_settings, is_settled
 from toolkit.training.choices import begun_with_another
 from toolkit.training.model import check_model
 from toolkit.training.options import CHANGEABLE, Options
@@ -142,20 +142,10 @@ def layers(options: Options, defaults: Defaults, preset: Preset) -> list[tuple[s
         sizes = (options.imgsz, defaults.imgsz, preset.arguments.get("imgsz"))
         side = next((int(size) for size in sizes if isinstance(size, int)), 640)
         given.append(("doctor", dict(doctor.fitting(side))))
-    for source, words, numbers in (
-        ("toolkit.toml", defaults.arguments, defaults),
-        ("flag", options.arguments, options),
-    ):
-        where = "[arguments] of toolkit.toml" if source == "toolkit.toml" else "what was typed"
-        check(words, where)
-        named = numbers.overrides()
-        if twice := sorted(words.keys() & named.keys()):
-            raise ToolkitError(
-                f"{twice[0]} is given twice",
-                found=f"{named[twice[0]]} and {words[twice[0]]} ({where})",
-                fix="leave one of them out",
-            )
-        given.append((source, {**named, **words}))
+    check_settings(defaults)
+    check_layer(options.arguments, options.overrides(), "what was typed")
+    given.append(("toolkit.toml", {**defaults.overrides(), **defaults.arguments}))
+    given.append(("flag", {**options.overrides(), **options.arguments}))
     return given
 
 
