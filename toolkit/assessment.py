@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from toolkit.weights import Detector
 
 
+PREDICTIONS = "predictions.json"
+"""What weights found, beside their scores."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is scored, against what, and where the result goes.
@@ -185,13 +189,8 @@ def assess(
         origin = provenance.origin_of(path)
         check_overlap(detections, truth.image_ids, str(path), str(answers))
     else:
-        from toolkit import prediction  # here: predictions are scored without PyTorch
-
         truth, index = GroundTruth.read(answers, wanted.data), opened(wanted)
-        detections = prediction.predict(wanted.detector, index, wanted.split, options_of(wanted, fields))
-        written = wanted.folder / "predictions.json"
-        detections.write(written)
-        origin = provenance.record(written, wanted.split, path.name, provenance.sha256(path))
+        detections, origin = _predicted(wanted, index, fields)
     if len(detections.scores) > MANY:
         console.note(f"scoring {len(detections.scores):,} detections in {len(truth):,} images")
     scores = score(truth, detections, engine=engine, strict=strict, source=str(path))
@@ -204,6 +203,45 @@ def assess(
         hashes = origin.weights_sha256, provenance.sha256(answers)
         provenance.record(wanted.folder / "scores.json", wanted.split, origin.weights, *hashes)
     return Assessment(truth, detections, scores, index)
+
+
+def _predicted(
+    wanted: Task, index: DatasetIndex, fields: Mapping[str, Any]
+) -> tuple[Detections, provenance.Origin]:
+    """What the weights find, written with its origin."""
+    from toolkit import prediction  # here: predictions are scored without PyTorch
+
+    assert wanted.detector is not None
+    detections = prediction.predict(wanted.detector, index, wanted.split, options_of(wanted, fields))
+    written = wanted.folder / PREDICTIONS
+    detections.write(written)
+    path = wanted.path
+    return detections, provenance.record(written, wanted.split, path.name, provenance.sha256(path))
+
+
+def predictions_of(place: Workspace, name: str, split: SplitName, data: Path | None = None) -> Path:
+    """A file of predictions by its name, or a run's newest; of weights those that they made, now if need be.
+
+    Args:
+        place: finds runs, weights and data.
+        name: predictions, a run, or weights (``.pt``).
+        split: that is predicted.
+        data: for weights: the folder of the data; None: their run's, or the workspace's.
+
+    Raises:
+        ToolkitError: see :meth:`Workspace.predictions`, :func:`task` and :func:`toolkit.prediction.predict`.
+    """
+    if Path(name).suffix != ".pt":
+        return place.predictions(name, split)
+    wanted = task(place, name, split, data=data)
+    written = wanted.folder / PREDICTIONS
+    origin = provenance.origin_of(written)
+    made = origin is not None and (origin.split, origin.weights_sha256)
+    if made != (split, provenance.sha256(wanted.path)):
+        checks.writable(wanted.folder)
+        console.note(f"predicting split {split} of {wanted.data} with {wanted.path}, for {written}")
+        _predicted(wanted, opened(wanted), {})
+    return written
 
 
 def opened(wanted: Task) -> DatasetIndex:

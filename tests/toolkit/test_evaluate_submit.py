@@ -14,8 +14,9 @@ import pytest
 from codabench_server import TOKEN, Server
 from command import Command
 
-from submission import templates
-from toolkit import provenance
+from submission import Detections, templates
+from toolkit import assessment, prediction, provenance
+from toolkit.weights import Detector
 from toolkit.workspace import Workspace
 
 VAL = templates.template("development")[:6].tolist()
@@ -236,6 +237,31 @@ def test_compare_as_json_has_the_exact_scores_of_both(sample: Path, toolkit: Com
     difference = numbers["differences"]["global_map_50"]
     assert difference["a"] == 1.0
     assert difference["low"] <= difference["b"] - difference["a"] <= difference["high"] <= 0
+
+
+def test_compare_predicts_with_weights_once(
+    sample: Path, toolkit: Command, worse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def predict(_: object, __: object, split: str, options: object) -> Detections:
+        asked.append(split)
+        return Detections.read(worse)
+
+    monkeypatch.setattr(Detector, "read", lambda path, classes: object())
+    monkeypatch.setattr(assessment, "opened", lambda wanted: None)
+    monkeypatch.setattr(prediction, "predict", predict)
+    run = sample / "runs/first"
+    soup = run / "soup.pt"
+    for content, times in ((b"one", 1), (b"one", 1), (b"another", 2)):
+        soup.write_bytes(content)
+        result = toolkit("compare", "first", soup, "--json")
+        assert result.status == 0, result.err
+        assert asked == ["val"] * times
+        assert json.loads(result.out)["differences"]["global_map_50"]["a"] == 1.0
+    assert provenance.origin_of(run / "evaluation-soup/predictions.json") is not None
+    assert not (run / "evaluation").exists()
+    assert toolkit("compare", "first", "nothing.pt").status == 1
 
 
 def test_compare_needs_to_know_the_clips(sample: Path, toolkit: Command, worse: Path) -> None:

@@ -16,7 +16,7 @@ def compare(
         str,
         typer.Argument(
             metavar="A",
-            help="A run's folder or name, or predictions.",
+            help="A run's folder or name, predictions, or weights, which predict first.",
             autocompletion=completion.compared,
         ),
     ],
@@ -37,18 +37,19 @@ def compare(
     The interval comes from resampling clips, because frames of one clip are not independent.
 
     Example: [bold]toolkit compare runs/first runs/second[/bold]
+    Example: [bold]toolkit compare first soup.pt[/bold]
     Example: [bold]toolkit compare a.json b.json --truth Valid.json[/bold]
     """
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
-    from toolkit import console, ltdv2, workspace
+    from toolkit import assessment, console, ltdv2, workspace
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context, first_context
     from toolkit.evaluation.table import class_difference_table, difference_table
     from toolkit.evaluation.truth import GroundTruth, answers_of
 
     place = workspace.current()
-    paths = [place.predictions(name, split) for name in (a, b)]
+    paths = [assessment.predictions_of(place, name, split, data) for name in (a, b)]
     both = [Detections.read(path) for path in paths]
     known = place.data_of(paths[0], data) if truth is None else place.known_data(paths[0], data)[0]
     answers = truth or answers_of(known or place.data_dir(), split)

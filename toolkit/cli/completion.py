@@ -32,8 +32,8 @@ def predictions(incomplete: str) -> list[str]:
 
 
 def compared(incomplete: str) -> list[str]:
-    """Runs, and files of predictions."""
-    return [*runs(incomplete), *_paths(incomplete, (".json",))]
+    """Runs, files of predictions, and weights."""
+    return [*runs(incomplete), *_paths(incomplete, (".json", ".pt"))]
 
 
 def found(incomplete: str) -> list[str]:
@@ -57,7 +57,7 @@ def _of_runs(pattern: str, incomplete: str) -> list[str]:
     from toolkit import workspace
 
     here, folder = Path.cwd(), workspace.current().runs
-    found = sorted([*folder.glob(f"*/{pattern}"), *folder.glob(f"*/evaluation/{pattern}")])
+    found = sorted([*folder.glob(f"*/{pattern}"), *folder.glob(f"*/{workspace.EVALUATION}/{pattern}")])
     names = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in found]
     return [name for name in names if name.startswith(incomplete)]
 
