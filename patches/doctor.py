@@ -22,7 +22,7 @@ from typing import Any
 
 from . import __version__, cache, findings, install, runtime, startup, variables
 from .convolution import selftest
-from .convolution.registry import NAMES, PACKAGES, ROUTES
+from .convolution.registry import NAMES, OWN, serving
 from .environment import KFD_NODES, amd_architectures
 from .findings import Finding, Verdict
 from .runtime import Runtime
@@ -114,7 +114,7 @@ def examine(
 
 def _try_all(found: Runtime, device: str, dtypes: Sequence[str], timeout: float) -> Iterator[Tried]:
     """All routes of one dtype at once: each test is a process that mostly waits."""
-    names = [each.name for each in ROUTES if device in each.devices and each.there(found)]
+    names = serving(device, found)
     for dtype in dtypes:
         with ThreadPoolExecutor(len(names)) as pool:
             for result in pool.map(lambda name: selftest.run(name, device, dtype, timeout), names):  # noqa: B023 - awaited inside
@@ -139,14 +139,13 @@ def diagnose(
         copies: folders of other versions of this package that are on the path, and their versions.
         kept: bytes in the cache folder.
     """
-    own = {each.name for each in ROUTES if each.own}
-    covered = any(each.outcome == "passed" and each.route not in own for each in tried)
+    covered = any(each.outcome == "passed" and each.route not in OWN for each in tried)
     line = _install_line(cards, nvidia, found)
     said = [
         *_card(cards, nvidia, found),
         *([findings.architecture(cards, found, switches)] if cards else []),
         _torch(found, line),
-        *_packages(cards, found),
+        *findings.packages(found, bool(cards or found.devices)),
         *findings.buffer_operations(cards, switches),
         *findings.vendor_library(cards, found, switches, covered),
         *_switches(switches),
@@ -194,19 +193,8 @@ def _torch(found: Runtime, line: str) -> Finding:
         return Finding("torch", Verdict.FAILS, found.error, advice)
     if found.error or not found.torch:
         return Finding("torch", Verdict.FAILS, found.error or "missing", line)
-    built = f"HIP {found.hip}" if found.hip else f"CUDA {found.cuda}" if found.cuda else "the CPU"
-    return Finding(
-        "torch", Verdict.LIMITS if line else Verdict.FINE, f"{found.torch} built for {built}", line
-    )
-
-
-def _packages(cards: Sequence[str], found: Runtime) -> Iterator[Finding]:
-    for name in PACKAGES:
-        version: str = getattr(found, name)
-        if version:
-            yield Finding(name, Verdict.FINE, version)
-        elif cards or found.devices:
-            yield Finding(name, Verdict.LIMITS, "missing", findings.WITHOUT_PACKAGE)
+    words = f"{found.torch} built for {findings.built_for(found)}"
+    return Finding("torch", Verdict.LIMITS if line else Verdict.FINE, words, line)
 
 
 def _switches(switches: Mapping[str, str]) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from .convolution.registry import PACKAGES
 from .runtime import Runtime
 
 OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"
@@ -20,10 +21,6 @@ VISIBILITY = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVIC
 
 NO_BUFFER_STORES = frozenset({"gfx1010", "gfx1011", "gfx1012"})
 """Architectures on which Triton's buffer operations write nothing and report success."""
-
-
-WITHOUT_PACKAGE = "convolutions go by the gemm route"
-"""What it means that a package is missing which some route imports."""
 
 
 class Verdict(IntEnum):
@@ -47,6 +44,21 @@ class Finding:
     verdict: Verdict
     found: str
     advice: str = ""
+
+
+def built_for(runtime: Runtime) -> str:
+    """What this PyTorch was built for."""
+    return f"HIP {runtime.hip}" if runtime.hip else f"CUDA {runtime.cuda}" if runtime.cuda else "the CPU"
+
+
+def packages(runtime: Runtime, needed: bool) -> Iterator[Finding]:
+    """A row for each package that some route imports; ``needed``: whether there is a card for that route."""
+    for name in PACKAGES:
+        version: str = getattr(runtime, name)
+        if needed and not version:
+            yield Finding(name, Verdict.LIMITS, "missing", "convolutions go by the gemm route")
+        else:
+            yield Finding(name, Verdict.FINE, version or "missing, and not needed")
 
 
 def override_name(value: str) -> str:

@@ -17,11 +17,12 @@ import msgspec
 from patches.convolution import registry, selftest
 from patches.findings import (
     VISIBILITY,
-    WITHOUT_PACKAGE,
     Finding,
     Verdict,
     architecture,
     buffer_operations,
+    built_for,
+    packages,
     vendor_library,
 )
 from patches.runtime import Runtime, ask
@@ -38,9 +39,6 @@ ROUTES = registry.NAMES
 
 CPU_ROUTES = tuple(route.name for route in registry.ROUTES if "cpu" in route.devices)
 """Those that are tried without a GPU: no vendor library is called there, and Triton's kernels need one."""
-
-VENDOR_ROUTES = frozenset(route.name for route in registry.ROUTES if route.own)
-"""Those of them that are PyTorch's own kernels, with the vendor library and without."""
 
 MODEL_BYTES, IMAGE_BYTES = GIB // 4, GIB // 5
 """GPU memory of a YOLOv8n training step at 640 px in fp32, vendor library off: a constant and a part for each
@@ -122,9 +120,8 @@ def examine(
         runtime = asked.result()
         if not runtime.devices:
             return diagnose(found, runtime, [test.result() for test in on_cpu], imgsz)
-    routes = [kind.name for kind in registry.ROUTES if kind.there(runtime)]
     device = f"cuda:{_default(found, runtime)}"
-    tried = [_try(route, device, timeout) for route in routes]
+    tried = [_try(route, device, timeout) for route in registry.serving("cuda", runtime)]
     return diagnose(found, runtime, [test for test in tried if test.reason != selftest.NOT_MEANT], imgsz)
 
 
@@ -149,7 +146,7 @@ def _try(route: str, device: str, timeout: float) -> SelfTest:
 def diagnose(found: Machine, runtime: Runtime, self_tests: Sequence[SelfTest], imgsz: int = 640) -> Report:
     """Draw the conclusions from what was found; ``imgsz`` is the side of the training images, pixels."""
     recommendation = _recommend(found, runtime, self_tests, imgsz)
-    covered = any(test.passed and test.route not in VENDOR_ROUTES for test in self_tests)
+    covered = any(test.passed and test.route not in registry.OWN for test in self_tests)
     findings = (
         *_cards(found, runtime),
         *checks.permissions(found),
@@ -239,8 +236,7 @@ def _software(found: Machine, runtime: Runtime) -> list[Finding]:
         return [*findings, Finding("torch", Verdict.FAILS, runtime.error, "make setup, or use a container")]
     if not runtime.torch:
         return [*findings, Finding("torch", Verdict.LIMITS, "not recorded")]
-    built = f"HIP {runtime.hip}" if runtime.hip else f"CUDA {runtime.cuda}" if runtime.cuda else "the CPU"
-    words = f"{runtime.torch} built for {built}, torchvision {runtime.torchvision or 'missing'}"
+    words = f"{runtime.torch} built for {built_for(runtime)}, torchvision {runtime.torchvision or 'missing'}"
     verdict, advice = Verdict.FINE, ""
     if found.visible and not runtime.hip:
         verdict, advice = Verdict.LIMITS, "this torch cannot use the card: use the container profile below"
@@ -249,12 +245,7 @@ def _software(found: Machine, runtime: Runtime) -> list[Finding]:
     elif not runtime.torchvision:
         verdict, advice = Verdict.FAILS, "install the torchvision that belongs to this torch"
     findings.append(Finding("torch", verdict, words, advice))
-    for name in registry.PACKAGES:
-        version: str = getattr(runtime, name)
-        if found.visible and not version:
-            findings.append(Finding(name, Verdict.LIMITS, "missing", WITHOUT_PACKAGE))
-        else:
-            findings.append(Finding(name, Verdict.FINE, version or "missing, and not needed"))
+    findings += packages(runtime, bool(found.visible or runtime.devices))
     return [*findings, *buffer_operations(_true(found), found.surroundings.environment)]
 
 

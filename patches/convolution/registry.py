@@ -15,7 +15,6 @@ class RouteKind:
 
     Attributes:
         name: as in a flag.
-        does: what it does, in a few words.
         devices: where it can serve.
         own: whether it is PyTorch's own kernels, with or without the vendor's library.
         package: the import that it needs beside torch; "" for none. Where that is missing the route is left
@@ -24,7 +23,6 @@ class RouteKind:
     """
 
     name: str
-    does: str
     devices: tuple[str, ...] = ("cuda", "cpu")
     own: bool = False
     package: str = ""
@@ -35,14 +33,22 @@ class RouteKind:
 
 
 ROUTES = (
-    RouteKind("native", "PyTorch's own kernels", own=True),
-    RouteKind("library", "the same with cuDNN or MIOpen", devices=("cuda",), own=True),
-    RouteKind("gemm", "columns and a product"),
-    RouteKind("triton", "fused kernels", devices=("cuda",), package="triton"),
-    RouteKind("winograd", "the same, 3 x 3 with fewer products", devices=("cuda",), package="triton"),
+    RouteKind("native", own=True),
+    RouteKind("library", devices=("cuda",), own=True),
+    RouteKind("gemm"),
+    RouteKind("triton", devices=("cuda",), package="triton"),
+    RouteKind("winograd", devices=("cuda",), package="triton"),
 )
 
 NAMES = tuple(route.name for route in ROUTES)
 
+OWN = frozenset(route.name for route in ROUTES if route.own)
+"""Those of them that are PyTorch's own kernels, with the vendor's library and without."""
+
 PACKAGES = tuple(dict.fromkeys(route.package for route in ROUTES if route.package))
 """What routes import beside torch."""
+
+
+def serving(device: str, found: Runtime) -> list[str]:
+    """Names of the routes that can serve on a device, "cuda" or "cpu", with the packages that are there."""
+    return [route.name for route in ROUTES if device in route.devices and route.there(found)]

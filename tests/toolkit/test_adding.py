@@ -139,7 +139,7 @@ for other in (Options(stride_of_day=4), Options(first=4)):
 """
 
 # A route as somebody adds it: its entry, its branch, and what is asked of both doctors and of the plan then.
-ENTRY = '    RouteKind("sums", "einsum", devices=("cuda",), package="numpy"),\n'
+ENTRY = '    RouteKind("sums", devices=("cuda",), package="numpy"),\n'
 BRANCH = '    if name == "sums":\n        return Native(library=False)\n'
 ASKED = """
 import torch

@@ -20,7 +20,6 @@ from patches.convolution.problem import ConvProblem
 from toolkit.errors import ToolkitError
 
 COSTS = Path(__file__).parent / "amd_costs.json"
-BOUNDS = ("arithmetic", "LDS", "cache", "memory", "latency")
 ROUTES = ("triton", "winograd")
 CHAIN_END = 0.3
 """What it takes ``winograd_gather`` to add the products of a chain to four outputs, in steps of its loop: a
