@@ -203,14 +203,20 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = read(results, options.minutes)
     wanted = missing(options, rows)
+    longest = max((needed(options.minutes, names, rows) for _, _, names in wanted), default=0.0)
+    if longest > options.call and not options.table:
+        parser.error(
+            f"a training takes {longest:.0f} minutes, --call has {options.call:g}: name fewer --levers"
+        )
     if options.plan:
         print(plan_of_calls(wanted, options, rows))
         return
     outcomes: dict[str, str] = {}
     if not options.table:
-        ends = time.monotonic() + 60 * (options.call - needed(options.minutes, rows))
+        ends = time.monotonic() + 60 * options.call
+        latest = [ends - 60 * needed(options.minutes, names, rows) for _, _, names in wanted]
         with ThreadPoolExecutor(options.jobs) as pool:
-            outcomes = dict(pool.map(lambda job: run(options, ends, *job), wanted))
+            outcomes = dict(pool.map(lambda begin, job: run(options, begin, *job), latest, wanted))
     for data in options.data:
         print(f"\n{data}, {options.minutes:g} minutes each, {options.seeds} seeds\n")
         print(table(read(results, options.minutes), data))
@@ -222,27 +228,32 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def needed(minutes: float, rows: Sequence[dict[str, Any]]) -> float:
-    """Minutes of a training with all that belongs to it: the longest so far, or what is to be expected."""
-    return max((row["took"] for row in rows if "took" in row), default=minutes * (1 + BESIDE))
+def needed(minutes: float, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> float:
+    """Minutes of a training and of scoring its levers: the longest so far, or what is to be expected."""
+    first, further = (
+        max((row["took"] for row in rows if row.get("trained") is trained), default=minutes * expected)
+        for trained, expected in ((True, 1 + BESIDE), (False, BESIDE / 2))
+    )
+    return float(first + (len(names) - 1) * further)
 
 
 def plan_of_calls(
     wanted: Sequence[tuple[Path, int, list[str]]], options: argparse.Namespace, rows: Sequence[dict[str, Any]]
 ) -> str:
     """What is missing, a line a training, below the call that will do it."""
-    each = needed(options.minutes, rows)
-    rounds = math.ceil(len(wanted) / options.jobs)
-    in_a_call = max(1, math.floor(options.call / each)) if options.call < math.inf else rounds
-    lines = [
-        f"{len(wanted)} trainings are missing: {rounds} rounds of {options.jobs}, {each:.1f} minutes each, "
-        f"{rounds * each:.0f} minutes in all"
-    ]
-    for number, (data, seed, names) in enumerate(wanted):
-        if number % (in_a_call * options.jobs) == 0:
-            lines.append(f"call {number // (in_a_call * options.jobs) + 1}")
-        lines.append(f"  {data.name}, seed {seed}: {'; '.join(names)}")
-    return "\n".join(lines)
+    call, ends, lines = 0, [math.inf], [f"{len(wanted)} trainings are missing"]
+    last = 0.0
+    for data, seed, names in wanted:
+        each = needed(options.minutes, names, rows)
+        if min(ends) + each > options.call and min(ends) > 0:
+            call, ends = call + 1, [0.0] * options.jobs
+            lines.append(f"call {call}")
+        ends[ends.index(min(ends))] += each
+        last = max(ends)
+        lines.append(f"  {data.name}, seed {seed}, {each:.0f} minutes: {'; '.join(names)}")
+    return "\n".join(
+        [*lines, f"{call} calls of {options.jobs} at once; the last one takes {last:.0f} minutes"]
+    )
 
 
 def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list[tuple[Path, int, list[str]]]:
@@ -257,10 +268,12 @@ def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list
     return [(data, seed, names) for (data, seed, _), names in jobs.items()]
 
 
-def run(options: argparse.Namespace, ends: float, data: Path, seed: int, names: list[str]) -> tuple[str, str]:
+def run(
+    options: argparse.Namespace, latest: float, data: Path, seed: int, names: list[str]
+) -> tuple[str, str]:
     """One training in a process of its own, its words in a log; left where it is too late."""
     label = f"{data.name} {names[0]} {seed}"
-    if time.monotonic() > ends:
+    if time.monotonic() > latest:
         return label, "left"
     job = json.dumps([seed, names])
     command = [sys.executable, __file__, str(data), "--one", job, "--out", options.out]
@@ -291,6 +304,7 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
             continue
         row = {"data": data.name, "lever": name, "seed": seed, "epochs": epochs, "minutes": options.minutes}
         row |= {"device": device_name(options.device), "took": (time.monotonic() - begun) / 60}
+        row["trained"], begun = name == names[0], time.monotonic()
         row |= numbers(truth, found)
         with (options.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

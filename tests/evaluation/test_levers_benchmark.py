@@ -123,7 +123,10 @@ def test_a_table_may_take_several_calls(
         clock[0] += 6 * 60
         told = {"data": "a", "seed": seed, "epochs": 3, "minutes": 4.0, "bal": 0.2, "took": 6.0, "CoV": 0.1}
         with (tmp_path / "results.jsonl").open("a") as file:
-            file.writelines(json.dumps({**told, "lever": name}) + "\n" for name in names)
+            rows = [{**told, "lever": name, "trained": name == names[0]} for name in names]
+            file.writelines(
+                json.dumps({**row, "took": 6.0 if row["trained"] else 1.0}) + "\n" for row in rows
+            )
         return argparse.Namespace(returncode=0)
 
     monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
@@ -144,15 +147,21 @@ def test_a_table_may_take_several_calls(
     monkeypatch.setattr(sys, "argv", [*words, "AdamW", "640 px", "--plan"])
     bench.main()
     plan = capsys.readouterr().out
-    assert "6 trainings are missing: 6 rounds of 1, 6.0 minutes each, 36 minutes in all\ncall 1\n" in plan
-    assert plan.splitlines()[-1] == "  a, seed 1: 640 px"
-    assert plan.count("call ") == 2
+    assert "6 trainings are missing\ncall 1\n  a, seed 0, 7 minutes: thermal; linked\n" in plan
+    assert plan.splitlines()[-2:] == [
+        "  a, seed 1, 6 minutes: 640 px",
+        "2 calls of 1 at once; the last one takes 19 minutes",
+    ]
     monkeypatch.setattr(sys, "argv", [*words, "AdamW", "640 px"])
     for left in ("3 of 6", ""):
         with pytest.raises(SystemExit) as ended:
             bench.main()
         told = capsys.readouterr().err
         assert (ended.value.code, f"{left} trainings are left" in told) == (0, bool(left))
+    monkeypatch.setattr(sys, "argv", [*words, "--call", "5", "--seeds", "3"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "takes 7 minutes, --call has 5: name fewer" in capsys.readouterr().err
     rows = bench.read(tmp_path / "results.jsonl", 4.0)
     assert len({(row["lever"], row["seed"]) for row in rows}) == len(rows) == 8
     assert bench.read(tmp_path / "results.jsonl", 30.0) == []
