@@ -3,11 +3,14 @@
 
     python3 scripts/bench_card.py
     python3 scripts/bench_card.py tuning convolutions training
+    python3 scripts/bench_card.py models --precisions mixed --models yolov8n yolo11s
+    python3 scripts/bench_card.py --dry
 
 Each figure stands beside what it is compared with, measured in the same run, and beside its limit: fp32
 unless a row says otherwise, TF32 off, 640 px, medians, host time included. Tuning starts from an empty plan,
 as on a card that is new to the toolkit. ``learning`` trains on the synthetic sample with and without the
-patches. The sections can be asked for one by one.
+patches. The sections can be asked for one by one; ``--dry`` says what each does and how long it takes, and
+needs no GPU.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import argparse
 import gc
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -47,6 +52,7 @@ from toolkit.benchmark.measure import (
     load_layers,
     measure,
     missing_device,
+    returned_and_done,
 )
 from toolkit.training.steps import TrainingStep, determinism
 
@@ -169,13 +175,14 @@ def first_batch() -> Iterator[Row]:
     """From a fresh process, plan and cache to the first steps of YOLOv8n, and to the way it settles on."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        step, settled, way = _alone(_first_batch, folder)
+        step, settled, way, phases = _alone(_first_batch, folder)
         whole = time.perf_counter() - start
     yield "process start to the first step, YOLOv8n b16", f"{whole - settled:.0f} s", "25 s"
     yield "first step alone; settling", f"{step:.0f} s; {settled:.1f} s: {way}", ""
+    yield "of the first step", phases, ""
 
 
-def _first_batch(folder: str) -> tuple[float, float, str]:
+def _first_batch(folder: str) -> tuple[float, float, str, str]:
     os.environ[variables.PLAN.name] = folder
     os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
     _, gradients = steps.steps("yolov8n", mixed=False)
@@ -188,18 +195,25 @@ def _first_batch(folder: str) -> tuple[float, float, str]:
         taken = time.perf_counter() - start
         start = time.perf_counter()
         way = patches.settle(gradients)
-        return taken, time.perf_counter() - start, way
+        settled = time.perf_counter() - start
+        tests = {name: each.seconds for name, each in session.planner.file.verdicts.items()}
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in tests.items())
+        measured = f"measuring {len(session.planner.file.choices)} problems {session.planner.spent:.1f} s"
+        return taken, settled, way, f"self-tests at once: {phases}; {measured}"
 
 
-def models(names: Sequence[str] = steps.MODELS) -> Iterator[Row]:
+PRECISIONS = ("fp32", "mixed")
+
+
+def models(names: Sequence[str] = steps.MODELS, precisions: Sequence[str] = PRECISIONS) -> Iterator[Row]:
     """Training steps of eight models in two precisions, against PyTorch without patches."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for mixed in (False, True):
+    for precision in precisions:
         for model in names:
-            found = {way.name: way for way in steps.compare(model, mixed)}
+            found = {way.name: way for way in steps.compare(model, precision == "mixed")}
             for way in found.values():
                 figures = f"{way.seconds * 1e3:.1f} ms, {way.ratio:.2f} x, peak {way.peak / GIB:.2f} GiB"
-                title = f"{model}, {'mixed' if mixed else 'fp32'}: {way.name}"
+                title = f"{model}, {precision}: {way.name}"
                 yield f"{title}{f' ({way.settled})' if way.settled else ''}", figures, ""
             best = min(way.ratio for way in found.values() if way.name != "auto")
             yield f"{model}: auto / the best of the others", f"{found['auto'].ratio / best:.2f} x", "1.03 x"
@@ -284,6 +298,60 @@ def host() -> Iterator[Row]:
         yield f"host, {name}", f"{alone}{patched} us, cuDNN {cudnn}", "25 us a launch" if override else ""
 
 
+HOST_STEPS = (("yolo11n", 4, "12 ms"), ("yolov8n", 16, "33 ms"))
+"""Model, images a step, limit of the step by the Triton route."""
+
+
+def host_steps(device: str = "cuda", size: int = 640, rounds: int = 30) -> Iterator[Row]:
+    """Training steps in fp32 that wait for the host: until they return, and until the card is done."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for model, batch, limit in HOST_STEPS:
+        step = TrainingStep(f"{model}.yaml", batch, size, device)
+        sessions: dict[str, dispatch.Session | None] = {"no patches": None}
+        for route in ("triton", "auto") if device == "cuda" else ("gemm",):
+            patches.enable(device, route)
+            step()
+            sessions[route] = dispatch.current()
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
+        for _ in range(rounds + 2):
+            for name, session in sessions.items():
+                dispatch.resume(session)
+                found[name].append(returned_and_done(step, device))
+        patches.disable()
+        for name, times in found.items():
+            returned, done = (statistics.median(each) * 1e3 for each in zip(*times[2:], strict=True))
+            figures = f"returns after {returned:.1f} ms, done after {done:.1f} ms"
+            yield f"step, {model} b{batch}, fp32: {name}", figures, limit if name == "triton" else ""
+
+
+def winograd() -> Iterator[Row]:
+    """3 x 3 layers of YOLOv8n and YOLO11s, batch 16, by the route winograd with AMD's tiles and by triton."""
+    from toolkit.benchmark.winograd import Pass, compare, routes
+
+    both = routes(torch.cuda.get_device_properties(0).multi_processor_count)
+    for model in ("yolov8n", "yolo11s"):
+        found: list[Pass] = []
+        for each in compare(_problems_of(model, 16), both, "cuda"):
+            found.append(each)
+            yield f"{model}, {each.count} of {each.problem}: {each.name}", each.figures, ""
+        for name in dict.fromkeys(each.name for each in found):
+            seconds = [
+                sum(each.count * each.seconds[way] for each in found if each.name == name) for way in (0, 1)
+            ]
+            ratio = seconds[0] / seconds[1]
+            yield f"{model}, all: {name}", f"{ratio:.2f} x of {seconds[1] * 1e3:.2f} ms", "1.15 x"
+
+
+def _problems_of(model: str, batch: int) -> dict[ConvProblem, int]:
+    """The convolutions of a training step in fp32, and how often each comes."""
+    with patches.enabled("cuda", "native"):
+        TrainingStep(f"{model}.yaml", batch, 640, "cuda")()
+        found: Counter[ConvProblem] = Counter()
+        for use in patches.report().problems:
+            found[use.problem] += use.forward
+    return found
+
+
 def learning() -> Iterator[Row]:
     """Losses and mAP of a short training on the sample, with and without the patches."""
     with tempfile.TemporaryDirectory() as folder:
@@ -306,11 +374,38 @@ SECTIONS = {
         models,
         trainings,
         host,
+        host_steps,
+        winograd,
         precision,
         batch_norm,
         learning,
     )
 }
+
+MINUTES = {
+    "first_batch": 1.5,
+    "tuning": 2,
+    "convolutions": 2,
+    "training": 4,
+    "models": 8,
+    "trainings": 8,
+    "host": 1,
+    "host_steps": 1.5,
+    "winograd": 2,
+    "precision": 4,
+    "batch_norm": 2,
+    "learning": 5,
+}
+"""Expected of each section on one H100, rounded up; of ``models`` for all of them in both precisions."""
+
+
+def _plan(names: Sequence[str], share: float) -> Iterator[Row]:
+    """What sections would measure, with ``share`` of the models: command, minutes, description."""
+    for name in names:
+        minutes = MINUTES[name] * (share if name == "models" else 1)
+        yield f"`python3 scripts/bench_card.py {name}`", f"{minutes:.1f} min", str(SECTIONS[name].__doc__)
+    total = sum(MINUTES[name] * (share if name == "models" else 1) for name in names)
+    yield "all of it", f"{total:.1f} min", ""
 
 
 def _layers(model: str, batch: int) -> list[ConvProblem]:
@@ -325,11 +420,21 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="*", default=steps.MODELS, choices=steps.MODELS, help="of the section models"
     )
+    parser.add_argument(
+        "--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of the section models"
+    )
+    parser.add_argument("--dry", action="store_true", help="print what would be measured")
     options = parser.parse_args()
     names = options.sections or list(SECTIONS)
-    sections = {**SECTIONS, "models": partial(models, options.models)}
+    sections = {**SECTIONS, "models": partial(models, options.models, options.precisions)}
     if not set(names) <= set(SECTIONS):
         parser.error(f"expected some of {', '.join(SECTIONS)}")
+    if options.dry:
+        share = len(options.models) * len(options.precisions) / (len(steps.MODELS) * len(PRECISIONS))
+        print("| command | expected | what |\n|---|---|---|")
+        for row in _plan(names, share):
+            print(f"| {' | '.join(row)} |")
+        return
     obstacle = forced_route() or missing_device("cuda")
     if obstacle:
         sys.exit(obstacle)

@@ -69,6 +69,7 @@ class Planner:
     Attributes:
         beside: what else is tested where routes are.
         unknown: problems that were surveyed and not measured.
+        spent: seconds of measuring so far.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class Planner:
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
         self._told: set[str] = set()
-        self._spent = 0.0
+        self.spent = 0.0
 
     def choose(self, problem: ConvProblem) -> Route:
         """The route for a problem: remembered, a neighbour's, or measured now."""
         known = self._known(problem)
-        if known is None and self._spent < TUNING_SECONDS and not _capturing(self.device):
+        if known is None and self.spent < TUNING_SECONDS and not _capturing(self.device):
             known = self.tune(problem).route
         if known is None:
             known = self._nearest(problem, math.inf)
@@ -184,7 +185,7 @@ class Planner:
             names = list(self._candidates(problem))
             start = time.monotonic()
             choice = self._measure(problem, names)
-            self._spent += time.monotonic() - start
+            self.spent += time.monotonic() - start
             self.file.remember({_key(problem): choice}, {})
         return choice
 

@@ -340,3 +340,13 @@ def stress_step(batch: int, device: str) -> Callable[[], Tensor]:
         return torch.stack([gradient.sum() for gradient in gradients]).sum()
 
     return step
+
+
+def returned_and_done(call: Callable[[], object], device: str) -> tuple[float, float]:
+    """Seconds until a call returns, and until the device has done all of it."""
+    start = time.perf_counter()
+    call()
+    returned = time.perf_counter() - start
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return returned, time.perf_counter() - start
