@@ -36,6 +36,7 @@ from bench_levers import interval
 
 from submission import Detections
 from toolkit import ltdv2
+from toolkit.evaluation.scoring import is_number
 from toolkit.evaluation.sequences import link, overlaps
 
 OVERLAP = 0.5
@@ -213,7 +214,8 @@ def table(options: argparse.Namespace, seeds: Sequence[int]) -> str:
 def balanced(options: argparse.Namespace, run: str) -> float:
     """`global_map_bal` of a run; where every month has 0 the formula gives none, and nothing ranks lower."""
     scores = json.loads((options.out / "runs" / run / "evaluation" / "scores.json").read_text())
-    return float(scores["global_map_bal"] or 0.0)
+    found = float(scores["global_map_bal"])
+    return found if is_number(found) else 0.0
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_a_clip_is_in_one_half_and_no_true_box_of_the_other_is_seen(
 
 
 def test_gains_are_over_the_half_of_the_same_seed(bench: ModuleType, tmp_path: Path) -> None:
-    scores = {"half": (0.2, 0.3, 0.4), "pseudo": (0.3, 0.5, 0.7), "whole": (0.4, None, 0.6)}
+    scores = {"half": (0.2, 0.3, 0.4), "pseudo": (0.3, 0.5, 0.7), "whole": (0.4, float("nan"), 0.6)}
     for kind, values in scores.items():
         for seed, value in enumerate(values):
             place = tmp_path / "runs" / f"{kind}-{seed}" / "evaluation"
