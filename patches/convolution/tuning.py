@@ -167,8 +167,10 @@ class Planner:
         return self.routes[known]
 
     def compile_ahead(self) -> None:
-        """Compile what measuring the problems of :meth:`survey` will launch, on all processors."""
-        unknown, self.unknown = self.unknown, []
+        """Say how many problems of :meth:`survey` there are, and compile what measuring them will launch."""
+        unknown, self.unknown = list(dict.fromkeys(self.unknown)), []
+        if unknown:
+            self._note(f"measuring {len(unknown)} kinds of convolution on this card, once")
         served = [each for each in unknown if "triton" in self.routes and self.trusted("triton", each.dtype)]
         if len(served) > 1 and self.device == "cuda":
             from .triton_kernels.ahead import compile_ahead

@@ -115,6 +115,21 @@ def test_of_routes_that_are_as_fast_the_one_with_less_memory_serves(
     assert chooser.file.choices[str(LAYER)].extra_bytes == {"native": 1, "fast": 900, "lean": 100}
 
 
+def test_how_much_is_about_to_be_measured_is_said_once(path: Path) -> None:
+    notes: list[str] = []
+    chooser = planner(notes=notes)
+    other = replace(LAYER, channels_out=LAYER.channels_out + 1)
+    for problem in (LAYER, other, LAYER):
+        chooser.survey(problem)
+    notes.clear()
+    chooser.compile_ahead()
+    assert notes == ["measuring 2 kinds of convolution on this card, once"]
+    chooser.tune(LAYER)
+    chooser.survey(LAYER)
+    chooser.compile_ahead()
+    assert len(notes) == 1, "nothing is left to measure"
+
+
 def test_a_second_process_measures_and_tests_nothing(path: Path, measured: list[str]) -> None:
     planner(Timed("slow"), Timed("fast")).choose(LAYER)
     measured.clear()
