@@ -49,7 +49,6 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct):
-    source: str
     origin: Origin | None = None
 
 
