@@ -183,7 +183,7 @@ def assess(
     path, answers = wanted.path, wanted.answers
     index: DatasetIndex | None = None
     if wanted.detector is None:
-        detections = Detections.read(path)
+        detections = Detections.read(console.reading(path))
         truth = GroundTruth.read(answers, wanted.data)
         check_values(detections, str(path), truth.vocabulary.classes)
         origin = provenance.origin_of(path)
@@ -276,6 +276,7 @@ def report(wanted: Task, done: Assessment) -> Path:
 
 def tables(wanted: Task, done: Assessment) -> list[Path]:
     """Write matches and COCO results, and return the files."""
+    console.note("writing matches and COCO results")
     return list(write_tables(wanted.folder, done.truth, done.detections, wanted.answers))
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from enum import Enum
+from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import msgspec
@@ -38,6 +39,9 @@ err = Console(stderr=True)
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines when the output is no terminal."""
+
+LARGE = 16_000_000
+"""Bytes of JSON that take about a second to read: 211 MB of predictions took 12 s on two shared cores."""
 
 LEAST_SECONDS = 1.0
 """A rate over less says nothing, and is not shown."""
@@ -117,6 +121,14 @@ def note(message: str) -> None:
     if _level is Level.QUIET:
         return
     err.print(escape(_reword(message)), highlight=False, soft_wrap=True)
+
+
+def reading(path: Path) -> Path:
+    """``path``, said in a line if it will take long to read."""
+    with suppress(OSError):  # whoever reads it says what is wrong
+        if (size := path.stat().st_size) > LARGE:
+            note(f"reading {path}, {size / 1e6:,.0f} MB")
+    return path
 
 
 def warn(message: str) -> None:

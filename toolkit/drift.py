@@ -167,7 +167,7 @@ def detections_of(row: Row, data: Path, predict: Predict) -> Detections:
     sha256 = provenance.sha256(weights)
     origin = provenance.origin_of(path)
     if origin is not None and (origin.split, origin.weights_sha256) == ("val", sha256):
-        return Detections.read(path)
+        return Detections.read(console.reading(path))
     found = predict(weights, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     found.write(path)

@@ -80,6 +80,7 @@ def read(path: Path, coco: bool = False, names: Callable[[], Mapping[str, int]] 
         SubmissionError: the file is not what it should be.
     """
     if not is_zip(path):
+        console.reading(path)
         return Detections.read_coco(path, names) if coco else Detections.read(path)
     member, data = unpack(path)
     console.note(f"{path} holds {member}, {len(data):,} bytes")

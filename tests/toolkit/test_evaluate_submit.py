@@ -15,7 +15,7 @@ from codabench_server import TOKEN, Server
 from command import Command
 
 from submission import Detections, templates
-from toolkit import assessment, prediction, provenance
+from toolkit import assessment, console, prediction, provenance
 from toolkit.weights import Detector
 from toolkit.workspace import Workspace
 
@@ -237,6 +237,25 @@ def test_compare_as_json_has_the_exact_scores_of_both(sample: Path, toolkit: Com
     difference = numbers["differences"]["global_map_50"]
     assert difference["a"] == 1.0
     assert difference["low"] <= difference["b"] - difference["a"] <= difference["high"] <= 0
+
+
+def test_a_file_that_takes_long_to_read_is_said_before(
+    sample: Path, toolkit: Command, worse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(sample / "a.json", {str(i): HIT for i in VAL})
+    verbs = (
+        ("evaluate", "a.json"),
+        ("compare", "a.json", "b.json"),
+        ("ensemble", "a.json", "b.json", "--out", "c.json"),
+        ("link", "a.json", "--out", "d.json"),
+    )
+    for words in verbs:
+        assert "reading " not in toolkit(*words).err
+    monkeypatch.setattr(console, "LARGE", 1)
+    for words in verbs:
+        result = toolkit(*words)
+        assert result.status == 0, result.err
+        assert [line for line in result.err.splitlines() if "reading a.json, 0 MB" in line]
 
 
 def test_compare_predicts_with_weights_once(

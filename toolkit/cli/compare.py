@@ -50,7 +50,7 @@ def compare(
 
     place = workspace.current()
     paths = [assessment.predictions_of(place, name, split, data) for name in (a, b)]
-    both = [Detections.read(path) for path in paths]
+    both = [Detections.read(console.reading(path)) for path in paths]
     known = place.data_of(paths[0], data) if truth is None else place.known_data(paths[0], data)[0]
     answers = truth or answers_of(known or place.data_dir(), split)
     true = GroundTruth.read(answers, known)

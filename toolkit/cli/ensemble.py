@@ -53,7 +53,7 @@ def ensemble(
         raise ToolkitError(
             f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
         ) from error
-    sets = [Detections.read(path) for path in predictions]
+    sets = [Detections.read(console.reading(path)) for path in predictions]
     classes = workspace.current().known_data(predictions[0])[1]
     for path, detections in zip(predictions, sets, strict=True):
         check_values(detections, str(path), classes)

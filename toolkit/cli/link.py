@@ -38,7 +38,7 @@ def link(
     written = out or predictions.with_name(f"{predictions.stem}-linked.json")
     require_place(written, ".json")
     options = LinkOptions(iou=iou, gap=gap, share=share)
-    detections = Detections.read(predictions)
+    detections = Detections.read(console.reading(predictions))
     classes = workspace.current().known_data(predictions)[1]
     check_values(detections, str(predictions), classes)
     check_one_split(detections, str(predictions))

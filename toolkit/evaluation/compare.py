@@ -126,7 +126,8 @@ def compare(
     clips, clip = np.unique(context.clips, return_inverse=True)
     if len(clips) < 2:
         raise ToolkitError("one clip is no sample", found=f"{len(clips)} clip", expected="at least two")
-    scores = score(truth, a, engine), score(truth, b, engine)
+    both = console.track((a, b), "scoring", unit="sets")
+    scores = [score(truth, found, engine) for found in both]
     aligned = [align(truth, d) for d in (a, b)]
     month = _month_of(aligned[0])
     weights = _resample(clip, month, len(clips), resamples, np.random.default_rng(seed))
