@@ -272,3 +272,16 @@ def test_quiet_holds_for_ultralytics_and_for_the_process_that_trains() -> None:
         assert LOGGER.level == before
         command = trainer_command(plan)  # type: ignore[arg-type]
         assert command[command.index("runs/x") + 1 :] == words
+
+
+def test_a_log_whose_stream_was_closed_goes_to_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a notebook, or a test, which had replaced standard output when Ultralytics was imported."""
+    from toolkit.machine.device import LOGGER, running
+
+    with (tmp_path / "output").open("w") as output:
+        handler = logging.StreamHandler(output)
+    monkeypatch.setattr(LOGGER, "handlers", [handler])
+    with running("cpu", patched=False):
+        assert handler.stream is sys.stderr

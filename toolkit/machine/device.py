@@ -114,11 +114,13 @@ def _output_to_stderr() -> Iterator[None]:
     level = LOGGER.level
     if console.level() is console.Level.QUIET:
         LOGGER.setLevel(logging.WARNING)
-    redirected = [
-        (handler, handler.setStream(sys.stderr))
-        for handler in LOGGER.handlers
-        if type(handler) is logging.StreamHandler
-    ]
+    redirected = []
+    for handler in LOGGER.handlers:
+        if type(handler) is logging.StreamHandler:
+            if getattr(handler.stream, "closed", False):  # by whoever had standard output replaced before
+                handler.stream = sys.stderr
+            else:
+                redirected.append((handler, handler.setStream(sys.stderr)))
     if not sys.stderr.isatty():
         tqdm.is_noninteractive_console = lambda: True  # a line a minute, no carriage returns
     try:
