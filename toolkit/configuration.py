@@ -75,10 +75,11 @@ def values(place: Workspace, data: Path | None = None) -> list[Value]:
 
 def data_of(place: Workspace, data: Path | None = None) -> Path | None:
     """The folder whose toolkit.toml counts: the named one, else what toolkit.toml or a variable says."""
+    if data is not None:
+        return place.data_dir(data)  # refuses what is no folder
     named = os.environ.get("TOOLKIT_DATA") or place.defaults().data
-    if data is None and named and (place.root / named).is_dir():  # which no name with a zero byte is
-        return place.root / named
-    return data
+    # A name with a zero byte is no folder.
+    return place.root / named if named and (place.root / named).is_dir() else None
 
 
 def _variable(name: str) -> Value:

@@ -106,6 +106,19 @@ def plan(place: Workspace, data: Path, train_months: str, prefix: str = "drift")
     return rows
 
 
+def tested(data: Path, test_months: str) -> list[str]:
+    """Parts of the data that are tested, as named: months, or ``all``.
+
+    Raises:
+        ToolkitError: a name that is no month of the data.
+    """
+    words = vocabulary.of_data(data)
+    wanted = list(words.parts) if test_months == "all" else [each.strip() for each in test_months.split(",")]
+    if unknown := [name for name in wanted if name not in words.parts]:
+        raise ToolkitError(f"no {words.by} named {unknown[0]!r}", expected=", ".join(words.parts))
+    return wanted
+
+
 def _name(prefix: str, group: str) -> str:
     return f"{prefix}-" + "".join(c if c.isalnum() or c in "+.-" else "-" for c in group)
 
@@ -141,7 +154,7 @@ def train_in_child(words: Sequence[str]) -> None:
         raise ToolkitError(
             "a run of the matrix did not finish",
             found=f"status {code} of toolkit train {' '.join(words)}",
-            fix="the same command goes on there",
+            fix="once what it said is mended, the same command goes on there",
             exit_code=code if code > 0 else 1,
         )
 
@@ -200,12 +213,10 @@ def matrix(
     """
     import polars as pl
 
+    wanted = tested(data, test_months)
     truth = GroundTruth.read(data / ANNOTATIONS["val"])
     context = Context.read(data / ANNOTATIONS["val"], truth.image_ids)
     names = list(truth.vocabulary.parts)
-    wanted = names if test_months == "all" else [each.strip() for each in test_months.split(",")]
-    if unknown := [name for name in wanted if name not in names]:
-        raise ToolkitError(f"no {truth.vocabulary.by} named {unknown[0]!r}", expected=", ".join(names))
     done = [row for row in rows if row.state == "finished"]
     if not done:
         raise ToolkitError("no run of the matrix has finished", expected="one or more, to collect")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -219,6 +220,31 @@ def test_the_command_plans_collects_and_prints(
     cells = json.loads(result.out)
     assert {cell["train"] for cell in cells} == {"feb", "jun"}
     assert (workspace / "runs" / "drift-matrix" / "drift.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--test-months", "foo"), "no month named 'foo'"),
+        (("feb",), "feb is no flag of toolkit train.* --train-months feb"),
+        (("--out", "taken"), "taken"),
+    ],
+)
+def test_what_a_matrix_would_fail_at_later_is_refused_before_a_run_is_trained(
+    workspace: Path,
+    toolkit: Command,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    trainer = Trainer(Workspace(workspace), data)
+    monkeypatch.setattr(drift, "train_in_child", trainer)
+    (workspace / "taken").touch()
+    result = toolkit("drift", "--data", data, *words)
+    assert result.status in (1, 2)
+    assert re.search(said, result.err), result.err
+    assert not trainer.calls
 
 
 PARTS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep"]

@@ -118,6 +118,11 @@ def test_config_refuses_what_a_training_would_in_its_words(
     assert shown.err.replace(without, "") == trained.err.replace(without, "")
 
 
+def test_config_refuses_a_folder_that_is_not_there(workspace: Path, toolkit: Command) -> None:
+    result = toolkit("config", "--data", "nowhere")
+    assert (result.status, "no folder nowhere" in result.err) == (1, True)
+
+
 @pytest.mark.parametrize("home", ["", "relative"])
 def test_a_config_home_that_is_no_place_counts_for_nothing(
     monkeypatch: pytest.MonkeyPatch, home: str

@@ -38,10 +38,21 @@ def drift(
     """
     from toolkit import console, workspace
     from toolkit import drift as matrices
+    from toolkit.errors import ToolkitError
+    from toolkit.machine import checks
 
     place = workspace.current()
     source = place.data_dir(data)
+    if more and not more[0].startswith("-") and "=" not in more[0]:
+        raise ToolkitError(
+            f"{more[0]} is no flag of toolkit train",
+            expected="months with --train-months, and flags of toolkit train behind --",
+            fix=f"toolkit drift --train-months {more[0]}",
+            exit_code=2,
+        )
     rows = matrices.plan(place, source, train_months, prefix)
+    matrices.tested(source, test_months)  # not after the hours of training
+    results = out or place.runs / f"{prefix}-matrix"
     if dry_run and json:
         names = ("run", "months", "state")
         console.print_json([dict(zip(names, _words(row), strict=True)) for row in rows])
@@ -50,6 +61,7 @@ def drift(
         for row in rows:
             typer.echo("\t".join(_words(row)))
         return
+    checks.writable(results)
     if not collect:
         words = [*(more or []), *(["--device", device] if device else [])]
         matrices.train_all(rows, source.absolute(), words, matrices.train_in_child)
@@ -67,7 +79,7 @@ def drift(
         return prediction.predict(weights, folder, "val", options, may_find_nothing=True)
 
     table = matrices.matrix(rows, source, test_months, predict)
-    for written in matrices.write(table, out or place.runs / f"{prefix}-matrix"):
+    for written in matrices.write(table, results):
         console.note(str(written))
     if json:
         console.print_json(table.to_dicts())
