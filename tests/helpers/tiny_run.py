@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from run_page import unnamed
+
 from toolkit.dataset import index
 from toolkit.machine.device import running
 from toolkit.runs import reproduction
@@ -120,4 +122,5 @@ def train(
             trace.stopped = True
         finally:
             trainer.close()
+    assert not unnamed(planned.run), "docs/runs.md names every file of a run"
     return trace

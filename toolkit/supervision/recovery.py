@@ -240,11 +240,11 @@ class RecoveryPolicy:
 
     def _restart(self, end: End) -> None:
         attempts, limit = self.attempts, self.plan.restarts.an_hour
-        place = heartbeat.Cursor.read(self.files)
+        batch = heartbeat.Cursor.read(self.files)
         kind = end.verdict.rule if end.verdict else "trainer died"
         detail = end.verdict.detail if end.verdict else self._why(end.code)
-        attempts.faults_there = attempts.faults_there + 1 if place == attempts.last_fault else 1
-        attempts.last_fault = place
+        attempts.faults_there = attempts.faults_there + 1 if batch == attempts.last_fault else 1
+        attempts.last_fault = batch
         if not _allowed(attempts.restarts, limit):
             reason = f"{kind} ({detail}), and {limit} restarts within the hour did not help"
             self._give_up(kind, detail, reason)
@@ -252,15 +252,15 @@ class RecoveryPolicy:
         validating = beat is not None and beat.phase in ("validating", "finished")  # behind the last batch
         blame = self._surroundings(end.code) if end.verdict is None else []
         detail = "; ".join([detail, *blame])
-        skip = place is not None and place not in self.instructions.skip and attempts.faults_there >= 2
+        skip = batch is not None and batch not in self.instructions.skip and attempts.faults_there >= 2
         skip = skip and not validating and not blame
         # What worked before and fails before its first batch may wait for a disk or a card that is away.
-        hopeless = place is not None or not attempts.has_trained
+        hopeless = batch is not None or not attempts.has_trained
         if attempts.faults_there >= 3 and not skip and hopeless:
             self._give_up(kind, detail, f"{kind} ({detail}) {attempts.faults_there} times at the same place")
         left_out = self.instructions.skip
-        if skip and place is not None:
-            left_out = (*left_out, place)
+        if skip and batch is not None:
+            left_out = (*left_out, batch)
         self.instructions = msgspec.structs.replace(self.instructions, before=None, skip=left_out)
         attempts.restarted += 1
         self.record(kind, f"{self.again} without this batch" if skip else self.again, detail)

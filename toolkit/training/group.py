@@ -102,18 +102,18 @@ class GroupTrainer(DetectionTrainer):
         return validated
 
 
-def agree_on(place: tuple[int, int]) -> None:
-    """All ranks go on from the same place, or none: a shared folder may show one of them an older state.
+def agree_on(cursor: tuple[int, int]) -> None:
+    """All ranks go on from the same cursor, or none: a shared folder may show one of them an older state.
 
     Args:
-        place: epoch and image.
+        cursor: epoch and image.
 
     Raises:
         RuntimeError: they would not; the group is started again.
     """
     if RANK == -1:
         return
-    first = [place]
+    first = [cursor]
     distributed.broadcast_object_list(first, src=0)
-    if first[0] != place:
-        raise RuntimeError(f"rank {RANK} would go on at {place} (epoch, image), the first at {first[0]}")
+    if first[0] != cursor:
+        raise RuntimeError(f"rank {RANK} would go on at {cursor} (epoch, image), the first at {first[0]}")

@@ -100,7 +100,7 @@ class ResumableTrainer(GuardedTrainer):
         for event, handler in {
             "on_train_start": self._on_train_start,
             "on_train_epoch_start": self._on_epoch_start,
-            "on_train_batch_start": lambda: telemetry.batch_begins(self.train_loader.place),
+            "on_train_batch_start": lambda: telemetry.batch_begins(self.train_loader.handed_out),
             "on_train_batch_end": self._on_batch_end,
             "on_train_epoch_end": self._on_epoch_end,
             "on_val_start": self._on_validation_start,

@@ -80,7 +80,7 @@ class EpochSampler(Sampler[int]):
         """Continue with ``epoch`` at sample ``start``, without the batches ``skipped``."""
         self.epoch, self.start, self.skipped = epoch, start, skipped
 
-    def places(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The batches that are left."""
         for first in range(self.start, self.images, self.batch):
             batch = Batch(self.epoch, first, self.batch)
@@ -88,14 +88,14 @@ class EpochSampler(Sampler[int]):
                 yield batch
 
     def next(self) -> Batch:
-        """The batch that is due; behind the last one, the place where there would be another."""
+        """The batch that is due; behind the last one, where there would be another."""
         end = -(-self.images // self.batch) * self.batch
-        return next(self.places(), Batch(self.epoch, end, self.batch))
+        return next(self.batches(), Batch(self.epoch, end, self.batch))
 
     def __iter__(self) -> Iterator[int]:
         order = self.order.samples(self.epoch)
-        for place in self.places():
-            positions = np.arange(place.first, min(place.first + self.batch, self.images))
+        for batch in self.batches():
+            positions = np.arange(batch.first, min(batch.first + self.batch, self.images))
             # The last batch may hold fewer images than there are ranks: every rank still needs one.
             shared = np.resize(positions, max(len(positions), self.ranks))
             for position in shared[self.rank :: self.ranks].tolist():
@@ -145,7 +145,7 @@ class ResumableLoader(DataLoader[Any]):
         use_server(self)
         self.order = order
         self.on_worker_death = on_worker_death
-        self.place: Batch | None = None
+        self.handed_out: Batch | None = None
         self.samples_done = 0
         self._copies = Copies()
         # Memory of the workers that stays mapped: to map it anew for each batch takes longer than to copy it.
@@ -159,17 +159,17 @@ class ResumableLoader(DataLoader[Any]):
         # A generator: no worker is started before the first batch is asked for.
         order = self.order
         deaths: Counter[Batch] = Counter()
-        places = deque(order.places())
+        left = deque(order.batches())
         batches = super().__iter__()
-        while places:
-            place = places[0]
+        while left:
+            due = left[0]
             try:
                 batch = next(batches)
             except (
                 Exception
             ) as error:  # a dead worker shows as a RuntimeError, a reset connection, a lost file
-                deaths[place] += 1
-                if not self._worker_is_dead() or deaths[place] >= WORKER_RETRIES:
+                deaths[due] += 1
+                if not self._worker_is_dead() or deaths[due] >= WORKER_RETRIES:
                     raise
                 self.on_worker_death(f"{type(error).__name__}: {error}")
                 self.reset()
@@ -180,15 +180,14 @@ class ResumableLoader(DataLoader[Any]):
                 self._mapped.append(images)
                 copy = self._copies.of(images[:, : channels_that_differ(images)])
                 batch["img"] = copy.expand_as(images)
-            places.popleft()
-            self.place = place
-            self.samples_done = order.start = min(place.first + place.size, order.images)
+            self.handed_out = left.popleft()
+            self.samples_done = order.start = min(due.first + due.size, order.images)
             yield batch
 
     @property
     def batch_number(self) -> int:
         """Of the batch last yielded, in its epoch; -1 before the first."""
-        return self.place.number if self.place else -1
+        return self.handed_out.number if self.handed_out else -1
 
     def _worker_is_dead(self) -> bool:
         # A connection breaks a moment before its process counts as dead.
