@@ -33,7 +33,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for scores.json; default: evaluation/ in the run, of its own validation split."
+            help="Folder for scores.json; default: evaluation/ in the run: best.pt on its validation split."
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print scores.json instead of a table.")] = False,
