@@ -111,7 +111,7 @@ class ResumableLoader(DataLoader[Any]):
     another is asked for: so its memory may be used again after :data:`RING` batches.
 
     Attributes:
-        place: the batch last yielded; None before the first.
+        handed_out: the batch last yielded; None before the first.
         samples_done: samples of the epoch, over all ranks, up to the end of that batch.
 
     Args:
