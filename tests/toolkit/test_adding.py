@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -27,6 +28,7 @@ from toolkit.cli.train import train
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
+from toolkit.runs.plan import TrainingPlan
 from toolkit.training import deciding, preset
 from toolkit.training.options import Options
 from toolkit.workspace import Workspace
@@ -379,6 +381,15 @@ def test_a_competition_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert competitions.number_of("next-season") == 20000
     assert "20000 'Next Season'" in competitions.others_open(10954, date(2027, 6, 1))
     assert "20000" not in competitions.others_open(10954, date(2026, 6, 1))
+
+
+def test_an_option_of_our_own_has_an_effect() -> None:
+    """Read by hand are those that say where the run is and what trains; others become a field of the plan."""
+    by_hand = {"data", "other_data", "model", "channels", "preset", "device", "name"}
+    own = {name: each for name, each in settings.declared(Options).items() if not each.argument}
+    assert {name for name, each in own.items() if not each.becomes} == by_hand
+    planned = {field.name for field in fields(TrainingPlan)}
+    assert {each.becomes for name, each in own.items() if name not in by_hand} <= planned
 
 
 @pytest.mark.parametrize("kind", registry.ROUTES, ids=lambda kind: kind.name)
