@@ -30,7 +30,7 @@ from toolkit.evaluation.scoring import is_number, score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS
-from toolkit.runs.folder import RunFiles, state_of
+from toolkit.runs.folder import Exit, RunFiles, state_of
 from toolkit.runs.plan import read_plan
 from toolkit.workspace import Workspace, own_evaluation
 
@@ -45,6 +45,15 @@ Predict = Callable[[Path, Path], Detections]
 """Predicts the validation split of a data folder with weights."""
 
 SPREAD = "global_map_con"
+
+DECIDED = {
+    "--name": "--prefix names the runs",
+    "--months": "--train-months says on what they train",
+    "--data": "put --data before --",
+    "--resume": "the same command goes on with what was stopped",
+    "--dry-run": "put --dry-run before --",
+}
+"""Flags of ``toolkit train`` that are not for every training, and what says it here."""
 
 HEADINGS = {"global_map_50": "all", SPREAD: "CoV", "global_map_bal": "bal"}
 """Of the columns that are taken over all parts."""
@@ -123,6 +132,19 @@ def _name(prefix: str, group: str) -> str:
     return f"{prefix}-" + "".join(c if c.isalnum() or c in "+.-" else "-" for c in group)
 
 
+def refuse_decided(more: Sequence[str]) -> None:
+    """Raises ToolkitError: a flag for every training says what the matrix decides for each."""
+    for word in more:
+        flag = word.partition("=")[0]
+        if flag in DECIDED:
+            raise ToolkitError(
+                f"{flag} cannot be said for every training",
+                found="a flag that `toolkit drift` decides for each run",
+                fix=DECIDED[flag],
+                exit_code=2,
+            )
+
+
 def train_all(rows: Sequence[Row], data: Path, more: Sequence[str], train: Train) -> None:
     """Begin or continue every run that has not finished.
 
@@ -143,7 +165,8 @@ def train_in_child(words: Sequence[str]) -> None:
     Raises:
         ToolkitError: it ended with another status than 0, which is this error's.
     """
-    command = children.command("toolkit", "train", *words)
+    loudness = {console.Level.QUIET: ["-q"], console.Level.VERBOSE: ["-v"]}.get(console.level(), [])
+    command = children.command("toolkit", *loudness, "train", *words)
     # In a session of its own: a terminal would tell it of Ctrl-C too, and a second time means not to save.
     child = subprocess.Popen(
         command, env=children.environment(), stdout=subprocess.DEVNULL, start_new_session=True
@@ -151,10 +174,13 @@ def train_in_child(words: Sequence[str]) -> None:
     with _passing_on(child):
         code = child.wait()
     if code:
+        stopped = code in (Exit.STOPPED, 130)
         raise ToolkitError(
-            "a run of the matrix did not finish",
+            "the matrix was stopped" if stopped else "a run of the matrix did not finish",
             found=f"status {code} of toolkit train {' '.join(words)}",
-            fix="once what it said is mended, the same command goes on there",
+            fix="the same command goes on there"
+            if stopped
+            else "once what it said is mended, the same command goes on there",
             exit_code=code if code > 0 else 1,
         )
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from toolkit.evaluation.truth import GroundTruth
 from toolkit.report import figures
 from toolkit.report.figures import Evaluated
 from toolkit.report.gallery import gallery
-from toolkit.report.page import findings, write_report
+from toolkit.report.page import _levers, findings, write_report
 
 FROM_BOXES = ["months", "classes", "precision_recall", "sizes", "counts"]
 """What truth and detections alone can draw."""
@@ -303,3 +304,13 @@ def test_chromium_shows_everything_and_loads_nothing_else(report: Path, tmp_path
     assert min(probe["images"]) > 300
     assert probe["outside"] == []
     assert not probe["wide"], "the page must not scroll sideways"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [((0.0, 0.0), "mAP@0.5 is 0 in every month"), ((0.2, -1.0), "A month has no true boxes")],
+)
+def test_why_there_is_no_score_that_ranks(found: tuple[float, float], said: str) -> None:
+    months = {name: SimpleNamespace(map_50=value) for name, value in zip(("feb", "jun"), found, strict=True)}
+    scores = SimpleNamespace(compared=months, balanced=float("nan"), part="month")
+    assert said in _levers(SimpleNamespace(scores=scores))  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from rich.console import Console
 from tiny_run import plan as training_plan
 
 from submission import Detections
-from toolkit import drift
+from toolkit import console, drift
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.dataset.subset import Subset
@@ -228,6 +228,8 @@ def test_the_command_plans_collects_and_prints(
         (("--test-months", "foo"), "no month named 'foo'"),
         (("feb",), "feb is no flag of toolkit train.* --train-months feb"),
         (("--out", "taken"), "taken"),
+        (("--", "--name", "foo"), "--name cannot be said for every training.*--prefix names the runs"),
+        (("--", "--epochs", "1", "--months=jun"), "--months cannot be said .*--train-months"),
     ],
 )
 def test_what_a_matrix_would_fail_at_later_is_refused_before_a_run_is_trained(
@@ -243,8 +245,25 @@ def test_what_a_matrix_would_fail_at_later_is_refused_before_a_run_is_trained(
     (workspace / "taken").touch()
     result = toolkit("drift", "--data", data, *words)
     assert result.status in (1, 2)
-    assert re.search(said, result.err), result.err
+    assert re.search(said, result.err, re.DOTALL), result.err
     assert not trainer.calls
+
+
+@pytest.mark.parametrize("level", list(console.Level))
+def test_a_training_speaks_as_loudly_as_the_matrix(
+    monkeypatch: pytest.MonkeyPatch, level: console.Level
+) -> None:
+    given: list[tuple[str, ...]] = []
+
+    def command(*words: str) -> list[str]:
+        given.append(words)
+        return [sys.executable, "-c", ""]
+
+    monkeypatch.setattr(drift.children, "command", command)
+    monkeypatch.setattr(console, "_level", level)
+    drift.train_in_child(["--name", "x"])
+    flags = {console.Level.QUIET: ("-q",), console.Level.NORMAL: (), console.Level.VERBOSE: ("-v",)}
+    assert given == [("toolkit", *flags[level], "train", "--name", "x")]
 
 
 PARTS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep"]

@@ -33,7 +33,8 @@ def config(
     if json:
         console.print_json({value.key: {"value": value.value, "source": value.source} for value in values})
         return
-    table = Table("setting", "value", "from", box=box.SIMPLE_HEAD)
+    table = Table("setting", "value", box=box.SIMPLE_HEAD)
+    table.add_column("from", overflow="fold")  # a path is of no use without its end
     for value in values:
         shown = "-" if value.value is None else str(value.value)
         table.add_row(value.key, shown, value.source, style="dim" if value.source == "default" else "")

@@ -50,6 +50,7 @@ def drift(
             fix=f"toolkit drift --train-months {more[0]}",
             exit_code=2,
         )
+    matrices.refuse_decided(more or [])
     rows = matrices.plan(place, source, train_months, prefix)
     matrices.tested(source, test_months)  # not after the hours of training
     results = out or place.runs / f"{prefix}-matrix"

@@ -206,7 +206,9 @@ def _levers(data: Evaluated) -> str:
             f"{_by_cause(data, ranks=False)}"
         )
     if not is_number(scores.balanced):
-        return f"<p>A {scores.part} without true boxes leaves no score that ranks, and none to move.</p>"
+        nothing = not any(summary.map_50 for summary in scores.compared.values())
+        why = f"mAP@0.5 is 0 in every {scores.part}" if nothing else f"A {scores.part} has no true boxes"
+        return f"<p>{why}: there is no score that ranks, and none to move.</p>"
     by_class = cells(scores, data.matches)
     months, names = [*scores.months, "all"], scores.classes
     rows = [
