@@ -127,8 +127,7 @@ def task(
         near, _ = place.known_data(path)  # a file from elsewhere is in the words of its source
         source = near if near is not None and vocabulary.of_data(near).is_own else None
     answers = truth or answers_of(source or place.data_dir(), split)
-    origin = provenance.origin_of(path) if path.suffix == ".json" else None
-    made_by = origin.weights if origin else BEST
+    made_by = provenance.weights_of(path, BEST) if path.suffix == ".json" else path.name
     folder = out or place.evaluation(path, split, source, truth, data is not None, made_by)
     if run is None or folder != place.evaluation(path, split, source, named=False, weights=made_by):
         folder = _unshared(folder, None if run else path, answers, out is not None)

@@ -99,6 +99,17 @@ def origin_of(file: Path) -> Origin | None:
         return None
 
 
+def weights_of(predictions: Path, unnoted: str) -> str | None:
+    """Name of the weights whose own predictions a file holds; ``unnoted`` where nothing was noted of it.
+
+    None: what was noted is of another content. Something else was written in the place of what they found.
+    """
+    origin = origin_of(predictions)
+    if origin is not None:
+        return origin.weights
+    return None if _beside(predictions).is_file() else unnoted
+
+
 def sha256(path: Path) -> str:
     """The hash of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()

@@ -290,10 +290,10 @@ class Workspace:
         data: Path | None = None,
         truth: Path | None = None,
         named: bool = True,
-        weights: str = BEST,
+        weights: str | None = BEST,
     ) -> Path:
         """Where scores go: those of a run's best weights on its own validation split to its ``evaluation``,
-        all others to a folder of their own.
+        all others to a folder of their own. What was made of predictions is no prediction of the weights.
 
         Args:
             path: weights or predictions.
@@ -301,14 +301,14 @@ class Workspace:
             data: its folder, if known.
             truth: the file with the true boxes, where it is not the split's own.
             named: whether a person named the data; else it is the run's own, where that is still there.
-            weights: name of those that made the predictions of a run.
+            weights: name of those that made the predictions of a run; None: it holds something else.
         """
         run = self.run_of(path)
         weights = weights if path.suffix == ".json" else path.name
-        if path.name == "predictions.json" and EVALUATION in path.parent.name:
-            base = path.parent if run is None else own_evaluation(run, weights)
-        elif run is not None and (path.suffix != ".json" or path.name.startswith("predictions-")):
+        if weights is not None and run is not None and _is_of_weights(path, run):
             base = own_evaluation(run, weights)
+        elif weights is not None and run is None and _is_beside_scores(path):
+            base = path.parent
         else:  # a file of no run, or one that was made of a run's predictions
             base = path.with_name(f"{path.stem}-{EVALUATION}")
         marks: list[str] = [split] if split != "val" and truth is None else []
@@ -345,6 +345,20 @@ class Workspace:
                     fix="say with --data where it lies",
                 ) from error
         return self.data_dir(flag)
+
+
+def _is_of_weights(path: Path, run: Path) -> bool:
+    """Whether a file of a run is weights, or has a name and place that ``predict`` or ``evaluate`` give."""
+    if path.suffix != ".json" or _is_beside_scores(path):
+        return True
+    return path.absolute().parent == run and path.name in {
+        f"predictions-{split}.json" for split in ANNOTATIONS
+    }
+
+
+def _is_beside_scores(path: Path) -> bool:
+    """Whether this is the file of predictions that ``evaluate`` writes beside scores."""
+    return path.name == "predictions.json" and EVALUATION in path.parent.name
 
 
 def _split_of(truth: Path, data: Path | None) -> str | None:

@@ -201,6 +201,25 @@ def test_other_weights_than_the_best_have_scores_of_their_own(sample: Path, tool
     assert not (run / "evaluation-last-2").exists()
 
 
+def test_what_is_made_of_a_runs_predictions_is_none_of_its_own(sample: Path, toolkit: Command) -> None:
+    """Neither beside what it was made of, nor in a name that begins alike, nor in its very place."""
+    run = sample / "runs/first"
+    made = {str(i): {**HIT, "boxes": [[90, 90, 95, 95]]} for i in VAL}
+    for found in (run / "predictions-val.json", run / "evaluation/predictions.json"):
+        write(found, {str(i): HIT for i in VAL})
+        provenance.record(found, "val", "best.pt", "of best")
+        assert toolkit("evaluate", found).status == 0
+        own = (run / "evaluation/scores.json").read_bytes()
+        assert provenance.origin_of(run / "evaluation/scores.json") is not None
+        for name in (f"{found.stem}-linked.json", "predictions-ens.json", found.name):
+            result = toolkit("evaluate", write(found.with_name(name), made))
+            assert result.status == 0, result.err
+            folder = found.with_name(f"{Path(name).stem}-evaluation")
+            assert json.loads((folder / "scores.json").read_bytes())["global_map_50"] == 0
+            assert (run / "evaluation/scores.json").read_bytes() == own
+    assert provenance.origin_of(run / "evaluation/scores.json") is not None
+
+
 def test_each_file_of_no_run_has_its_own_scores(sample: Path, toolkit: Command) -> None:
     nothing = {"boxes": [], "scores": [], "labels": []}
     for name, found in {"a": HIT, "b": nothing}.items():

@@ -69,8 +69,7 @@ def _scores_of(predictions: Path) -> Path:
     from toolkit import provenance, workspace
 
     place = workspace.current()
-    origin = provenance.origin_of(predictions)
-    made_by = origin.weights if origin else workspace.BEST
+    made_by = provenance.weights_of(predictions, workspace.BEST)
     beside = place.evaluation(predictions, "val", weights=made_by) / "scores.json"
     if beside.is_file():
         return beside
