@@ -13,7 +13,10 @@ from toolkit import console
 from toolkit.dataset.own.reading import Image
 from toolkit.errors import ToolkitError
 
-WAYS = "date, day, camera, folder, name:2 (of the words of the file's name), meta.KEY or meta.KEY:4 (ranges)"
+WAYS = (
+    "date, day, camera, folder, name:2 (of the words of the file's name), meta.KEY, or TABLE.KEY of another "
+    "table of the image, or meta.KEY:4 (ranges)"
+)
 
 _DATE = re.compile(r"(\d{4})\D?([01]\d)\D?([0-3]\d)?")
 
@@ -38,7 +41,7 @@ def name_parts(images: Sequence[Image], by: str | None) -> tuple[list[str], str]
             if all(parts) and len(set(parts)) > 1:
                 return parts, way
         return ["all"] * len(images), "nothing"
-    ranges = re.fullmatch(r"meta\.(.+):(\d+)", by)
+    ranges = re.fullmatch(r"(?:meta\.)?(.+):(\d+)", by) if "." in by else None
     if ranges:
         return _ranges(images, ranges[1], int(ranges[2])), ranges[1]
     parts = [_way(by)(image) for image in images]
@@ -73,14 +76,18 @@ def _way(by: str) -> Callable[[Image], str]:
     if kind in ("date", "day"):
         return lambda image: _date(image.date, day=kind == "day")
     if kind == "camera":
-        return lambda image: str(next((image.meta[k] for k in image.meta if k.lower().startswith("cam")), ""))
+        return lambda image: str(next((image.meta[k] for k in image.meta if _of_camera(k)), ""))
     if kind == "folder":
         return lambda image: PurePosixPath(image.name).parent.name
     if kind == "name" and key.isdecimal() and int(key) > 0:
         return lambda image: _word(image.name, int(key))
-    if by.startswith("meta.") and len(by) > len("meta."):
+    if "." in by.strip("."):
         return lambda image: _plain(image.meta.get(by.removeprefix("meta.")))
     raise ToolkitError(f"no parts by {by}", expected=WAYS)
+
+
+def _of_camera(key: str) -> bool:
+    return key.rpartition(".")[2].lower().startswith("cam")
 
 
 def _date(text: str, *, day: bool) -> str:

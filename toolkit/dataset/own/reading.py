@@ -38,7 +38,7 @@ class Image:
         width, height: pixels.
         number: its id in the source; None where that has none, or text.
         date: when it was taken, as written; empty where unknown.
-        meta: other keys of the image that are numbers, texts or tables of them.
+        meta: other keys of the image that are numbers or texts; of a table in it as ``extra_info.video_id``.
         boxes: what is in it.
     """
 
@@ -325,8 +325,16 @@ def _circumstances(image: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     meta = {key: value for key, value in image.items() if key not in (*known, "date_captured")}
     if isinstance(image.get("meta"), dict):
         meta |= image["meta"]
-    kept = {key: value for key, value in meta.items() if isinstance(value, (int, float, str))}
-    return "" if date is None else str(date), kept
+    return "" if date is None else str(date), dict(_flat(meta))
+
+
+def _flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int | float | str]]:
+    """The numbers and texts of a table; those of a table in it as ``KEY.ITS_KEY``."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        elif isinstance(value, (int, float, str)):
+            yield before + key, value
 
 
 def _annotations_of(tree: Tree, source: Path) -> list[tuple[str, Any]]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from toolkit import console, vocabulary
 from toolkit.dataset.index import folder_below
-from toolkit.dataset.own import folder, origin
+from toolkit.dataset.own import folder, origin, splitting
 from toolkit.dataset.own import parts as partition
 from toolkit.dataset.own.origin import Origin
 from toolkit.dataset.own.reading import PICTURES, Image, read
@@ -31,9 +29,6 @@ NO_OBJECTS = frozenset(
     ("dontcare", "ignore", "ignored", "ignoreregion", "ignoredregion", "ignoredregions", "void")
 )
 """How datasets call boxes that mark what is not to be judged, without spaces and in small letters."""
-
-BLOCK = 20
-"""Frames that go to one split together where nothing says which clip they are of."""
 
 
 def is_source(path: Path) -> bool:
@@ -199,40 +194,6 @@ def _warn_of_no_objects(becomes: Mapping[str, str]) -> None:
         )
 
 
-def _split(images: list[Image], parts: Sequence[str], val: float) -> list[Image]:
-    """The images with a split each; validation is chosen in whole clips, evenly over the parts."""
-    if any(image.split == "val" for image in images):
-        return [replace(image, split=image.split or "train") for image in images]
-    if not 0 < val < 1:
-        raise ToolkitError(f"--val-part {val:g} is no part", expected="a number between 0 and 1")
-    clips: dict[tuple[str, str], list[int]] = {}
-    for i, image in sorted(enumerate(images), key=lambda each: each[1].name):
-        if image.split != "test":
-            clips.setdefault((parts[i], _clip(image.name)), []).append(i)
-    blocks: dict[str, list[list[int]]] = {}
-    for (part, _), rows in clips.items():
-        blocks.setdefault(part, []).extend(rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK))
-    chosen: set[int] = set()
-    for number, part in enumerate(sorted(blocks)):
-        wanted, taken = val * sum(map(len, blocks[part])), 0
-        for at in np.random.default_rng([0, number]).permutation(len(blocks[part])).tolist():
-            if taken < wanted and (taken == 0 or taken + len(blocks[part][at]) / 2 <= wanted):
-                chosen |= set(blocks[part][at])
-                taken += len(blocks[part][at])
-    console.note(f"no validation split in the source: {len(chosen):,} images of whole clips were chosen")
-    return [
-        replace(image, split="val" if i in chosen else image.split or "train")
-        for i, image in enumerate(images)
-    ]
-
-
-def _clip(name: str) -> str:
-    """Frames that were taken one after the other: those of a folder whose names differ in the last number."""
-    path = PurePosixPath(name)
-    stem = re.sub(r"[_\-. ]*\d+$", "", path.stem)
-    return (path.parent / stem).as_posix() if stem else path.parent.as_posix()
-
-
 def _numbers(images: Sequence[Image]) -> list[int]:
     """The source's ids where each is another number, else 1, 2, 3, ..."""
     known = [image.number for image in images if image.number is not None]
@@ -249,7 +210,8 @@ def _annotations(
     val: float,
 ) -> Iterator[tuple[SplitName, dict[str, Any]]]:
     """The COCO file of each split that has images."""
-    images, numbers = _split(images, parts, val), _numbers(images)
+    images, numbers = splitting.split(images, parts, val), _numbers(images)
+    clips = [clip for clip, _ in splitting.places([image.name for image in images])]
     labels = {name: label for label, name in names.items()}
     for split in ANNOTATIONS:
         rows = [i for i, image in enumerate(images) if image.split == split]
@@ -263,7 +225,7 @@ def _annotations(
             yield (
                 split,
                 {
-                    "images": [_listed(images[i], numbers[i], parts[i]) for i in rows],
+                    "images": [_listed(images[i], numbers[i], parts[i], clips[i]) for i in rows],
                     "annotations": [
                         {"id": n, **box, "area": math.prod(box["bbox"][2:]), "iscrowd": 0}
                         for n, box in enumerate(boxes, 1)
@@ -273,8 +235,7 @@ def _annotations(
             )
 
 
-def _listed(image: Image, number: int, part: str) -> dict[str, Any]:
-    clip = _clip(image.name)
+def _listed(image: Image, number: int, part: str, clip: str) -> dict[str, Any]:
     return {
         "id": number,
         "file_name": f"{folder.FRAMES}/{image.name}",
@@ -282,7 +243,7 @@ def _listed(image: Image, number: int, part: str) -> dict[str, Any]:
         "height": image.height,
         "date_captured": _iso(image.date),
         "part": part,
-        "clip": "" if clip == "." else clip,
+        "clip": clip,
         "meta": image.meta,
     }
 
