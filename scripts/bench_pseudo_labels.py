@@ -214,7 +214,7 @@ def table(options: argparse.Namespace, seeds: Sequence[int]) -> str:
 def balanced(options: argparse.Namespace, run: str) -> float:
     """`global_map_bal` of a run; where every month has 0 the formula gives none, and nothing ranks lower."""
     scores = json.loads((options.out / "runs" / run / "evaluation" / "scores.json").read_text())
-    found = float(scores["global_map_bal"])
+    found = float("nan" if scores["global_map_bal"] is None else scores["global_map_bal"])
     return found if is_number(found) else 0.0
 
 

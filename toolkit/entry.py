@@ -28,7 +28,7 @@ from toolkit import __version__, console
 from toolkit.dataset.export import stems
 from toolkit.dataset.index import load, prepared_folder, read_manifest
 from toolkit.errors import ToolkitError, reason
-from toolkit.files import replacing
+from toolkit.files import write_json
 from toolkit.ltdv2 import ANNOTATIONS, SPLITS
 from toolkit.phases import Template, guess_phase, refuse_another_phase, shipped
 from toolkit.provenance import origin_of, sha256
@@ -402,13 +402,6 @@ def check_upload(
     if phase_id is None and checked.phase is None:
         raise ToolkitError("cannot tell which phase to submit to", fix="name it: --phase or --phase-id")
     return client
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a receipt or its copy, the whole of it or nothing; a score that is no number is null."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    with replacing(path) as temporary:
-        temporary.write_bytes(text + b"\n")
 
 
 def _exists(path: Path) -> bool:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from submission.errors import remedy
 from toolkit import console
@@ -45,6 +48,17 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON, the whole of it or nothing; a number that is NaN or infinite becomes null.
+
+    Raises:
+        ToolkitError: it cannot be written.
+    """
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    with replacing(path) as temporary:
+        temporary.write_bytes(text + b"\n")
 
 
 SCRATCH = ".making.*.tmp"

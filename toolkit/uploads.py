@@ -21,9 +21,9 @@ from submission.competitions import DEFAULT, others_open
 from submission.errors import NO_JSON
 from toolkit import console
 from toolkit.competition import KeptCompetition, ask, template_of
-from toolkit.entry import receipt_of, write_json, write_receipt
+from toolkit.entry import receipt_of, write_receipt
 from toolkit.errors import ToolkitError, reason
-from toolkit.files import turn
+from toolkit.files import turn, write_json
 
 LOOKS = (0.0, 5.0, 15.0)
 """Seconds before each look for a submission whose answer was lost."""

@@ -69,7 +69,7 @@ def files(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFil
     return made
 
 
-def evaluated(files: RunFiles, split: str, score: float) -> None:
+def evaluated(files: RunFiles, split: str, score: float | None) -> None:
     path = files.run / "evaluation" / "scores.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"global_map_bal": score}))
@@ -187,6 +187,8 @@ def test_the_score_of_a_run_is_that_of_the_validation_split(files: RunFiles) -> 
     assert status.describe(files).global_map_bal == 0.448
     evaluated(files, "val", math.nan)
     assert status.describe(files).global_map_bal is None
+    evaluated(files, "val", None)
+    assert status.describe(files).global_map_bal is None
     evaluated(files, "train", 0.9)
     assert status.describe(files).global_map_bal is None
     (files.run / "results.csv").write_text(SCORED)
@@ -212,7 +214,7 @@ def garble_results(run: Path) -> None:
 
 def void_score(run: Path) -> None:
     (run / "evaluation").mkdir()
-    (run / "evaluation" / "scores.json").write_text('{"global_map_bal": null}')
+    (run / "evaluation" / "scores.json").write_text('{"global_map_bal": []}')
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from command import Command
 
@@ -111,3 +112,27 @@ def test_evaluate_refuses_predictions_of_another_split(workspace: Path, toolkit:
     result = toolkit("evaluate", predictions(workspace / "a.json", TEST), "--truth", "Valid.json")
     assert (result.status, "of the phase testing" in result.err) == (1, True)
     assert not list(workspace.glob("*evaluation"))
+
+
+def test_a_file_that_found_nothing_is_fused_by_its_validation_scores(
+    workspace: Path, toolkit: Command
+) -> None:
+    """Without a hit in any month the formula gives no number: strict JSON has null, earlier files NaN."""
+    images = [{"id": i, "file_name": f"frames/20200502/clip_{n % 3}/{i}.jpg"} for n, i in enumerate(VAL)]
+    boxes = [{"id": n, "image_id": i, "category_id": 1, "bbox": [200, 200, 9, 9]} for n, i in enumerate(VAL)]
+    for month in range(8):  # true boxes in every month, so that nothing but 0 / 0 is left
+        digits = 202101 + month if month < 4 else 202005 + month - 4
+        images.append({"id": digits * 10**11 + 1, "file_name": f"frames/{digits}01/clip_9/a.jpg"})
+        boxes.append({**boxes[0], "id": 100 + month, "image_id": digits * 10**11 + 1})
+    (workspace / "Valid.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    files = [predictions(workspace / name, VAL) for name in ("a.json", "b.json")]
+    for file in files:
+        assert toolkit("evaluate", file).status == 0
+    scores = workspace / "a-evaluation/scores.json"
+    assert msgspec.json.decode(scores.read_bytes())["global_map_con"] is None
+    assert toolkit("ensemble", *files, "--weights", "validation").status == 0
+    scores.write_text(scores.read_text().replace("null", "NaN"))
+    result = toolkit("ensemble", *files, "--weights", "validation")
+    assert result.status == 0, result.err
+    scores.write_text("{")
+    assert "says nothing of the classes" in toolkit("ensemble", *files, "--weights", "validation").err

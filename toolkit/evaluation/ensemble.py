@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
@@ -133,8 +134,9 @@ def weights_by_class(scores: Sequence[Path]) -> dict[int, tuple[float, ...]]:
     tables = []
     for path in scores:
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=_ScoresFile)
-        except (OSError, *NO_JSON) as error:
+            written = json.loads(path.read_bytes())  # not by msgspec: earlier files have NaN for null
+            found = msgspec.convert(written, _ScoresFile)
+        except (OSError, json.JSONDecodeError, *NO_JSON) as error:
             raise ToolkitError(
                 f"{path} says nothing of the classes",
                 found=reason(error) if isinstance(error, OSError) else str(error),

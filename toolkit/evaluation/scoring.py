@@ -8,7 +8,6 @@ width and height in float32, thresholds are float32, and so is every number that
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from toolkit import __version__
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.engines import IOU_THRESHOLDS, Curves, Engine, Problem, accumulate, resolve
 from toolkit.evaluation.truth import GroundTruth
-from toolkit.files import replacing
+from toolkit.files import write_json
 from toolkit.ltdv2 import MONTHS
 from toolkit.vocabulary import LTDV2
 
@@ -126,10 +125,13 @@ class Scores:
     def write(self, path: Path) -> None:
         """Write ``scores.json``, the whole of it or nothing.
 
-        Like the organisers' file it says NaN where the formula gives none (all months 0, say).
+        Where the formula gives no number (all months 0, say) it says null. The organisers' file says NaN,
+        which is no JSON; earlier files do too, and are still read.
+
+        Raises:
+            ToolkitError: it cannot be written.
         """
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.as_dict())
 
 
 def score(

@@ -235,7 +235,8 @@ def _evaluated(files: RunFiles) -> float | None:
     """
     path = own_evaluation(files.run) / "scores.json"
     try:
-        score = float(json.loads(path.read_bytes())["global_map_bal"])  # msgspec knows no NaN
+        found = json.loads(path.read_bytes())["global_map_bal"]  # not by msgspec: earlier files have NaN
+        score = math.nan if found is None else float(found)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
