@@ -87,7 +87,7 @@ def test_boxes_stay_on_their_objects(index: DatasetIndex) -> None:
         def name(self, row: int) -> str:
             return str(row)
 
-    data.frames = Boxes()  # type: ignore[assignment]
+    data.pixels.frames = Boxes()  # type: ignore[assignment]
     outside = inside = 0.0
     for i in range(len(data)):
         sample = data[i]
