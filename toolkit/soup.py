@@ -63,7 +63,7 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
     Args:
         paths: at least two checkpoints of one architecture.
         judge: scores a checkpoint; called once for each and once for each average that is tried.
-        out: where the average goes.
+        out: where the average goes; a file that is there is replaced, which is said first.
         classes: label, from 1, -> name, as they have to be.
 
     Raises:
@@ -76,6 +76,8 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
     models = {path: _read(path, classes) for path in paths}
     for path in paths[1:]:
         _require_alike(models[paths[0]], models[path], paths[0], path)
+    if out.exists():
+        console.warn(f"{out} is there already and will be replaced")
     alone = {}
     for path in paths:
         alone[path] = _number(judge(path))

@@ -45,6 +45,11 @@ class Vocabulary(msgspec.Struct, frozen=True):
             return f"{parts} months"
         return "one part" if parts == 1 else f"{parts} parts by {self.by}"
 
+    @property
+    def remedy(self) -> str:
+        """What to do where the files are wrong."""
+        return f"mend {self.source}" if self.is_own else "download the files again"
+
 
 LTDV2 = Vocabulary(
     classes=dict(LABELS),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from toolkit.dataset.index import DatasetIndex
+from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import _template_ids, write_sample
 from toolkit.errors import ToolkitError
 
@@ -96,3 +97,17 @@ def test_contrast_turns_round_between_winter_and_summer(index: DatasetIndex) -> 
 def test_counts_out_of_range_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(ToolkitError, match="0 to 9,600"):
         write_sample(tmp_path, train=count, scene="street")
+
+
+@pytest.mark.parametrize("empty", ["train", "val", "test"])
+def test_a_split_of_no_images_has_no_file_and_the_others_are_prepared(tmp_path: Path, empty: str) -> None:
+    counts = {"train": 8, "val": 8, "test": 9, empty: 0}
+    assert write_sample(tmp_path / "a", **counts, scene="street")
+    assert not write_sample(tmp_path / "a", **counts, scene="street")
+    assert set(prepare(tmp_path / "a").manifest.images) == counts.keys() - {empty}
+
+
+def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match="no images"):
+        write_sample(tmp_path / "a", 0, 0, 0)
+    assert not (tmp_path / "a").exists()

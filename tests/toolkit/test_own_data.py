@@ -188,3 +188,36 @@ def test_no_next_step_leads_where_the_data_has_nothing(
     assert "--split test" in toolkit("evaluate", "farm", "--device", "cpu").err
     predicted = toolkit("predict", "farm", "--split", "test", "--device", "cpu")
     assert (predicted.status, "submit" in predicted.err) == (0, False), predicted.err
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("nowhere", ("no dataset nowhere", "nothing there")),
+        ("pics", ("pics is no dataset", "1 pictures and no annotations", "predict best.pt pics")),
+        ("empty", ("empty is no dataset", "0 pictures")),
+        ("clip.mp4", ("clip.mp4 is no dataset", "a file .mp4", "predict best.pt clip.mp4")),
+        ("notes.txt", ("notes.txt is no dataset", "a file .txt")),
+    ],
+)
+def test_what_is_no_dataset_is_told_for_what_it_is_and_what_is_read_is_named(
+    workspace: Path, toolkit: Command, named: str, said: tuple[str, ...]
+) -> None:
+    for folder in ("pics", "empty"):
+        (workspace / folder).mkdir()
+    for file in ("pics/a.jpg", "clip.mp4", "notes.txt"):
+        (workspace / file).touch()
+    refused = toolkit("dataset", "prepare", named)
+    assert refused.status == 1
+    for word in (*said, "Train.json", "data.yaml", "COCO"):
+        assert word in refused.err
+    assert ("predict" in refused.err) == (named in ("pics", "clip.mp4"))
+
+
+def test_a_class_without_a_box_is_said(workspace: Path, toolkit: Command, source: Path) -> None:
+    described = yaml.safe_load(source.read_text())
+    assert "has a box" not in toolkit("dataset", "prepare", source).err
+    source.write_text(yaml.safe_dump({**described, "names": [*NAMES.values(), "yak", "emu"]}))
+    prepared = toolkit("dataset", "prepare", source)
+    assert prepared.status == 0, prepared.err
+    assert "no split has a box of class yak, emu" in prepared.err

@@ -57,6 +57,15 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
     assert (made.members, made.score) == ([paths[1]], 0.3)
 
 
+def test_an_older_average_is_replaced_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((2.0, 1.0))]
+    for times in range(2):
+        make(paths, value_of, tmp_path / "soup.pt")
+        assert capsys.readouterr().err.count("soup.pt is there already and will be replaced") == times
+
+
 def test_what_finds_nothing_is_left_out_untried(tmp_path: Path) -> None:
     paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((3.0, 1.0, 2.0))]
     seen = []

@@ -128,6 +128,8 @@ def prepare(
         folder = target
     elif named := [f for f, value in flags.items() if value]:
         raise own.no_source(folder, named[0])
+    elif not own.is_data_folder(folder):
+        raise own.no_source(folder)
     result = prepare_index(folder, drop_bad=drop_bad)
     manifest = result.manifest
     if as_json:
@@ -143,6 +145,9 @@ def prepare(
     for split, name in ANNOTATIONS.items():
         if split not in manifest.images and not manifest.vocabulary.is_own:
             console.warn(f"no {name}: the index has no {split} split")
+    found = {name for counts in manifest.by_class.values() for name in counts}
+    if without := [name for name in manifest.vocabulary.classes.values() if name not in found]:
+        console.warn(f"no split has a box of class {', '.join(without)}: nothing is learnt or scored of it")
     if manifest.unlisted_frames:
         console.note(f"{manifest.unlisted_frames:,} frames are in no annotation file (ignored)")
     for kind, count in manifest.discrepancies.items():

@@ -38,7 +38,7 @@ def table_of(
     """
     import polars as pl
 
-    _refuse_unusable(split, annotations)
+    _refuse_unusable(split, annotations, words)
     images = _images(split, annotations, log, words)
     boxes = _boxes(annotations, images, log, words)
     return images.join(boxes, on="image_id", how="left", maintain_order="left").with_columns(
@@ -46,13 +46,13 @@ def table_of(
     )
 
 
-def _refuse_unusable(split: SplitName, annotations: Annotations) -> None:
+def _refuse_unusable(split: SplitName, annotations: Annotations, words: Vocabulary) -> None:
     a = annotations
     if not a.file_names or not (len(a.labels) or split == "test"):
         raise ToolkitError(
             f"{a.path} has no {'annotations' if a.file_names else 'images'}",
             expected="images, and the boxes in them unless they are the test split",
-            fix="download the file again: toolkit dataset download DIR",
+            fix=words.remedy,
         )
     if outside := [name for name in a.file_names if leaves(name.encode())]:
         raise ToolkitError(

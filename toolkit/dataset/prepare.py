@@ -127,12 +127,11 @@ def _prepare(
     if refused and not drop_bad:
         listing = folder / "refused.jsonl"
         log.write(listing)
-        again = f"mend {words.source}" if words.is_own else "download the files again"
         raise ToolkitError(
             f"the files of {data} contradict themselves",
             found=", ".join(f"{n:,} x {kind}" for kind, n in refused.items()) + f" (listed in {listing})",
             expected="each image and frame once, and boxes of known images and categories",
-            fix=f"{again}, or drop these entries: toolkit dataset prepare {data} --drop-bad",
+            fix=f"{words.remedy}, or drop these entries: toolkit dataset prepare {data} --drop-bad",
         )
 
     manifest = _summary(images, fingerprint, archive.name, len(unlisted), log, prefixes, words)

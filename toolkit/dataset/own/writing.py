@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mimetypes
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,18 +36,36 @@ def is_source(path: Path) -> bool:
     """Whether this is data of one's own, yet to be brought: some of what ``read`` reads, no data folder."""
     if not path.is_dir():
         return path.suffix.lower() in (".yaml", ".yml", ".json", ".zip")
-    if any((path / name).exists() for name in (*ANNOTATIONS.values(), vocabulary.FILE)) or folder_below(path):
-        return False
-    return any(any(inner(path).glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json"))
+    return not is_data_folder(path) and any(
+        any(inner(path).glob(pattern)) for pattern in ("*.y*ml", "*.json", "*/*.json")
+    )
 
 
-def no_source(place: Path, flag: str) -> ToolkitError:
-    """Why a flag for data of one's own has nothing to work on."""
+def is_data_folder(path: Path) -> bool:
+    """Whether this has LTDv2's files, or some below, or was prepared: ``prepare`` says what it lacks."""
+    return any((path / name).exists() for name in (*ANNOTATIONS.values(), vocabulary.FILE)) or bool(
+        folder_below(path)
+    )
+
+
+def no_source(place: Path, flag: str = "") -> ToolkitError:
+    """Why there is nothing to prepare, or why a flag for data of one's own has nothing to work on."""
+    expected = (
+        f"LTDv2's files ({', '.join(ANNOTATIONS.values())}), a data.yaml, a COCO file with its images, "
+        "a folder with either, or a zip archive"
+    )
+    look = f"to look for objects in it: toolkit predict best.pt {quote(str(place))}"
+    if not place.exists():
+        return ToolkitError(f"no dataset {place}", found="nothing there", expected=expected)
     if not place.is_dir():
+        kind = (mimetypes.guess_type(place.name)[0] or "").partition("/")[0]
         return ToolkitError(
-            f"no dataset {place}", expected="a data.yaml, a COCO file, a folder or a zip archive"
+            f"{place} is no dataset",
+            found=f"a file {place.suffix}".rstrip(),
+            expected=expected,
+            fix=look if kind in ("image", "video") else "",
         )
-    if any((place / name).exists() for name in ANNOTATIONS.values()) or folder_below(place):
+    if flag and is_data_folder(place):
         made_of = origin.read(place)
         if made_of is not None:
             return ToolkitError(
@@ -70,8 +89,8 @@ def no_source(place: Path, flag: str) -> ToolkitError:
     return ToolkitError(
         f"{place} is no dataset",
         found=f"{pictures:,} pictures and no annotations",
-        expected="a data.yaml, or a COCO file with its images",
-        fix=f"to look for objects in pictures: toolkit predict best.pt {quote(str(place))}",
+        expected=expected,
+        fix=look if pictures else "toolkit dataset download DIR fetches LTDv2",
     )
 
 

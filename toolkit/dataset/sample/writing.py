@@ -49,7 +49,7 @@ def write_sample(
 
     Args:
         folder: where Train.json, Valid.json, TestNoLabels.json and frames.zip go.
-        train, val, test: images of each split, spread evenly over the months.
+        train, val, test: images of each split, spread evenly over the months; a split of none has no file.
         seed: of everything random.
         scene: what is drawn.
 
@@ -57,8 +57,8 @@ def write_sample(
         False if ``folder`` already held exactly this sample, and nothing was done.
 
     Raises:
-        ToolkitError: a count is out of range, the folder holds another dataset or sample, or it cannot be
-            written.
+        ToolkitError: a count is out of range, all are 0, the folder holds another dataset or sample, or it
+            cannot be written.
     """
     folder = Path(folder)
     parameters = _Parameters(train, val, test, seed, VERSIONS[scene], scene)
@@ -71,10 +71,13 @@ def write_sample(
             expected=f"an empty folder or this sample: {parameters}",
             fix="name another folder, or delete this one",
         )
-    if len(existing) == len(FILES):
+    counts = {"train": train, "val": val, "test": test}
+    if not any(counts.values()):
+        raise ToolkitError("a sample of no images", expected="images in one split at least")
+    wanted = [name for split, name in ANNOTATIONS.items() if counts[split]]
+    if set(existing) == {*wanted, ARCHIVE}:
         return False
     drawing = SCENES[scene]
-    counts = {"train": train, "val": val, "test": test}
     frames = sorted(drawing.choose_frames(counts, seed), key=lambda frame: frame.name)
     with replacing(receipt) as temporary:
         temporary.write_bytes(msgspec.json.encode(parameters))
@@ -88,8 +91,9 @@ def write_sample(
             images.append(_image_record(frame, drawing.meta(frame, seed)))
             annotations += [_box_record(frame, box) for box in boxes]
     for split, name in ANNOTATIONS.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(msgspec.json.encode(_content(split, seed, scene, *records[split])))
+        if name in wanted:
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(msgspec.json.encode(_content(split, seed, scene, *records[split])))
     return True
 
 
