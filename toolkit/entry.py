@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from submission import Detections, templates
 from submission.archive import MEMBER, is_zip, pack, unpack
@@ -139,7 +140,7 @@ def enter(
     detections = read(predictions, coco, names)
     run = place.run_of(predictions)
     data_template = None
-    if run is not None and template is None:
+    if template is None and (run is not None or folder is not None):
         phase = phase or guess_phase(detections.image_ids, str(predictions), known)
         if folder is not None:
             data_template = folder / ANNOTATIONS[SPLITS[phase]]
@@ -149,6 +150,7 @@ def enter(
         phase=phase,
         template=template,
         data_template=data_template,
+        of_data=run is not None,
         allow_missing=allow_missing or coco,
         known=known,
     )
@@ -182,6 +184,7 @@ def prepare(
     phase: str | None = None,
     template: Path | None = None,
     data_template: Path | None = None,
+    of_data: bool = True,
     allow_missing: bool = False,
     known: Mapping[str, Template] | None = None,
 ) -> Submission:
@@ -189,7 +192,8 @@ def prepare(
 
     A data folder that holds only a part of the phase's images (``toolkit dataset sample``) cannot yield
     all predictions. All images that it has must then be there; the others get empty lists, so that the
-    zip is one that the organisers accept, and ``rehearsal`` says that its score will mean nothing.
+    zip is one that the organisers accept, and ``rehearsal`` says that its score will mean nothing. That zip
+    is a rehearsal again. Predictions with a box in any other image, of the whole phase, are none.
 
     Args:
         detections: what was predicted, in any order.
@@ -197,6 +201,7 @@ def prepare(
         phase: None finds the phase whose template has all ids.
         template: ids to check against instead of a phase's: a template or a COCO file.
         data_template: the annotation file of the data that was predicted, if known.
+        of_data: whether that is certain; else only predictions of all images of a sample are a rehearsal.
         allow_missing: give ids without an entry empty lists instead of refusing.
         known: the template of each phase; None: :func:`shipped`.
 
@@ -213,15 +218,34 @@ def prepare(
         wanted = known[phase]
     expected, against = wanted.ids, wanted.words
     refuse_another_phase(detections.image_ids, wanted, source, known)
-    rehearsal = False
+    rehearsal, sample = False, None
     if template is None and data_template is not None and data_template.is_file():
         held = templates.read(data_template)
-        rehearsal = len(held) < len(expected) and bool(np.isin(held, expected).all())
-        if rehearsal:
-            check_ids(detections, held, allow_missing=allow_missing, source=source)
+        if len(held) < len(expected) and np.isin(held, expected).all():
+            sample = _of_sample(detections, held, expected)
+            rehearsal = sample is not None and (
+                of_data or set(held.tolist()) == set(sample.image_ids.tolist())
+            )
+        if rehearsal and sample is not None:
+            detections = sample
+            whose = f"the sample, {data_template}"
+            check_ids(sample, held, allow_missing=allow_missing, source=source, whose=whose)
     whole = check_ids(detections, expected, allow_missing=allow_missing or rehearsal, source=source)
     filled = int((~np.isin(expected, detections.image_ids)).sum())
     return Submission(whole.rounded(), phase, against, filled, rehearsal)
+
+
+def _of_sample(
+    detections: Detections, held: npt.NDArray[np.int64], expected: npt.NDArray[np.int64]
+) -> Detections | None:
+    """Predictions of a phase's part; without the empty lists, where an earlier rehearsal filled them in.
+
+    None: they are of the whole phase, with boxes in images that the part does not have.
+    """
+    if not np.isin(expected, detections.image_ids).all():
+        return detections
+    elsewhere = ~np.isin(detections.image_ids, held)
+    return None if detections.counts[elsewhere].any() else detections.select(np.sort(held))
 
 
 def check_place(archive: Path) -> None:

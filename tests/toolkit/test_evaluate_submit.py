@@ -340,6 +340,41 @@ def test_a_samples_zip_has_all_ids_and_says_that_it_is_a_rehearsal(sample: Path,
     assert entries[str(TEST[0])] == {"boxes": [[10.123, 10, 30, 40]], "scores": [0.98765], "labels": [1]}
 
 
+def test_what_is_made_of_a_samples_predictions_is_a_rehearsal_too(
+    sample: Path, toolkit: Command, codabench_server: Server
+) -> None:
+    first = write(sample / "a.json", {str(i): HIT for i in TEST})
+    fused = toolkit("ensemble", first, "runs/first/predictions-test.json")
+    assert fused.status == 0, fused.err
+    for flags in ([], ["--data", "data/sample"], ["--allow-missing"]):
+        result = toolkit("submit", "ensemble.json", "--zip", "--out", "entry.zip", "--json", *flags)
+        assert result.status == 0, result.err
+        outcome = json.loads(result.out)
+        assert (outcome["rehearsal"], outcome["filled"]) == (True, 49_430 - len(TEST))
+        assert "a rehearsal" in result.err
+    write(sample / "few.json", {str(i): HIT for i in TEST[:5]})
+    assert "all 49,430 ids of the phase" in toolkit("submit", "few.json", "--zip").err
+    result = toolkit("submit", "entry.zip", "--upload")
+    assert (result.status, "a rehearsal is not uploaded" in result.err) == (1, True)
+    assert not codabench_server.archives
+
+
+def test_the_zip_of_a_rehearsal_is_looked_into_as_one(sample: Path, toolkit: Command) -> None:
+    run = sample / "runs/first"
+    made = json.loads(toolkit("submit", run / "predictions-test.json", "--zip", "--json").out)
+    content = (run / "submission.zip").read_bytes()
+    for flags in ([], ["--zip"]):
+        result = toolkit("submit", run / "submission.zip", "--json", *flags)
+        assert result.status == 0, result.err
+        again = json.loads(result.out)
+        for key in ("rehearsal", "filled", "images", "boxes", "phase"):
+            assert again[key] == made[key]
+    assert (run / "submission.zip").read_bytes() == content
+    whole = write(run / "whole.json", {str(i): HIT for i in templates.template("testing").tolist()})
+    outcome = toolkit("submit", whole, "--json")
+    assert json.loads(outcome.out)["rehearsal"] is False, outcome.err
+
+
 def test_a_sample_image_without_predictions_is_refused_all_the_same(sample: Path, toolkit: Command) -> None:
     path = write(sample / "runs/first/predictions-test.json", {str(i): HIT for i in TEST[:5]})
     result = toolkit("submit", path, "--zip")
