@@ -20,7 +20,7 @@ from toolkit.evaluation.truth import GroundTruth, answers_of
 from toolkit.ltdv2 import SplitName
 from toolkit.machine import checks
 from toolkit.runs import health
-from toolkit.workspace import BEST, Workspace
+from toolkit.workspace import BEST, Workspace, is_other_data
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -59,7 +59,12 @@ class Task:
 
     @property
     def title(self) -> str:
-        return f"{self.run.name if self.run else self.path.stem}, split {self.split}"
+        """The run or file, the split, and whose it is where it is not the run's own."""
+        title = f"{self.run.name if self.run else self.path.stem}, split {self.split}"
+        data = self.answers.parent
+        if not self.published or (self.run is not None and not is_other_data(self.run, data)):
+            return title
+        return f"{title} of {data.resolve().name}"
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,7 @@ class Workspace:
         if truth is not None and (run is not None or truth.name != ANNOTATIONS[split]):
             stem = f"{truth.parent.name}-{truth.stem}" if truth.stem in ANNOTATIONS else truth.stem
             marks.append(_split_of(truth, data) or stem)
-        if named and run is not None and data is not None and _other_data(run, data):
+        if named and run is not None and data is not None and is_other_data(run, data):
             marks.append(data.resolve().name)
         return base.with_name("-".join([base.name, *marks]))
 
@@ -367,7 +367,7 @@ def _split_of(truth: Path, data: Path | None) -> str | None:
     return next((s for s, file in files.items() if file.is_file() and file.samefile(truth)), None)
 
 
-def _other_data(run: Path, data: Path) -> bool:
+def is_other_data(run: Path, data: Path) -> bool:
     """Whether a run was trained on data that is still there, and that is not this."""
     recorded = Path(RunRecord.read(run).data)
     return recorded.is_dir() and not recorded.samefile(data)

@@ -449,7 +449,7 @@ def test_a_part_is_not_called_as_a_class_or_as_all_images_are(
     compared = compare(truth, found, found, context, resamples=20).differences
     assert {"part person_map_50", "Person_map_50", "nothing_map_50"} <= compared.keys()
     page = write_report(tmp_path / "page", "s", scores, truth, found, context).read_text()
-    assert page.count("<td>Part All</td>") == page.count("<td>All</td>") == 1
+    assert page.count("<td>part All</td>") == page.count("<td>All</td>") == 1
     content["names"] = ["global", "nothing"]
     (tmp_path / "s" / "data.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ToolkitError, match=r"called global.*--classes global=other"):

@@ -23,6 +23,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.matching import match
 from toolkit.evaluation.scoring import Scores, align, month_masks, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.ltdv2 import MONTHS
 from toolkit.report import figures
 from toolkit.report.figures import Evaluated
 from toolkit.report.gallery import gallery
@@ -160,6 +161,33 @@ def test_the_worst_frames_come_one_a_clip_and_unreadable_ones_are_left_out() -> 
     wrong = [sum(map(int, re.findall(r"(\d+) (?:missed|false)", title))) for title in titles]
     assert wrong == sorted(wrong, reverse=True)
     assert wrong[-1] > 0
+
+
+def test_long_names_above_the_frames_do_not_run_into_each_other() -> None:
+    truth, found, context = synthetic()
+    names = [f"images_thermal/data/video-{'W' * 17}-frame-{i:06d}-{'m' * 17}.jpg" for i in range(len(truth))]
+    long = replace(context, names=np.array(names))
+    data = Evaluated(score(truth, found), match(align(truth, found)), truth.image_ids, long, threshold=0.4)
+    picture = gallery(data, grey)
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    shown = [axes for axes in picture.figure.axes if axes.get_visible()]
+    boxes = [axes._left_title.get_window_extent() for axes in shown]
+    assert not [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if a.overlaps(b)]
+
+
+def test_parts_of_other_data_keep_their_names_and_months_begin_with_a_capital() -> None:
+    truth, found, context = synthetic()
+    names = {name: f"day-{k}" if k else "may" for k, name in enumerate(MONTHS)}
+    scores = score(truth, found)
+    own = replace(scores, by="name:1", months={names[k]: v for k, v in scores.months.items()})
+    assert [scores.heading(name) for name in ("may", "all")] == ["May", "All"]
+    assert [own.heading(name) for name in (*own.months, "all")] == [*names.values(), "All"]
+    picture = figures.months(
+        Evaluated(own, match(align(truth, found)), truth.image_ids, context, threshold=0.4)
+    )
+    assert [label.get_text() for label in picture.figure.axes[0].get_xticklabels()] == [*own.months]
+    assert not re.search("May|Day", " ".join(findings(own)))
 
 
 def test_words_on_a_crowded_frame_do_not_cover_each_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,8 @@ from command import Command
 from pycocotools.coco import COCO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
+
+from toolkit.assessment import Task
 
 TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 NAMES = {0: "cat", 1: "dog", 2: "cow", 3: "hen", 4: "fox"}
@@ -67,7 +70,8 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     assert scores["toolkit"]["classes"] == {str(k + 1): name for k, name in NAMES.items()}
     assert scores["toolkit"]["images"] == {"global": 24, "cam0": 8, "cam1": 8, "cam2": 8}
     page = (folder / "report.html").read_text()
-    assert "<td>Cam2</td>" in page
+    assert "<td>cam2</td>" in page
+    assert "<title>animals, split val of farm</title>" in page
     assert "mAP@0.5 by name:1" in page
     assert "motorcycle" not in page
     table = pl.read_parquet(folder / "matches.parquet")
@@ -221,3 +225,15 @@ def test_a_class_without_a_box_is_said(workspace: Path, toolkit: Command, source
     prepared = toolkit("dataset", "prepare", source)
     assert prepared.status == 0, prepared.err
     assert "no split has a box of class yak, emu" in prepared.err
+
+
+def test_a_reports_title_names_the_data_that_is_not_the_runs_own(workspace: Path) -> None:
+    run = workspace / "runs" / "hens"
+    for folder in (run / "weights", workspace / "data" / "farm", workspace / "data" / "zoo"):
+        folder.mkdir(parents=True)
+    (run / "weights" / "environment.json").write_text(json.dumps({"plan": {"data": "data/farm"}}))
+    own = Task(run / "p.json", None, run, "val", Path("data/farm/Valid.json"), True, None, run, 0)
+    assert own.title == "hens, split val"
+    assert replace(own, answers=Path("data/zoo/Valid.json")).title == "hens, split val of zoo"
+    assert replace(own, run=None).title == "p, split val of farm"
+    assert replace(own, run=None, published=False).title == "p, split val"

@@ -26,7 +26,7 @@ from toolkit.evaluation.engines import IOU_THRESHOLDS, Curves, Engine, Problem, 
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.files import write_json
 from toolkit.ltdv2 import MONTHS
-from toolkit.vocabulary import LTDV2
+from toolkit.vocabulary import LTDV2, capitalised
 
 MANY = 50_000
 """Detections that take seconds to score, to compare or to draw: what happens is said before it begins."""
@@ -91,6 +91,10 @@ class Scores:
     def part(self) -> str:
         """What a sentence calls one of ``months``."""
         return "month" if self.by == LTDV2.by else "part"
+
+    def heading(self, name: str) -> str:
+        """A month, or ``all``, as it heads a column: ``may`` as ``May``; other data's parts as they are."""
+        return capitalised(name) if self.by == LTDV2.by or name == "all" else name
 
     @property
     def compared(self) -> Mapping[str, Summary]:

@@ -22,7 +22,6 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.matching import Curve, Matches
 from toolkit.evaluation.scoring import Scores, is_number
 from toolkit.ltdv2 import MONTHS
-from toolkit.vocabulary import capitalised
 
 INK, MUTED, GRID = "#1b1f24", "#5b6570", "#e3e7eb"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (
@@ -152,8 +151,9 @@ def months(data: Evaluated) -> Picture:
             color=VERMILION,
             fontsize=9,
         )
-    dated = {name: f"{capitalised(name)}\n{year}" for name, year in YEARS.items()}
-    axes.set_xticks(x, [dated.get(name, name) for name in scores.months])
+    years = YEARS if scores.part == "month" else {}
+    below = {name: f"\n{year}" for name, year in years.items()}
+    axes.set_xticks(x, [scores.heading(name) + below.get(name, "") for name in scores.months])
     axes.set_ylim(0, max([*decided, 0.1]) * 1.12)
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1])
     axes.set_ylabel("mAP@0.5")
@@ -207,7 +207,7 @@ def classes(data: Evaluated) -> Picture:
                 fontsize=7,
             )
     axes.axvline(len(sets) - 1.5, color="white", lw=5)
-    axes.set_xticks(range(len(sets)), [capitalised(name) for name in sets])
+    axes.set_xticks(range(len(sets)), [data.scores.heading(name) for name in sets])
     axes.set_yticks(range(len(p.classes)), list(p.classes.values()))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -324,7 +324,7 @@ def counts(data: Evaluated) -> Picture:
             zorder=3,
         )
     for axes, title in ((left, "true boxes"), (right, f"detections with score ≥ {data.threshold:.2f}")):
-        axes.set_xticks(x, [capitalised(name) for name in masks])
+        axes.set_xticks(x, [data.scores.heading(name) for name in masks])
         axes.set_title(title, fontsize=10, loc="left", color=INK)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke, withStroke
+from matplotlib.textpath import TextPath
 
 from submission.detections import locate
 from toolkit import console
@@ -42,6 +43,12 @@ CROWD = 12
 
 WORDS = 6
 """Boxes of a picture that are named at most, rare classes first."""
+
+FONT = 8
+"""Size of the words above a picture, points."""
+
+WIDTH = 10.2
+"""Of the page's pictures, inches."""
 
 STYLES = {
     "true box, found": (SKY, "-", 1.2),
@@ -79,13 +86,14 @@ def gallery(data: Evaluated, read: Reader) -> Picture | None:
         return None
     columns = min(COLUMNS, len(frames))
     rows = -(-len(frames) // columns)
-    figure = Figure(figsize=(10.2, 2.86 * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.86 * rows + 0.35), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    width = 72 * WIDTH / columns - 3 * FONT
     for axes, (image, pixels) in zip(grid, frames, strict=False):
         _draw(axes, data, image, pixels, sure, hit)
         axes.set_title(
-            f"{_name(data, image)}\n{missed[image]} missed, {false[image]} false{_part(axes, pixels)}",
-            fontsize=8,
+            f"{_name(data, image, width)}\n{missed[image]} missed, {false[image]} false{_part(axes, pixels)}",
+            fontsize=FONT,
             loc="left",
             color=INK,
         )
@@ -268,7 +276,21 @@ class _Labels:
         )
 
 
-def _name(data: Evaluated, image: int) -> str:
+def _name(data: Evaluated, image: int, width: float) -> str:
+    """What stands above a picture: as much of the end of its file's path as fits into a width in points."""
     if data.context is None:
         return str(data.image_ids[image])
-    return "/".join(str(data.context.names[image]).removesuffix(".jpg").split("/")[-3:])
+    words = str(data.context.names[image]).removesuffix(".jpg").split("/")[-3:]
+    ends = ["/".join(words[at:]) for at in range(len(words))]
+    return next((end for end in ends if _width(end) <= width), None) or _cut(ends[-1], width)
+
+
+def _cut(text: str, width: float) -> str:
+    """Beginning and end of a text that is wider than this, in points."""
+    halves = ((kept - kept // 2, kept // 2) for kept in range(len(text) - 1, 1, -1))
+    shorter = (f"{text[:head]}…{text[-tail:]}" for head, tail in halves)
+    return next((each for each in shorter if _width(each) <= width), "…")
+
+
+def _width(text: str) -> float:
+    return float(TextPath((0, 0), text, size=FONT).get_extents().width)

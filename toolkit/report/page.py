@@ -128,7 +128,7 @@ def findings(scores: Scores) -> list[str]:
             f"The drift between {scores.part}s costs {lost:.3f}: with equal {scores.part}s the score would "
             f"be {scores.overall.map_50:.3f} instead of {scores.balanced:.3f}."
         )
-        shown = {capitalised(name): f"{value:.3f}" for name, value in months.items()}
+        shown = {scores.heading(name): f"{value:.3f}" for name, value in months.items()}
         low, high = min(shown.values()), max(shown.values())
         worst, best = ([name for name in shown if shown[name] == value] for value in (low, high))
         if low == high:
@@ -138,7 +138,7 @@ def findings(scores: Scores) -> list[str]:
                 f"{_are(worst)} the weakest {scores.part}{'s' * (len(worst) > 1)} ({low}), "
                 f"{_listed(best)} the strongest ({high})."
             )
-    empty = [capitalised(name) for name, s in scores.months.items() if not is_number(s.map_50)]
+    empty = [scores.heading(name) for name, s in scores.months.items() if not is_number(s.map_50)]
     if empty:
         told.append(
             f"No true boxes in {', '.join(empty)}: the challenge's formula then counts -1 for the "
@@ -217,7 +217,7 @@ def _levers(data: Evaluated) -> str:
         + "</tr>"
         for label, row in by_class.items()
     ]
-    by_month = _rows(("class", *(html.escape(capitalised(month)) for month in months)), rows)
+    by_month = _rows(("class", *(html.escape(scores.heading(month)) for month in months)), rows)
     return (
         f"<p>What global_map_bal gains if a class has {STEP:.2f} more AP@0.5 in a {scores.part}, or in "
         "all. Below it stand the AP@0.5 and the number of true boxes: with a handful of boxes an AP is an "
@@ -252,10 +252,14 @@ def _cell(cell: Cell) -> str:
 def _absent(by_class: dict[int, dict[str, Cell]], scores: Scores) -> str:
     """Which classes which months lack, and what that does to the score."""
     lacks = {
-        scores.classes.get(label, str(label)): [capitalised(m) for m in scores.months if row[m].ap_50 is None]
+        scores.classes.get(label, str(label)): [m for m in scores.months if row[m].ap_50 is None]
         for label, row in by_class.items()
     }
-    told = [f"{name} in {_listed(months)}" for name, months in lacks.items() if months]
+    told = [
+        f"{name} in {_listed([scores.heading(m) for m in months])}"
+        for name, months in lacks.items()
+        if months
+    ]
     if not told:
         return ""
     return (
@@ -272,6 +276,6 @@ def _table(scores: Scores) -> str:
     for name, s in {**scores.compared, "all": scores.overall}.items():
         values = [s.map, s.map_50, s.map_75, s.mar_1, s.mar_10, s.mar_100]
         cells = [f"{s.images:,}", *(f"{v:.4f}" if is_number(v) else "–" for v in values)]
-        first = f"<tr><td>{html.escape(capitalised(name))}</td>"
+        first = f"<tr><td>{html.escape(scores.heading(name))}</td>"
         rows.append(first + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return _rows(heads, rows)
