@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -127,7 +127,12 @@ def task(
         known, classes = place.known_data(path, data)
         detector = Detector.read(path, classes)  # refused before its data is
     needs_data = truth is None or detector is not None or data is not None
-    source = known or (place.data_of(path, data) if needs_data or run is not None else None)
+    try:
+        source = known or (place.data_of(path, data) if needs_data or run is not None else None)
+    except ToolkitError:
+        if detector is None:
+            Detections.read(path)  # a file that is no predictions is told so, not asked for its data
+        raise
     if source is None and truth is not None and not vocabulary.of_data(truth.parent).is_own:
         near, _ = place.known_data(path)  # a file from elsewhere is in the words of its source
         source = near if near is not None and vocabulary.of_data(near).is_own else None
@@ -189,9 +194,11 @@ def assess(
     if wanted.detector is None:
         detections = Detections.read(console.reading(path))
         truth = GroundTruth.read(answers, wanted.data)
+        check_overlap(
+            detections, truth.image_ids, str(path), str(answers)
+        )  # of other data are also its labels
         check_values(detections, str(path), truth.vocabulary.classes)
         origin = provenance.origin_of(path)
-        check_overlap(detections, truth.image_ids, str(path), str(answers))
     else:
         truth, index = GroundTruth.read(answers, wanted.data), opened(wanted)
         detections, origin = _predicted(wanted, index, fields)
@@ -246,6 +253,23 @@ def predictions_of(place: Workspace, name: str, split: SplitName, data: Path | N
         console.note(f"predicting split {split} of {wanted.data} with {wanted.path}, for {written}")
         _predicted(wanted, opened(wanted), {})
     return written
+
+
+def data_of_all(
+    place: Workspace, names: Iterable[str], split: SplitName, data: Path | None = None
+) -> Path | None:
+    """The data of what :func:`predictions_of` takes: that which was named, else that of the first of a run.
+
+    None: it is of no run. Raises ToolkitError: something is not there, or its run's data is not.
+    """
+    if data is not None:
+        return data
+    paths = [
+        place.weights(name) if Path(name).suffix == ".pt" else place.predictions(name, split)
+        for name in names
+    ]
+    first = place.of_a_run(paths)
+    return place.known_data(first)[0] if place.run_of(first) is not None else None
 
 
 def opened(wanted: Task) -> DatasetIndex:

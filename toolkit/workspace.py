@@ -262,11 +262,13 @@ class Workspace:
             kinds.append(run / f"{EVALUATION}-{split}" / "predictions.json")
         newest = _newest(kind for kind in kinds if kind.is_file())
         if newest is None:
+            best = run / "weights" / BEST
             raise ToolkitError(
                 f"no predictions in {run}" if run.is_dir() else f"no file or run {name}",
                 found="" if run.is_dir() else self._known_runs(),
-                expected=f"predictions of the split {split}",
-                fix=f"make some: toolkit predict {run / 'weights' / 'best.pt'} --split {split}",
+                expected=f"predictions of the split {split}"
+                + ("" if run.is_dir() else ", or a run that has them"),
+                fix=f"make some: toolkit predict {best} --split {split}" if best.is_file() else "",
             )
         return newest
 
@@ -318,6 +320,11 @@ class Workspace:
         if named and run is not None and data is not None and is_other_data(run, data):
             marks.append(data.resolve().name)
         return base.with_name("-".join([base.name, *marks]))
+
+    def of_a_run(self, paths: Iterable[Path]) -> Path:
+        """Of several files that belong to one data: the first that a run lies around, else the first."""
+        files = list(paths)
+        return next((path for path in files if self.run_of(path) is not None), files[0])
 
     def known_data(self, path: Path, flag: Path | None = None) -> tuple[Path | None, dict[int, str]]:
         """:meth:`data_of`, None where there is none, and the names of its classes by label, else LTDv2's."""

@@ -302,6 +302,46 @@ def test_compare_predicts_with_weights_once(
     assert toolkit("compare", "first", "nothing.pt").status == 1
 
 
+@pytest.mark.parametrize("names", [("first", "soup.pt"), ("soup.pt", "first")])
+def test_what_is_of_no_run_is_compared_on_the_data_of_what_is(
+    sample: Path, toolkit: Command, worse: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    shutil.copytree(sample / "data/sample", sample / "data/another")
+    asked: list[Path | None] = []
+    monkeypatch.setattr(Detector, "read", lambda path, classes: object())
+    monkeypatch.setattr(assessment, "opened", lambda wanted: asked.append(wanted.data))
+    monkeypatch.setattr(prediction, "predict", lambda *_: Detections.read(worse))
+    (sample / "soup.pt").write_bytes(b"weights")
+    result = toolkit("compare", *names)
+    assert result.status == 0, result.err
+    assert asked == [sample / "data/sample"]
+    assert (sample / "soup-evaluation/predictions.json").is_file()
+    alone = toolkit("compare", "soup.pt", "soup.pt")
+    assert (alone.status, "cannot tell where the data is" in alone.err) == (1, True)
+
+
+def test_predictions_of_other_data_are_called_so_not_mislabelled(sample: Path, toolkit: Command) -> None:
+    write(sample / "animals.json", {"7": {**HIT, "labels": [5]}})
+    for words, message in (
+        (("compare", "first", "animals.json"), "has no image in common"),
+        (("ensemble", "runs/first/predictions-val.json", "animals.json"), "has no image in common"),
+        (("evaluate", "animals.json"), "animals.json has no image of"),
+    ):
+        result = toolkit(*words)
+        assert (result.status, message in result.err, "label 5" in result.err) == (1, True, False), result.err
+
+
+def test_what_is_no_predictions_is_told_so_where_the_data_is_not_known(
+    sample: Path, toolkit: Command
+) -> None:
+    shutil.copytree(sample / "data/sample", sample / "data/another")
+    shutil.copy(sample / "data/sample/Valid.json", sample / "coco.json")
+    refused = toolkit("evaluate", "coco.json")
+    assert (refused.status, "COCO" in refused.err, "--data" in refused.err) == (1, True, False), refused.err
+    write(sample / "a.json", {str(i): HIT for i in VAL})
+    assert "--data" in toolkit("evaluate", "a.json").err
+
+
 def test_compare_needs_to_know_the_clips(sample: Path, toolkit: Command, worse: Path) -> None:
     truth = {str(i): {"boxes": [[10, 10, 30, 40]], "labels": [1]} for i in VAL}
     result = toolkit("compare", "first", worse, "--truth", write(sample / "truth.json", truth))
@@ -312,6 +352,11 @@ def test_compare_names_a_run_without_predictions(sample: Path, toolkit: Command)
     result = toolkit("compare", "first", "second")
     assert result.status == 1
     assert "no file or run second" in result.err
+    assert "runs first" in result.err
+    assert "make some" not in result.err  # of weights that are not there
+    (sample / "runs/first/predictions-val.json").unlink()
+    write(sample / "runs/first/weights/best.pt", {})
+    assert "make some: toolkit predict" in toolkit("compare", "first", "first").err
 
 
 def read_zip(path: Path) -> dict[str, Any]:

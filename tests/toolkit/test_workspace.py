@@ -111,6 +111,13 @@ def test_a_file_of_a_run_brings_the_runs_data(place: Workspace) -> None:
     assert place.data_of(run / "weights" / "best.pt", place.root / "data" / "b").name == "b"
 
 
+def test_of_several_files_the_one_of_a_run_says_which_data(place: Workspace) -> None:
+    best = make_run(place, "one", age=0, data=make_dataset(place.root / "data" / "a")) / "weights" / "best.pt"
+    free, other = place.root / "soup.pt", place.root / "ensemble.json"
+    assert place.of_a_run([free, best]) == place.of_a_run([best, free]) == best
+    assert place.of_a_run([other, free]) == other
+
+
 def test_a_run_whose_data_is_gone_is_named_with_its_folder(place: Workspace) -> None:
     run = make_run(place, "run", age=1, data=place.root / "moved" / "away")
     with pytest.raises(ToolkitError, match="the data of run run is not here") as refused:

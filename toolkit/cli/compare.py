@@ -49,17 +49,17 @@ def compare(
     from toolkit.evaluation.truth import GroundTruth, answers_of
 
     place = workspace.current()
+    data = assessment.data_of_all(place, (a, b), split, data)
     paths = [assessment.predictions_of(place, name, split, data) for name in (a, b)]
     both = [Detections.read(console.reading(path)) for path in paths]
     known = place.data_of(paths[0], data) if truth is None else place.known_data(paths[0], data)[0]
     answers = truth or answers_of(known or place.data_dir(), split)
     true = GroundTruth.read(answers, known)
-    for path, detections in zip(paths, both, strict=True):
-        check_values(detections, str(path), true.vocabulary.classes)
     for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):
         console.warn(f"{line}; scored as if nothing was found there")
-    for path, detections in zip(paths, both, strict=True):
+    for path, detections in zip(paths, both, strict=True):  # of other data are also its labels
         check_overlap(detections, true.image_ids, str(path), str(answers))
+        check_values(detections, str(path), true.vocabulary.classes)
     files = (answers, known / ltdv2.ANNOTATIONS[split] if known and true.vocabulary.is_own else None)
     context = first_context(files, true.image_ids) or Context.read(answers, true.image_ids)
     console.note(f"scoring {len(true):,} images twice and {resamples:,} resamples of their clips")

@@ -54,11 +54,12 @@ def ensemble(
             f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
         ) from error
     sets = [Detections.read(console.reading(path)) for path in predictions]
-    classes = workspace.current().known_data(predictions[0])[1]
-    for path, detections in zip(predictions, sets, strict=True):
-        check_values(detections, str(path), classes)
+    place = workspace.current()
+    classes = place.known_data(place.of_a_run(predictions))[1]
     for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
         console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")
+    for path, detections in zip(predictions, sets, strict=True):  # of other data are also its labels
+        check_values(detections, str(path), classes)
     fused = fuse(sets, FusionOptions(method, trust, by_class, iou, max_det)).rounded()
     check_values(fused, "what came of fusing", classes)
     fused.write(out)

@@ -47,7 +47,7 @@ def soup(
     require_place(out, ".pt")
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
-    source = place.data_of(paths[0], data)
+    source = place.data_of(place.of_a_run(paths), data)
     truth = GroundTruth.read(source / ltdv2.ANNOTATIONS["val"])
     options = prediction.PredictionOptions(
         imgsz=imgsz,
