@@ -82,6 +82,8 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     )
     assert same.status == 0, same.err
     assert json.loads(same.out)["differences"]["cam1_map_50"]["change"] == 0
+    shown = toolkit("compare", *[folder / "predictions.json"] * 2, "--resamples", 100)
+    assert (shown.out.count("name:1"), "month" in shown.out) == (1, False), shown.out
     fused = toolkit("ensemble", *[folder / "predictions.json"] * 2, "--out", "both.json")
     assert fused.status == 0, fused.err
     kinds = {
@@ -192,6 +194,10 @@ def test_no_next_step_leads_where_the_data_has_nothing(
     assert "--split test" in toolkit("evaluate", "farm", "--device", "cpu").err
     predicted = toolkit("predict", "farm", "--split", "test", "--device", "cpu")
     assert (predicted.status, "submit" in predicted.err) == (0, False), predicted.err
+    (source.parent / "labels" / "test").mkdir()
+    (source.parent / "labels" / "test" / "cam0_100.txt").write_text("1 0.5 0.5 0.2 0.4")
+    assert toolkit("dataset", "prepare", source).status == 0
+    assert "next: `toolkit evaluate farm --split test`" in toolkit("evaluate", "farm", "--device", "cpu").err
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,10 @@ def evaluate(
         and done.index is not None
         and done.index.manifest.images.get("test")
     ):
-        console.note(f"next: `toolkit predict {quote(task.run.name)} --split test`")
+        verb = (
+            "evaluate" if done.index.manifest.boxes.get("test") else "predict"
+        )  # its boxes are there, or not
+        console.note(f"next: `toolkit {verb} {quote(task.run.name)} --split test`")
 
 
 def _show(done: Assessment, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from toolkit.evaluation.engines import RECALL_THRESHOLDS, Engine, Problem
 from toolkit.evaluation.matching import Matches, match
 from toolkit.evaluation.scoring import Scores, align, is_number, score
 from toolkit.evaluation.truth import GroundTruth
+from toolkit.vocabulary import LTDV2
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -72,6 +73,7 @@ class Comparison:
         clips: number of clips that were resampled.
         resamples: number of resamples.
         names: label -> name of the class.
+        by: what the months are; another word for the parts of other data than LTDv2.
     """
 
     differences: Mapping[str, Difference]
@@ -79,6 +81,7 @@ class Comparison:
     clips: int
     resamples: int
     names: Mapping[int, str]
+    by: str = LTDV2.by
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: null where a number is not decided."""
@@ -148,7 +151,7 @@ def compare(
         }
         for name in sets[0]
     }
-    return Comparison(differences, classes, len(clips), resamples, scores[0].classes)
+    return Comparison(differences, classes, len(clips), resamples, scores[0].classes, scores[0].by)
 
 
 def intervals(

@@ -75,7 +75,7 @@ def difference_table(result: Comparison, a: str, b: str) -> Table:
 def class_difference_table(result: Comparison) -> Table:
     """AP@0.5 of B and its difference from A, class by month."""
     table = Table(title="AP@.5 of B (B - A)", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("month")
+    table.add_column(result.by)
     for name in result.names.values():
         table.add_column(name, justify="right")
     for month, row in result.classes.items():
