@@ -146,7 +146,8 @@ def prepare(
         if split not in manifest.images and not manifest.vocabulary.is_own:
             console.warn(f"no {name}: the index has no {split} split")
     found = {name for counts in manifest.by_class.values() for name in counts}
-    if without := [name for name in manifest.vocabulary.classes.values() if name not in found]:
+    without = [name for name in manifest.vocabulary.classes.values() if name not in found]
+    if without and manifest.vocabulary.is_own:  # a small drawn sample lacks some by chance
         console.warn(f"no split has a box of class {', '.join(without)}: nothing is learnt or scored of it")
     if manifest.unlisted_frames:
         console.note(f"{manifest.unlisted_frames:,} frames are in no annotation file (ignored)")
