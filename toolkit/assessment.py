@@ -127,12 +127,7 @@ def task(
         known, classes = place.known_data(path, data)
         detector = Detector.read(path, classes)  # refused before its data is
     needs_data = truth is None or detector is not None or data is not None
-    try:
-        source = known or (place.data_of(path, data) if needs_data or run is not None else None)
-    except ToolkitError:
-        if detector is None:
-            Detections.read(path)  # a file that is no predictions is told so, not asked for its data
-        raise
+    source = known or (data_behind(place, path, split, data) if needs_data or run is not None else None)
     if source is None and truth is not None and not vocabulary.of_data(truth.parent).is_own:
         near, _ = place.known_data(path)  # a file from elsewhere is in the words of its source
         source = near if near is not None and vocabulary.of_data(near).is_own else None
@@ -270,6 +265,24 @@ def data_of_all(
     ]
     first = place.of_a_run(paths)
     return place.known_data(first)[0] if place.run_of(first) is not None else None
+
+
+def data_behind(place: Workspace, path: Path, split: SplitName, data: Path | None = None) -> Path:
+    """:meth:`Workspace.data_of`; of several possible ones, that with the images of predictions of no run.
+
+    Raises:
+        ToolkitError: nothing tells.
+        SubmissionError: it depends on a file that is no predictions.
+    """
+    try:
+        return place.data_of(path, data)
+    except ToolkitError:
+        if path.suffix != ".json" or data is not None or place.run_of(path) is not None:
+            raise
+        found = place.data_with(Detections.read(path).image_ids, split)
+        if found is None:
+            raise
+        return found
 
 
 def opened(wanted: Task) -> DatasetIndex:

@@ -342,6 +342,27 @@ def test_what_is_no_predictions_is_told_so_where_the_data_is_not_known(
     assert "--data" in toolkit("evaluate", "a.json").err
 
 
+def test_the_images_of_predictions_say_which_of_several_data_they_are_of(
+    sample: Path, toolkit: Command
+) -> None:
+    truth = json.loads((sample / "data/sample/Valid.json").read_text())
+    whole = templates.template("development")[:9].tolist()
+    images = [{"id": i, "file_name": f"frames/20200502/clip_{n % 3}/{i}.jpg"} for n, i in enumerate(whole)]
+    write(sample / "data/whole/Valid.json", {**truth, "images": images})
+    shutil.copytree(sample / "data/sample", sample / "data/another")
+    shutil.move(sample / "data/another/Valid.json", sample / "data/another/Train.json")
+    for name, ids, data in (("part", VAL, "sample"), ("some", VAL[:5], ""), ("all", whole, "whole")):
+        file = write(sample / f"{name}.json", {str(i): HIT for i in ids})
+        for words in (("evaluate", file), ("compare", file, file)):
+            result = toolkit(*words)
+            assert (result.status, "--data" in result.err) == ((0, False) if data else (1, True)), result.err
+            assert (f"data/{data}, whose split val has these images" in result.err) == bool(data)
+            named = toolkit(*words, "--data", "nowhere")  # what a person names is never replaced
+            assert (named.status, "no folder nowhere" in named.err) == (1, True), named.err
+    (sample / "toolkit.toml").write_text('data = "nowhere"')
+    assert "nowhere" in toolkit("evaluate", "part.json").err
+
+
 def test_compare_needs_to_know_the_clips(sample: Path, toolkit: Command, worse: Path) -> None:
     truth = {str(i): {"boxes": [[10, 10, 30, 40]], "labels": [1]} for i in VAL}
     result = toolkit("compare", "first", worse, "--truth", write(sample / "truth.json", truth))

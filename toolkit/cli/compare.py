@@ -52,7 +52,9 @@ def compare(
     data = assessment.data_of_all(place, (a, b), split, data)
     paths = [assessment.predictions_of(place, name, split, data) for name in (a, b)]
     both = [Detections.read(console.reading(path)) for path in paths]
-    known = place.data_of(paths[0], data) if truth is None else place.known_data(paths[0], data)[0]
+    known = (
+        place.known_data(paths[0], data)[0] if truth else assessment.data_behind(place, paths[0], split, data)
+    )
     answers = truth or answers_of(known or place.data_dir(), split)
     true = GroundTruth.read(answers, known)
     for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):
