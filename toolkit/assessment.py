@@ -45,6 +45,7 @@ class Task:
         data: the folder of the frames; None where nothing needs it.
         folder: where scores, predictions and the report go.
         bad_frames: part of the frames that may be missing or unreadable.
+        own: whether the data is the run's own.
     """
 
     path: Path
@@ -56,15 +57,13 @@ class Task:
     data: Path | None
     folder: Path
     bad_frames: float
+    own: bool = True
 
     @property
     def title(self) -> str:
         """The run or file, the split, and whose it is where it is not the run's own."""
         title = f"{self.run.name if self.run else self.path.stem}, split {self.split}"
-        data = self.answers.parent
-        if not self.published or (self.run is not None and not is_other_data(self.run, data)):
-            return title
-        return f"{title} of {data.resolve().name}"
+        return title if self.own or not self.published else f"{title} of {self.answers.parent.resolve().name}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,8 @@ def task(
     if run is None or folder != place.evaluation(path, split, source, named=False, weights=made_by):
         folder = _unshared(folder, None if run else path, answers, out is not None)
     allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
-    return Task(path, detector, run, split, answers, truth is None, source, folder, allowed)
+    own = run is not None and (data is None or source is None or not is_other_data(run, source))
+    return Task(path, detector, run, split, answers, truth is None, source, folder, allowed, own)
 
 
 def _unshared(folder: Path, target: Path | None, answers: Path, named: bool) -> Path:

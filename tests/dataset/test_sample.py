@@ -110,4 +110,6 @@ def test_a_split_of_no_images_has_no_file_and_the_others_are_prepared(tmp_path: 
 def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="no images"):
         write_sample(tmp_path / "a", 0, 0, 0)
+    with pytest.raises(ToolkitError, match="no seed -1"):
+        write_sample(tmp_path / "a", 1, 1, 1, seed=-1)
     assert not (tmp_path / "a").exists()

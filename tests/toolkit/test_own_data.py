@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +16,8 @@ from pycocotools.coco import COCO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from toolkit.assessment import Task
+from toolkit.assessment import task
+from toolkit.workspace import Workspace
 
 TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 NAMES = {0: "cat", 1: "dog", 2: "cow", 3: "hen", 4: "fox"}
@@ -238,8 +238,11 @@ def test_a_reports_title_names_the_data_that_is_not_the_runs_own(workspace: Path
     for folder in (run / "weights", workspace / "data" / "farm", workspace / "data" / "zoo"):
         folder.mkdir(parents=True)
     (run / "weights" / "environment.json").write_text(json.dumps({"plan": {"data": "data/farm"}}))
-    own = Task(run / "p.json", None, run, "val", Path("data/farm/Valid.json"), True, None, run, 0)
-    assert own.title == "hens, split val"
-    assert replace(own, answers=Path("data/zoo/Valid.json")).title == "hens, split val of zoo"
-    assert replace(own, run=None).title == "p, split val of farm"
-    assert replace(own, run=None, published=False).title == "p, split val"
+    (run / "predictions-val.json").write_text("{}")
+    for folder in ("farm", "zoo"):
+        (workspace / "data" / folder / "Valid.json").write_text("{}")
+    place, path = Workspace(workspace), str(run / "predictions-val.json")
+    assert task(place, path, "val", data=None).title == "hens, split val"
+    assert task(place, path, "val", data=Path("data/farm")).title == "hens, split val"
+    assert task(place, path, "val", data=Path("data/zoo")).title == "hens, split val of zoo"
+    assert task(place, path, "val", truth=Path("data/zoo/Valid.json")).title == "hens, split val"

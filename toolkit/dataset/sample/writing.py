@@ -57,8 +57,8 @@ def write_sample(
         False if ``folder`` already held exactly this sample, and nothing was done.
 
     Raises:
-        ToolkitError: a count is out of range, all are 0, the folder holds another dataset or sample, or it
-            cannot be written.
+        ToolkitError: a count or the seed is out of range, all counts are 0, the folder holds another
+            dataset or sample, or it cannot be written.
     """
     folder = Path(folder)
     parameters = _Parameters(train, val, test, seed, VERSIONS[scene], scene)
@@ -72,6 +72,8 @@ def write_sample(
             fix="name another folder, or delete this one",
         )
     counts = {"train": train, "val": val, "test": test}
+    if seed < 0:
+        raise ToolkitError(f"no seed {seed}", expected="a number from 0 on")
     if not any(counts.values()):
         raise ToolkitError("a sample of no images", expected="images in one split at least")
     wanted = [name for split, name in ANNOTATIONS.items() if counts[split]]
