@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from submission import Detections
+import numpy as np
+import numpy.typing as npt
+
+from submission import Detections, templates
 from submission.validate import check_overlap, check_values
 from toolkit import console, provenance, vocabulary
 from toolkit.dataset.frames import BAD_FRAMES
@@ -17,7 +21,7 @@ from toolkit.evaluation.engines import Engine
 from toolkit.evaluation.matched import write_tables
 from toolkit.evaluation.scoring import MANY, Scores, score
 from toolkit.evaluation.truth import GroundTruth, answers_of
-from toolkit.ltdv2 import SplitName
+from toolkit.ltdv2 import ANNOTATIONS, SplitName
 from toolkit.machine import checks
 from toolkit.runs import health
 from toolkit.workspace import BEST, Workspace, is_other_data
@@ -279,10 +283,29 @@ def data_behind(place: Workspace, path: Path, split: SplitName, data: Path | Non
     except ToolkitError:
         if path.suffix != ".json" or data is not None or place.run_of(path) is not None:
             raise
-        found = place.data_with(Detections.read(path).image_ids, split)
+        found = _with_images(place, Detections.read(path).image_ids, split)
         if found is None:
             raise
         return found
+
+
+def _with_images(place: Workspace, image_ids: npt.NDArray[np.int64], split: SplitName) -> Path | None:
+    """Of several data folders the only one whose split has exactly these images, else that has them all.
+
+    None: there is none, or more than one, or a setting names one. Raises SubmissionError: annotations are
+    damaged.
+    """
+    if os.environ.get("TOOLKIT_DATA") or place.defaults().data:
+        return None
+    files = {folder: folder / ANNOTATIONS[split] for folder in place.datasets()}
+    held = {folder: templates.read(file) for folder, file in files.items() if file.is_file()}
+    whole = [folder for folder, ids in held.items() if np.isin(image_ids, ids).all()]
+    exact = [folder for folder in whole if len(held[folder]) == len(image_ids)]
+    for found in (exact, whole):
+        if len(found) == 1:
+            console.note(f"the data is {found[0]}, whose split {split} has these images")
+            return found[0]
+    return None
 
 
 def opened(wanted: Task) -> DatasetIndex:

@@ -26,10 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from submission import competitions, templates
+from submission import competitions
 from submission.errors import NO_JSON
 from toolkit import NAME, console, settings, vocabulary
 from toolkit.errors import ToolkitError, reason
@@ -183,7 +181,7 @@ class Workspace:
         configured = os.environ.get("TOOLKIT_DATA") or self.defaults().data
         if configured is not None:
             return self.data_dir(self.root / configured)
-        candidates = self._datasets()
+        candidates = self.datasets()
         if len(candidates) == 1:
             console.detail(f"the data is {candidates[0]}")
             return candidates[0]
@@ -194,28 +192,10 @@ class Workspace:
             fix="name it with --data, or try `toolkit dataset sample data/demo`",
         )
 
-    def _datasets(self) -> list[Path]:
+    def datasets(self) -> list[Path]:
         """The folders that could be meant where nothing names one."""
         here = [folder for folder in (self.root, self.root / "data") if _is_dataset(folder)]
         return here[:1] or sorted(f for f in (self.root / "data").glob("*") if _is_dataset(f))
-
-    def data_with(self, image_ids: npt.NDArray[np.int64], split: SplitName) -> Path | None:
-        """Of several data folders the only one whose split has exactly these images, else that has them all.
-
-        None: there is none, or more than one, or a setting names one. Raises SubmissionError: annotations are
-        damaged.
-        """
-        if os.environ.get("TOOLKIT_DATA") or self.defaults().data:
-            return None
-        files = {folder: folder / ANNOTATIONS[split] for folder in self._datasets()}
-        held = {folder: templates.read(file) for folder, file in files.items() if file.is_file()}
-        whole = [folder for folder, ids in held.items() if np.isin(image_ids, ids).all()]
-        exact = [folder for folder in whole if len(held[folder]) == len(image_ids)]
-        for found in (exact, whole):
-            if len(found) == 1:
-                console.note(f"the data is {found[0]}, whose split {split} has these images")
-                return found[0]
-        return None
 
     def run(self, name: str) -> Path:
         """The folder of a run: ``name`` itself if it is a folder, else the run of that name.
