@@ -100,7 +100,7 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
             ProcessPoolExecutor(
                 min(len(jobs), os.cpu_count() or 1) or 1,
                 mp_context=multiprocessing.get_context("fork"),
-                initializer=_without_device,
+                initializer=without_device,
                 initargs=(target,),
             ) as pool,
             suppress(BrokenProcessPool),
@@ -119,7 +119,8 @@ def die_of_aborts() -> None:
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
-def _without_device(target: Target) -> None:
+def without_device(target: Target) -> None:
+    """Let this process compile for a target, whatever devices there are, and never run a kernel."""
     die_of_aborts()
     from triton.runtime import driver
 

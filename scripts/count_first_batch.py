@@ -64,11 +64,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         triton_kernels.prepare()
-        from triton.runtime import driver
-
         from patches.convolution.triton_kernels.ahead import jobs
 
-        driver.set_active(compiling.Deviceless(target))
+        compiling.without_device(target)
         convolutions = partial(jobs, units=options.units, routes=("triton",))
         print("| dtype | what | kernels | seconds of one core |\n|---|---|---|---|")
         for dtype in (torch.float32, torch.float16):

@@ -14,6 +14,7 @@ is. Without ``--measured`` it prints the model's side alone. fp32; needs torch a
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -78,17 +79,12 @@ class Ranked(NamedTuple):
         return min((tile for tile in self.modelled if tile in known), key=self.modelled.__getitem__)
 
 
+@functools.cache
 def launches(job: Job) -> list[Launch]:
     """What a job launches."""
     builder = job.builder()
     job.call(builder, *tune_triton.tensors(job.problem, "meta"))
     return builder.made
-
-
-def _deviceless() -> None:
-    from triton.runtime import driver
-
-    driver.set_active(compiling.Deviceless(TARGET))
 
 
 def _cost(wanted: tuple[Job, int]) -> Cost | None:
@@ -108,7 +104,7 @@ def costs(work: list[Job], processes: int) -> dict[Variant, Cost]:
         for index, launch in enumerate(launches(job)):
             wanted.setdefault(variant(launch), (job, index))
     print(f"compiling {len(wanted)} kernels for sm_90", file=sys.stderr)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _deviceless) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), compiling.without_device, (TARGET,)) as pool:
         found = pool.map(_cost, wanted.values(), chunksize=4)
         return {name: each for name, each in zip(wanted, found, strict=True) if each is not None}
 
@@ -149,7 +145,7 @@ def ranked(
 def described(each: Ranked) -> str:
     """A line of the table."""
     p, best = each.problem, each.choice
-    what = f"{p.channels_in}->{p.channels_out} k{p.kernel[0]} s{p.stride[0]} at {p.height} x{each.count}"
+    what = tune_triton.named(p, each.count)
     tile = "the route's" if best[0] is None else " ".join(map(str, best[0][:5]))
     line = f"{what:<30} {each.kind:<8} model {each.modelled[best] * 1e6:7.1f} us, tile {tile:<13}"
     if not each.measured:

@@ -228,6 +228,11 @@ def on_the_card(call: Callable[[], object], loops: int = 4, samples: int = 7) ->
     return median(graph.replay, samples) / loops
 
 
+def named(p: ConvProblem, count: int) -> str:
+    """A kind of layer and how many there are, for a row."""
+    return f"{p.channels_in}->{p.channels_out} k{p.kernel[0]} s{p.stride[0]} at {p.height} x{count}"
+
+
 def add_problems(parser: argparse.ArgumentParser) -> None:
     """The options that say which layers and passes."""
     models = sorted(path.stem for path in LAYERS.glob("*.json"))
@@ -288,7 +293,7 @@ def main() -> None:
         sums.update({f"{kind} {name}": value * found[p] for name, value in line.items()})
         each = [(tile, waves, time) for (tile, waves), time in times.items()]
         rows.append({"problem": str(p), "kind": kind, "count": found[p], **line, "times": each})
-        what = f"{p.channels_in}->{p.channels_out} k{p.kernel[0]} s{p.stride[0]} at {p.height} x{found[p]}"
+        what = named(p, found[p])
         figures = " ".join(f"{name} {value:.3f}" for name, value in line.items())
         print(f"{what:<30} {kind:<8} {figures} best tile {best}", flush=True)
     for name, value in sorted(sums.items()):
