@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from patches import children
 from submission import Detections
-from toolkit import console, provenance, vocabulary
+from toolkit import console, provenance, tables, vocabulary
 from toolkit.dataset.subset import parse_months
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.compare import RESAMPLES, intervals
@@ -323,37 +323,17 @@ def shown(table: pl.DataFrame, width: int) -> Iterator[Table]:
     Columns that ``width`` cannot hold go to a table below, because a number that is cut is another number.
     """
     cells, columns = _cells(table), _tested(table)
-    label = max(len("trained"), *(len(train) for train in cells))
-    ends = ("low", "high")
-    wide = {}
+    matrix = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    matrix.add_column("trained", overflow="fold")
     for column in columns:
-        numbers = [number for row in cells.values() for number in (row[column].value, *row[column].interval)]
-        wide[column] = 1 + max(map(len, (HEADINGS.get(column, column), *map(_show, numbers))))
-    for block in _blocks(wide, width - label):
-        shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-        shown.add_column("trained", overflow="fold")
-        for column in block:
-            shown.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
-        for train, row in cells.items():
-            shown.add_row(train, *(_show(row[column].value) for column in block))
-            for end, name in enumerate(ends):
-                numbers = [row[column].interval[end] for column in block]
-                if any(number is not None for number in numbers):
-                    shown.add_row(f"  {name}", *(_show(number, "") for number in numbers), style="dim")
-        yield shown
-
-
-def _blocks(wide: Mapping[str, int], width: int) -> list[list[str]]:
-    """Columns in their order, as many to a block as fit into ``width``, at least one."""
-    blocks: list[list[str]] = [[]]
-    left = width
-    for column, needed in wide.items():
-        if blocks[-1] and needed > left:
-            blocks.append([])
-            left = width
-        blocks[-1].append(column)
-        left -= needed
-    return blocks
+        matrix.add_column(HEADINGS.get(column, column), justify="right")
+    for train, row in cells.items():
+        matrix.add_row(train, *(_show(row[column].value) for column in columns))
+        for end, name in enumerate(("low", "high")):
+            numbers = [row[column].interval[end] for column in columns]
+            if any(number is not None for number in numbers):
+                matrix.add_row(f"  {name}", *(_show(number, "") for number in numbers), style="dim")
+    yield from tables.fitted(matrix, width)
 
 
 def legend(table: pl.DataFrame) -> str:

@@ -21,7 +21,7 @@ import patches
 from patches import dispatch
 from patches.convolution import registry
 from patches.convolution.problem import ConvProblem
-from toolkit import console
+from toolkit import console, tables
 from toolkit.benchmark import estimate
 from toolkit.benchmark.measure import (
     BASELINE,
@@ -67,7 +67,7 @@ def tune(model: str, batch: int, image_size: int, device: str | None, amp: bool 
                 times = [choice.seconds.get(name, math.nan) * 1e3 for name in (choice.route, "native")]
                 table.add_row(str(problem), choice.route, *(f"{time:.3f}" for time in times))
             path = session.planner.file.path
-    console.out.print(table)
+    tables.show(table)
     console.note(f"remembered in {path}")
 
 
@@ -89,8 +89,8 @@ def convolutions(
         six = _measured("six layers", six_layers(4, kind), routes)
         found = _measured(model, layers, routes)
     title = f"{model}, batch {batch}, {image_size} px" + ", fp16" * amp
-    console.out.print(_layer_table(six, "six layers, batch 4, milliseconds"))
-    console.out.print(_total_table(found, f"all convolutions of {title}"))
+    tables.show(_layer_table(six, "six layers, batch 4, milliseconds"))
+    tables.show(_total_table(found, f"all convolutions of {title}"))
     if csv_path:
         rows = [("six layers", m) for m in six] + [(model, m) for m in found]
         _write_csv(
@@ -130,7 +130,7 @@ def card(model: str, batch: int, image_size: int, architecture: str, channels_la
     table.add_section()
     forward, backward, *least = (f"{1e3 * total:.2f}" for total in sums)
     table.add_row("sum", str(layers.total()), "", forward, backward, "", *least)
-    console.out.print(table)
+    tables.show(table)
     console.note(
         f"{1e3 * sum(sums[:2]):.1f} ms in all, by a model: each launch takes what it needs of the "
         "part of the card that it needs longest; no card has been measured"
@@ -145,7 +145,7 @@ def stress(iterations: int, batch: int, device: str | None, route: str, csv_path
     """
     with _on(device) as kind, patched_convolutions(kind, route):
         steps = _run(stress_step(batch, kind), iterations, kind, "stress")
-    console.out.print(_steps_table(steps, f"six layers, batch {batch}, {iterations} steps, {kind}"))
+    tables.show(_steps_table(steps, f"six layers, batch {batch}, {iterations} steps, {kind}"))
     console.note(str(patches.report()))
     if csv_path:
         _write_clock(csv_path, steps)
@@ -208,7 +208,7 @@ def train(
                 f"{most / 2**20:,.0f}",
                 f"{_duration(count * result.mean)} ({_duration(count * low)} to {_duration(count * high)})",
             )
-    console.out.print(table)
+    tables.show(table)
     console.note(f"calls: {shares}; loading, validation and pauses come on top")
     if csv_path:
         _write_clock(csv_path, steps)

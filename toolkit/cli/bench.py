@@ -174,7 +174,7 @@ def data(
     from rich.table import Table
     from ultralytics.cfg import get_cfg
 
-    from toolkit import console
+    from toolkit import console, tables
     from toolkit.benchmark.data import measure, worker_counts
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -205,7 +205,7 @@ def data(
         table.add_row(stage, f"{rate:,.0f}")
     for count, rate in rates.workers.items():
         table.add_row(f"loader, {count} workers", f"{rate:,.0f}")
-    console.out.print(table)
+    tables.show(table)
     console.note(
         f"the stages decoded {rates.frames_per_sample:.1f} frames a sample and had the others at hand"
     )

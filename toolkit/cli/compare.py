@@ -42,7 +42,7 @@ def compare(
     """
     from submission import Detections
     from submission.validate import check_overlap, check_same_images, check_values
-    from toolkit import assessment, console, ltdv2, workspace
+    from toolkit import assessment, console, ltdv2, tables, workspace
     from toolkit.evaluation.compare import compare as run
     from toolkit.evaluation.context import Context, first_context
     from toolkit.evaluation.table import class_difference_table, difference_table
@@ -69,5 +69,5 @@ def compare(
     if json:
         console.print_json(result.as_dict())
         return
-    console.out.print(difference_table(result, a, b))
-    console.out.print(class_difference_table(result))
+    tables.show(difference_table(result, a, b))
+    tables.show(class_difference_table(result))

@@ -21,7 +21,7 @@ def config(
     from rich import box
     from rich.table import Table
 
-    from toolkit import configuration, console, workspace
+    from toolkit import configuration, console, tables, workspace
 
     place = workspace.current()
     values = configuration.values(place, data)
@@ -38,6 +38,6 @@ def config(
     for value in values:
         shown = "-" if value.value is None else str(value.value)
         table.add_row(value.key, shown, value.source, style="dim" if value.source == "default" else "")
-    console.out.print(table)
+    tables.show(table)
     for path, words in place.settings_places(data):
         console.note(f"{words}: {path}{'' if path.exists() else ' (not there)'}")

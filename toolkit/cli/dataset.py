@@ -254,7 +254,7 @@ def stats(
     import msgspec
     from rich.table import Table
 
-    from toolkit import console
+    from toolkit import console, tables
     from toolkit.dataset.index import load, writable_folder
     from toolkit.dataset.stats import describe
     from toolkit.report.dataset import write_report
@@ -274,7 +274,7 @@ def stats(
             boxes = (by_month.get(month, 0) for by_month in split.boxes_by_class_and_month.values())
             counts_of_month = (split.clips_by_month[month].clips, images, *boxes)
             table.add_row(month, *(f"{n:,}" for n in counts_of_month))
-        console.out.print(table)
+        tables.show(table)
     console.note(f"frames of every {by}: {page}")
 
 

@@ -70,19 +70,22 @@ def _show(report: Report, as_json: bool) -> None:
     from rich.table import Table
 
     from patches.findings import Verdict
-    from toolkit import console
+    from toolkit import console, tables
 
     if as_json:
         console.print_json(msgspec.to_builtins(report))
         return
     colour = {Verdict.FINE: "green", Verdict.LIMITS: "yellow", Verdict.FAILS: "red"}
-    table = Table("what", "verdict", "found", "what to do", title="this machine", title_justify="left")
+    table = Table("what", "verdict", title="this machine", title_justify="left")
+    for column in ("found", "what to do"):
+        table.add_column(column, overflow="fold")
     for finding in report.findings:
         words = f"[{colour[finding.verdict]}]{finding.verdict.words}[/]"
         table.add_row(escape(finding.subject), words, escape(finding.found), escape(finding.advice))
-    console.out.print(table)
-    settings = Table("setting", "value", "why", title="recommended", title_justify="left")
+    tables.show(table, len(table.columns), console.out.width)  # prose, which a pipe would draw out
+    settings = Table("setting", "value", title="recommended", title_justify="left")
+    settings.add_column("why", overflow="fold")
     for name, choice in msgspec.structs.asdict(report.recommendation).items():
         settings.add_row(name, choice.value, escape(choice.reason))
-    console.out.print(settings)
+    tables.show(settings, len(settings.columns), console.out.width)
     console.out.print(f"[{colour[report.verdict]}]{report.verdict.words}[/]")

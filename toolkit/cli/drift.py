@@ -36,7 +36,7 @@ def drift(
 
     Example: [bold]toolkit drift --train-months feb,jun -- --preset rx5600xt --epochs 30[/bold]
     """
-    from toolkit import console, workspace
+    from toolkit import console, tables, workspace
     from toolkit import drift as matrices
     from toolkit.errors import ToolkitError
     from toolkit.machine import checks
@@ -85,7 +85,7 @@ def drift(
     if json:
         console.print_json(table.to_dicts())
         return
-    for shown in matrices.shown(table, console.out.width):
+    for shown in matrices.shown(table, tables.room()):
         console.out.print(shown)
     console.out.print(matrices.legend(table), style="italic dim", highlight=False)
 

@@ -109,13 +109,13 @@ def evaluate(
 
 def _show(done: Assessment, as_json: bool) -> None:
     """Print the scores and what has to be known of them."""
-    from toolkit import console
+    from toolkit import console, tables
     from toolkit.evaluation.table import month_table
 
     if as_json:
         console.print_json(done.scores.as_dict())
     else:
-        console.out.print(month_table(done.scores))
+        tables.show(month_table(done.scores))
     for remark in done.remarks():
         console.warn(remark)
 
@@ -124,7 +124,7 @@ def _sweep(task: Task, options: Mapping[str, Any], names: str) -> None:
     """Print the best of a grid of settings, and what it gains."""
     from rich.table import Table
 
-    from toolkit import assessment, console
+    from toolkit import assessment, console, tables
     from toolkit import sweep as sweeping
     from toolkit.evaluation.context import Context
     from toolkit.evaluation.truth import GroundTruth
@@ -139,7 +139,7 @@ def _sweep(task: Task, options: Mapping[str, Any], names: str) -> None:
     for each in found.tried[:10]:
         scored = f"{each.balanced:.4f}", f"{each.map_50:.4f}", f"{each.boxes:,}"
         table.add_row(f"{each.conf:g}", f"{each.iou:g}", str(each.imgsz), *scored)
-    console.out.print(table)
+    tables.show(table, lead=3)
     gain, best = found.gain, found.tried[0]
     if best == found.now:
         console.note(f"best: {best.flags}, as given: no other point of the grid scores more")

@@ -21,9 +21,6 @@ REFRESH = 1.0
 PLAIN = 10.0
 """Seconds between two lines when the output is no terminal."""
 
-UNLIMITED = 10_000
-"""Columns."""
-
 
 def monitor(
     run: Annotated[
@@ -79,7 +76,7 @@ def runs(
     """
     import msgspec
 
-    from toolkit import console, workspace
+    from toolkit import console, tables, workspace
     from toolkit.runs.folder import all_runs
     from toolkit.supervision import status
 
@@ -91,14 +88,12 @@ def runs(
     if not lines:
         console.note(f"no runs in {place.runs}; start one: toolkit train")
         return
-    if not console.out.is_terminal:
-        console.out.width = UNLIMITED  # a pipe has none, and what is read from it must not be clipped
     shown = list(_COLUMNS)
-    unlimited = console.out.options.update(width=UNLIMITED)
+    unlimited = console.out.options.update(width=tables.UNLIMITED)
     for spare in _SPARE:
-        if console.out.measure(_table(lines, shown), options=unlimited).maximum > console.out.width:
+        if console.out.measure(_table(lines, shown), options=unlimited).maximum > tables.room():
             shown.remove(spare)
-    console.out.print(_table(lines, shown))
+    tables.show(_table(lines, shown))
     for line in lines:
         if line.reason:
             console.warn(f"{line.name} is damaged: {line.reason}")

@@ -29,7 +29,7 @@ def submissions(
 
     import msgspec
 
-    from toolkit import console, entry, workspace
+    from toolkit import console, entry, tables, workspace
     from toolkit import submissions as sent
     from toolkit.errors import ToolkitError
 
@@ -49,6 +49,4 @@ def submissions(
     if not seen.lines:
         console.note(f"no submissions to competition {seen.competition}; make one: toolkit submit --upload")
         return
-    if not console.out.is_terminal:
-        console.out.width = 10_000  # a pipe has none, and what is read from it must not be clipped
-    console.out.print(sent.overview_table(seen))
+    tables.show(sent.overview_table(seen))

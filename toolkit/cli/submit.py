@@ -132,7 +132,7 @@ def submit(
 
 def _follow(client: Codabench, record: Path, sent: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Wait for a submission's score, write it into the receipts and print it beside the validation score."""
-    from toolkit import console, submissions, uploads
+    from toolkit import console, submissions, tables, uploads
 
     number = int(sent["submission"])
     try:
@@ -145,5 +145,5 @@ def _follow(client: Codabench, record: Path, sent: dict[str, Any], quiet: bool) 
     uploads.complete(record, made)
     scores = submissions.outcome(client, made)
     if not quiet:
-        console.out.print(submissions.score_table(scores, uploads.read(record)))
+        tables.show(submissions.score_table(scores, uploads.read(record)))
     return {**sent, "status": made.status, "scores": scores}

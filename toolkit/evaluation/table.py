@@ -77,7 +77,7 @@ def class_difference_table(result: Comparison) -> Table:
     table = Table(title="AP@.5 of B (B - A)", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(result.by)
     for name in result.names.values():
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for month, row in result.classes.items():
         cells = [f"{_show(row[label].b)} ({_signed(row[label].change, 3)})" for label in result.names]
         table.add_row(month, *cells, style="bold" if month == "all" else None)
