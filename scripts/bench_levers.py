@@ -214,9 +214,8 @@ def main() -> None:
     outcomes: dict[str, str] = {}
     if not options.table:
         ends = time.monotonic() + 60 * options.call
-        latest = [ends - 60 * needed(options.minutes, names, rows) for _, _, names in wanted]
         with ThreadPoolExecutor(options.jobs) as pool:
-            outcomes = dict(pool.map(lambda begin, job: run(options, begin, *job), latest, wanted))
+            outcomes = dict(pool.map(lambda job: run(options, ends, *job), wanted))
     for data in options.data:
         print(f"\n{data}, {options.minutes:g} minutes each, {options.seeds} seeds\n")
         print(table(read(results, options.minutes), data))
@@ -268,12 +267,12 @@ def missing(options: argparse.Namespace, done: Sequence[dict[str, Any]]) -> list
     return [(data, seed, names) for (data, seed, _), names in jobs.items()]
 
 
-def run(
-    options: argparse.Namespace, latest: float, data: Path, seed: int, names: list[str]
-) -> tuple[str, str]:
-    """One training in a process of its own, its words in a log; left where it is too late."""
+def run(options: argparse.Namespace, ends: float, data: Path, seed: int, names: list[str]) -> tuple[str, str]:
+    """One training in a process of its own, its words in a log; left where it would not end in time."""
     label = f"{data.name} {names[0]} {seed}"
-    if time.monotonic() > latest:
+    # Read now: what ended a minute ago tells better than a guess how long this one will take.
+    done = read(options.out / "results.jsonl", options.minutes)
+    if time.monotonic() + 60 * needed(options.minutes, names, done) > ends:
         return label, "left"
     job = json.dumps([seed, names])
     command = [sys.executable, __file__, str(data), "--one", job, "--out", options.out]
@@ -282,10 +281,19 @@ def run(
             command += [f"--{name.replace('_', '-')}", value]
     command += ["--no-patches"] if options.no_patches else []
     with (options.out / f"{label}.log").open("w") as log:
-        status = subprocess.run(list(map(str, command)), stdout=log, stderr=log, check=False).returncode
-    how = "failed" if status else "done"
+        told = subprocess.run(tied(list(map(str, command))), stdout=log, stderr=log, check=False)
+    how = "failed" if told.returncode else "done"
     print(f"{label}: {how}", file=sys.stderr)
     return label, how
+
+
+def tied(command: list[str]) -> list[str]:
+    """A command that is told to stop when this process dies, however it dies, where the system can do that.
+
+    What outlives a call that was killed would share the card with the next one.
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
 
 
 def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) -> int:
@@ -424,7 +432,8 @@ def interval(values: Sequence[float]) -> str:
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and sample standard deviation."""
+    """Mean and sample standard deviation of the numbers among them: a run that found nothing has no CoV."""
+    values = [value for value in values if not math.isnan(value)]
     if not values:
         return "-"
     deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""

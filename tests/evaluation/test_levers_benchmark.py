@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from synthetic import synthetic
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -165,6 +170,74 @@ def test_a_table_may_take_several_calls(
     rows = bench.read(tmp_path / "results.jsonl", 4.0)
     assert len({(row["lever"], row["seed"]) for row in rows}) == len(rows) == 8
     assert bench.read(tmp_path / "results.jsonl", 30.0) == []
+
+
+def test_a_run_that_found_nothing_costs_the_table_nothing(bench: ModuleType) -> None:
+    """Where every month has 0 there is no CoV."""
+    truth, found, _ = synthetic()
+    empty = found.select(found.image_ids)
+    empty = type(found)(
+        empty.image_ids, empty.offsets * 0, empty.boxes[:0], empty.scores[:0], empty.labels[:0]
+    )
+    row = {"data": "a", "lever": "thermal", "epochs": 1}
+    rows = [
+        {**row, "seed": seed, **bench.numbers(truth, each)} for seed, each in enumerate((empty, found, found))
+    ]
+    heads, _, line = (text.split(" | ") for text in bench.table(rows, Path("a")).splitlines())
+    cov = line[heads.index("CoV")]
+    assert cov == f"{rows[1]['CoV']:.3f} ± 0.000"
+    assert bench.table(rows[:1], Path("a")).splitlines()[2].split(" | ")[heads.index("CoV")] == "-"
+
+
+def test_a_call_learns_from_what_ended_in_it(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 minutes are expected to take 6; the first took 9, so nothing else fits into 14."""
+    clock, begun = [0.0], []
+
+    def one(command: list[str], **_: object) -> argparse.Namespace:
+        seed, names = json.loads(command[command.index("--one") + 1])
+        begun.append(names)
+        clock[0] += 9 * 60
+        row = {"data": "a", "seed": seed, "lever": names[0], "minutes": 4.0, "took": 9.0, "trained": True}
+        (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(bench.subprocess, "run", one)
+    options = argparse.Namespace(
+        out=tmp_path,
+        minutes=4.0,
+        model="m",
+        imgsz=None,
+        batch=1,
+        workers=0,
+        device=None,
+        val_months=None,
+        no_patches=False,
+    )
+    how = [bench.run(options, 14 * 60, Path("a"), 0, [name])[1] for name in ("thermal", "AdamW")]
+    assert (how, begun) == (["done", "left"], [["thermal"]])
+
+
+def test_what_a_call_began_does_not_outlive_it(bench: ModuleType, tmp_path: Path) -> None:
+    """A killed call leaves nothing that shares the card with the next one."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("this system has no setpriv")
+    said = tmp_path / "pid"
+    program = (
+        "import os, sys, subprocess; sys.path.insert(0, sys.argv[1]); from bench_levers import tied; "
+        "subprocess.run(tied(['sh', '-c', 'echo $$ > ' + sys.argv[2] + '; exec sleep 60']))"
+    )
+    folder = str(Path(bench.__file__ or "").parent)
+    with subprocess.Popen([sys.executable, "-c", program, folder, str(said)]) as parent:
+        while not (said.exists() and said.read_text().strip()):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        child = psutil.Process(int(said.read_text()))
+        parent.kill()
+    with suppress(psutil.NoSuchProcess):
+        child.wait(timeout=30)
 
 
 def test_an_interval_is_students(bench: ModuleType) -> None:
