@@ -2,7 +2,8 @@
 """What pseudo-labels gain: half of the clips with boxes, the other half with what two models agree on.
 
 Usage: scripts/bench_pseudo_labels.py DATA [--minutes 4] [--seeds 3] [--jobs 6] [--score 0.4]
-                                      [--out build/pseudo-labels] [-- ARGUMENTS of toolkit train]
+                                      [--out build/pseudo-labels] [--call MINUTES]
+                                      [-- ARGUMENTS of toolkit train]
 
 DATA is a prepared dataset in LTDv2's layout with boxes in all of Train.json, such as the drawn harbour. For
 each seed the clips are dealt into two halves. Two models learn from the first half alone; of the second
@@ -12,18 +13,22 @@ boxes, a fourth with the true ones, which is the most that can be gained. All tr
 are scored on validation: printed are `global_map_bal` of each seed, and the gain over the half with the 95
 % interval of its mean.
 
-What is done is not done again: a call that was cut off goes on where it was. Two rounds of 2 x seeds
-trainings: with 3 seeds and 6 jobs of 4 minutes it fits into a call of 20.
+Two rounds of 2 x seeds trainings: with 3 seeds and 6 jobs of 4 minutes it fits into a call of 20. What is
+done is not done again: a call that was cut off goes on where it was, and --call 9 begins no training that
+would not end within 9 minutes. A verb that fails is named with its log, and the others go on; the exit status
+is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,12 +37,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench_levers import interval
+from bench_levers import interval, tied
 
 from submission import Detections
 from toolkit import ltdv2
 from toolkit.evaluation.scoring import is_number
 from toolkit.evaluation.sequences import link, overlaps
+from toolkit.runs.folder import RunFiles, read_summary
 
 OVERLAP = 0.5
 """Of two boxes that are taken for one object; the metric's own lowest threshold."""
@@ -52,6 +58,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=6, help="trainings at once, all alike")
     parser.add_argument("--score", type=float, default=0.4, help="lowest mean score of a pseudo-label")
     parser.add_argument("--out", type=Path, default=Path("build/pseudo-labels"))
+    parser.add_argument("--call", type=float, default=math.inf, help="minutes that this call may take")
     ours, theirs = sys.argv[1:], []
     if "--" in ours:
         ours, theirs = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
@@ -60,16 +67,30 @@ def main() -> None:
         *("--preset", "thermal-small", "--repeat", "motorcycle=8,bicycle=2"),
         *("--val-months", "jun", "--no-patches"),
     ]
+    options.ends = time.monotonic() + 60 * options.call
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seeds)
-    for seed in seeds:
-        deal(options, seed)
-    run_all(options, [(f"half-{s}", f"{name}-{s}", s + add) for s in seeds for name, add in TEACHERS])
-    for seed in seeds:
-        print(f"seed {seed}: {label(options, seed)}", file=sys.stderr)
-    run_all(options, [(f"{kind}-{s}", f"{kind}-{s}", s) for s in seeds for kind in ("pseudo", "whole")])
-    print(table(options, seeds))
+    try:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda seed: deal(options, seed), seeds))
+        left = run_all(
+            options, [(f"half-{s}", f"{name}-{s}", s + add) for s in seeds for name, add in TEACHERS]
+        )
+        if not left:
+            for seed in seeds:
+                print(f"seed {seed}: {label(options, seed)}", file=sys.stderr)
+            second = [(f"{kind}-{s}", f"{kind}-{s}", s) for s in seeds for kind in ("pseudo", "whole")]
+            left = run_all(options, second)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"failed: {' '.join(error.cmd)}; its log is in {options.out}")
+    if left:
+        print(f"{left} trainings of this round are left: run the same again", file=sys.stderr)
+    else:
+        print(table(options, seeds))
 
+
+BESIDE = 1.7
+"""Minutes that the start of a training, and predicting and scoring with its weights, add to it."""
 
 TEACHERS = (("half", 0), ("other", 1000))
 """The two that must agree, and what is added to their seed; the first is also what the half alone scores."""
@@ -125,27 +146,34 @@ def write(
     (folder / "done").touch()
 
 
-def run_all(options: argparse.Namespace, jobs: list[tuple[str, str, int]]) -> None:
-    """Train and score what is not scored yet, some at once."""
+def run_all(options: argparse.Namespace, jobs: list[tuple[str, str, int]]) -> int:
+    """Train and score what is not scored yet, some at once; the number of those that this call left."""
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: train_one(options, *job), jobs))
+        return list(pool.map(lambda job: train_one(options, *job), jobs)).count(False)
 
 
-def train_one(options: argparse.Namespace, data: str, name: str, seed: int) -> None:
-    """One training of the minutes and its scores; what a call cut off begins again."""
+def train_one(options: argparse.Namespace, data: str, name: str, seed: int) -> bool:
+    """One training of the minutes, its predictions and scores; False where it would not end in this call.
+
+    What ended in an earlier call is kept; a training that was cut off begins again.
+    """
     run = options.out / "runs" / name
-    if (run / "evaluation" / "scores.json").exists():
-        return
-    if run.exists():
-        shutil.rmtree(run)
     folder = (options.out / "data" / data).resolve()
-    ends = [f"time={options.minutes / 60}", "patience=0", "plots=False"]
-    words = ["train", "--data", folder, "--name", name, "--seed", seed, *options.arguments, *ends]
-    toolkit(options, name, *words)
+    summary = read_summary(RunFiles(run))
+    if summary is None or summary.state != "finished":
+        if time.monotonic() + 60 * (options.minutes + BESIDE) > options.ends:
+            return False
+        if run.exists():
+            shutil.rmtree(run)
+        ends = [f"time={options.minutes / 60}", "patience=0", "plots=False"]
+        words = ["train", "--data", folder, "--name", name, "--seed", seed, *options.arguments, *ends]
+        toolkit(options, name, *words)
     weights = (run / "weights" / "best.pt").resolve()
-    if data.startswith("half"):
+    if data.startswith("half") and not (run / "predictions-test.json").exists():
         toolkit(options, name, "predict", weights, "--split", "test", "--data", folder)
-    toolkit(options, name, "evaluate", weights, "--data", folder)
+    if not (run / "evaluation" / "scores.json").exists():
+        toolkit(options, name, "evaluate", weights, "--data", folder)
+    return True
 
 
 def toolkit(options: argparse.Namespace, name: str, *words: object) -> None:
@@ -153,7 +181,7 @@ def toolkit(options: argparse.Namespace, name: str, *words: object) -> None:
     environment = {**os.environ, "TOOLKIT_WORKSPACE": str(options.out.resolve())}
     with (options.out / f"{name}.log").open("a") as log:
         command = [sys.executable, "-m", "toolkit", *map(str, words)]
-        subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+        subprocess.run(tied(command), env=environment, stdout=log, stderr=log, check=True)
 
 
 def label(options: argparse.Namespace, seed: int) -> str:
