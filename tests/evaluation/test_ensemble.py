@@ -67,10 +67,24 @@ def test_every_method_gives_valid_detections(method: ensemble.Method) -> None:
                 A + np.arange(4), np.arange(0, 401, 100), boxes, rng.random(400), rng.integers(1, 5, 400)
             )
         )
-    fused = fuse(sets, FusionOptions(method, weights=(2, 1, 1), max_det=50))
+    fused = fuse(sets, FusionOptions(method, weights=(2, 1, 1), max_det=20))
     check_values(fused)
-    assert fused.counts.max() <= 50
+    of_image = np.repeat(np.arange(4), fused.counts)
+    assert np.bincount(of_image * 5 + fused.labels).max() <= 20
+    assert fused.counts.max() > 20
     assert len(fused) == 4
+
+
+@needs_ensemble_boxes
+@pytest.mark.parametrize("trust", [None, {1: (2.0, 1.0), 3: (1.0, 1.0)}])
+def test_a_crowd_costs_the_other_classes_no_box(trust: dict[int, tuple[float, ...]] | None) -> None:
+    """The metric counts 100 boxes of each class: 150 persons leave room for a motorcycle of a low score."""
+    crowd = [(9.0 * i, 10.0, 9.0 * i + 5, 20.0, 0.9 - i / 1000, 1.0) for i in range(150)]
+    one = detections({A: [*crowd, (10, 100, 40, 130, 0.01, 3)]})
+    fused = fuse([one, one], FusionOptions(class_weights=trust))
+    assert np.bincount(fused.labels).tolist() == [0, 100, 0, 1]
+    np.testing.assert_allclose(fused.boxes[:100, 0], 9.0 * np.arange(100), atol=1e-3)
+    assert (np.diff(fused.scores) <= 0).all()
 
 
 def test_one_file_is_nothing_to_fuse() -> None:

@@ -27,7 +27,9 @@ def ensemble(
         typer.Option(help="For `--weights validation`: scores.json of each file; default: its run's."),
     ] = None,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap of boxes of one object.")] = 0.55,
-    max_det: Annotated[int, typer.Option(min=1, max=100_000, help="Boxes kept in a frame.")] = 100,
+    max_det: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Boxes kept of each class in a frame.")
+    ] = 100,
     out: Annotated[Path, typer.Option(help="Where the fused predictions go.")] = Path("ensemble.json"),
 ) -> None:
     """Fuse several sets of predictions into one.

@@ -54,7 +54,7 @@ class FusionOptions:
         weights: trust in each set, above 0; None: alike.
         class_weights: label -> trust in each set for boxes of this class, above 0; it wins over ``weights``.
         iou: overlap from which two boxes of a class are the same object.
-        max_det: boxes kept in an image, the best ones.
+        max_det: boxes kept of each class in an image, the best ones; the metric looks at 100.
     """
 
     method: Method = "wbf"
@@ -181,7 +181,7 @@ def _fuse_image(image: list[Columns], options: FusionOptions) -> Columns:
     if not parts:
         return _fuse(image, options, options.weights)
     boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    best = np.argsort(-scores, kind="stable")[: options.max_det]
+    best = np.argsort(-scores, kind="stable")
     return boxes[best], scores[best], labels[best]
 
 
@@ -211,9 +211,20 @@ def _fuse(image: list[Columns], options: FusionOptions, trust: tuple[float, ...]
         else:
             found = ensemble_boxes.nms(boxes, scores, labels, **common)
     corners, score, label = (np.asarray(column) for column in found)
-    best = np.argsort(-score, kind="stable")[: options.max_det]
+    best = _best_of_each_class(score, label, options.max_det)
     return (
         corners[best].reshape(-1, 4).astype(np.float64) * scale + origin,
         score[best].astype(np.float64).clip(0, 1),
         label[best].astype(np.int64),
     )
+
+
+def _best_of_each_class(
+    scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], most: int
+) -> npt.NDArray[np.int64]:
+    """Places of the ``most`` best boxes of each class, the best of all first."""
+    by_class = np.lexsort((-scores, labels))
+    begins = np.searchsorted(labels[by_class], labels[by_class])
+    kept = by_class[np.arange(len(by_class)) - begins < most]
+    best: npt.NDArray[np.int64] = kept[np.argsort(-scores[kept], kind="stable")]
+    return best
