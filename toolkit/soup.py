@@ -81,19 +81,20 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
     alone = {}
     for path in paths:
         alone[path] = _number(judge(path))
-        console.note(f"{path}: {alone[path]:.4f}")
+        console.note(f"{path}: {_words(alone[path])}")
     ranked = sorted(paths, key=lambda path: -alone[path])
     members, score = [ranked[0]], alone[ranked[0]]
-    if not any(alone.values()):
+    if all(map(_says_nothing, alone.values())):
         raise ToolkitError(
             "there is nothing to choose by",
-            found=f"a score of 0 of each of {len(paths)} checkpoints",
+            found=f"a score of {' or '.join(sorted(set(map(_words, alone.values()))))} of each of "
+            f"{len(paths)} checkpoints",
             expected="one or more that find something",
-            fix="train longer, or take other checkpoints",
+            fix="train longer, take other checkpoints, or choose by another number (--select-by)",
         )
     with TemporaryDirectory(prefix="soup-") as folder:
         for path in ranked[1:]:
-            if alone[path] == 0 < score:
+            if _says_nothing(alone[path]) and not _says_nothing(score):
                 console.note(f"with {path}: not tried, for it finds nothing; left out")
                 continue
             tried = [*members, path]
@@ -101,7 +102,7 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
             _write(candidate, average([models[member] for member in tried]))
             reached = _number(judge(candidate))
             kept = reached >= score
-            console.note(f"with {path}: {reached:.4f}, {'kept' if kept else 'left out'}")
+            console.note(f"with {path}: {_words(reached)}, {'kept' if kept else 'left out'}")
             if kept:
                 members, score = tried, reached
     _write(out, average([models[member] for member in members]))
@@ -156,6 +157,15 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _number(value: float) -> float:
     return value if value == value else float("-inf")
+
+
+def _says_nothing(score: float) -> bool:
+    """Of what finds nothing: 0, and no number where all months have 0."""
+    return score in (0.0, float("-inf"))
+
+
+def _words(score: float) -> str:
+    return "NaN" if score == float("-inf") else f"{score:.4f}" if score else "0"
 
 
 def _write(path: Path, model: nn.Module) -> None:

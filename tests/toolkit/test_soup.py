@@ -57,6 +57,16 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
     assert (made.members, made.score) == ([paths[1]], 0.3)
 
 
+def test_scores_that_are_no_numbers_choose_nothing(tmp_path: Path) -> None:
+    """Where every month has 0, global_map_bal is NaN for each checkpoint."""
+    paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((2.0, 1.0))]
+    with pytest.raises(ToolkitError, match="nothing to choose by; found a score of NaN of each of 2"):
+        make(paths, lambda _: float("nan"), tmp_path / "soup.pt")
+    with pytest.raises(ToolkitError, match="found a score of 0 or NaN of each of 2"):
+        make(paths, lambda path: 0.0 if value_of(path) == 2 else float("nan"), tmp_path / "soup.pt")
+    assert not (tmp_path / "soup.pt").exists()
+
+
 def test_an_older_average_is_replaced_and_it_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
