@@ -23,7 +23,7 @@ from patches import children
 from submission import Detections
 from toolkit import console, provenance, tables, vocabulary
 from toolkit.dataset.subset import parse_months
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 from toolkit.evaluation.compare import RESAMPLES, intervals
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.scoring import is_number, score
@@ -137,11 +137,10 @@ def refuse_decided(more: Sequence[str]) -> None:
     for word in more:
         flag = word.partition("=")[0]
         if flag in DECIDED:
-            raise ToolkitError(
+            raise CallError(
                 f"{flag} cannot be said for every training",
                 found="a flag that `toolkit drift` decides for each run",
                 fix=DECIDED[flag],
-                exit_code=2,
             )
 
 

@@ -28,7 +28,7 @@ from submission.worth import Usual, Worth, assess
 from toolkit import __version__, console
 from toolkit.dataset.export import stems
 from toolkit.dataset.index import load, prepared_folder, read_manifest
-from toolkit.errors import ToolkitError, reason
+from toolkit.errors import CallError, ToolkitError, reason
 from toolkit.files import write_json
 from toolkit.ltdv2 import ANNOTATIONS, SPLITS
 from toolkit.phases import Template, guess_phase, refuse_another_phase, shipped
@@ -256,7 +256,7 @@ def check_place(archive: Path) -> None:
             predictions, in its place or in the receipt's.
     """
     if archive.suffix != ".zip":
-        raise ToolkitError(f"{archive} is no name for an archive", expected="a name that ends in .zip")
+        raise CallError(f"{archive} is no name for an archive", expected="a name that ends in .zip")
     for path, kind, is_one in (
         (archive, "submission", _is_archive),
         (receipt_of(archive), "receipt", _is_receipt),

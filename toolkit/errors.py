@@ -20,6 +20,10 @@ STATUSES = {
 """What a command's exit status means, for all verbs."""
 
 
+UNPARSED = 2
+"""The status of a call that does not parse."""
+
+
 class ToolkitError(Exception):
     """A problem that the user can understand and mend.
 
@@ -59,6 +63,17 @@ class ToolkitError(Exception):
         if self.fix:
             parts.append(f"hint: {self.fix}")
         return [_CONTROL.sub(" ", part) for part in parts]
+
+
+class CallError(ToolkitError):
+    """A call that does not parse, whatever the files and the machine hold (status 2).
+
+    A value is of another form than its flag takes, or flags exclude each other. A name of what is not there
+    (a file, a run, a preset, a month, a device) is an error like any other.
+    """
+
+    def __init__(self, what: str, found: str = "", expected: str = "", fix: str = "") -> None:
+        super().__init__(what, found, expected, fix, exit_code=UNPARSED)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 
 from submission import Detections
 from toolkit import console
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 from toolkit.evaluation.compare import Difference, compare
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.scoring import Scores, is_number, score
@@ -88,7 +88,7 @@ def parse(text: str) -> tuple[str, ...]:
     names = tuple(text.replace(" ", "").split(","))
     for name in names:
         if name not in NAMES:
-            raise ToolkitError(f"{name!r} cannot be swept", expected="some of " + ",".join(NAMES))
+            raise CallError(f"{name!r} cannot be swept", expected="some of " + ",".join(NAMES))
     return names
 
 

@@ -70,9 +70,7 @@ def test_the_version(toolkit: Command) -> None:
         (("train",), "cannot tell where the data is"),
         (("train", "--data", "nowhere"), "no folder nowhere"),
         (("train", "--resume"), "no run to continue"),
-        (("train", "runs/first"), "runs/first is no option of toolkit train"),
         (("dataset", "prepare", "nowhere"), "nowhere"),
-        (("bench", "data", "nowhere", "--workers=-1"), "--workers -1 are no numbers of workers"),
         (("bench", "data", "nowhere", "--device=banana"), "no device banana"),
         (
             ("container", "run", "--profile=cpu", "--runs=/proc/runs", "true"),
@@ -104,6 +102,46 @@ def test_a_call_that_does_not_parse_is_one_line_and_status_2(
     assert result.err.startswith("error: ")
     assert len(result.err.strip().splitlines()) == 1
     assert f"toolkit {arguments[0]} --help" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train runs/first", "runs/first is no option of toolkit train"),
+        ("train lr0=high", "lr0 cannot be 'high'"),
+        ("train --epochs 2 epochs=3", "epochs is given twice"),
+        ("train --frames now,befor", "'befor' is no channel of a sample"),
+        ("train --repeat motorcycle=0 --dry-run", "repeats no class"),
+        ("train --subset 0%", "'0%' is no part of a dataset"),
+        ("train --train-on test", "no training on test"),
+        ("train --name a/b", "a/b is no name for a run"),
+        ("reproduce first --name ..", ".. is no name for a run"),
+        ("evaluate --sweep conf,zoom", "'zoom' cannot be swept"),
+        ("evaluate --sweep conf --json", "--json is for scores"),
+        ("predict a.pt --split val --limit 3", "--limit is for a source"),
+        ("ensemble a.json b.json --weights 2;1", "--weights 2;1 are no numbers"),
+        ("ensemble a.json b.json --scores s.json", "--scores is read with"),
+        ("ensemble a.json b.json --out e.pt", "cannot write e.pt"),
+        ("link a.json --gap 11", "'--gap': Input should be less than or equal to 10"),
+        ("submit --wait", "--wait follows an upload"),
+        ("submit --competition cvpr", "no competition 'cvpr'"),
+        ("submissions --competition 0", "no competition '0'"),
+        ("dataset export data --channels 2", "no images with 2 channels"),
+        ("dataset export data --format voc", "'voc' is not one of 'yolo', 'coco'"),
+        ("dataset sample data --train -1", "cannot draw -1 train images"),
+        ("bench card yolov8n --estimate gfx0", "no estimate for gfx0"),
+        ("bench conv --tune yolov8n --csv x.csv", "--tune writes the plan alone"),
+        ("bench data nowhere --workers=-1", "--workers -1 are no numbers of workers"),
+        ("bench stress --route fastest", "'fastest' is not one of"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_words_that_no_file_could_make_right_do_not_parse(toolkit: Command, words: str, message: str) -> None:
+    result = toolkit(*words.split())
+    assert (result.status, result.out) == (2, ""), result.err
+    assert result.err.startswith("error: ")
+    assert len(result.err.strip().splitlines()) == 1
+    assert message in result.err
 
 
 def test_without_weights_the_newest_are_evaluated(

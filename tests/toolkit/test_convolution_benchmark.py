@@ -289,8 +289,8 @@ def test_problems_without_a_bias_are_compared_in_what_they_have() -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("stress", "--route=fastest"), "found route 'fastest': expected one of auto, native"),
-        (("train", "--route=fastest"), "found route 'fastest': expected one of auto, native"),
+        (("stress", "--route=fastest"), "for '--route': 'fastest' is not one of 'auto', 'native'"),
+        (("train", "--route=fastest"), "for '--route': 'fastest' is not one of 'auto', 'native'"),
         (("stress", "--iterations=1"), "Invalid value for '--iterations'"),
         (("conv", "--imgsz=32", "--batch=1"), "yolov8n cannot train on images of 32 px; expected a multiple"),
         (("train", "--imgsz=100"), "yolov8n cannot train on images of 100 px; expected a multiple of 32, at"),

@@ -28,7 +28,7 @@ def files(workspace: Path) -> list[str]:
 @pytest.mark.parametrize("weights", ["0,0", "nan,1", "-1,1"])
 def test_weights_that_cannot_be_leave_no_file(files: list[str], toolkit: Command, weights: str) -> None:
     result = toolkit("ensemble", *files, "--weights", weights)
-    assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
     assert "weights cannot be used" in result.err
     assert not Path("ensemble.json").exists()
 

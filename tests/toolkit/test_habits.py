@@ -165,7 +165,7 @@ def test_a_name_that_says_another_kind_of_file_is_refused(
 ) -> None:
     (workspace / "a.pt").touch()
     result = toolkit(*words)
-    assert result.status == 1
+    assert result.status == 2
     assert f"cannot write {words[-1]}" in result.err
     assert not (workspace / words[-1]).exists()
 

@@ -163,7 +163,7 @@ def test_a_word_that_is_no_option_gets_the_hint_that_fits_it(
     toolkit: Command, workspace: Path, word: str, hint: str
 ) -> None:
     result = toolkit("train", word)
-    assert result.status == 1
+    assert result.status == 2
     assert hint in result.err
     assert ("--resume" in result.err) is (word == "first")
 

@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_the_submission_running_and_known(
 
 def test_waiting_without_an_upload_is_refused(entry: Path, toolkit: Command) -> None:
     result = toolkit("submit", "p.json", "--wait")
-    assert (result.status, "toolkit submissions" in result.err) == (1, True)
+    assert (result.status, "toolkit submissions" in result.err) == (2, True)
 
 
 def ok(body: bytes) -> bytes:
@@ -348,7 +348,7 @@ def test_a_competition_is_named_by_flag_file_or_name(
     assert json.loads(toolkit("submissions", "--json").out)["competition"] == 16106
     assert json.loads(toolkit("submissions", "--competition", "10954", "--json").out)["competition"] == 10954
     refused = toolkit("submissions", "--competition", "harbour")
-    assert (refused.status, "seasons-in-drift (16106)" in refused.err) == (1, True)
+    assert (refused.status, "seasons-in-drift (16106)" in refused.err) == (2, True)
 
 
 def test_an_upload_goes_to_the_named_competition(

@@ -33,7 +33,7 @@ from toolkit.benchmark.measure import (
     six_layers,
     stress_step,
 )
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 from toolkit.files import replacing
 from toolkit.ltdv2 import TRAINING_IMAGES
 from toolkit.machine.device import patched_convolutions, resolve_device, running, torch_device
@@ -175,7 +175,7 @@ def train(
     preset = load_preset(DEFAULT_PRESET)
     channels = preset.channels if channels is None else channels
     if channels not in (1, 3):
-        raise ToolkitError(f"no training with {channels} channels", expected="1 or 3")
+        raise CallError(f"no training with {channels} channels", expected="1 or 3")
     count = epochs * math.ceil(TRAINING_IMAGES / batch)
     options = get_cfg(overrides=preset.arguments)
     schedule = f"{epochs} epochs of LTDv2 (90 % interval)"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from patches.convolution.problem import ConvProblem
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 
 COSTS = Path(__file__).parent / "amd_costs.json"
 ROUTES = ("triton", "winograd")
@@ -207,7 +207,7 @@ def card(architecture: str) -> Card:
     """
     known = [name for name in CARDS if costs(name)]
     if architecture not in known:
-        raise ToolkitError(f"no estimate for {architecture}", expected=f"one of {', '.join(known)}")
+        raise CallError(f"no estimate for {architecture}", expected=f"one of {', '.join(known)}")
     return CARDS[architecture]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +22,11 @@ Model = Annotated[str, typer.Option(help="An Ultralytics configuration (yolov8n)
 Batch = Annotated[int, number("batch", "Images a step.")]
 ImageSize = Annotated[int, number("imgsz", "Side of the square images, pixels.")]
 Amp = Annotated[bool, typer.Option("--amp", help="The model's layers in fp16, as mixed precision has them.")]
-Route = Annotated[str, typer.Option(help=f"auto, {', '.join(registry.NAMES[:-1])} or {registry.NAMES[-1]}.")]
+if TYPE_CHECKING:
+    RouteName = str
+else:
+    RouteName = Literal[("auto", *registry.NAMES)]
+Route = Annotated[RouteName, typer.Option(help="Who computes the convolutions.")]
 
 
 def _new_file(path: Path | None) -> Path | None:
@@ -74,10 +78,10 @@ def conv(
     Example: [bold]toolkit bench conv --tune yolo11m --batch 16 --imgsz 480 --amp[/bold]
     """
     from toolkit.benchmark import commands
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
 
     if tune is not None and (csv or plot):
-        raise ToolkitError("--tune writes the plan alone", fix="leave --csv and --plot out")
+        raise CallError("--tune writes the plan alone", fix="leave --csv and --plot out")
     if tune is not None:
         commands.tune(tune, batch, imgsz, device, amp)
     else:
@@ -179,13 +183,13 @@ def data(
     from toolkit.dataset.index import load
     from toolkit.dataset.ultralytics import build_dataset, data_dictionary
     from toolkit.dataset.views import Views
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
     from toolkit.machine.device import resolve_device, torch_device
 
     target = torch_device(resolve_device(device))
     numbers = workers.split(",") if workers else worker_counts()
     if not all(str(number).isdecimal() for number in numbers):
-        raise ToolkitError(f"--workers {workers} are no numbers of workers", expected="such as 0,2,4")
+        raise CallError(f"--workers {workers} are no numbers of workers", expected="such as 0,2,4")
     index = load(folder)
     options = get_cfg(overrides={"imgsz": imgsz})
     views = Views.parse(frames)

@@ -285,7 +285,7 @@ def export(
         Path | None, typer.Option(help="Where the exported layout goes; default: DIR/yolo or DIR/coco.")
     ] = None,
     layout: Annotated[
-        str,
+        Literal["yolo", "coco"],
         typer.Option("--format", help="yolo: Ultralytics' data.yaml; coco: for FiftyOne or CVAT."),
     ] = "yolo",
     extract: Annotated[
@@ -303,12 +303,10 @@ def export(
     from toolkit import console
     from toolkit.dataset.export import export_coco, export_yolo
     from toolkit.dataset.index import load
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
 
-    if layout not in ("yolo", "coco"):
-        raise ToolkitError(f"no export format named {layout}", expected="yolo or coco")
     if channels == 2:
-        raise ToolkitError("no images with 2 channels", expected="1 or 3")
+        raise CallError("no images with 2 channels", expected="1 or 3")
     if layout == "coco":
         console.note(f"wrote {export_coco(load(folder), out or folder / 'coco', extract=extract)}")
         return

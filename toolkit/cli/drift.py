@@ -38,17 +38,16 @@ def drift(
     """
     from toolkit import console, tables, workspace
     from toolkit import drift as matrices
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
     from toolkit.machine import checks
 
     place = workspace.current()
     source = place.data_dir(data)
     if more and not more[0].startswith("-") and "=" not in more[0]:
-        raise ToolkitError(
+        raise CallError(
             f"{more[0]} is no flag of toolkit train",
             expected="months with --train-months, and flags of toolkit train behind --",
             fix=f"toolkit drift --train-months {more[0]}",
-            exit_code=2,
         )
     matrices.refuse_decided(more or [])
     rows = matrices.plan(place, source, train_months, prefix)

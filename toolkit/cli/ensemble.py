@@ -40,7 +40,7 @@ def ensemble(
     from submission import Detections
     from submission.validate import check_same_images, check_values
     from toolkit import console, workspace
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
     from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
     require_place(out, ".json")
@@ -48,11 +48,11 @@ def ensemble(
     if weights == "validation":
         by_class, weights = weights_by_class(scores or [_scores_of(path) for path in predictions]), None
     elif scores:
-        raise ToolkitError("--scores is read with `--weights validation` alone")
+        raise CallError("--scores is read with `--weights validation` alone")
     try:
         trust = tuple(float(part) for part in weights.split(",")) if weights else None
     except ValueError as error:
-        raise ToolkitError(
+        raise CallError(
             f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
         ) from error
     sets = [Detections.read(console.reading(path)) for path in predictions]

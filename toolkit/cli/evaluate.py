@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import Agnostic, Conf, EngineChoice, Iou, MaxDet, Scored, number
+from toolkit.cli.options import Agnostic, Conf, EngineChoice, Iou, MaxDet, Scored, number, refuse_flags
 
 if TYPE_CHECKING:
     from toolkit.assessment import Assessment, Task
@@ -72,6 +72,12 @@ def evaluate(
     """
     from toolkit import assessment, console, workspace
 
+    if sweep is not None:
+        from toolkit import sweep as sweeping
+
+        writing = {"--json": json, "--report": report, "--tables": tables, "--strict": strict}
+        refuse_flags(writing, "scores, which a sweep does not write")
+        names = sweeping.parse(sweep)
     task = assessment.task(workspace.current(), target, split, truth, data, out)
     options = {
         "imgsz": imgsz,
@@ -84,8 +90,8 @@ def evaluate(
         "tta": tta,
         "patches": not no_patches,
     }
-    if sweep:
-        _sweep(task, options, sweep)
+    if sweep is not None:
+        _sweep(task, options, names)
         return
     done = assessment.assess(task, options, engine, strict)
     _show(done, json)
@@ -120,7 +126,7 @@ def _show(done: Assessment, as_json: bool) -> None:
         console.warn(remark)
 
 
-def _sweep(task: Task, options: Mapping[str, Any], names: str) -> None:
+def _sweep(task: Task, options: Mapping[str, Any], wanted: tuple[str, ...]) -> None:
     """Print the best of a grid of settings, and what it gains."""
     from rich.table import Table
 
@@ -129,7 +135,7 @@ def _sweep(task: Task, options: Mapping[str, Any], names: str) -> None:
     from toolkit.evaluation.context import Context
     from toolkit.evaluation.truth import GroundTruth
 
-    detector, wanted = assessment.require_weights(task), sweeping.parse(names)
+    detector = assessment.require_weights(task)
     truth, frames = GroundTruth.read(task.answers, task.data), assessment.opened(task)
     context, given = Context.read(task.answers, truth.image_ids), assessment.options_of(task, options)
     found = sweeping.sweep(detector, frames, task.split, truth, context, given, wanted)

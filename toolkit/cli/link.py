@@ -16,10 +16,12 @@ def link(
         Path,
         typer.Argument(metavar="PREDICTIONS.json", help="Of one split.", autocompletion=completion.found),
     ],
-    iou: Annotated[float, typer.Option(help="Overlap of a box with where its track should be.")] = 0.2,
-    gap: Annotated[int, typer.Option(help="Seconds without a box that are filled, 0 to 10.")] = 2,
+    iou: Annotated[
+        float, typer.Option(min=0, max=1, help="Overlap of a box with where its track should be.")
+    ] = 0.2,
+    gap: Annotated[int, typer.Option(min=0, max=10, help="Seconds without a box that are filled.")] = 2,
     share: Annotated[
-        float, typer.Option(help="Part of the track's mean in a score; 0 leaves scores alone.")
+        float, typer.Option(min=0, max=1, help="Part of the track's mean in a score; 0 leaves scores alone.")
     ] = 0.5,
     out: Annotated[
         Path | None, typer.Option(help="Where the linked predictions go; default: beside, -linked.")

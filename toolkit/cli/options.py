@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -11,10 +11,11 @@ import msgspec
 import typer
 from msgspec import Meta
 
-from submission.competitions import NUMBERS, PHASES
+from submission import SubmissionError
+from submission.competitions import NUMBERS, PHASES, number_of
 from toolkit import settings
 from toolkit.cli import completion
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError
 
 IN_THE_FILE = "Options that toolkit.toml may set too"
 """Where ``--help`` shows them."""
@@ -88,7 +89,19 @@ else:
     PhaseName = Literal[tuple(PHASES)]
 """A phase of a competition that is known."""
 
-Competition = Annotated[str | None, typer.Option(help=f"Number or name at Codabench: {NUMBERS}.")]
+
+def _known(name: str | None) -> str | None:
+    if name is not None:
+        try:
+            number_of(name)
+        except SubmissionError as error:
+            raise CallError(error.what, error.found, error.expected, error.fix) from error
+    return name
+
+
+Competition = Annotated[
+    str | None, typer.Option(callback=_known, help=f"Number or name at Codabench: {NUMBERS}.")
+]
 """Whom a submission goes to."""
 
 EngineChoice = Annotated[
@@ -96,6 +109,21 @@ EngineChoice = Annotated[
     typer.Option(help="Both give the same numbers; auto is hotcoco where it is installed."),
 ]
 """Evaluators of the COCO protocol."""
+
+
+def refuse_flags(flags: Mapping[str, object], belongs: str) -> None:
+    """Refuse flags that have no effect in this call.
+
+    Args:
+        flags: each as it was given; false or None where it was not.
+        belongs: what they are for, and what this call is.
+
+    Raises:
+        CallError: one was given.
+    """
+    for flag, value in flags.items():
+        if value:
+            raise CallError(f"{flag} is for {belongs}", fix=f"leave {flag} out")
 
 
 def require_place(path: Path, suffix: str) -> None:
@@ -107,9 +135,7 @@ def require_place(path: Path, suffix: str) -> None:
     from toolkit.machine import checks
 
     if path.suffix not in ("", suffix):
-        raise ToolkitError(
-            f"cannot write {path}", found=f"a name in {path.suffix}", expected=f"one in {suffix}"
-        )
+        raise CallError(f"cannot write {path}", found=f"a name in {path.suffix}", expected=f"one in {suffix}")
     checks.writable(path.parent)
 
 

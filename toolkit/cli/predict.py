@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from shlex import quote
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import Agnostic, Iou, MaxDet, number, require_place
+from toolkit.cli.options import Agnostic, Iou, MaxDet, number, refuse_flags, require_place
 
 if TYPE_CHECKING:
     from toolkit.prediction import PredictionOptions
@@ -104,17 +103,28 @@ def predict(
     Example: [bold]toolkit predict best.pt harbour.mp4 --save --format coco[/bold]
     """
     from toolkit import prediction, workspace
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
 
     place = workspace.current()
     if (source is None) == (split is None):
-        raise ToolkitError(
+        raise CallError(
             "it is not clear what to predict",
             found="a source and --split" if source else "neither a source nor --split",
             expected="one of the two: predict best.pt SOURCE, or --split val or test",
             fix="toolkit predict --help",
-            exit_code=2,
         )
+    if split is not None:
+        of_source = {
+            "--save": save,
+            "--video": video,
+            "--format": format,
+            "--colour": colour,
+            "--limit": limit,
+            "--as-split": as_split,
+        }
+        refuse_flags(of_source, "a source, not a split")
+    else:
+        refuse_flags({"--tta": tta, "--data": data}, "a split, not a source")
     checkpoint = place.weights(weights)
     options = prediction.PredictionOptions(
         imgsz=imgsz,
@@ -129,33 +139,15 @@ def predict(
         patches=not no_patches,
     )
     if split is not None:
-        of_source = {
-            "--save": save,
-            "--video": video,
-            "--format": format,
-            "--colour": colour,
-            "--limit": limit,
-            "--as-split": as_split,
-        }
-        _refuse_flags(of_source, "a source, not a split")
         target = _predict_split(place, checkpoint, split, out, data, options, bad_frames)
     else:
         assert source is not None
-        _refuse_flags({"--tta": tta, "--data": data}, "a split, not a source")
         kinds = tuple(dict.fromkeys(each.value for each in format or [Format.json]))
         from toolkit.sources.command import Wanted, predict_to_folder
 
         wanted = Wanted(kinds, save or video, video, values, colour, limit, as_split, bad_frames)
         target = predict_to_folder(place, checkpoint, source, out, options, wanted)
     typer.echo(target)
-
-
-def _refuse_flags(flags: Mapping[str, object], belongs: str) -> None:
-    from toolkit.errors import ToolkitError
-
-    for flag, value in flags.items():
-        if value:
-            raise ToolkitError(f"{flag} is for {belongs}", fix=f"leave {flag} out", exit_code=2)
 
 
 def _predict_split(

@@ -24,11 +24,15 @@ def reproduce(
     """
     from toolkit import console, workspace
     from toolkit.dataset import index
+    from toolkit.errors import UNPARSED, ending_with
     from toolkit.runs import reproduction
     from toolkit.supervision import supervisor
     from toolkit.training import deciding
     from toolkit.training.options import Options
 
+    if name is not None:
+        with ending_with(UNPARSED):
+            deciding.check_name(name)
     place = workspace.current()
     folder = place.run(run)
     then = reproduction.read(folder if (folder / workspace.ENVIRONMENT.name).exists() else folder / "weights")

@@ -78,11 +78,11 @@ def submit(
     from submission.archive import is_zip
     from toolkit import console, entry, uploads, workspace
     from toolkit.competition import kept, template_path, templates_of, warn_of_the_end
-    from toolkit.errors import ToolkitError
+    from toolkit.errors import CallError
 
     place = workspace.current()
     if wait and not upload:
-        raise ToolkitError("--wait follows an upload", fix="--upload --wait, or look: toolkit submissions")
+        raise CallError("--wait follows an upload", fix="--upload --wait, or look: toolkit submissions")
     place.competition(competition, data)  # a name that is none is said before anything is read
     if predictions is None:
         predictions = place.newest_predictions()

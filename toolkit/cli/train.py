@@ -13,7 +13,7 @@ import typer
 
 from toolkit.cli import completion
 from toolkit.cli.options import declared
-from toolkit.errors import ToolkitError
+from toolkit.errors import UNPARSED, CallError, ending_with
 from toolkit.training.options import Options
 
 
@@ -52,16 +52,19 @@ def train(
     from toolkit import console, workspace
     from toolkit.dataset import index
     from toolkit.supervision import supervisor
-    from toolkit.training import arguments, deciding
+    from toolkit.training import arguments, choices, deciding
 
     names = [word for word in words or () if "=" not in word]
     if names and (options.name or not resume or len(names) > 1):
         raise _no_argument(names[-1])
-    options = msgspec.structs.replace(
-        options,
-        name=names[0] if names else options.name,
-        arguments=arguments.parse([*(word for word in words or () if "=" in word), *(settings or ())]),
-    )
+    with ending_with(UNPARSED):
+        if options.name is not None and not resume:
+            deciding.check_name(options.name)
+        typed = arguments.parse([*(word for word in words or () if "=" in word), *(settings or ())])
+        arguments.check_layer(typed, options.overrides(), "what was typed")
+        choices.check_form(options)
+    name = names[0] if names else options.name
+    options = msgspec.structs.replace(options, name=name, arguments=typed)
     place = workspace.current()
     if os.environ.get("TORCHELASTIC_RUN_ID") and not dry_run:  # started by torchrun, as one of its ranks
         from toolkit.supervision import torchrun
@@ -89,9 +92,9 @@ def train(
     typer.echo(best)
 
 
-def _no_argument(word: str) -> ToolkitError:
+def _no_argument(word: str) -> CallError:
     """A word that is neither a training argument nor the name of the run that goes on."""
-    return ToolkitError(
+    return CallError(
         f"{word} is no option of toolkit train",
         expected="name=value",
         fix=f"continue that run: toolkit train --resume {word}; or begin one: toolkit train --name NAME",

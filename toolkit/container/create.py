@@ -16,7 +16,7 @@ from toolkit.container.images import builder
 from toolkit.container.mounts import Mounts, lexical
 from toolkit.container.profiles import Profile, has_nvidia
 from toolkit.container.request import EngineOptions
-from toolkit.errors import ToolkitError, reason
+from toolkit.errors import CallError, ToolkitError, reason
 from toolkit.machine.cards import best_card, recommend_profile
 from toolkit.machine.checks import GIB
 from toolkit.machine.kernel import Machine
@@ -160,7 +160,7 @@ def _mounts(profile: Profile, places: Places, user: str, given: EngineOptions) -
     for volume in given.volumes:
         parts = volume.split(":")
         if len(parts) not in (2, 3) or not parts[1].startswith("/") or parts[2:] not in ([], ["ro"], ["rw"]):
-            raise ToolkitError(f"no volume {volume}", expected="HOST:/CONTAINER or HOST:/CONTAINER:ro")
+            raise CallError(f"no volume {volume}", expected="HOST:/CONTAINER or HOST:/CONTAINER:ro")
         is_path = "/" in parts[0] or parts[0].startswith(".")
         read_only = parts[2:] == ["ro"]
         if is_path:
@@ -179,9 +179,7 @@ def _size(option: str, text: str) -> int:
     try:
         return int(parse_bytes(text))
     except DockerException as error:
-        raise ToolkitError(
-            f"no size {option} {text}", expected="a number and b, k, m or g, as 16g"
-        ) from error
+        raise CallError(f"no size {option} {text}", expected="a number and b, k, m or g, as 16g") from error
 
 
 def _port_bindings(given: Sequence[str]) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def _port_bindings(given: Sequence[str]) -> dict[str, Any]:
     try:
         return dict(build_port_bindings(list(given)))
     except ValueError as error:
-        raise ToolkitError(
+        raise CallError(
             f"cannot publish {' '.join(given)}", expected="[ADDRESS:]PORT:PORT, as 127.0.0.1:8888:8888"
         ) from error
 
@@ -286,7 +284,7 @@ def make_folder(folder: Path, user: str) -> None:
     """
     uid, separator, gid = user.partition(":")
     if not (separator and uid.isdecimal() and gid.isdecimal()):
-        raise ToolkitError(f"no user {user}", expected="uid:gid, numbers such as 1000:1000")
+        raise CallError(f"no user {user}", expected="uid:gid, numbers such as 1000:1000")
     if folder.is_dir():
         return
     try:

@@ -29,7 +29,7 @@ from toolkit.dataset.frames import (
     FolderFrames,
     Frames,
 )
-from toolkit.errors import ToolkitError, reason
+from toolkit.errors import CallError, ToolkitError, reason
 from toolkit.ltdv2 import ANNOTATIONS, FILES
 from toolkit.vocabulary import LTDV2, Vocabulary
 
@@ -180,7 +180,7 @@ class DatasetIndex:
     def split(self, name: str) -> Split:
         """The split ``train``, ``val`` or ``test``. Raises ToolkitError if there is none."""
         if name not in ANNOTATIONS:
-            raise ToolkitError(f"no split named {name}", expected="train, val or test")
+            raise CallError(f"no split named {name}", expected="train, val or test")
         if not self.manifest.images.get(name):
             raise ToolkitError(
                 f"{self.data} has no {name} split",

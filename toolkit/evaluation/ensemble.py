@@ -23,7 +23,7 @@ from submission import Detections
 from submission.detections import to_offsets
 from submission.errors import NO_JSON
 from toolkit import console
-from toolkit.errors import ToolkitError, reason
+from toolkit.errors import CallError, ToolkitError, reason
 
 Method = Literal["wbf", "nms", "soft-nms", "nmw"]
 Columns = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
@@ -80,7 +80,7 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
     """
     options = options or FusionOptions()
     if len(sets) < 2:
-        raise ToolkitError("nothing to fuse", found=f"{len(sets)} file", expected="at least two")
+        raise CallError("nothing to fuse", found=f"{len(sets)} file", expected="at least two")
     for weights in (options.weights, *(options.class_weights or {}).values()):
         _check_weights(weights, len(sets))
     if not find_spec("ensemble_boxes"):
@@ -109,11 +109,9 @@ def fuse(sets: Sequence[Detections], options: FusionOptions | None = None) -> De
 
 def _check_weights(weights: tuple[float, ...] | None, sets: int) -> None:
     if weights is not None and len(weights) != sets:
-        raise ToolkitError(
-            "weights do not fit", found=f"{len(weights)} weights", expected=f"{sets}, one a file"
-        )
+        raise CallError("weights do not fit", found=f"{len(weights)} weights", expected=f"{sets}, one a file")
     if weights and not (all(w > 0 for w in weights) and sum(weights) < math.inf):
-        raise ToolkitError(
+        raise CallError(
             "weights cannot be used",
             found=", ".join(f"{weight:g}" for weight in weights),
             expected="finite numbers above 0",

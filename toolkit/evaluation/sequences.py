@@ -20,7 +20,7 @@ from submission import Detections
 from submission.detections import to_offsets
 from submission.templates import template
 from toolkit import console
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 from toolkit.ltdv2 import SPLITS, read_ids
 
 Floats = npt.NDArray[np.floating]
@@ -59,7 +59,7 @@ class LinkOptions:
 
     def __post_init__(self) -> None:
         if not (0 < self.iou <= 1 and 0 <= self.share <= 1 and 0 <= self.filled <= 1 and 0 <= self.gap <= 10):
-            raise ToolkitError(
+            raise CallError(
                 "boxes cannot be linked with these options",
                 found=f"iou {self.iou:g}, gap {self.gap}, share {self.share:g}, filled {self.filled:g}",
                 expected="iou above 0, iou, share and filled up to 1, a gap of 0 to 10 seconds",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit import console
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError
 from toolkit.sources.reading import Pixels, Source
 
 SAMPLE = 16
@@ -57,7 +57,7 @@ class ToBytes:
         found = fixed or percent
         low, high = (float(part) for part in found.groups()) if found else (1.0, 0.0)
         if low >= high or (percent and high > 100):
-            raise ToolkitError(
+            raise CallError(
                 f"no range {text}",
                 expected="LOW:HIGH in the frames' units, such as 21000:26000, or percentiles such as 1%:99%",
             )

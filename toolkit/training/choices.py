@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+import msgspec
+
 from toolkit.dataset.frequency import Frequency, Paste
 from toolkit.dataset.subset import Subset
 from toolkit.dataset.views import Views
@@ -105,6 +107,15 @@ def own(options: Options, words: Vocabulary) -> dict[str, Any]:
         for field, names in becoming().items()
         if any(getattr(options, name) is not None for name in names)
     }
+
+
+def check_form(options: Options) -> None:
+    """What can be refused of the settings of our own before there is data; its months are names in it.
+
+    Raises:
+        ToolkitError: see :func:`own`.
+    """
+    own(msgspec.structs.replace(options, months=None, val_months=None), LTDV2)
 
 
 def begun_with_another(option: str, files: RunFiles, found: str, expected: str) -> ToolkitError:

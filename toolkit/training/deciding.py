@@ -408,8 +408,12 @@ def _newest_run(runs: Path) -> RunFiles:
     return newest
 
 
-def _check_name(name: str) -> None:
-    """A run's name is that of a folder in runs/, and files get longer names beside it."""
+def check_name(name: str) -> None:
+    """A run's name is that of a folder in runs/, and files get longer names beside it.
+
+    Raises:
+        ToolkitError: no folder can be called so.
+    """
     a_folder = Path(name).name == name and name not in ("", "..")
     if a_folder and name.isprintable() and len(os.fsencode(name)) <= LONGEST_NAME:
         return
@@ -423,7 +427,7 @@ def _check_name(name: str) -> None:
 def _new_run(place: workspace.Workspace, name: str | None) -> Path:
     if name is None:
         return next_number(place.runs)
-    _check_name(name)
+    check_name(name)
     run = place.runs / name
     if workspace.is_run(run):
         raise ToolkitError(

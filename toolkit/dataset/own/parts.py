@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit import console
 from toolkit.dataset.own.reading import Image
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 
 WAYS = (
     "date, day, camera, folder, name:2 (of the words of the file's name), meta.KEY, or TABLE.KEY of another "
@@ -83,7 +83,7 @@ def _way(by: str) -> Callable[[Image], str]:
         return lambda image: _word(image.name, int(key))
     if "." in by.strip("."):
         return lambda image: _plain(image.meta.get(by.removeprefix("meta.")))
-    raise ToolkitError(f"no parts by {by}", expected=WAYS)
+    raise CallError(f"no parts by {by}", expected=WAYS)
 
 
 def _of_camera(key: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from submission.validate import FRAME
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError
 
 WIDTH, HEIGHT = FRAME
 
@@ -75,4 +75,4 @@ def check_count(split: str, count: int) -> None:
         ToolkitError: it is below 0 or above :data:`MOST_IMAGES`.
     """
     if count < 0 or count > MOST_IMAGES:
-        raise ToolkitError(f"cannot draw {count} {split} images", expected=f"0 to {MOST_IMAGES:,}")
+        raise CallError(f"cannot draw {count} {split} images", expected=f"0 to {MOST_IMAGES:,}")

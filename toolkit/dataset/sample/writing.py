@@ -15,7 +15,7 @@ from submission.validate import LABELS
 from toolkit import console
 from toolkit.dataset.sample import harbour, street
 from toolkit.dataset.sample.layout import HEIGHT, WIDTH, Box, Frame, Scene
-from toolkit.errors import ToolkitError
+from toolkit.errors import CallError, ToolkitError
 from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, FILES
 
@@ -73,9 +73,9 @@ def write_sample(
         )
     counts = {"train": train, "val": val, "test": test}
     if seed < 0:
-        raise ToolkitError(f"no seed {seed}", expected="a number from 0 on")
+        raise CallError(f"no seed {seed}", expected="a number from 0 on")
     if not any(counts.values()):
-        raise ToolkitError("a sample of no images", expected="images in one split at least")
+        raise CallError("a sample of no images", expected="images in one split at least")
     wanted = [name for split, name in ANNOTATIONS.items() if counts[split]]
     if set(existing) == {*wanted, ARCHIVE}:
         return False
