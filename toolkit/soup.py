@@ -6,6 +6,7 @@ soup, and each further one stays in the average if the average scores at least a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from submission.validate import LABELS
-from toolkit import console, provenance
+from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
 from toolkit.weights import read_checkpoint, require_classes, views_of
@@ -41,10 +42,10 @@ class Soup:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run, best.pt first, each content once.
+    """The checkpoints of a run, best.pt first, the same weights once: last.pt and epoch50.pt may be best.pt.
 
     Raises:
-        ToolkitError: there are none.
+        ToolkitError: there are none, or one cannot be read.
     """
     found = sorted((run / "weights").glob("*.pt"), key=lambda path: (path.name != "best.pt", path.name))
     if not found:
@@ -53,15 +54,24 @@ def checkpoints_of(run: Path) -> list[Path]:
         )
     once: dict[str, Path] = {}
     for path in found:
-        once.setdefault(provenance.sha256(path), path)
+        once.setdefault(fingerprint(read_checkpoint(path)), path)
     return list(once.values())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights and running statistics, whatever else their file holds."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, str] = LABELS) -> Soup:
     """Average checkpoints greedily and write the result, a checkpoint like its members.
 
     Args:
-        paths: at least two checkpoints of one architecture.
+        paths: at least two checkpoints of one architecture; the same weights count once.
         judge: scores a checkpoint; called once for each and once for each average that is tried.
         out: where the average goes; a file that is there is replaced, which is said first.
         classes: label, from 1, -> name, as they have to be.
@@ -76,6 +86,7 @@ def make(paths: Sequence[Path], judge: Judge, out: Path, classes: Mapping[int, s
     models = {path: _read(path, classes) for path in paths}
     for path in paths[1:]:
         _require_alike(models[paths[0]], models[path], paths[0], path)
+    paths = _once(models)
     if out.exists():
         console.warn(f"{out} is there already and will be replaced")
     alone = {}
@@ -128,6 +139,22 @@ def _read(path: Path, classes: Mapping[int, str]) -> nn.Module:
     model = read_checkpoint(path)
     require_classes(model, path, classes)
     return model.float()
+
+
+def _once(models: Mapping[Path, nn.Module]) -> list[Path]:
+    """The checkpoints of different weights: the same ones twice would only count twice in the average."""
+    first: dict[str, Path] = {}
+    for path, model in models.items():
+        same = first.setdefault(fingerprint(model), path)
+        if same != path:
+            console.note(f"{path}: the weights of {same}; left out")
+    if len(first) < 2:
+        raise ToolkitError(
+            "nothing to average",
+            found=f"{len(models)} checkpoints of the same weights",
+            expected="at least two that differ",
+        )
+    return list(first.values())
 
 
 def _require_alike(one: nn.Module, other: nn.Module, first: Path, second: Path) -> None:

@@ -57,6 +57,25 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
     assert (made.members, made.score) == ([paths[1]], 0.3)
 
 
+def test_the_same_weights_count_once_whatever_else_their_files_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that ended with its best epoch, best.pt, last.pt and epoch50.pt differ in the rest alone."""
+    weights = tmp_path / "weights"
+    best = checkpoint(weights / "best.pt", 1.0)
+    content = torch.load(best, weights_only=False)
+    for name, epoch in (("last.pt", 49), ("epoch50.pt", 49)):
+        torch.save({**content, "epoch": epoch, "model": None, "ema": content["model"]}, weights / name)
+    other = checkpoint(weights / "epoch40.pt", 2.0)
+    assert checkpoints_of(tmp_path) == [best, other]
+    made = make([best, weights / "last.pt", other], value_of, tmp_path / "soup.pt")
+    assert made.members == [other]
+    assert list(made.alone) == [other, best]
+    assert f"last.pt: the weights of {best}; left out" in capsys.readouterr().err
+    with pytest.raises(ToolkitError, match="found 2 checkpoints of the same weights"):
+        make([best, weights / "epoch50.pt"], value_of, tmp_path / "none.pt")
+
+
 def test_scores_that_are_no_numbers_choose_nothing(tmp_path: Path) -> None:
     """Where every month has 0, global_map_bal is NaN for each checkpoint."""
     paths = [checkpoint(tmp_path / f"{i}.pt", v) for i, v in enumerate((2.0, 1.0))]
