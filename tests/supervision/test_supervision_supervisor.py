@@ -46,6 +46,7 @@ class Stage:
         planned = plan(self.data, self.files.run, workers=policy.pop("workers", 0))
         restarts = Restarts(an_hour=policy.pop("restarts", 10))
         planned = replace(planned, rules=rules or Rules(), device=device, restarts=restarts)
+        planned = replace(planned, train_on=policy.pop("train_on", ("train",)))
         patience = {"look": 0.05, "poll": 0.02, "stop_grace": 5.0, "pause": 0.01} | policy
         supervise(planned, Patience(**patience), [sys.executable, str(FAKE), str(self.files.run)])
 
@@ -454,6 +455,14 @@ def test_a_run_that_learned_nothing_does_not_say_that_nothing_happened(
     summary = read_summary(stage.files)
     assert summary is not None
     assert summary.nothing_learned.startswith(words)
+
+
+def test_a_run_that_chooses_nothing_has_no_best_score(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What stands for the score of an epoch is then its number, which says nothing to anybody."""
+    stage.play({"exit": 0}, train_on=("train", "val"))
+    assert re.search(r"epochs \d+ of \d+, best\.pt of the last one\n", capsys.readouterr().err)
 
 
 def test_a_run_that_learned_something_has_nothing_to_say(

@@ -289,10 +289,12 @@ class RecoveryPolicy:
         happened = [f"{n} x {kind}" for kind, n in went.events.items()]
         if went.nothing_learned:
             happened.append(f"nothing was learned: {went.nothing_learned}; look at labels and learning rate")
-        best = "none yet" if went.best is None else f"{went.best:.4f}"
+        best = f"best {self.plan.select_by} {'none yet' if went.best is None else f'{went.best:.4f}'}"
+        if not self.plan.chooses:
+            best = "best.pt of the last one"
         lines = [
             f"run {self.files.run.name}: {went.state}{f' ({went.reason})' if went.reason else ''}",
-            f"  epochs {went.epochs} of {went.epochs_planned}, best {self.plan.select_by} {best}",
+            f"  epochs {went.epochs} of {went.epochs_planned}, {best}",
             f"  restarts {went.restarts}, updates skipped {went.skipped_updates}, "
             f"batches skipped {went.skipped_batches}, frames replaced {went.bad_frames}",
             f"  what happened: {', '.join(happened) or 'nothing'}",

@@ -154,7 +154,7 @@ class LTDv2Trainer(ResumableTrainer):
         if metrics is None or fitness is None:
             return metrics, fitness
         if not self.plan.chooses:  # scores on frames that are trained on only grow: the newest is the best
-            self.best_fitness = fitness = (self.epoch + 1) / self.epochs
+            self.best_fitness = fitness = float(self.epoch + 1)
             return metrics, fitness
         if not self.plan.score_every:
             return metrics, fitness
