@@ -7,18 +7,22 @@ processes that never open the device fill Triton's cache, and launches find it t
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 
 from .environment import trim_kernels
+
+HANDED_DOWN = "CONVROUTES_TARGET"
+"""Variable in which a process that has opened the device tells its children what it is, as JSON."""
 
 
 class Target(NamedTuple):
@@ -35,12 +39,23 @@ def can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
+def handed_down(device: str) -> dict[str, str]:
+    """Variables that spare a child asking what ``device`` is; none where this process has not opened it."""
+    if device == "cpu" or not torch.cuda.is_initialized():
+        return {}
+    return {HANDED_DOWN: json.dumps(_ask(device))}
+
+
 def target_of(device: str) -> Target:
-    """The target of a device, asked by a process of its own: this one stays without a context.
+    """The target of a device, as it was handed down or asked by a process of its own.
+
+    This process stays without a context.
 
     Raises:
         RuntimeError: the device does not answer.
     """
+    if known := os.environ.get(HANDED_DOWN):
+        return Target(*json.loads(known))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         try:
             return pool.submit(_ask, device).result()
@@ -92,21 +107,41 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
 
     What does not compile, or kills its process, is left for the launch that needs it to report.
     """
+    with beside(jobs, target) as wait:
+        wait(len(jobs))
+
+
+@contextmanager
+def beside(jobs: Sequence[Callable[[], object]], target: Target) -> Iterator[Callable[[int], None]]:
+    """Run such jobs, in their order, while this process goes on: inside, it may open the device.
+
+    Every process is forked before the first line inside runs. What nobody waited for is dropped at the end.
+
+    Yields:
+        What waits until as many jobs are done, counted from the first.
+    """
     global _jobs
     trim_kernels()
     _jobs = jobs
+    pool = ProcessPoolExecutor(
+        min(len(jobs), os.cpu_count() or 1) or 1,
+        mp_context=multiprocessing.get_context("fork"),
+        initializer=without_device,
+        initargs=(target,),
+    )
+    pending: list[Future[None]] = []
+
+    def wait(count: int) -> None:
+        with suppress(BrokenProcessPool):
+            for each in pending[:count]:
+                each.result()
+
     try:
-        with (
-            ProcessPoolExecutor(
-                min(len(jobs), os.cpu_count() or 1) or 1,
-                mp_context=multiprocessing.get_context("fork"),
-                initializer=without_device,
-                initargs=(target,),
-            ) as pool,
-            suppress(BrokenProcessPool),
-        ):
-            list(pool.map(_compile, range(len(jobs))))
+        with suppress(BrokenProcessPool):
+            pending += [pool.submit(_compile, index) for index in range(len(jobs))]
+        yield wait
     finally:
+        pool.shutdown(cancel_futures=True)
         _jobs = ()
 
 

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .. import children, startup
+from ..stopwatch import Stopwatch
 from .registry import ROUTES
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ here; leaving out one product of 1152, the most that an output here sums, costs 
 """
 
 DTYPES = tuple(TOLERANCE)
+
+WATCH = Stopwatch()
+"""In the child: what its seconds are spent on."""
+
+_BEGUN = "CONVROUTES_SELFTEST_BEGUN"
+"""Variable in which the child finds when it was started, by the monotonic clock of the system."""
 
 NOT_MEANT = "serves none of the problems of the self-test"
 """The reason of a route that is not meant for a dtype or a device: no fault of the card."""
@@ -69,6 +76,7 @@ class SelfTestResult:
         reason: why not; empty when it passed.
         seconds: how long the test took.
         transient: whether it could not start, lacked memory or was ended from outside: the next may pass.
+        phases: seconds of the child, by what it spent them on.
     """
 
     route: str
@@ -76,6 +84,7 @@ class SelfTestResult:
     reason: str
     seconds: float
     transient: bool = False
+    phases: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 def lacks_memory(message: str) -> bool:
@@ -98,6 +107,7 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
     # The problems are small: threads cost more than they give, and several children may run at once.
     # Only the route under test may be switched on in them.
     environment = {"OMP_NUM_THREADS": "1", **children.environment(), startup.VARIABLE: "off"}
+    environment.update(_handed_down(device), **{_BEGUN: str(start)})
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         try:
             child = subprocess.Popen(
@@ -119,7 +129,17 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
         output.seek(0)
         lines = output.read().splitlines()
     passed, reason, transient = _verdict(code, lines, timeout)
-    return SelfTestResult(route, passed, reason, time.monotonic() - start, transient)
+    return SelfTestResult(
+        route, passed, reason, time.monotonic() - start, transient, _phases(lines) if code == 0 else {}
+    )
+
+
+def _handed_down(device: str) -> dict[str, str]:
+    if "torch" not in sys.modules:
+        return {}
+    from .. import compiling
+
+    return compiling.handed_down(device)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -155,6 +175,12 @@ def _verdict(code: int | None, lines: list[str], timeout: float) -> tuple[bool, 
     return False, f"ended with status {code}{where}: {lines[-1] if lines else 'no output'}", not steps
 
 
+def _phases(lines: list[str]) -> dict[str, float]:
+    """What the child says its seconds were spent on."""
+    answers = [line for line in lines if line.startswith("{")]
+    return dict(json.loads(answers[-1])["phases"]) if answers else {}
+
+
 def main() -> None:
     """The child: print what is being tried, then the answer as one line of JSON."""
     parser = argparse.ArgumentParser()
@@ -162,11 +188,12 @@ def main() -> None:
     parser.add_argument("device")
     parser.add_argument("dtype", choices=sorted(TOLERANCE))
     options = parser.parse_args()
+    WATCH.add("start", time.monotonic() - float(os.environ.get(_BEGUN) or time.monotonic()))
     try:
         reason, transient = _examine(options.route, options.device, options.dtype), False
     except _CannotStart as error:
         reason, transient = str(error), True
-    answer = {"passed": not reason, "reason": reason, "transient": transient}
+    answer = {"passed": not reason, "reason": reason, "transient": transient, "phases": WATCH.seconds}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
@@ -176,9 +203,10 @@ class _CannotStart(Exception):
 
 def _examine(name: str, device: str, dtype: str) -> str:
     """Why the route is not to be trusted; empty when it is."""
-    import torch
+    with WATCH.during("imports"):
+        import torch
 
-    from .routes import make
+        from .routes import make
 
     # TF32 is less exact by design and would look like a mistake.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -190,30 +218,57 @@ def _examine(name: str, device: str, dtype: str) -> str:
         route = make(name)
     except (ImportError, RuntimeError) as error:
         raise _CannotStart(f"not available: {error}") from error
-    if name in TRITON and device != "cpu":
-        _compile_ahead(name, device, getattr(torch, dtype))
-    if ":" in device:
-        torch.cuda.set_device(device)
-    problems = [problem for problem in _problems(device, getattr(torch, dtype)) if route.supports(problem)]
-    if not problems:
-        return NOT_MEANT
-    for problem in problems:
-        reason = _compare(route, problem, device)
-        if reason:
-            return reason
+    with _compiled_beside(name, device, getattr(torch, dtype)) as wait:
+        if device != "cpu":
+            open_device(device)
+        problems = [each for each in _problems(device, getattr(torch, dtype)) if route.supports(each)]
+        if not problems:
+            return NOT_MEANT
+        for problem in problems:
+            with WATCH.during("waiting for compilers"):
+                wait(problem)
+            with WATCH.during("tests"):
+                reason = _compare(route, problem, device)
+            if reason:
+                return reason
     return ""
 
 
-def _compile_ahead(route: str, device: str, dtype: torch.dtype) -> None:
-    """Compile what the test will launch, on all processors, before this process opens the device."""
-    from .. import compiling
-    from .triton_kernels.ahead import jobs
+@contextmanager
+def _compiled_beside(route: str, device: str, dtype: torch.dtype) -> Iterator[Callable[[ConvProblem], None]]:
+    """Compile what the test will launch on all processors, forked before this process opens the device.
 
-    if not compiling.can_fork():
+    Yields:
+        What waits for the kernels of a problem.
+    """
+    from .. import compiling
+
+    if route not in TRITON or device == "cpu" or not compiling.can_fork():
+        yield lambda problem: None
         return
+    with WATCH.during("imports"):
+        from .triton_kernels.ahead import jobs_of_each
+
     say("compiling")
-    target = compiling.target_of(device)
-    compiling.compile_all(jobs(_problems(device, dtype), target.units, (route,)), target)
+    with WATCH.during("asking for the target"):
+        target = compiling.target_of(device)
+    with WATCH.during("starting compilers"), ExitStack() as stack:
+        work, counts = jobs_of_each(_problems(device, dtype), target.units, (route,))
+        wait = stack.enter_context(compiling.beside(work, target))
+        kept = stack.pop_all()
+    with kept:
+        yield lambda problem: wait(counts[problem])
+
+
+def open_device(device: str) -> None:
+    """Make the context of a device, which takes the driver a second or more, and select it."""
+    import torch
+
+    with WATCH.during("opening the device"):
+        if ":" in device:
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
+        torch.cuda.synchronize(device)
 
 
 # Long: a list of problems, one a line.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, product
 from typing import Any
@@ -85,15 +85,40 @@ def jobs(
 
     Nothing is asked of the device. One job a variant; see :func:`patches.compiling.compile_all`.
     """
+    return jobs_of_each(problems, units, routes)[0]
+
+
+def jobs_of_each(
+    problems: Iterable[ConvProblem], units: int, routes: Iterable[str]
+) -> tuple[list[Callable[[], None]], dict[ConvProblem, int]]:
+    """The same, and for each problem how many of the first jobs make every kernel that it needs."""
     found: dict[tuple[Any, ...], Callable[[], None]] = {}
+    counts: dict[ConvProblem, int] = {}
     for p, route in product(problems, routes):
-        tiles = tiles_for(units, p.dtype)
-        if serves(p, tiles, route):
-            layouts = (False, True) if p.channels_last else (False,)
-            made = (launches(p, tiles, each, winograd=route == "winograd") for each in layouts)
-            for launch in chain.from_iterable(made):
-                found.setdefault((p.dtype, *variant(launch)), partial(launch.compile_ahead, p.dtype))
-    return list(found.values())
+        for launch in _needed(p, units, route):
+            found.setdefault((p.dtype, *variant(launch)), partial(launch.compile_ahead, p.dtype))
+        counts[p] = len(found)
+    return list(found.values()), counts
+
+
+def variants(
+    problems: Iterable[ConvProblem], units: int, routes: Iterable[str] = ("triton", "winograd")
+) -> set[tuple[Any, ...]]:
+    """What tells the kernels of :func:`jobs` apart."""
+    return {
+        (p.dtype, *variant(launch))
+        for p, route in product(problems, routes)
+        for launch in _needed(p, units, route)
+    }
+
+
+def _needed(p: ConvProblem, units: int, route: str) -> Iterator[Launch]:
+    """Every launch of a route for a problem, whichever of its layouts the weight has."""
+    tiles = tiles_for(units, p.dtype)
+    if serves(p, tiles, route):
+        layouts = (False, True) if p.channels_last else (False,)
+        made = (launches(p, tiles, each, winograd=route == "winograd") for each in layouts)
+        yield from chain.from_iterable(made)
 
 
 def serves(p: ConvProblem, tiles: Tiles, route: str) -> bool:
