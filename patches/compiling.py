@@ -41,7 +41,7 @@ def can_fork() -> bool:
 
 def handed_down(device: str) -> dict[str, str]:
     """Variables that spare a child asking what ``device`` is; none where this process has not opened it."""
-    if device == "cpu" or not torch.cuda.is_initialized():
+    if device == "cpu" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     return {HANDED_DOWN: json.dumps(_ask(device))}
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import miopen, settling, startup, variables
+from .convolution.blank import Blank
 from .convolution.calls import Call, answers_channels_last, problem_of
 from .convolution.native import call_backward, call_forward, record_forward, switch
 from .convolution.problem import ConvProblem, Gradients, Route
@@ -88,10 +89,9 @@ class Session:
         served = self._switch.may_serve
         names = [each for each in NAMES if each != "library" or served or self.route == each]
         self.routes = available(names, column_budget, self.route, self.note)
-        self.native = self.routes["native"]
+        self.native, self._blank = self.routes["native"], Blank()
         self._planners: dict[int, Planner] = {}
-        self.ledger = Ledger()
-        self._told_unsupported = False
+        self.ledger, self._told_unsupported = Ledger(), False
         # Held by who decides about a key: one thread measures, and none chooses a route being struck off.
         self._deciding = threading.RLock()
         self._as_set: Any = nullcontext() if device == "cpu" else switch
@@ -117,8 +117,8 @@ class Session:
         self._switch.turn_back()
 
     def _trusts(self, test: str, dtype: torch.dtype) -> bool:
-        with self._deciding:
-            return self.planner.trusted(test, dtype)
+        with self._deciding:  # while problems are found out, nobody is: they are tested together after that
+            return self.way != SURVEY and self.planner.trusted(test, dtype)
 
     def note(self, message: str) -> None:
         """Tell the person at the keyboard, and remember it for the report."""
@@ -262,7 +262,7 @@ class Session:
             if self.device == "cpu":
                 return self.native
             if self.way == SURVEY:
-                return self.planner.survey(problem)
+                return self._blank
             single = self.routes.get(self.way)
             if single and single.supports(problem) and self.planner.trusted(self.way, problem.dtype):
                 return single
@@ -284,6 +284,8 @@ class Session:
         if way == self.way or not self.installed:
             return
         with self._deciding:
+            if self.way == SURVEY:
+                self._norms.forget()
             self.way = way
             self.ledger.forget()
             if way == ASIDE:

@@ -28,7 +28,7 @@ ASIDE = "aside"
 """PyTorch's own convolutions: the overrides take themselves out."""
 
 SURVEY = "survey"
-"""No way of its own: whoever is trusted serves while the problems of a step are found out."""
+"""No way of its own: nobody computes anything while the problems of a step are found out (``blank``)."""
 
 WAYS = {PLAN: "the plan's choices stay", ASIDE: "PyTorch's own convolutions serve, the overrides are out"}
 """What is said of a way that won."""
@@ -61,12 +61,15 @@ def settle(session: Session, step: Callable[[], object]) -> str:
 
 
 def find_out(session: Session, step: Callable[[], object]) -> None:
-    """Measure every problem of a step, after one pass that only tells which they are."""
-    session.use(SURVEY)
-    step()
-    session.planner.compile_ahead()
-    session.use(PLAN)
-    step()
+    """Test and measure every problem of a step, after one pass that only tells which they are."""
+    planner = session.planner
+    with planner.watch.during("survey"):
+        session.use(SURVEY)
+        step()
+    planner.get_ready(session.ledger.problems())
+    with planner.watch.during("a step that measures"):
+        session.use(PLAN)
+        step()
 
 
 def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[[], object]) -> str:

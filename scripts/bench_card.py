@@ -45,6 +45,7 @@ import patches
 from patches import dispatch, settling, variables
 from patches.convolution.problem import ConvProblem
 from patches.convolution.registry import NAMES
+from patches.stopwatch import Stopwatch, described
 from toolkit.benchmark import accuracy, norm_accuracy, steps
 from toolkit.benchmark.measure import (
     BASELINE,
@@ -173,33 +174,42 @@ def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
 
 def first_batch() -> Iterator[Row]:
     """From a fresh process, plan and cache to the first steps of YOLOv8n, and to the way it settles on."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        step, settled, way, phases = _alone(_first_batch, folder)
-        whole = time.perf_counter() - start
-    yield "process start to the first step, YOLOv8n b16", f"{whole - settled:.0f} s", "25 s"
-    yield "first step alone; settling", f"{step:.0f} s; {settled:.1f} s: {way}", ""
-    yield "of the first step", phases, ""
+    for precision in ("fp32", "mixed"):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _alone(_first_batch, folder, precision, time.monotonic())
 
 
-def _first_batch(folder: str) -> tuple[float, float, str, str]:
+def _first_batch(folder: str, precision: str, begun: float) -> list[Row]:
     os.environ[variables.PLAN.name] = folder
     os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
-    _, gradients = steps.steps("yolov8n", mixed=False)
-    start = time.perf_counter()
+    parts = Stopwatch()
+    parts.add("start of the process, imports", time.monotonic() - begun)
+    with parts.during("CUDA context"):
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
     with patches.enabled("cuda"):
+        with parts.during("imports of Ultralytics, model"):
+            _, gradients = steps.steps("yolov8n", mixed=precision == "mixed")
         session = dispatch.current()
         assert session is not None
-        settling.find_out(session, gradients)
-        torch.cuda.synchronize()
-        taken = time.perf_counter() - start
-        start = time.perf_counter()
-        way = patches.settle(gradients)
-        settled = time.perf_counter() - start
-        tests = {name: each.seconds for name, each in session.planner.file.verdicts.items()}
-        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in tests.items())
-        measured = f"measuring {len(session.planner.file.choices)} problems {session.planner.spent:.1f} s"
-        return taken, settled, way, f"self-tests at once: {phases}; {measured}"
+        with parts.during("first steps"):
+            settling.find_out(session, gradients)
+            torch.cuda.synchronize()
+        whole = time.monotonic() - begun
+        with parts.during("settling"):
+            way = patches.settle(gradients)
+        planner = session.planner
+        title = f"YOLOv8n b16, {precision}"
+        rows = [
+            (f"process start to the first step, {title}", f"{whole:.1f} s", "25 s"),
+            ("its parts, and then", str(parts), way),
+            (f"of the first steps ({len(planner.file.choices)} problems)", str(planner.watch), ""),
+        ]
+        rows += [
+            (f"self-test: {name}", f"{each.seconds:.1f} s: {described(each.phases)}", each.reason)
+            for name, each in planner.file.verdicts.items()
+        ]
+        return rows
 
 
 PRECISIONS = ("fp32", "mixed")

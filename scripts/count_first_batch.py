@@ -70,7 +70,7 @@ def main() -> None:
         convolutions = partial(jobs, units=options.units, routes=("triton",))
         print("| dtype | what | kernels | seconds of one core |\n|---|---|---|---|")
         for dtype in (torch.float32, torch.float16):
-            tested = selftest._problems("cuda", dtype)
+            tested = selftest.problems_of("cuda", dtype)
             whole = convolutions(tested)
             mean = mean_seconds(whole)
             rows = {"self-test of the Triton route": len(whole)}

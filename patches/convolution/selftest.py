@@ -221,7 +221,7 @@ def _examine(name: str, device: str, dtype: str) -> str:
     with _compiled_beside(name, device, getattr(torch, dtype)) as wait:
         if device != "cpu":
             open_device(device)
-        problems = [each for each in _problems(device, getattr(torch, dtype)) if route.supports(each)]
+        problems = [each for each in problems_of(device, getattr(torch, dtype)) if route.supports(each)]
         if not problems:
             return NOT_MEANT
         for problem in problems:
@@ -253,7 +253,7 @@ def _compiled_beside(route: str, device: str, dtype: torch.dtype) -> Iterator[Ca
     with WATCH.during("asking for the target"):
         target = compiling.target_of(device)
     with WATCH.during("starting compilers"), ExitStack() as stack:
-        work, counts = jobs_of_each(_problems(device, dtype), target.units, (route,))
+        work, counts = jobs_of_each(problems_of(device, dtype), target.units, (route,))
         wait = stack.enter_context(compiling.beside(work, target))
         kept = stack.pop_all()
     with kept:
@@ -272,7 +272,7 @@ def open_device(device: str) -> None:
 
 
 # Long: a list of problems, one a line.
-def _problems(device: str, dtype: torch.dtype) -> list[ConvProblem]:
+def problems_of(device: str, dtype: torch.dtype) -> list[ConvProblem]:
     """One problem for each kind of kernel that a route may have.
 
     The first fill no tile evenly. The others allow 16 bytes to be read at once, and their channels and sizes

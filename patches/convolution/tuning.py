@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..stopwatch import Stopwatch
 from . import selftest
 from .planfile import Card, Choice, PlanFile
 from .problem import ConvProblem, Gradients, Route
@@ -31,6 +32,9 @@ pixels is within this factor: the last batch of an epoch is not worth a measurem
 
 TUNING_SECONDS = 180.0
 """Longest time that one process measures; later problems take the nearest choice, or PyTorch's kernels."""
+
+WORTH = 2.0
+"""A route whose single call takes so many times what the best takes is not timed again."""
 
 CLOSE = 1.03
 """Routes within this factor of the fastest are as fast, by what repeated measurements differ; of them the one
@@ -46,6 +50,9 @@ Tensors = tuple[Tensor, Tensor, "Tensor | None", Tensor]
 
 Results = tuple[Tensor, Gradients]
 """Output, and the gradients."""
+
+Test = tuple[str, torch.dtype]
+"""A route or one of :data:`selftest.EXAMINERS`, and the dtype in which it is tested."""
 
 
 class Cost(NamedTuple):
@@ -68,8 +75,8 @@ class Planner:
 
     Attributes:
         beside: what else is tested where routes are.
-        unknown: problems that were surveyed and not measured.
         spent: seconds of measuring so far.
+        watch: what the waiting was for.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class Planner:
         examine: Callable[[str, str, str], SelfTestResult] = selftest.run,
     ) -> None:
         self.beside: tuple[str, ...] = ()
-        self.unknown: list[ConvProblem] = []
+        self.watch = Stopwatch()
         self.device, self.routes, self._note, self._examine = device, routes, note, examine
         card = card or Card.here(device)
         self.file = PlanFile(card.path(), card, note)
@@ -120,7 +127,7 @@ class Planner:
         test = _test_name(name, dtype)
         verdict = self.file.verdicts.get(test)
         if verdict is None:
-            self._test([name], dtype)
+            self._test([(name, dtype)])
             verdict = self.file.verdicts[test]
         if not verdict.passed and test not in self._told:
             self._told.add(test)
@@ -136,54 +143,69 @@ class Planner:
             )
         return verdict.passed
 
-    def _test(self, names: Iterable[str], dtype: torch.dtype) -> None:
-        """Test what nobody has tested, all at once: each test is a process that mostly waits."""
-        names = [name for name in names if _test_name(name, dtype) not in self.file.verdicts]
-        if not names:
+    def _test(self, wanted: Iterable[Test], needed: Iterable[ConvProblem] = ()) -> None:
+        """Test what nobody has tested, all at once: each test is a process that mostly waits.
+
+        Args:
+            wanted: names of tests and dtypes.
+            needed: problems whose kernels are compiled meanwhile.
+        """
+        tests = self._untested(wanted)
+        if not tests:
+            self._compile(needed, ())
             return
         device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
-        with self.file.testing():
-            names = [name for name in names if _test_name(name, dtype) not in self.file.verdicts]
-            for name in names:
+        with self.file.testing(), self.watch.during("self-tests"):
+            tests = self._untested(tests)
+            for name, dtype in tests:
                 self._note(f"testing the {_title(name)} in {_name(dtype)} on this card, once")
-            with ThreadPoolExecutor(max(1, len(names))) as pool:
-                verdicts = pool.map(lambda name: self._examine(name, device, _name(dtype)), names)
-                found = {_test_name(name, dtype): each for name, each in zip(names, verdicts, strict=True)}
+            with ThreadPoolExecutor(max(1, len(tests))) as pool:
+                verdicts = pool.map(lambda test: self._examine(test[0], device, _name(test[1])), tests)
+                self._compile(needed, [dtype for name, dtype in tests if name == "triton"])
+                found = {_test_name(*test): each for test, each in zip(tests, verdicts, strict=True)}
             self.file.remember({}, found)
+
+    def _untested(self, wanted: Iterable[Test]) -> list[Test]:
+        return [each for each in dict.fromkeys(wanted) if _test_name(*each) not in self.file.verdicts]
+
+    def _wanted(self, problem: ConvProblem) -> list[Test]:
+        """What must be tested before a problem can be measured."""
+        supporting = [name for name, route in self.routes.items() if route.supports(problem)]
+        return [(name, problem.dtype) for name in (*supporting, *self.beside)]
 
     def step_name(self, problems: Iterable[ConvProblem]) -> str:
         """The name in the file of a training step that has these problems, by what the library does in it."""
         text = json.dumps(sorted({_key(each) for each in problems}))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def survey(self, problem: ConvProblem) -> Route:
-        """Who serves a problem before the plan knows it: the first trusted route; nothing is measured."""
-        known = self._known(problem)
-        if known is None or known not in self.routes:
-            supporting = [name for name, route in self.routes.items() if route.supports(problem)]
-            self._test([*supporting, *self.beside], problem.dtype)
-            known = next(self._candidates(problem), "native")
-            self.unknown.append(problem)
-        return self.routes[known]
+    def get_ready(self, problems: Iterable[ConvProblem]) -> None:
+        """Before problems are measured: run every test that they want, and compile what they will launch.
 
-    def compile_ahead(self) -> None:
-        """Say how many problems of :meth:`survey` there are, and compile what measuring them will launch."""
-        unknown, self.unknown = list(dict.fromkeys(self.unknown)), []
+        All of it at once, and how many problems there are to measure is said.
+        """
+        unknown = [each for each in dict.fromkeys(problems) if self._known(each) is None]
         if unknown:
+            self._test([test for each in unknown for test in self._wanted(each)], unknown)
             self._note(f"measuring {len(unknown)} kinds of convolution on this card, once")
-        served = [each for each in unknown if "triton" in self.routes and self.trusted("triton", each.dtype)]
-        if len(served) > 1 and self.device == "cuda":
-            from .triton_kernels.ahead import compile_ahead
 
-            compile_ahead(served)
+    def _compile(self, problems: Iterable[ConvProblem], tested: Sequence[torch.dtype]) -> None:
+        """Compile what the Triton routes will launch, but what their tests in some dtypes compile now."""
+        route = self.routes.get("triton")
+        served = [each for each in problems if route is not None and route.supports(each)]
+        served = [each for each in served if each.dtype in tested or self.trusted("triton", each.dtype)]
+        if len(served) > 1 and self.device == "cuda":
+            from .triton_kernels.ahead import beyond, compile_ahead
+
+            with self.watch.during("compiling for the model"):
+                others = (each for dtype in tested for each in selftest.problems_of("cuda", dtype))
+                compile_ahead(beyond(served, others))
 
     def tune(self, problem: ConvProblem) -> Choice:
         """Measure every trusted route on a problem and remember which serves, unless that has been done."""
         self.file.refresh()
         choice = self.file.choices.get(_key(problem))
         if choice is None or choice.route not in self.routes or not self.trusted(choice.route, problem.dtype):
-            supporting = [name for name, route in self.routes.items() if route.supports(problem)]
-            self._test([*supporting, *self.beside], problem.dtype)
+            self._test(self._wanted(problem))
             names = list(self._candidates(problem))
             start = time.monotonic()
             choice = self._measure(problem, names)
@@ -265,23 +287,36 @@ class Planner:
                 tensors = _tensors(problem)
                 with _ieee_products(self.device):
                     expected = _results(self.routes[judge], problem, tensors)
+                once: dict[str, float] = {}
                 for name in names:
-                    try:
+                    with _trial(self.watch, "judging", name, refused):
                         if name != judge:
                             with _ieee_products(self.device):
                                 results = _results(self.routes[name], problem, tensors)
                             _check(problem, results, expected, judge)
                             del results
-                        costs[name] = _cost(self.routes[name], problem, tensors, self.device)
-                    except Exception as error:
-                        refused[name] = f"{type(error).__name__}: {error}"
+                        once[name] = _seconds(self.routes[name], problem, tensors, self.device)
                     _double(tensors, expected)
+                worth = WORTH * min(once.values(), default=math.inf)
+                for name, seconds in once.items():
+                    with _trial(self.watch, "measuring", name, refused):
+                        costs[name] = _cost(self.routes[name], problem, tensors, self.device, seconds, worth)
         except Exception as error:
             refused[judge] = f"{type(error).__name__}: {error}"
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
         return costs, refused
+
+
+@contextlib.contextmanager
+def _trial(watch: Stopwatch, what: str, name: str, refused: dict[str, str]) -> Iterator[None]:
+    """Count what is done with a route; an error inside is what is wrong with it."""
+    try:
+        with watch.during(f"{what} {name}"):
+            yield
+    except Exception as error:
+        refused[name] = f"{type(error).__name__}: {error}"
 
 
 def _best(costs: Mapping[str, Cost]) -> str:
@@ -399,24 +434,42 @@ def _check(problem: ConvProblem, found: Results, expected: Results, judge: str) 
             raise ValueError(f"the {name} differs from that of {judge} by {difference:.1e}")
 
 
-def _cost(route: Route, problem: ConvProblem, tensors: Tensors, device: str) -> Cost:
-    """Of forward + backward; about 50 ms of measuring, more where one call takes longer."""
+def _cost(
+    route: Route,
+    problem: ConvProblem,
+    tensors: Tensors,
+    device: str,
+    once: float = math.inf,
+    worth: float = math.inf,
+) -> Cost:
+    """Of forward + backward; about 20 ms of measuring, more where one call takes longer.
 
-    def clock(loops: int) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(loops):
-            _results(route, problem, tensors)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / loops
-
-    once, extra_bytes = clock(1), 0
+    Args:
+        route, problem, tensors, device: what computes what, and where.
+        once: seconds of an earlier call.
+        worth: a route whose calls took longer, both of them, is not timed again.
+    """
+    extra_bytes = 0
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _results(route, problem, tensors)
+    once = min(once, _seconds(route, problem, tensors, device))
+    if device == "cuda":
         extra_bytes = torch.cuda.max_memory_allocated() - before
-    loops = max(1, min(100, round(0.015 / max(once, 1e-6))))
-    return Cost(statistics.median(clock(loops) for _ in range(3)), extra_bytes)
+    if once > worth:
+        return Cost(once, extra_bytes)
+    loops = max(1, min(100, round(0.006 / max(once, 1e-6))))
+    timed = (_seconds(route, problem, tensors, device, loops) for _ in range(3))
+    return Cost(statistics.median(timed), extra_bytes)
+
+
+def _seconds(route: Route, problem: ConvProblem, tensors: Tensors, device: str, loops: int = 1) -> float:
+    """Of a call, by the clock."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(loops):
+        _results(route, problem, tensors)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / loops

@@ -136,6 +136,10 @@ class Server:
             self._recover(key, by, error.__cause__)
             return None
 
+    def forget(self) -> None:
+        """Let who computes each problem be decided anew."""
+        self._known.clear()
+
     def _recover(self, key: tuple[Any, ...], by: Implementation, error: BaseException | None) -> None:
         """Leave a problem that could not be computed to PyTorch, from now on."""
         if isinstance(error, torch.cuda.OutOfMemoryError):

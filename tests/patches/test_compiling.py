@@ -73,11 +73,11 @@ def test_a_cache_is_filled_without_a_device_whatever_fails(tmp_path: Path) -> No
 @pytest.mark.parametrize("architecture", ["gfx1010", "gfx1201"])
 def test_jobs_ask_nothing_of_a_device(architecture: str) -> None:
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
-    from patches.convolution.selftest import _problems
+    from patches.convolution.selftest import problems_of
     from patches.convolution.triton_kernels.ahead import jobs, launches, variant
     from patches.convolution.triton_kernels.route import tiles_for
 
-    problems = _problems("cuda", torch.float32)
+    problems = problems_of("cuda", torch.float32)
     needed = {variant(each) for p in problems for each in launches(p, tiles_for(36, torch.float32))}
     assert len(jobs(problems, 36)) == len(needed) > 50
     assert not torch.cuda.is_initialized()

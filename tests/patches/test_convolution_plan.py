@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from fake_routes import Raising, Silent, Wrong
 from test_convolution_gemm import LAYER
 from torch import Tensor
 
-from patches import dispatch
+from patches import dispatch, settling
 from patches.convolution import planfile, tuning
 from patches.convolution.gemm import Gemm
 from patches.convolution.native import Native
@@ -26,7 +27,9 @@ from patches.convolution.planfile import Card, Choice, PlanFile
 from patches.convolution.problem import ConvProblem, Route
 from patches.convolution.selftest import SelfTestResult
 from patches.convolution.tuning import Cost, Planner
+from patches.settling import PLAN
 
+COST = tuning._cost
 CARD = Card("Radeon RX 5600 XT gfx1010", "amdgpu 6.1", "2.11.0", {"triton": "3.5.0"})
 
 
@@ -119,15 +122,47 @@ def test_how_much_is_about_to_be_measured_is_said_once(path: Path) -> None:
     notes: list[str] = []
     chooser = planner(notes=notes)
     other = replace(LAYER, channels_out=LAYER.channels_out + 1)
-    for problem in (LAYER, other, LAYER):
-        chooser.survey(problem)
+    chooser.get_ready([LAYER, other, LAYER])
+    assert notes.pop() == "measuring 2 kinds of convolution on this card, once"
     notes.clear()
-    chooser.compile_ahead()
-    assert notes == ["measuring 2 kinds of convolution on this card, once"]
     chooser.tune(LAYER)
-    chooser.survey(LAYER)
-    chooser.compile_ahead()
-    assert len(notes) == 1, "nothing is left to measure"
+    chooser.get_ready([LAYER])
+    assert not notes, "nothing is left to measure"
+
+
+def test_what_a_step_needs_is_tested_at_once_in_every_dtype(path: Path) -> None:
+    together = threading.Barrier(4, timeout=60)
+    examiner = Examiner()
+
+    class Meeting(Examiner):
+        def __call__(self, route: str, device: str, dtype: str) -> SelfTestResult:
+            together.wait()
+            return examiner(route, device, dtype)
+
+    chooser = planner(Timed("fast"), examine=Meeting())
+    chooser.get_ready([LAYER, replace(LAYER, dtype=torch.bfloat16)])
+    assert sorted(examiner.asked) == [
+        "fast bfloat16",
+        "fast float32",
+        "native bfloat16",
+        "native float32",
+    ]
+
+
+def test_a_route_that_cannot_win_is_not_timed_at_length() -> None:
+    class Counted(Gemm):
+        calls = 0
+
+        def forward(self, *args: Any) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(*args)
+
+    route, tensors = Counted(), tuning._tensors(LAYER)
+    with torch.inference_mode():
+        assert COST(route, LAYER, tensors, "cpu", once=1.0, worth=1e-9).seconds > 0
+        assert route.calls == 1
+        COST(route, LAYER, tensors, "cpu", once=1e-9, worth=1e-9)
+    assert route.calls > 4
 
 
 def test_a_second_process_measures_and_tests_nothing(path: Path, measured: list[str]) -> None:
@@ -590,6 +625,19 @@ def test_auto_on_a_gpu_asks_the_plan() -> None:
     session = dispatch.Session("cuda", "auto", 2**28)
     session._planners[0] = planner(Timed("fast"))
     assert session._choose(LAYER).name == "fast"
+
+
+@pytest.mark.usefixtures("path", "current_card")
+def test_while_a_step_is_surveyed_nothing_is_tested_and_nothing_is_computed() -> None:
+    session, examiner = dispatch.Session("cuda", "auto", 2**28), Examiner()
+    session._planners[0] = planner(Timed("fast"), examine=examiner)
+    session.installed = True
+    session.way = settling.SURVEY
+    assert session._choose(LAYER).name == "blank"
+    assert not session._trusts("fused batch norm", torch.float32)
+    assert not examiner.asked
+    session.way = PLAN
+    assert session._trusts("fused batch norm", torch.float32)
 
 
 def test_a_card_of_another_kind_is_tested_and_measured_itself(

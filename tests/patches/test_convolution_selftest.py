@@ -135,7 +135,7 @@ def test_every_kernel_that_yolov8n_needs_at_batch_16_has_run_in_the_child(dtype:
     nvidia = NVIDIA if dtype == torch.float32 else NVIDIA_HALF
     cards = [Tiles(132, nvidia), Tiles(30, nvidia), Tiles(18, RDNA), Tiles(36, RDNA)]
     tested, needed = ([Recorder(0, tiles) for tiles in cards] for _ in range(2))
-    for problem in selftest._problems("cpu", dtype):
+    for problem in selftest.problems_of("cpu", dtype):
         selftest._compare(Recording(tested), problem, "cpu")
     layers = load_layers(YOLOV8N, 16, "cpu", dtype)
     layers += [

@@ -170,7 +170,7 @@ class Session:
         trusted = staticmethod(lambda name, dtype: True)
 
 
-problem = selftest._problems("cpu", torch.float32)[0]
+problem = selftest.problems_of("cpu", torch.float32)[0]
 torch.backends.cudnn.enabled = False
 print(list(settling.ways(Session, [problem])))
 """

@@ -70,6 +70,13 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
     return int(done.stdout or 0)
 
 
+def beyond(problems: Iterable[ConvProblem], others: Iterable[ConvProblem]) -> list[ConvProblem]:
+    """Those of problems that need a kernel on this device which the Triton route needs for no other."""
+    units = compiling.target_here().units
+    known = variants(others, units, ("triton",))
+    return [each for each in problems if not variants([each], units) <= known]
+
+
 def main() -> None:
     """The child: compile what is wanted, and print how many variants there are."""
     wanted, target = pickle.load(sys.stdin.buffer)
