@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     RouteName = str
 else:
     RouteName = Literal[("auto", *registry.NAMES)]
-Route = Annotated[RouteName, typer.Option(help="Who computes the convolutions.")]
+Route = Annotated[
+    RouteName, typer.Option(help=f"auto, {', '.join(registry.NAMES[:-1])} or {registry.NAMES[-1]}.")
+]
 
 
 def _new_file(path: Path | None) -> Path | None:
