@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from submission import competitions
 from toolkit import settings
 from toolkit.runs import health
 from toolkit.runs.plan import TRACKERS, check_trackers
@@ -28,6 +29,9 @@ VARIABLES = {
     "XDG_CACHE_HOME": "where tuned plans and traces are kept",
 }
 """Variables that a command reads, and what each is."""
+
+DECIDED = {"preset": settings.DEFAULT_PRESET, "codabench.competition": competitions.DEFAULT}
+"""What counts where nothing is set; of other settings the preset says it, the run or the machine."""
 
 DEFAULT, HIDDEN = "default", "(set)"
 
@@ -69,7 +73,10 @@ def values(place: Workspace, data: Path | None = None) -> list[Value]:
         "health": msgspec.to_builtins(health.of(place, data)),
         "logging": dict.fromkeys(TRACKERS, False) | merged.logging,
     }
-    found = [Value(key, value, set_by.get(key, DEFAULT)) for key, value in _flat(tables)]
+    found = [
+        Value(key, DECIDED.get(key) if value is None else value, set_by.get(key, DEFAULT))
+        for key, value in _flat(tables)
+    ]
     return found + [_variable(name) for name in VARIABLES]
 
 

@@ -73,6 +73,10 @@ PRESETS = Path(__file__).parent / "training" / "presets"
 """The recipes that ship with the toolkit, a file each."""
 
 
+DEFAULT_PRESET = "thermal"
+"""The recipe where nobody names one."""
+
+
 def presets() -> list[str]:
     """Names of the recipes that ship with the toolkit."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))

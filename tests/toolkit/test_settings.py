@@ -216,6 +216,17 @@ def test_a_choice_that_is_none_is_refused_with_its_file_and_all_choices(tmp_path
         place.defaults()
 
 
+def test_config_shows_what_counts_where_nothing_is_set(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    shown = {each.key: (each.value, each.source) for each in configuration.values(place)}
+    assert shown["preset"] == ("thermal", "default")
+    assert shown["codabench.competition"] == (place.competition(), "default")
+    assert shown["epochs"] == (None, "default")  # the preset says it
+    (tmp_path / "toolkit.toml").write_text('preset = "smoke"\n')
+    shown = {each.key: (each.value, each.source) for each in configuration.values(place)}
+    assert shown["preset"] == ("smoke", str(tmp_path / "toolkit.toml"))
+
+
 def test_config_refuses_a_tracker_that_is_none_and_lists_those_that_are(tmp_path: Path) -> None:
     path = tmp_path / "toolkit.toml"
     path.write_text("[logging]\nwandbb = true\n")

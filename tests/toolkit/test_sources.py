@@ -206,6 +206,7 @@ def test_every_format_holds_the_same_boxes(
     sure = expected.scores >= 0.25
     assert sum(len(frame["scores"]) for frame in written["frames"]) == sure.sum() > 0
     assert (written["complete"], written["conf"], written["range"]) == (True, 0.25, None)
+    assert written["imgsz"] == 192  # as the weights were trained, which nobody said again
 
     truth = COCO(str(workspace / "out" / "coco-images.json"))
     results = truth.loadRes(str(workspace / "out" / "coco-results.json"))
@@ -232,9 +233,10 @@ def test_a_video_is_read_and_drawn_and_ends_at_the_limit(
     for picture in sorted(frames.iterdir()):
         writer.write(cv2.imread(str(picture)))
     writer.release()
-    result = toolkit("predict", tiny, path, "--device", "cpu", "--save", "--limit", 4)
+    result = toolkit("predict", tiny, path, "--device", "cpu", "--save", "--limit", 4, "--imgsz", 96)
     assert (result.status, result.out.strip()) == (0, str(workspace / "predict-1"))
     written = json.loads((workspace / "predict-1" / "predictions.json").read_bytes())
+    assert written["imgsz"] == 96
     assert [frame["name"] for frame in written["frames"]] == [f"quay_{n:06d}" for n in range(1, 5)]
     drawn = cv2.VideoCapture(str(workspace / "predict-1" / "quay.mp4"))
     assert int(drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == 4

@@ -37,8 +37,9 @@ from toolkit.errors import CallError, ToolkitError
 from toolkit.files import replacing
 from toolkit.ltdv2 import TRAINING_IMAGES
 from toolkit.machine.device import patched_convolutions, resolve_device, running, torch_device
+from toolkit.settings import DEFAULT_PRESET
 from toolkit.training.model import check_model
-from toolkit.training.preset import DEFAULT_PRESET, load_preset
+from toolkit.training.preset import load_preset
 from toolkit.training.steps import CLASSES, TrainingStep, determinism, mixed_precision, run_steps
 
 GROWTH_LIMIT = 32 * 2**20

@@ -39,5 +39,6 @@ def config(
         shown = "-" if value.value is None else str(value.value)
         table.add_row(value.key, shown, value.source, style="dim" if value.source == "default" else "")
     tables.show(table)
+    console.note("-: not set; the preset, the run or the machine decides, as `toolkit train --dry-run` shows")
     for path, words in place.settings_places(data):
         console.note(f"{words}: {path}{'' if path.exists() else ' (not there)'}")

@@ -105,7 +105,7 @@ def _sink(folder: Path, source: Source, wanted: Wanted) -> outputs.Pictures | ou
 def _write(
     result: Result, folder: Path, text: str, weights: Path, options: PredictionOptions, wanted: Wanted
 ) -> None:
-    used = asdict(options)
+    used = {**asdict(options), "imgsz": result.side}
     about = {
         "weights": weights.name,
         "weights_sha256": provenance.sha256(weights),

@@ -36,11 +36,13 @@ class Result:
 
     Attributes:
         found: boxes and frames.
+        side: longer side of the network's input, pixels.
         range: what became 0 and 255 in frames of more than 8 bits; None where there were none.
         stopped: whether Ctrl-C ended it.
     """
 
     found: Found
+    side: int
     range: Range | None
     stopped: bool
 
@@ -73,6 +75,8 @@ def predict_source(
     with running(device, patched=options.patches):
         model = Detector.read(weights, None).on(torch_device(device))
         _require_single_frames(model, weights)
+        side = options.imgsz or image_size(model)
+        options = replace(options, imgsz=side)
         found = Found({number + 1: name for number, name in class_names(model).items()})
         stopped = False
         with console.progress(f"predicting {source.title}", source.count(), "frames") as advance:
@@ -89,7 +93,7 @@ def predict_source(
                     raise
                 stopped = True
     _require(found, options.bad_frames, source)
-    return Result(found.rounded(), to_bytes.range if to_bytes.used else None, stopped)
+    return Result(found.rounded(), side, to_bytes.range if to_bytes.used else None, stopped)
 
 
 @torch.inference_mode()

@@ -19,13 +19,13 @@ from toolkit.provenance import sha256
 from toolkit.runs import checkpoints, health, needs, reproduction
 from toolkit.runs.folder import RunFiles, all_runs, decode_path, named, next_number, state_of
 from toolkit.runs.plan import TRACKERS, ULTRALYTICS, TrainingPlan, check_trackers, read_plan
-from toolkit.settings import Argument, Defaults, SelectBy, declared, levers
+from toolkit.settings import DEFAULT_PRESET, Argument, Defaults, SelectBy, declared, levers
 from toolkit.training import choices
 from toolkit.training.arguments import check, check_layer, check_numbers, check_settings, is_settled
 from toolkit.training.choices import begun_with_another
 from toolkit.training.model import check_model
 from toolkit.training.options import CHANGEABLE, Options
-from toolkit.training.preset import DEFAULT_PRESET, Preset, configuration, load_preset, preset_name
+from toolkit.training.preset import Preset, configuration, load_preset, preset_name
 
 LONGEST_NAME = 200
 """Bytes of a run's name; file systems take 255."""

@@ -16,12 +16,12 @@ from toolkit.machine.checks import GIB
 from toolkit.runs import health, heartbeat
 from toolkit.runs.folder import RunFiles, read_summary
 from toolkit.runs.plan import TrainingPlan, count_images, read_plan
-from toolkit.settings import Defaults, declared
+from toolkit.settings import DEFAULT_PRESET, Defaults, declared
 from toolkit.training import choices, deciding
 from toolkit.training.arguments import TOPICS
 from toolkit.training.cautions import cautions
 from toolkit.training.options import CHANGEABLE, Options
-from toolkit.training.preset import DEFAULT_PRESET, configuration, load_preset
+from toolkit.training.preset import configuration, load_preset
 from toolkit.workspace import Workspace
 
 WITHOUT_DATA = 1000

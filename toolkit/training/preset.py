@@ -14,8 +14,6 @@ from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Argument, TrainingOptions, hints, lever_names, levers, presets
 from toolkit.training.arguments import check
 
-DEFAULT_PRESET = "thermal"
-
 
 class Preset(msgspec.Struct, frozen=True):
     """A recipe, complete.
