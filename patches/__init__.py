@@ -33,6 +33,7 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "rehearse",
     "report",
     "settle",
 ]
@@ -115,6 +116,22 @@ def settle(step: Callable[[], object]) -> str:
     from . import dispatch
 
     return dispatch.settle(step)
+
+
+def rehearse(dtype: torch.dtype, device: str | torch.device | None = None) -> None:
+    """Begin the self-tests that the route "auto" will want on a GPU, in the background, and return at once.
+
+    To be called before a program imports, reads and builds what takes it seconds: the tests of a card that is
+    new are over the sooner, and one that is known costs nothing. Opens the device. Does nothing on a CPU.
+
+    Args:
+        dtype: of the convolutions to come.
+        device: as for :func:`enable`; its index, if it has one, is the GPU that is tested.
+    """
+    from . import dispatch, rehearsal
+
+    if dispatch.kind_of(device) == "cuda":
+        rehearsal.rehearse(dtype, int(str(device).partition(":")[2] or 0))
 
 
 @contextmanager

@@ -338,10 +338,10 @@ def start(
     vendor: str = "auto",
 ) -> None:
     """See :func:`patches.enable`."""
-    resume(Session(_kind(device), route, column_budget, normalization, vendor))
+    resume(Session(kind_of(device), route, column_budget, normalization, vendor))
 
 
-def _kind(device: str | torch.device | None) -> str:
+def kind_of(device: str | torch.device | None) -> str:
     """ "cuda" or "cpu".
 
     Raises:

@@ -184,6 +184,7 @@ def _first_batch(folder: str, precision: str, begun: float) -> list[Row]:
     os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
     parts = Stopwatch()
     parts.add("start of the process, imports", time.monotonic() - begun)
+    patches.rehearse(torch.float16 if precision == "mixed" else torch.float32, "cuda")
     with parts.during("CUDA context"):
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()

@@ -188,6 +188,10 @@ class Planner:
             self._test([test for each in unknown for test in self._wanted(each)], unknown)
             self._note(f"measuring {len(unknown)} kinds of convolution on this card, once")
 
+    def get_tested(self, dtype: torch.dtype) -> None:
+        """Run the self-tests of what serves a usual convolution in a dtype, and of what stands beside it."""
+        self._test(self._wanted(selftest.problems_of(self.device, dtype)[0]))
+
     def _compile(self, problems: Iterable[ConvProblem], tested: Sequence[torch.dtype]) -> None:
         """Compile what the Triton routes will launch, but what their tests in some dtypes compile now."""
         route = self.routes.get("triton")

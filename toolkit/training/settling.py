@@ -10,9 +10,23 @@ import torch
 from torch import nn
 
 import patches
+from toolkit.training.steps import mixed_precision
 
 BOXES = 3
 """Boxes an image, about LTDv2's mean."""
+
+
+def rehearse_convolutions(device: str, amp: object) -> None:
+    """Begin the self-tests of a card that is new while the trainer gets ready (:func:`patches.rehearse`).
+
+    Args:
+        device: of the training, in Ultralytics' words; of several the first, whose kind the others are.
+        amp: Ultralytics' argument, by which the dtype of the convolutions goes.
+    """
+    if device != "cpu":
+        half = torch.bfloat16 if amp == "bf16" else torch.float16
+        mixed = mixed_precision("cuda", amp if isinstance(amp, str) else bool(amp))
+        patches.rehearse(half if mixed else torch.float32, f"cuda:{device.partition(',')[0]}")
 
 
 def settle_convolutions(model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None) -> None:

@@ -128,6 +128,10 @@ def _train(files: RunFiles) -> int:
         plan = read_plan(files)
         instructions = msgspec.json.decode(files.instructions.read_bytes(), type=Instructions)
         stop = StopRequest(instructions.supervisor or os.getppid(), files)
+        if plan.patches and _is_first():
+            from toolkit.training.settling import rehearse_convolutions
+
+            rehearse_convolutions(plan.device, plan.arguments.get("amp", True))
         _get_ready(plan)
         from toolkit.training.resumable import RollBackNeeded, Stopped
 
