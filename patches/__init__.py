@@ -36,6 +36,7 @@ __all__ = [
     "rehearse",
     "report",
     "settle",
+    "settle_graph",
 ]
 
 __version__ = "0.1.0"
@@ -132,6 +133,27 @@ def rehearse(dtype: torch.dtype, device: str | torch.device | None = None) -> No
 
     if dispatch.kind_of(device) == "cuda":
         rehearsal.rehearse(dtype, int(str(device).partition(":")[2] or 0))
+
+
+def settle_graph(step: Callable[[], object], record: Callable[[], Callable[[], object]]) -> bool:
+    """Judge whether a training step is to be replayed from CUDA graphs, once for each kind of step.
+
+    After :func:`settle`. The step is timed as it is, and its graph by the plan's choices, by the Triton route
+    alone, and by PyTorch without the overrides: a graph does not wait for the host, so another way may be the
+    best. Where a graph takes at most nine tenths of the time, its quickest way serves from now on. Does
+    nothing where there are no graphs, or ``CONVROUTES_GRAPH=off`` is set.
+
+    Args:
+        step: forward and backward of a batch like those to come, as for :func:`settle`.
+        record: makes the same step with the module behind :class:`patches.graphs.GraphedModule`, recorded
+            when this is called.
+
+    Returns:
+        Whether graphs are to serve; to be recorded now.
+    """
+    from . import dispatch
+
+    return dispatch.settle_graph(step, record)
 
 
 @contextmanager

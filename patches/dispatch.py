@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import miopen, settling, startup, variables
+from . import graphs, miopen, settling, startup, variables
 from .convolution.blank import Blank
 from .convolution.calls import Call, answers_channels_last, problem_of
 from .convolution.native import call_backward, call_forward, record_forward, switch
@@ -295,7 +295,7 @@ class Session:
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""
-        if route is self.native or isinstance(error, torch.cuda.OutOfMemoryError):
+        if route is self.native or isinstance(error, torch.cuda.OutOfMemoryError) or graphs.recording():
             raise error
         result = again()
         with self._deciding:
@@ -338,6 +338,7 @@ def start(
     vendor: str = "auto",
 ) -> None:
     """See :func:`patches.enable`."""
+    graphs.allowed()  # what nobody understands is refused now
     resume(Session(kind_of(device), route, column_budget, normalization, vendor))
 
 
@@ -372,6 +373,13 @@ def settle(step: Callable[[], object]) -> str:
     """See :func:`patches.settle`."""
     session = current()
     return "" if session is None else settling.settle(session, step)
+
+
+def settle_graph(step: Callable[[], object], record: Callable[[], Callable[[], object]]) -> bool:
+    """See :func:`patches.settle_graph`."""
+    session = current()
+    may = session is not None and graphs.allowed() and graphs.available()
+    return session is not None and may and settling.settle_graph(session, step, record)
 
 
 def current() -> Session | None:

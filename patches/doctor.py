@@ -205,6 +205,7 @@ def _switches(switches: Mapping[str, str]) -> Iterator[Finding]:
         **dict.fromkeys(variables.ROUTE, ("auto", *NAMES)),
         **dict.fromkeys(variables.NORMALIZATION, variables.NORMALIZATIONS),
         variables.VENDOR.name: variables.VENDORS,
+        variables.GRAPH.name: variables.GRAPHS,
     }
     for name, value in switches.items():
         expected = [each for each in choices.get(name, ()) if each]

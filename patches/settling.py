@@ -60,6 +60,72 @@ def settle(session: Session, step: Callable[[], object]) -> str:
     return way
 
 
+EAGER = "eager"
+"""What is remembered of a step whose graph is not quicker."""
+
+GRAPH_GAIN = 0.9
+"""A graph keeps its memory to itself, so it has to bring more than a way."""
+
+
+def settle_graph(
+    session: Session, step: Callable[[], object], record: Callable[[], Callable[[], object]]
+) -> bool:
+    """See :func:`patches.settle_graph`."""
+    settled, file = session.way, session.planner.file
+    session.use(PLAN)  # aside, the overrides would not see the problems
+    step()
+    problems = session.ledger.problems()
+    session.use(settled)
+    name = f"{session.planner.step_name(problems)} {settled} graph"
+    choices = (PLAN, *ways(session, problems)) if session.route == "auto" else (settled,)
+    with file.testing():
+        way = file.steps.get(name) or _judge_graph(session, name, choices, step, record)
+    session.use(settled if way == EAGER else way)
+    return way != EAGER
+
+
+def _judge_graph(
+    session: Session,
+    name: str,
+    choices: Iterable[str],
+    step: Callable[[], object],
+    record: Callable[[], Callable[[], object]],
+) -> str:
+    """Time the step, and by each way a graph of it: the way of the quickest graph, or :data:`EAGER`."""
+    seconds = {EAGER: timed(step)}
+    for way in choices:
+        session.use(way)
+        try:
+            replay = record()
+        except RuntimeError as error:  # memory that does not suffice is one: it may another time
+            found = str(error).partition("\n")[0]
+            session.note(f"no CUDA graph of a training step: {type(error).__name__}: {found}")
+            return EAGER
+        seconds[way] = timed(replay)
+        del replay
+    best = min(set(seconds) - {EAGER}, key=seconds.__getitem__)
+    way = best if seconds[best] <= GRAPH_GAIN * seconds[EAGER] else EAGER
+    session.planner.file.remember({}, {}, {name: way})
+    costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
+    session.note(
+        f"a training step {costs}, all but the first as a CUDA graph: "
+        + ("no graph serves" if way == EAGER else f"the graph by {way} serves")
+    )
+    return way
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Median seconds of a step, after one that is not counted."""
+    found = []
+    for _ in range(ROUNDS):
+        _wait()
+        start = time.perf_counter()
+        step()
+        _wait()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:])
+
+
 def find_out(session: Session, step: Callable[[], object]) -> None:
     """Test and measure every problem of a step, after one pass that only tells which they are."""
     planner = session.planner

@@ -61,6 +61,9 @@ NORMALIZATION = Variable("CONVROUTES_NORMALIZATION", "TOOLKIT_NORM_ROUTE")
 VENDOR = Variable("CONVROUTES_VENDOR")
 """Overrules the vendor of every ``enable``."""
 
+GRAPH = Variable("CONVROUTES_GRAPH")
+"""Says whether ``settle_graph`` may choose CUDA graphs."""
+
 PLAN = Variable("CONVROUTES_PLAN", "TOOLKIT_CONV_PLAN")
 """Names the file of the plan, or the folder for plans."""
 
@@ -70,5 +73,8 @@ NORMALIZATIONS = ("auto", "off", "torch", "triton")
 VENDORS = ("auto", "off", "on")
 """Where it is known to work and passed its self-tests, never, or wherever PyTorch wants it."""
 
-KERNELS = (*ROUTE, *NORMALIZATION, VENDOR.name)
+GRAPHS = ("auto", "off")
+"""Where they are quicker, or never."""
+
+KERNELS = (*ROUTE, *NORMALIZATION, VENDOR.name, GRAPH.name)
 """The names, old and new, of what chooses the kernels that compute."""

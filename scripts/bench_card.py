@@ -42,7 +42,7 @@ keep_libraries_quiet()
 import torch
 
 import patches
-from patches import dispatch, settling, variables
+from patches import dispatch, graphs, settling, variables
 from patches.convolution.problem import ConvProblem
 from patches.convolution.registry import NAMES
 from patches.stopwatch import Stopwatch, described
@@ -226,7 +226,7 @@ def models(names: Sequence[str] = steps.MODELS, precisions: Sequence[str] = PREC
                 figures = f"{way.seconds * 1e3:.1f} ms, {way.ratio:.2f} x, peak {way.peak / GIB:.2f} GiB"
                 title = f"{model}, {precision}: {way.name}"
                 yield f"{title}{f' ({way.settled})' if way.settled else ''}", figures, ""
-            best = min(way.ratio for way in found.values() if way.name != "auto")
+            best = min(way.ratio for way in found.values() if way.name not in ("auto", steps.GRAPH))
             yield f"{model}: auto / the best of the others", f"{found['auto'].ratio / best:.2f} x", "1.03 x"
 
 
@@ -323,16 +323,21 @@ def host_steps(device: str = "cuda", size: int = 640, rounds: int = 30) -> Itera
             patches.enable(device, route)
             step()
             sessions[route] = dispatch.current()
+        calls: dict[str, Callable[[], object]] = dict.fromkeys(sessions, step)
+        if graphs.available():
+            dispatch.resume(sessions["triton"])
+            sessions["triton, CUDA graph"] = sessions["triton"]
+            calls["triton, CUDA graph"] = step.recorded()
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
         for _ in range(rounds + 2):
             for name, session in sessions.items():
                 dispatch.resume(session)
-                found[name].append(returned_and_done(step, device))
+                found[name].append(returned_and_done(calls[name], device))
         patches.disable()
         for name, times in found.items():
             returned, done = (statistics.median(each) * 1e3 for each in zip(*times[2:], strict=True))
             figures = f"returns after {returned:.1f} ms, done after {done:.1f} ms"
-            yield f"step, {model} b{batch}, fp32: {name}", figures, limit if name == "triton" else ""
+            yield f"step, {model} b{batch}, fp32: {name}", figures, limit if name.startswith("triton") else ""
 
 
 def winograd() -> Iterator[Row]:

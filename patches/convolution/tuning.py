@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..graphs import recording
 from ..stopwatch import Stopwatch
 from . import selftest
 from .planfile import Card, Choice, PlanFile
@@ -98,7 +99,7 @@ class Planner:
     def choose(self, problem: ConvProblem) -> Route:
         """The route for a problem: remembered, a neighbour's, or measured now."""
         known = self._known(problem)
-        if known is None and self.spent < TUNING_SECONDS and not _capturing(self.device):
+        if known is None and self.spent < TUNING_SECONDS and not recording():
             known = self.tune(problem).route
         if known is None:
             known = self._nearest(problem, math.inf)
@@ -330,11 +331,6 @@ def _best(costs: Mapping[str, Cost]) -> str:
         (name for name, cost in costs.items() if cost.seconds <= limit),
         key=lambda name: (costs[name].extra_bytes, costs[name].seconds),
     )
-
-
-def _capturing(device: str) -> bool:
-    """Whether a CUDA graph is being recorded: nothing can be measured then."""
-    return device == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _name(dtype: torch.dtype) -> str:

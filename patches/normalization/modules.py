@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
+from ..graphs import recording
 from .operation import ComputationError, Implementation, apply
 from .problem import NormProblem, Parameters
 
@@ -142,7 +143,7 @@ class Server:
 
     def _recover(self, key: tuple[Any, ...], by: Implementation, error: BaseException | None) -> None:
         """Leave a problem that could not be computed to PyTorch, from now on."""
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if error is not None and (isinstance(error, torch.cuda.OutOfMemoryError) or recording()):
             raise error
         self._known[key] = None
         self._note(f"{by.problem} goes to PyTorch's own kernels: {type(error).__name__}: {error}")

@@ -102,6 +102,68 @@ def test_a_way_that_was_judged_is_remembered_and_a_failure_leaves_the_plan(
     assert session.planner.file.steps == {name: "triton"}
 
 
+@pytest.mark.parametrize(
+    ("eager", "graphs", "served", "way"),
+    [
+        (0.010, {PLAN: 0.006, "triton": 0.005, ASIDE: 0.008}, True, "triton"),
+        (0.010, {PLAN: 0.0095, "triton": 0.0099, ASIDE: 0.012}, False, ASIDE),
+        (0.010, {PLAN: 0.0089, "triton": 0.0091, ASIDE: 0.0092}, True, PLAN),
+    ],
+)
+def test_a_graph_serves_where_it_brings_a_tenth_and_is_remembered(
+    session: dispatch.Session,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    eager: float,
+    graphs: dict[str, float],
+    served: bool,
+    way: str,
+) -> None:
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton", ASIDE]))
+    recorded: list[str] = []
+
+    def record() -> Callable[[], object]:
+        recorded.append(session.way)
+        return lambda: session.way
+
+    def step() -> None:
+        convolutions()
+
+    monkeypatch.setattr(settling, "timed", lambda call: eager if call is step else graphs[session.way])
+    session.use(ASIDE)
+    assert settling.settle_graph(session, step, record) is served
+    assert (session.way, recorded) == (way, [PLAN, "triton", ASIDE])
+    session.use(ASIDE)
+    assert settling.settle_graph(session, step, record) is served
+    assert (session.way, len(recorded)) == (way, 3), "what was judged is remembered"
+
+
+def test_a_step_that_no_graph_holds_goes_on_as_it_was_settled(
+    session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+
+    def record() -> Callable[[], object]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    assert not settling.settle_graph(session, lambda: convolutions(), record)
+    assert session.way == PLAN
+    told = "no CUDA graph of a training step: RuntimeError: operation not permitted when stream is capturing"
+    assert session.notes[-1] == told
+
+
+def test_without_a_card_no_graph_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> None:
+        raise AssertionError("the step was run")
+
+    with patches.enabled("cpu"):
+        assert not patches.settle_graph(step, lambda: step)
+    monkeypatch.setenv("CONVROUTES_GRAPH", "on")
+    with pytest.raises(ValueError, match="CONVROUTES_GRAPH=on: expected one of auto, off"):
+        patches.enable("cpu")
+
+
 def test_nothing_is_timed_on_a_cpu_or_for_a_single_route() -> None:
     def step() -> None:
         raise AssertionError("the step was run")

@@ -18,6 +18,8 @@ from toolkit.training.settling import Step
 from toolkit.training.steps import TrainingStep
 
 WAYS = ("no patches", "triton", "auto, batch norm off", "auto")
+GRAPH = "auto, CUDA graph"
+"""How `toolkit train` trains a detector where :func:`patches.settle_graph` finds it quicker."""
 
 CLASSIFIERS = {"resnet50": 32, "mobilenet_v3_large": 32, "convnext_tiny": 16, "regnet_y_800mf": 32}
 """Of torchvision, at 224 px, by images a step."""
@@ -84,12 +86,13 @@ def _classifier(name: str, mixed: bool) -> Steps:
 
 
 def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
-    """Time a model's step by each of :data:`WAYS`, one step of each a round."""
+    """Time a model's step by each of :data:`WAYS`, and by :data:`GRAPH` where that serves; one step of each
+    a round."""
     gc.collect()
     torch.cuda.empty_cache()
     step, gradients = steps(model, mixed)
     sessions: dict[str, dispatch.Session | None] = dict.fromkeys(WAYS)
-    settled = dict.fromkeys(WAYS, "")
+    settled, calls = dict.fromkeys(WAYS, ""), dict.fromkeys(WAYS, step)
     for name, route, normalization in (
         ("auto", "auto", "auto"),
         ("auto, batch norm off", "auto", "off"),
@@ -98,20 +101,36 @@ def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
         patches.enable("cuda", route, normalization=normalization)
         settled[name] = patches.settle(gradients)
         sessions[name] = dispatch.current()
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    peaks = dict.fromkeys(WAYS, 0)
+    kept = 0
+    if isinstance(step, TrainingStep) and isinstance(gradients, Step):
+        patches.enable("cuda")
+        patches.settle(gradients)
+        session = sessions[GRAPH] = dispatch.current()
+        if session is not None and patches.settle_graph(gradients, gradients.recorded):
+            before = _reserved()
+            calls[GRAPH], settled[GRAPH] = step.recorded(), session.way
+            kept = _reserved() - before
+    names = tuple(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    peaks = dict.fromkeys(names, 0)
     for turn in range(rounds + 1):
-        for name in WAYS if turn % 2 else reversed(WAYS):
+        for name in names if turn % 2 else reversed(names):
             dispatch.resume(sessions[name])
             torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
-            step()
+            calls[name]()
             torch.cuda.synchronize()
             if turn:  # of the first, each way has kernels to compile
                 seconds[name].append(time.perf_counter() - start)
-                peaks[name] = torch.cuda.max_memory_allocated()
+                peaks[name] = torch.cuda.max_memory_allocated() + (kept if name == GRAPH else 0)
     patches.disable()
     plain = seconds[WAYS[0]]
-    for name in WAYS:
+    for name in names:
         ratio = statistics.median(map(operator.truediv, seconds[name], plain))
         yield Way(name, statistics.median(seconds[name]), ratio, peaks[name], settled[name])
+
+
+def _reserved() -> int:
+    """Bytes that PyTorch has taken and that something is in, a graph's own memory among it."""
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()

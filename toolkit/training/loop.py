@@ -20,6 +20,7 @@ from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from toolkit.training.group import GroupTrainer
+from toolkit.training.replay import NetworkGraph
 from toolkit.training.telemetry import MAIN, Telemetry
 from toolkit.training.updates import WarmUp
 
@@ -61,6 +62,7 @@ class LoopTrainer(GroupTrainer):
 
     def __init__(self, overrides: dict[str, Any], telemetry: Telemetry) -> None:
         self._since_update = self._halved = 0
+        self.graph = NetworkGraph(telemetry.record)
         self._mosaic_closed = False
         super().__init__(overrides, telemetry)
 
@@ -170,6 +172,8 @@ class LoopTrainer(GroupTrainer):
             batch = self.preprocess_batch(batch)
             if self.args.compile:  # the loss apart compiles better
                 loss, self.loss_items = unwrap_model(self.model).loss(batch, self.model(batch["img"]))
+            elif graphed := self.graph.serving(self.model, batch):
+                loss, self.loss_items = self.model.loss(batch, graphed(batch["img"]))
             else:
                 loss, self.loss_items = self.model(batch)
             self.loss = loss.sum()
@@ -201,6 +205,7 @@ class LoopTrainer(GroupTrainer):
             f"batch={self.batch_size} and retrying ({self._halved}/{SMALLER_BATCHES})."
         )
         self.loss = self.loss_items = self.tloss = None
+        self.graph.drop()
         self.train_loader.close()
         self._clear_memory()
         self._build_train_pipeline()

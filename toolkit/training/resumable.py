@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.utils import WORLD_SIZE
+from ultralytics.utils import RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from toolkit import console
@@ -45,7 +45,6 @@ from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.settings import Saving
 from toolkit.training.group import agree_on
 from toolkit.training.guard import GuardedTrainer
-from toolkit.training.settling import settle_convolutions
 from toolkit.training.state import (
     FORMAT,
     Progress,
@@ -161,10 +160,10 @@ class ResumableTrainer(GuardedTrainer):
     # What Ultralytics' loop calls
 
     def _on_train_start(self) -> None:
-        half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        half = (torch.bfloat16 if self.args.amp == "bf16" else torch.float16) if self.amp else None
         count = self.batch_size // max(self.world_size, 1)
         images = (count, int(self.data["channels"]), int(self.args.imgsz))
-        settle_convolutions(unwrap_model(self.model), images, half if self.amp else None)
+        self.graph.settle(unwrap_model(self.model), images, half, RANK == -1 and not self.args.compile)
         if self._state is not None:
             self.train_time_start -= self._state["elapsed"]  # results.csv counts on
 

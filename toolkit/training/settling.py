@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import patches
+from patches.graphs import GraphedModule
 from toolkit.training.steps import mixed_precision
 
 BOXES = 3
@@ -29,7 +32,9 @@ def rehearse_convolutions(device: str, amp: object) -> None:
         patches.rehearse(half if mixed else torch.float32, f"cuda:{device.partition(',')[0]}")
 
 
-def settle_convolutions(model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None) -> None:
+def settle_convolutions(
+    model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None, graphs: bool = False
+) -> bool:
     """Have the patches judge their choices (:func:`patches.settle`) by steps of a copy of the model.
 
     The model, its statistics and the random generators stay as they are. Does nothing on a CPU, and leaves
@@ -39,12 +44,20 @@ def settle_convolutions(model: nn.Module, images: tuple[int, int, int], half: to
         model: an Ultralytics detector on its device, without DDP around it.
         images: images a step, channels, and side of the square images in pixels.
         half: what the loss is computed in under autocast; None: in fp32, without.
+        graphs: whether CUDA graphs may serve.
+
+    Returns:
+        Whether steps are to be replayed from CUDA graphs (:func:`patches.settle_graph`).
     """
     device = next(model.parameters()).device
+    graphed = False
     if device.type != "cpu":
         with suppress(torch.cuda.OutOfMemoryError), torch.random.fork_rng([device]):
-            patches.settle(Step(deepcopy(model).train(), images, half))
+            step = Step(deepcopy(model).train(), images, half)
+            patches.settle(step)
+            graphed = graphs and patches.settle_graph(step, step.recorded)
         torch.cuda.empty_cache()
+    return graphed
 
 
 class Step:
@@ -67,7 +80,20 @@ class Step:
         }
 
     def __call__(self) -> None:
+        self._run(self.model)
+
+    def recorded(self) -> Callable[[], None]:
+        """The same step, whose network is replayed from CUDA graphs that are recorded now."""
         with self._autocast:
-            loss = self.model(self._batch)[0].sum()
+            graphed = GraphedModule(self.model, self._batch["img"], self._loss)
+        return partial(self._run, graphed)
+
+    def _run(self, network: Callable[[Tensor], Any]) -> None:
+        with self._autocast:
+            loss = self._loss(network(self._batch["img"]))
         torch.autograd.backward(loss)
         self.model.zero_grad()
+
+    def _loss(self, outputs: Any) -> Tensor:
+        loss: Tensor = self.model.loss(self._batch, outputs)[0].sum()
+        return loss

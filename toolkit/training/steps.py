@@ -9,11 +9,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from patches.graphs import GraphedModule
 
 
 def run_steps(step: Callable[[], Tensor], count: int, device: str) -> Iterator[tuple[float, bool, int]]:
@@ -118,11 +121,24 @@ class TrainingStep:
             "batch_idx": torch.arange(batch).repeat_interleave(self.BOXES).float().to(device),
         }
 
+    def recorded(self) -> Callable[[], Tensor]:
+        """The same step of the same model, replayed from CUDA graphs of the network, recorded now."""
+        with self.autocast:
+            graphed = GraphedModule(self.model, self.batch["img"], self._loss)
+        return partial(self._run, graphed)
+
+    def _loss(self, outputs: Any) -> Tensor:
+        loss: Tensor = self.model.loss(self.batch, outputs)[0].sum()
+        return loss
+
     def __call__(self) -> Tensor:
         """One step; the loss."""
+        return self._run(self.model)
+
+    def _run(self, network: Callable[[Tensor], Any]) -> Tensor:
         self.optimizer.zero_grad()
         with self.autocast:
-            loss: Tensor = self.model(self.batch)[0].sum()
+            loss = self._loss(network(self.batch["img"]))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()

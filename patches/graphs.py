@@ -1,0 +1,259 @@
+"""A module's forward and backward pass as two CUDA graphs: recorded once, replayed by one call each.
+
+On a quick card a training step of a small model waits for the host, which launches some thousand kernels by
+Python. A graph launches what it recorded at once. ``torch.cuda.make_graphed_callables`` does nearly this, but
+the gradients that it hands to autograd lie where its next replay writes, and autograd keeps them as they are:
+the gradients of several batches, added up for one update, would be the last ones, twice. It also asks for the
+gradient of every output, while a loss reads of some no more than the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as trees
+
+from . import variables
+
+WARM_UP = 3
+"""Passes before the recording, as PyTorch advises: libraries begin work with what must not be recorded."""
+
+Recorded = tuple[Any, Callable[[], object]]
+"""What a call returned while it was recorded, and what writes that anew."""
+
+
+def available() -> bool:
+    """Whether graphs can be recorded: on cards of NVIDIA's with PyTorch 2. Nobody has tried those of HIP."""
+    return torch.cuda.is_available() and torch.version.hip is None and not torch.__version__.startswith("1.")
+
+
+def allowed() -> bool:
+    """Whether the environment lets graphs serve.
+
+    Raises:
+        ValueError: it says what nobody understands.
+    """
+    return variables.GRAPH.choose("graph", "auto", variables.GRAPHS) == "auto"
+
+
+def recording() -> bool:
+    """Whether a graph is being recorded on the current stream: nothing can be measured or waited for then."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class GraphedModule:
+    """A module in training mode, replayed for inputs like the one that it was recorded with.
+
+    A replay computes what was recorded: neither changed hyperparameters of the module nor parameters put in
+    the place of others reach it, while new values of parameters and buffers do. Of each forward pass the
+    backward pass has to come before the next forward pass. Second derivatives do not exist.
+
+    Args:
+        module: on a CUDA device. Its parameters, buffers and random generators are left as they are.
+        example: an input, as all will be.
+        loss: a number (a tensor without dimensions) of what the module returns. It tells which outputs need
+            a gradient, and is itself not recorded.
+
+    Attributes:
+        bytes: of the device that the graphs keep to themselves, for as long as this lives.
+
+    Raises:
+        RuntimeError: the module does what a graph cannot hold, such as waiting for the card.
+        torch.cuda.OutOfMemoryError: a graph keeps its memory to itself, as much as a step without it needs.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor, loss: Callable[[Any], Tensor]) -> None:
+        self._module = module
+        self._parameters = [each for each in module.parameters() if each.requires_grad]
+        self._input = example.detach().clone()
+        self._forwards = 0
+        self._pool: Any = None
+        with _as_before(module, example.device), _without_cached_casts():
+            self._warm_up(loss)
+            held = _reserved(example.device)
+            self._outputs = self._record_forward()
+            self._gradients = self._record_backward()
+            self.bytes = _reserved(example.device) - held
+        # What optimizers and checkpoints see as gradients; a replay writes elsewhere.
+        self._held = [torch.empty_like(each) for each, _ in self._gradients]
+        # Of a function none of whose inputs wants a gradient, autograd wants none either.
+        self._anchor = torch.zeros((), device=example.device, requires_grad=True)
+
+    def accepts(self, images: Tensor) -> bool:
+        """Whether an input is like the one that was recorded with, and the module in training mode."""
+        held = self._input
+        return (
+            images.shape == held.shape
+            and images.dtype == held.dtype
+            and images.device == held.device
+            and images.stride() == held.stride()
+            and not images.requires_grad
+            and self._module.training
+            and torch.is_grad_enabled()
+        )
+
+    def __call__(self, images: Tensor) -> Any:
+        """What the module returns for an input that :meth:`accepts` takes.
+
+        It lies where the next call writes. A backward pass adds to the gradients of the parameters.
+        """
+        found = _Replay.apply(self, self._anchor, images)
+        return trees.tree_unflatten(list(found), self._form)
+
+    def _warm_up(self, loss: Callable[[Any], Tensor]) -> None:
+        """Run passes, and find out which outputs need a gradient and which parameters get one."""
+        with _aside(self._input.device):
+            for _ in range(WARM_UP):
+                outputs, form = trees.tree_flatten(self._module(self._input))
+                apart = [each.detach().requires_grad_(each.requires_grad) for each in outputs]
+                wanting = [index for index, each in enumerate(apart) if each.requires_grad]
+                slopes = torch.autograd.grad(
+                    loss(trees.tree_unflatten(apart, form)), [apart[i] for i in wanting], allow_unused=True
+                )
+                self._used = [i for i, slope in zip(wanting, slopes, strict=True) if slope is not None]
+                found = torch.autograd.grad(
+                    [outputs[i] for i in self._used],
+                    self._parameters,
+                    [slope for slope in slopes if slope is not None],
+                    allow_unused=True,
+                )
+                self._served = [index for index, each in enumerate(found) if each is not None]
+                self._form, self._smooth = form, [each.requires_grad for each in outputs]
+                del outputs, apart, slopes, found
+
+    def _record_forward(self) -> list[Tensor]:
+        (outputs, _), self._replay_forward = self._record(
+            lambda: trees.tree_flatten(self._module(self._input))
+        )
+        self._live: list[Tensor] = outputs
+        self._incoming = [torch.zeros_like(outputs[index]) for index in self._used]
+        return [each.detach() for each in outputs]
+
+    def _record_backward(self) -> list[tuple[nn.Parameter, Tensor]]:
+        parameters = [self._parameters[index] for index in self._served]
+        found, self._replay_backward = self._record(
+            lambda: torch.autograd.grad([self._live[i] for i in self._used], parameters, self._incoming)
+        )
+        self._live = []  # what autograd kept goes with them; the graph has its addresses
+        return list(zip(parameters, found, strict=True))
+
+    def _record(self, call: Callable[[], Any]) -> Recorded:
+        """Record a call; the first recording makes the memory that the next one shares."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, those that pin batches for instance, may call CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            answer = call()
+        self._pool = graph.pool()
+        return answer, graph.replay
+
+    def forward(self, images: Tensor) -> tuple[int, list[Tensor]]:
+        """Replay the forward pass: its number, and its outputs."""
+        self._forwards += 1
+        self._input.copy_(images)
+        self._replay_forward()
+        return self._forwards, self._outputs
+
+    def without_gradient(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Those that did not depend on a parameter when they were recorded."""
+        return [each for each, smooth in zip(outputs, self._smooth, strict=True) if not smooth]
+
+    def backward(self, number: int, slopes: Sequence[Tensor | None]) -> None:
+        """Replay the backward pass of a forward pass, and add to the parameters' gradients.
+
+        Raises:
+            RuntimeError: another forward pass came between, or an output has a gradient that had none.
+        """
+        if number != self._forwards:
+            raise RuntimeError("the backward pass of a graph comes before its next forward pass")
+        unused = [i for i, slope in enumerate(slopes) if slope is not None and i not in self._used]
+        if unused:
+            raise RuntimeError(f"outputs {unused} have a gradient, and had none when the graph was recorded")
+        for index, place in zip(self._used, self._incoming, strict=True):
+            slope = slopes[index]
+            if slope is None:
+                place.zero_()
+            else:
+                place.copy_(slope)
+        self._replay_backward()
+        self._add_up()
+
+    def _add_up(self) -> None:
+        places, values, waiting, further = [], [], [], []
+        for (parameter, value), held in zip(self._gradients, self._held, strict=True):
+            if parameter.grad is None:
+                parameter.grad = held
+                places.append(held)
+                values.append(value)
+            else:
+                waiting.append(parameter.grad)
+                further.append(value)
+        with torch.no_grad():
+            if places:
+                torch._foreach_copy_(places, values)
+            if waiting:
+                torch._foreach_add_(waiting, further)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graphed: GraphedModule, anchor: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+        ctx.graphed = graphed
+        ctx.set_materialize_grads(False)
+        ctx.number, outputs = graphed.forward(images)
+        found = tuple(each.detach() for each in outputs)
+        ctx.mark_non_differentiable(*graphed.without_gradient(found))
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[None, None, None]:
+        ctx.graphed.backward(ctx.number, slopes)
+        return None, None, None
+
+
+@contextmanager
+def _as_before(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put buffers and random generators back at the end."""
+    kept = [(each, each.clone()) for each in module.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    with torch.no_grad():
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+
+@contextmanager
+def _without_cached_casts() -> Iterator[None]:
+    """Autocast without its cache: a graph would keep the weights that were cast before it was recorded."""
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """A stream of its own, as warming up before a recording asks for."""
+    if device.type != "cuda":
+        yield
+        return
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def _reserved(device: torch.device) -> int:
+    """Bytes of a device that PyTorch has taken and that something is in."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)

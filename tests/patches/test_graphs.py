@@ -1,0 +1,230 @@
+"""A module as CUDA graphs trains bit for bit as the module; what it cannot stand for, it refuses.
+
+Without a graphics card a recording is stood in for by calling again, into the tensors of the first call:
+what is between recordings, gradients above all, is then the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import patches
+from patches.graphs import GraphedModule, available, recording
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")),
+]
+
+
+class CalledAgain(GraphedModule):
+    """Recordings that call again what they recorded."""
+
+    def _record(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
+        answer = call()
+
+        def again() -> None:
+            forward = isinstance(answer[0], list)
+            with torch.set_grad_enabled(forward):
+                found = call()
+            if forward:
+                self._live = found[0]
+                for old, new in zip(answer[0], found[0], strict=True):
+                    old.data.copy_(new)
+            else:
+                for old, new in zip(answer, found, strict=True):
+                    old.copy_(new)
+
+        return answer, again
+
+
+def graphed(module: nn.Module, example: Tensor, loss: Callable[[Any], Tensor]) -> GraphedModule:
+    return (GraphedModule if example.is_cuda else CalledAgain)(module, example, loss)
+
+
+class Net(nn.Module):
+    """Outputs in a dictionary: one for the loss, a feature that the loss does not read, a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU())
+        self.second = nn.Conv2d(4, 3, 1)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = self.first(x)
+        return {"boxes": self.second(features), "features": [features, features.detach()]}
+
+
+def loss_of(found: dict[str, Any]) -> Tensor:
+    assert found["features"][0].shape[1] == 4
+    return found["boxes"].square().mean()
+
+
+def pair(device: str) -> tuple[Net, Net, list[Tensor]]:
+    torch.manual_seed(0)
+    net = Net().to(device).train()
+    return net, deepcopy(net), [torch.randn(2, 2, 8, 8, device=device) for _ in range(9)]
+
+
+def trained(
+    net: nn.Module,
+    call: Callable[[Tensor], Any],
+    loss: Callable[[Any], Tensor],
+    images: list[Tensor],
+    every: int,
+) -> list[Tensor]:
+    """Losses of a training whose updates add up the gradients of so many batches."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for number, each in enumerate(images, 1):
+        found = loss(call(each))
+        found.backward()
+        losses.append(found.detach().clone())
+        if number % every == 0:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=number % 2 == 0)
+    return losses
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("every", [1, 3])
+def test_training_is_the_same_bit_for_bit(device: str, every: int) -> None:
+    net, twin, images = pair(device)
+    graph = graphed(net, images[0], loss_of)
+    assert all(
+        torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
+    assert all(each.grad is None for each in net.parameters())
+    for each in images:
+        assert graph.accepts(each)
+    found = trained(net, graph, loss_of, images, every)
+    wanted = trained(twin, twin, loss_of, images, every)
+    assert all(map(torch.equal, found, wanted)), (found, wanted)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+    assert net.idle.weight.grad is None, "a parameter that nothing depends on has no gradient"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_what_was_put_back_are_added_to(device: str) -> None:
+    net, twin, images = pair(device)
+    graph = graphed(net, images[0], loss_of)
+    for each in (net, twin):
+        each.second.weight.grad = torch.full_like(each.second.weight, 5.0)
+    loss_of(graph(images[1])).backward()
+    loss_of(twin(images[1])).backward()
+    for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None and other.grad is not None:
+            assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_recording_leaves_random_generators_and_frozen_parameters(device: str) -> None:
+    net, _, images = pair(device)
+    net.first[0].weight.requires_grad_(False)
+    before = torch.random.get_rng_state(), torch.rand(1, device=device)
+    torch.manual_seed(3)
+    wanted = torch.rand(4, device=device)
+    torch.manual_seed(3)
+    graph = graphed(net, images[0], loss_of)
+    assert torch.equal(torch.rand(4, device=device), wanted)
+    loss_of(graph(images[1])).backward()
+    assert net.first[0].weight.grad is None and net.second.weight.grad is not None
+    assert before is not None and not recording()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_it_was_not_recorded_for_is_not_accepted(device: str) -> None:
+    net, _, images = pair(device)
+    graph = graphed(net, images[0], loss_of)
+    like = images[0]
+    others = [
+        like[:1],
+        like.double(),
+        like.clone().requires_grad_(),
+        like.to(memory_format=torch.channels_last),
+        torch.zeros(2, 2, 8, 9, device=device),
+    ]
+    assert not any(map(graph.accepts, others))
+    with torch.no_grad():
+        assert not graph.accepts(like)
+    net.eval()
+    assert not graph.accepts(like)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_backward_pass_that_comes_too_late_is_an_error(device: str) -> None:
+    net, _, images = pair(device)
+    graph = graphed(net, images[0], loss_of)
+    first = loss_of(graph(images[1]))
+    graph(images[2])
+    with pytest.raises(RuntimeError, match="before its next forward pass"):
+        first.backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_output_that_had_no_gradient_when_recorded_is_an_error(device: str) -> None:
+    net, _, images = pair(device)
+    graph = graphed(net, images[0], loss_of)
+    found = graph(images[1])
+    assert not found["features"][1].requires_grad
+    with pytest.raises(RuntimeError, match=r"outputs \[1\] have a gradient"):
+        (loss_of(found) + found["features"][0].sum()).backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_loss_that_leaves_an_output_out_adds_nothing(device: str) -> None:
+    net, _, images = pair(device)
+    graph = graphed(net, images[0], lambda found: loss_of(found) + found["features"][0].mean())
+    graph(images[1])["features"][0].mean().backward()
+    assert net.second.weight.grad is not None and not net.second.weight.grad.any()
+    assert net.first[0].weight.grad is not None and net.first[0].weight.grad.any()
+
+
+@pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")
+def test_what_a_graph_cannot_hold_is_an_error_and_strikes_no_route() -> None:
+    class Waits(Net):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            found = super().forward(x)
+            found["boxes"] = found["boxes"] * (found["boxes"].sum().item() > -1e9)
+            return found
+
+    with patches.enabled("cuda", "triton"):
+        net, image = Waits().cuda().train(), torch.randn(2, 2, 8, 8, device="cuda")
+        with pytest.raises(RuntimeError):
+            GraphedModule(net, image, loss_of)
+        before = patches.report().calls
+        loss_of(net(image)).backward()
+        report = patches.report()
+        assert report.calls > before and not any("struck off" in note for note in report.notes)
+
+
+@pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")
+@pytest.mark.parametrize("model", ["yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize(("route", "half"), [("triton", False), ("triton", True), ("native", True)])
+def test_detectors_train_the_same_bit_for_bit(model: str, route: str, half: bool) -> None:
+    from toolkit.training.steps import TrainingStep, determinism
+
+    patches.enable("cuda", route)
+    try:
+        with determinism(True):
+            steps = [
+                TrainingStep(model, 4, 256, "cuda", channels=1, amp=half, channels_last=half)
+                for _ in range(2)
+            ]
+            recorded = steps[1].recorded()
+            for _ in range(5):
+                assert torch.equal(steps[0](), recorded())
+        states = [step.model.state_dict() for step in steps]
+        different = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
+        assert not different
+    finally:
+        patches.disable()

@@ -1,0 +1,67 @@
+"""The network of a training as CUDA graphs, where replaying them was found to be quicker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patches.graphs import GraphedModule
+from toolkit.training.settling import settle_convolutions
+
+
+class NetworkGraph:
+    """Records the network with the first batch after it was wanted, and serves the batches like it.
+
+    Args:
+        record_event: told of a graph that is not to be had: kind, action, detail.
+
+    Attributes:
+        wanted: whether to record one with the next batch.
+    """
+
+    def __init__(self, record_event: Callable[[str, str, str], None]) -> None:
+        self.wanted = False
+        self._record_event = record_event
+        self._graph: GraphedModule | None = None
+
+    def settle(
+        self, model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None, may: bool
+    ) -> None:
+        """Settle who computes, and whether by graphs; arguments of :func:`settle_convolutions`."""
+        self.wanted = settle_convolutions(model, images, half, graphs=may)
+
+    def serving(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
+        """The graph for a batch on the device; None where the network itself is to be called.
+
+        Args:
+            model: an Ultralytics detector in training mode, without DDP around it.
+            batch: with its images in ``img``.
+        """
+        images: Tensor = batch["img"]
+        if self.wanted:
+            self.wanted = False
+            self._graph = self._recorded(model, batch)
+        return self._graph if self._graph is not None and self._graph.accepts(images) else None
+
+    def drop(self) -> None:
+        """Give the memory back, and record none any more."""
+        self.wanted, self._graph = False, None
+
+    def _recorded(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
+        try:
+            graph = GraphedModule(model, batch["img"], lambda found: model.loss(batch, found)[0].sum())
+        except RuntimeError as error:
+            self._event(str(error).partition("\n")[0])
+            return None
+        # Validation, and batches of another size, need memory beside what the graph keeps to itself.
+        free, _ = torch.cuda.mem_get_info(batch["img"].device)
+        if free < graph.bytes:
+            self._event(f"{free / 2**30:.1f} GiB would be left beside its {graph.bytes / 2**30:.1f}")
+            return None
+        return graph
+
+    def _event(self, detail: str) -> None:
+        self._record_event("no CUDA graph", "training goes on without", detail)
