@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -144,16 +144,10 @@ class Planner:
             )
         return verdict.passed
 
-    def _test(self, wanted: Iterable[Test], needed: Iterable[ConvProblem] = ()) -> None:
-        """Test what nobody has tested, all at once: each test is a process that mostly waits.
-
-        Args:
-            wanted: names of tests and dtypes.
-            needed: problems whose kernels are compiled meanwhile.
-        """
+    def _test(self, wanted: Iterable[Test]) -> None:
+        """Test what nobody has tested, all at once: each test is a process that mostly waits."""
         tests = self._untested(wanted)
         if not tests:
-            self._compile(needed, ())
             return
         device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
         with self.file.testing(), self.watch.during("self-tests"):
@@ -162,7 +156,6 @@ class Planner:
                 self._note(f"testing the {_title(name)} in {_name(dtype)} on this card, once")
             with ThreadPoolExecutor(max(1, len(tests))) as pool:
                 verdicts = pool.map(lambda test: self._examine(test[0], device, _name(test[1])), tests)
-                self._compile(needed, [dtype for name, dtype in tests if name == "triton"])
                 found = {_test_name(*test): each for test, each in zip(tests, verdicts, strict=True)}
             self.file.remember({}, found)
 
@@ -186,24 +179,31 @@ class Planner:
         """
         unknown = [each for each in dict.fromkeys(problems) if self._known(each) is None]
         if unknown:
-            self._test([test for each in unknown for test in self._wanted(each)], unknown)
+            index = None if self.device == "cpu" else torch.cuda.current_device()
+            with ThreadPoolExecutor(1) as pool:
+                compiling = pool.submit(self._compile, unknown, index)
+                self._test(test for each in unknown for test in self._wanted(each))
+                compiling.result()
             self._note(f"measuring {len(unknown)} kinds of convolution on this card, once")
 
     def get_tested(self, dtype: torch.dtype) -> None:
         """Run the self-tests of what serves a usual convolution in a dtype, and of what stands beside it."""
         self._test(self._wanted(selftest.problems_of(self.device, dtype)[0]))
 
-    def _compile(self, problems: Iterable[ConvProblem], tested: Sequence[torch.dtype]) -> None:
-        """Compile what the Triton routes will launch, but what their tests in some dtypes compile now."""
-        route = self.routes.get("triton")
-        served = [each for each in problems if route is not None and route.supports(each)]
-        served = [each for each in served if each.dtype in tested or self.trusted("triton", each.dtype)]
-        if len(served) > 1 and self.device == "cuda":
+    def _compile(self, problems: Iterable[ConvProblem], index: int | None) -> None:
+        """Compile what the Triton routes will launch on a GPU, but for what their self-test compiles."""
+        route, served = self.routes.get("triton"), []
+        for each in problems:
+            verdict = self.file.verdicts.get(_test_name("triton", each.dtype))
+            if route is not None and route.supports(each) and (verdict is None or verdict.passed):
+                served.append(each)
+        if len(served) > 1 and index is not None:
             from .triton_kernels.ahead import beyond, compile_ahead
 
-            with self.watch.during("compiling for the model"):
-                others = (each for dtype in tested for each in selftest.problems_of("cuda", dtype))
-                compile_ahead(beyond(served, others))
+            with self.watch.during("compiling for the model"), torch.cuda.device(index):
+                dtypes = dict.fromkeys(each.dtype for each in served)
+                tested = (each for dtype in dtypes for each in selftest.problems_of("cuda", dtype))
+                compile_ahead(beyond(served, tested))
 
     def tune(self, problem: ConvProblem) -> Choice:
         """Measure every trusted route on a problem and remember which serves, unless that has been done."""
