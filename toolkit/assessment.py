@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from submission import Detections, templates
+from submission import Detections
 from submission.validate import check_overlap, check_values
-from toolkit import console, provenance, vocabulary
+from toolkit import belonging, console, provenance, vocabulary
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.engines import Engine
 from toolkit.evaluation.matched import write_tables
 from toolkit.evaluation.scoring import MANY, Scores, score
 from toolkit.evaluation.truth import GroundTruth, answers_of
-from toolkit.ltdv2 import ANNOTATIONS, SplitName
+from toolkit.ltdv2 import SplitName
 from toolkit.machine import checks
 from toolkit.runs import health
 from toolkit.workspace import BEST, Workspace, is_other_data
@@ -43,9 +40,11 @@ class Task:
     Attributes:
         path: weights or predictions.
         detector: the weights, opened; None for predictions.
+        origin: of predictions, what made them, where that was noted.
         run: the run that ``path`` lies in, if any.
         split: the split that is scored.
         answers: the file with its true boxes. published: they are the split's own, in the data's folder.
+        truth_sha256: gives their hash, which is taken once.
         data: the folder of the frames; None where nothing needs it.
         folder: where scores, predictions and the report go.
         bad_frames: part of the frames that may be missing or unreadable.
@@ -54,9 +53,11 @@ class Task:
 
     path: Path
     detector: Detector | None
+    origin: provenance.Origin | None
     run: Path | None
     split: SplitName
     answers: Path
+    truth_sha256: Callable[[], str]
     published: bool
     data: Path | None
     folder: Path
@@ -135,23 +136,27 @@ def task(
         near, _ = place.known_data(path)  # a file from elsewhere is in the words of its source
         source = near if near is not None and vocabulary.of_data(near).is_own else None
     answers = truth or answers_of(source or place.data_dir(), split)
-    made_by = provenance.weights_of(path, BEST) if path.suffix == ".json" else path.name
-    folder = out or place.evaluation(path, split, source, truth, data is not None, made_by)
-    if run is None or folder != place.evaluation(path, split, source, named=False, weights=made_by):
-        folder = _unshared(folder, None if run else path, answers, out is not None)
-    allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
+    origin = provenance.origin_of(path) if detector is None else None
+    made_by = provenance.weights_of(path, origin, BEST) if detector is None else path.name
     own = run is not None and (data is None or source is None or not is_other_data(run, source))
-    return Task(path, detector, run, split, answers, truth is None, source, folder, allowed, own)
+    folder = out or place.evaluation(path, split, source, truth, data is not None, made_by)
+    digest = cache(partial(provenance.sha256, answers))
+    if (out is not None or truth is not None or not own) and answers.is_file():
+        folder = _unshared(folder, None if run else path, answers, digest, out is not None)
+    allowed = health.of(place, source).frames_allowed() if detector else BAD_FRAMES
+    return Task(
+        path, detector, origin, run, split, answers, digest, truth is None, source, folder, allowed, own
+    )
 
 
-def _unshared(folder: Path, target: Path | None, answers: Path, named: bool) -> Path:
+def _unshared(
+    folder: Path, target: Path | None, answers: Path, digest: Callable[[], str], named: bool
+) -> Path:
     """``folder``, or one numbered after it where that has the scores of something else: said in a line."""
-    if not answers.is_file():
-        return folder
     for number in count(1):
         tried = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         held = provenance.subject_of(tried / "scores.json")
-        other = held is not None and not held.is_of(provenance.subject(tried, target, answers))
+        other = held is not None and not held.is_of(provenance.subject(tried, target, answers, digest()))
         if other and named:
             console.warn(f"{tried} has scores against {_held(tried, held)}, which are replaced")
         if not other or named:
@@ -197,7 +202,7 @@ def assess(
             detections, truth.image_ids, str(path), str(answers)
         )  # of other data are also its labels
         check_values(detections, str(path), truth.vocabulary.classes)
-        origin = provenance.origin_of(path)
+        origin = wanted.origin
     else:
         truth, index = GroundTruth.read(answers, wanted.data), opened(wanted)
         detections, origin = _predicted(wanted, index, fields)
@@ -206,11 +211,10 @@ def assess(
     scores = score(truth, detections, engine=engine, strict=strict, source=str(path))
     scores.write(wanted.folder / "scores.json")
     target = None if wanted.run else path
-    provenance.record_subject(
-        wanted.folder / "scores.json", provenance.subject(wanted.folder, target, answers)
-    )
+    of = provenance.subject(wanted.folder, target, answers, wanted.truth_sha256())
+    provenance.record_subject(wanted.folder / "scores.json", of)
     if origin is not None and origin.split == wanted.split and wanted.published:
-        hashes = origin.weights_sha256, provenance.sha256(answers)
+        hashes = origin.weights_sha256, wanted.truth_sha256()
         provenance.record(wanted.folder / "scores.json", wanted.split, origin.weights, *hashes)
     return Assessment(truth, detections, scores, index)
 
@@ -229,21 +233,56 @@ def _predicted(
     return detections, provenance.record(written, wanted.split, path.name, provenance.sha256(path))
 
 
-def predictions_of(place: Workspace, name: str, split: SplitName, data: Path | None = None) -> Path:
-    """A file of predictions by its name, or a run's newest; of weights those that they made, now if need be.
+def named(place: Workspace, name: str, split: SplitName) -> Path:
+    """Weights (``.pt``), or a file of predictions: by its name, or of a run what its best weights found.
+
+    Raises:
+        ToolkitError: see :meth:`Workspace.weights` and :meth:`Workspace.predictions`.
+    """
+    if Path(name).suffix == ".pt":
+        return place.weights(name)
+    origins = cache(provenance.origin_of)
+    path = place.predictions(name, split, lambda file: _by_best(place, file, origins(file)))
+    if path != Path(name):
+        made_by = provenance.weights_of(path, origins(path), "")
+        console.note(f"{name} is {path}" + (f", which {made_by} found" if made_by else ""))
+        run = place.run_of(path)
+        if run is not None and _by_best(place, path, origins(path)) == _OTHERS:
+            console.warn(
+                f"{path} is not what {BEST} of run {run.name} finds now; to compare that, name it: "
+                f"{run / 'weights' / BEST}"
+            )
+    return path
+
+
+_OTHERS, _UNKNOWN, _BEST = range(3)
+
+
+def _by_best(place: Workspace, predictions: Path, origin: provenance.Origin | None) -> int:
+    """Whether a run's best weights made a file, as they are now; unknown where nothing was noted of it."""
+    run = place.run_of(predictions)
+    best = run / "weights" / BEST if run is not None else None
+    if best is None or not best.is_file() or provenance.weights_of(predictions, origin, "") == "":
+        return _UNKNOWN
+    made = origin is not None and origin.weights_sha256 == provenance.sha256(best)
+    return _BEST if made else _OTHERS
+
+
+def predictions_of(place: Workspace, path: Path, split: SplitName, data: Path | None = None) -> Path:
+    """A file of predictions itself; of weights those that they made, now if need be.
 
     Args:
-        place: finds runs, weights and data.
-        name: predictions, a run, or weights (``.pt``).
+        place: finds runs and data.
+        path: what :func:`named` returned.
         split: that is predicted.
         data: for weights: the folder of the data; None: their run's, or the workspace's.
 
     Raises:
-        ToolkitError: see :meth:`Workspace.predictions`, :func:`task` and :func:`toolkit.prediction.predict`.
+        ToolkitError: see :func:`task` and :func:`toolkit.prediction.predict`.
     """
-    if Path(name).suffix != ".pt":
-        return place.predictions(name, split)
-    wanted = task(place, name, split, data=data)
+    if path.suffix != ".pt":
+        return path
+    wanted = task(place, str(path), split, data=data)
     written = wanted.folder / PREDICTIONS
     origin = provenance.origin_of(written)
     made = origin is not None and (origin.split, origin.weights_sha256)
@@ -254,58 +293,25 @@ def predictions_of(place: Workspace, name: str, split: SplitName, data: Path | N
     return written
 
 
-def data_of_all(
-    place: Workspace, names: Iterable[str], split: SplitName, data: Path | None = None
-) -> Path | None:
-    """The data of what :func:`predictions_of` takes: that which was named, else that of the first of a run.
+def data_of_all(place: Workspace, paths: Sequence[Path], data: Path | None = None) -> Path | None:
+    """The data of what :func:`named` returned: that which a flag named, else that of the first of a run.
 
-    None: it is of no run. Raises ToolkitError: something is not there, or its run's data is not.
+    None: it is of no run, or its run's data is not there.
     """
-    if data is not None:
-        return data
-    paths = [
-        place.weights(name) if Path(name).suffix == ".pt" else place.predictions(name, split)
-        for name in names
-    ]
     first = place.of_a_run(paths)
-    return place.known_data(first)[0] if place.run_of(first) is not None else None
+    return data or (place.known_data(first)[0] if place.run_of(first) is not None else None)
 
 
 def data_behind(place: Workspace, path: Path, split: SplitName, data: Path | None = None) -> Path:
-    """:meth:`Workspace.data_of`; of several possible ones, that with the images of predictions of no run.
+    """The data of weights, or of predictions by what :func:`toolkit.belonging.data_of` asks.
 
     Raises:
         ToolkitError: nothing tells.
         SubmissionError: it depends on a file that is no predictions.
     """
-    try:
+    if path.suffix != ".json":
         return place.data_of(path, data)
-    except ToolkitError:
-        if path.suffix != ".json" or data is not None or place.run_of(path) is not None:
-            raise
-        found = _with_images(place, Detections.read(path).image_ids, split)
-        if found is None:
-            raise
-        return found
-
-
-def _with_images(place: Workspace, image_ids: npt.NDArray[np.int64], split: SplitName) -> Path | None:
-    """Of several data folders the only one whose split has exactly these images, else that has them all.
-
-    None: there is none, or more than one, or a setting names one. Raises SubmissionError: annotations are
-    damaged.
-    """
-    if os.environ.get("TOOLKIT_DATA") or place.defaults().data:
-        return None
-    files = {folder: folder / ANNOTATIONS[split] for folder in place.datasets()}
-    held = {folder: templates.read(file) for folder, file in files.items() if file.is_file()}
-    whole = [folder for folder, ids in held.items() if np.isin(image_ids, ids).all()]
-    exact = [folder for folder in whole if len(held[folder]) == len(image_ids)]
-    for found in (exact, whole):
-        if len(found) == 1:
-            console.note(f"the data is {found[0]}, whose split {split} has these images")
-            return found[0]
-    return None
+    return belonging.data_of(place, path, lambda: Detections.read(path).image_ids, data, (split,))
 
 
 def opened(wanted: Task) -> DatasetIndex:

@@ -25,7 +25,7 @@ from submission.codabench import URL, Codabench
 from submission.errors import NO_JSON
 from submission.validate import check_ids, check_values
 from submission.worth import Usual, Worth, assess
-from toolkit import __version__, console
+from toolkit import __version__, belonging, console
 from toolkit.dataset.export import stems
 from toolkit.dataset.index import load, prepared_folder, read_manifest
 from toolkit.errors import CallError, ToolkitError, reason
@@ -108,36 +108,56 @@ class Entry:
     data: Path | None
 
 
-def enter(
-    place: Workspace,
-    predictions: Path,
-    data: Path | None = None,
-    phase: str | None = None,
-    template: Path | None = None,
-    allow_missing: bool = False,
-    coco: bool = False,
-    known: Mapping[str, Template] | None = None,
-) -> Entry:
-    """Read predictions, check them as the organisers do, and warn of what would not score.
+def opened(
+    place: Workspace, predictions: Path, data: Path | None = None, coco: bool = False
+) -> tuple[Detections, Path | None]:
+    """What a file holds, and LTDv2's files for it: as named, its run's, the workspace's or those of its ids.
 
     Args:
         place: finds the run and the data that belong to the file.
         predictions: see :func:`read`.
-        data: LTDv2's files; None: those of the run, or the workspace's. Without them the predictions must be
-            complete.
-        phase, template, allow_missing, known: see :func:`prepare`; COCO results may always lack images.
+        data: LTDv2's files, if named; they know the frames of COCO results.
         coco: the file is a list of COCO results.
 
     Raises:
-        SubmissionError: the file is not what it should be, or the organisers would refuse it.
-        ToolkitError: ``data`` is no folder, or no phase has the ids.
+        SubmissionError: the file is not what it should be.
+        ToolkitError: ``data`` is no folder.
     """
-    folder = data_of(place, predictions, data)
+    folder = place.data_dir(data) if data is not None else None
+    with suppress(ToolkitError):
+        folder = folder or place.data_of(predictions)
 
     def names() -> dict[str, int]:
         return stems(load(folder or place.data_dir(data)))
 
     detections = read(predictions, coco, names)
+    with suppress(ToolkitError):  # nothing tells: they must be complete
+        folder = folder or belonging.data_of(place, predictions, lambda: detections.image_ids)
+    return detections, folder
+
+
+def enter(
+    place: Workspace,
+    predictions: Path,
+    detections: Detections,
+    folder: Path | None = None,
+    phase: str | None = None,
+    template: Path | None = None,
+    allow_missing: bool = False,
+    known: Mapping[str, Template] | None = None,
+) -> Entry:
+    """Check predictions as the organisers do, and warn of what would not score.
+
+    Args:
+        place: finds the run that belongs to the file.
+        predictions: the file.
+        detections, folder: what :func:`opened` returned. Without a folder they must be complete.
+        phase, template, allow_missing, known: see :func:`prepare`.
+
+    Raises:
+        SubmissionError: the organisers would refuse it.
+        ToolkitError: no phase has the ids.
+    """
     run = place.run_of(predictions)
     data_template = None
     if template is None and (run is not None or folder is not None):
@@ -151,7 +171,7 @@ def enter(
         template=template,
         data_template=data_template,
         of_data=run is not None,
-        allow_missing=allow_missing or coco,
+        allow_missing=allow_missing,
         known=known,
     )
     if checked.rehearsal:
@@ -162,19 +182,6 @@ def enter(
     elif checked.filled:
         console.warn(f"{checked.filled:,} ids had no entry and got empty lists")
     return Entry(checked, look_at(checked, folder), run, folder)
-
-
-def data_of(place: Workspace, predictions: Path, data: Path | None = None) -> Path | None:
-    """LTDv2's files for predictions: the folder that was named, that of the run, or the workspace's; or None.
-
-    Raises:
-        ToolkitError: what was named is no such folder.
-    """
-    if data is not None:
-        return place.data_dir(data)
-    with suppress(ToolkitError):
-        return place.data_of(predictions)
-    return None
 
 
 def prepare(

@@ -53,10 +53,10 @@ class Subject(msgspec.Struct, frozen=True):
         return truth and self.target == other.target
 
 
-def subject(folder: Path, target: Path | None, truth: Path) -> Subject:
-    """Of scores in ``folder``. Raises OSError: the truth cannot be read."""
+def subject(folder: Path, target: Path | None, truth: Path, truth_sha256: str) -> Subject:
+    """Of scores in ``folder``."""
     return Subject(
-        os.path.relpath(target, folder) if target else "", os.path.relpath(truth, folder), sha256(truth)
+        os.path.relpath(target, folder) if target else "", os.path.relpath(truth, folder), truth_sha256
     )
 
 
@@ -99,12 +99,17 @@ def origin_of(file: Path) -> Origin | None:
         return None
 
 
-def weights_of(predictions: Path, unnoted: str) -> str | None:
+def weights_of(predictions: Path, origin: Origin | None, unnoted: str) -> str | None:
     """Name of the weights whose own predictions a file holds; ``unnoted`` where nothing was noted of it.
 
-    None: what was noted is of another content. Something else was written in the place of what they found.
+    Args:
+        predictions: the file.
+        origin: what :func:`origin_of` says of it.
+        unnoted: what it is taken for.
+
+    Returns:
+        None where what was noted is of another content: something else was written in its place.
     """
-    origin = origin_of(predictions)
     if origin is not None:
         return origin.weights
     return None if _beside(predictions).is_file() else unnoted

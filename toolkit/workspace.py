@@ -21,7 +21,7 @@ elsewhere, where ``TOOLKIT_RUNS`` says::
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -249,8 +249,9 @@ class Workspace:
             )
         return newest
 
-    def predictions(self, name: str, split: str) -> Path:
-        """A predictions file: ``name`` itself, or the newest of this split in the run of that name or folder.
+    def predictions(self, name: str, split: str, rank: Callable[[Path], int] = lambda _: 0) -> Path:
+        """A predictions file: ``name`` itself, or of this split in the run of that name or folder the newest
+        of the highest ``rank``.
 
         Raises:
             ToolkitError: there is no such file or run, or the run has no predictions of the split.
@@ -264,8 +265,8 @@ class Workspace:
             kinds.append(own_evaluation(run) / "predictions.json")
         else:
             kinds.append(run / f"{EVALUATION}-{split}" / "predictions.json")
-        newest = _newest(kind for kind in kinds if kind.is_file())
-        if newest is None:
+        found = [kind for kind in kinds if kind.is_file()]
+        if not found:
             best = run / "weights" / BEST
             raise ToolkitError(
                 f"no predictions in {run}" if run.is_dir() else f"no file or run {name}",
@@ -274,7 +275,7 @@ class Workspace:
                 + ("" if run.is_dir() else ", or a run that has them"),
                 fix=f"make some: toolkit predict {best} --split {split}" if best.is_file() else "",
             )
-        return newest
+        return max(found, key=lambda path: (rank(path), path.stat().st_mtime_ns))
 
     def _known_runs(self) -> str:
         """The runs that a name could have meant, for a message."""

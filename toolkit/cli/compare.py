@@ -49,12 +49,12 @@ def compare(
     from toolkit.evaluation.truth import GroundTruth, answers_of
 
     place = workspace.current()
-    data = assessment.data_of_all(place, (a, b), split, data)
-    paths = [assessment.predictions_of(place, name, split, data) for name in (a, b)]
+    named = [assessment.named(place, name, split) for name in (a, b)]
+    data = assessment.data_of_all(place, named, data)
+    paths = [assessment.predictions_of(place, path, split, data) for path in named]
     both = [Detections.read(console.reading(path)) for path in paths]
-    known = (
-        place.known_data(paths[0], data)[0] if truth else assessment.data_behind(place, paths[0], split, data)
-    )
+    first = paths[0]
+    known = place.known_data(first, data)[0] if truth else assessment.data_behind(place, first, split, data)
     answers = truth or answers_of(known or place.data_dir(), split)
     true = GroundTruth.read(answers, known)
     for line in check_same_images(dict(zip(map(str, paths), both, strict=True))):

@@ -39,7 +39,7 @@ def ensemble(
     """
     from submission import Detections
     from submission.validate import check_same_images, check_values
-    from toolkit import console, workspace
+    from toolkit import belonging, console, workspace
     from toolkit.errors import CallError
     from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
@@ -57,7 +57,7 @@ def ensemble(
         ) from error
     sets = [Detections.read(console.reading(path)) for path in predictions]
     place = workspace.current()
-    classes = place.known_data(place.of_a_run(predictions))[1]
+    classes = belonging.classes_of(place, place.of_a_run(predictions), lambda: sets[0].image_ids)
     for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
         console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")
     for path, detections in zip(predictions, sets, strict=True):  # of other data are also its labels
@@ -72,7 +72,7 @@ def _scores_of(predictions: Path) -> Path:
     from toolkit import provenance, workspace
 
     place = workspace.current()
-    made_by = provenance.weights_of(predictions, workspace.BEST)
+    made_by = provenance.weights_of(predictions, provenance.origin_of(predictions), workspace.BEST)
     beside = place.evaluation(predictions, "val", weights=made_by) / "scores.json"
     if beside.is_file():
         return beside

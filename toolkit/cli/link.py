@@ -33,7 +33,7 @@ def link(
     """
     from submission import Detections
     from submission.validate import check_values
-    from toolkit import console, workspace
+    from toolkit import belonging, console, workspace
     from toolkit.evaluation.sequences import LinkOptions, check_one_split
     from toolkit.evaluation.sequences import link as link_boxes
 
@@ -41,7 +41,7 @@ def link(
     require_place(written, ".json")
     options = LinkOptions(iou=iou, gap=gap, share=share)
     detections = Detections.read(console.reading(predictions))
-    classes = workspace.current().known_data(predictions)[1]
+    classes = belonging.classes_of(workspace.current(), predictions, lambda: detections.image_ids)
     check_values(detections, str(predictions), classes)
     check_one_split(detections, str(predictions))
     result = link_boxes(detections, options)

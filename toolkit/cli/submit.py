@@ -76,7 +76,7 @@ def submit(
     Example: [bold]toolkit submit --upload --wait[/bold]
     """
     from submission.archive import is_zip
-    from toolkit import console, entry, uploads, workspace
+    from toolkit import console, entry, provenance, uploads, workspace
     from toolkit.competition import kept, template_path, templates_of, warn_of_the_end
     from toolkit.errors import CallError
 
@@ -86,19 +86,21 @@ def submit(
     place.competition(competition, data)  # a name that is none is said before anything is read
     if predictions is None:
         predictions = place.newest_predictions()
-        console.note(f"newest predictions: {predictions}")
+        made_by = provenance.origin_of(predictions)
+        console.note(f"newest predictions: {predictions}" + (f", of {made_by.weights}" if made_by else ""))
     beside = predictions if is_zip(predictions) else predictions.parent / "submission.zip"
     target = out or (beside if zip or upload else None)
     if target is not None:
         entry.check_place(target)
-    folder = entry.data_of(place, predictions, data)
+    detections, folder = entry.opened(place, predictions, data, from_coco)
     number = place.competition(competition, folder)
     told = kept(folder, number) if folder is not None else None
     known = templates_of(told, folder, number) if folder is not None else None
     against = template
     if template is None and phase is None and folder is not None and told and phase_id in told.templates:
         against = template_path(folder, number, phase_id)
-    entered = entry.enter(place, predictions, folder, phase, against, allow_missing, from_coco, known)
+    may_lack = allow_missing or from_coco  # COCO results say nothing of an image without boxes
+    entered = entry.enter(place, predictions, detections, folder, phase, against, may_lack, known)
     checked, worth = entered.submission, entered.worth
     if told is not None and checked.phase is not None and not upload:
         warn_of_the_end(told, number, checked.phase)
