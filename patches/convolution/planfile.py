@@ -263,4 +263,6 @@ def _verdict(value: Any) -> SelfTestResult:
     passed = value["passed"]
     if not isinstance(passed, bool):
         raise TypeError(f"passed is {passed!r}")
-    return SelfTestResult(str(value["route"]), passed, str(value["reason"]), float(value["seconds"]))
+    phases = {str(what): float(seconds) for what, seconds in value.get("phases", {}).items()}
+    route, reason, seconds = str(value["route"]), str(value["reason"]), float(value["seconds"])
+    return SelfTestResult(route, passed, reason, seconds, phases=phases)

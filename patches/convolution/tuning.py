@@ -150,7 +150,7 @@ class Planner:
         if not tests:
             return
         device = self.device if self.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
-        with self.file.testing(), self.watch.during("self-tests"):
+        with self.watch.during("self-tests"), self.file.testing():
             tests = self._untested(tests)
             for name, dtype in tests:
                 self._note(f"testing the {_title(name)} in {_name(dtype)} on this card, once")

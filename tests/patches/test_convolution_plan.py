@@ -118,6 +118,13 @@ def test_of_routes_that_are_as_fast_the_one_with_less_memory_serves(
     assert chooser.file.choices[str(LAYER)].extra_bytes == {"native": 1, "fast": 900, "lean": 100}
 
 
+def test_what_a_self_test_took_is_read_again(path: Path) -> None:
+    chooser = planner()
+    result = SelfTestResult("triton", True, "", 9.0, phases={"start": 0.5, "tests": 1.5})
+    chooser.file.remember({}, {"triton float32": result})
+    assert planner().file.verdicts["triton float32"].phases == result.phases
+
+
 def test_how_much_is_about_to_be_measured_is_said_once(path: Path) -> None:
     notes: list[str] = []
     chooser = planner(notes=notes)

@@ -35,6 +35,8 @@ def test_a_good_route_passes(route: str) -> None:
     result = selftest.run(route, "cpu")
     assert (result.route, result.passed, result.reason) == (route, True, "")
     assert result.seconds > 0
+    assert {"start", "imports", "tests"} <= set(result.phases)
+    assert 0 < sum(result.phases.values()) <= result.seconds
 
 
 @pytest.mark.parametrize(("route", "reason"), BAD.items(), ids=BAD.keys())
