@@ -17,20 +17,25 @@ DIGITS = ("202101", "202102", "202103", "202104", "202005", "202006", "202007", 
 
 
 def made(
-    truth: list[tuple[list[float], int]], found: list[tuple[list[float], float, int]]
+    truth: list[tuple[list[float], int]],
+    found: list[tuple[list[float], float, int]],
+    digits: tuple[str, ...] = DIGITS,
 ) -> tuple[Scores, Matches, np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """The same frame in every month."""
-    ids = np.array([int(d) * 10**11 for d in DIGITS])
-    n, m = len(truth), len(found)
+    ids = np.array([int(d) * 10**11 for d in digits])
+    n, m, k = len(truth), len(found), len(ids)
     true = GroundTruth(
-        ids, np.arange(9) * n, np.array([b for b, _ in truth] * 8), np.array([k for _, k in truth] * 8)
+        ids,
+        np.arange(k + 1) * n,
+        np.array([b for b, _ in truth] * k),
+        np.array([label for _, label in truth] * k),
     )
     detections = Detections(
         ids,
-        np.arange(9) * m,
-        np.array([b for b, _, _ in found] * 8).reshape(-1, 4),
-        np.array([s for _, s, _ in found] * 8),
-        np.array([k for _, _, k in found] * 8, np.int64),
+        np.arange(k + 1) * m,
+        np.array([b for b, _, _ in found] * k).reshape(-1, 4),
+        np.array([s for _, s, _ in found] * k),
+        np.array([label for _, _, label in found] * k, np.int64),
     )
     return score(true, detections, engine="pycocotools"), match(align(true, detections)), ids
 
@@ -105,6 +110,16 @@ def test_a_class_gains_its_part_of_the_mean() -> None:
     months = [scores.months["jan"].map_50 + 0.05, *[0.5] * 7]
     wanted = balance(0.5 + 0.05 / 8, months)[1] - scores.balanced
     assert table[4]["jan"].gain == pytest.approx(wanted)
+
+
+def test_images_of_no_month_have_their_part_of_the_whole() -> None:
+    """September counts in mAP@0.5 alone: a month is a ninth of it, not an eighth."""
+    scores, matches, _ = made([(BIG, 1), (OTHER, 4)], [(BIG, 0.9, 1)], (*DIGITS, "202009"))
+    table = cells(scores, matches)
+    assert (table[4]["jan"].boxes, table[4]["all"].boxes) == (1, 9)
+    assert table[4]["all"].gain == pytest.approx(0.05)
+    wanted = balance(0.5 + 0.05 / 9, [0.55, *[0.5] * 7])[1] - scores.balanced
+    assert table[4]["jan"].gain == pytest.approx(wanted, abs=1e-9)
 
 
 def test_a_class_that_a_month_lacks_is_marked() -> None:

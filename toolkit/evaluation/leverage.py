@@ -87,29 +87,29 @@ def cells(scores: Scores, matches: Matches) -> dict[int, dict[str, Cell]]:
     table: dict[int, dict[str, Cell]] = {}
     for label in sorted((scores.overall.map_50_per_class or {}).keys()):
         of_class = p.truth_label == label
-        counts = {m: int((of_class & masks[m][p.truth_image]).sum()) for m in masks}
-        row = {month: _cell(scores, label, (month,), counts) for month in masks}
-        row["all"] = _cell(scores, label, tuple(masks), counts, int(of_class.sum()))
+        total = int(of_class.sum())
+        row = {
+            m: _cell(scores, label, m, int((of_class & mask[p.truth_image]).sum()), total)
+            for m, mask in masks.items()
+        }
+        row["all"] = _cell(scores, label, None, total, total)
         table[label] = row
     return table
 
 
-def _cell(
-    scores: Scores, label: int, better: tuple[str, ...], counts: Mapping[str, int], total: int | None = None
-) -> Cell:
+def _cell(scores: Scores, label: int, better: str | None, boxes: int, total: int) -> Cell:
+    """A class in the month that is better; None: in all of them, and in images of no month."""
     whole = (scores.overall.map_50_per_class or {}).get(label, -1.0)
-    here = whole if total is not None else _ap(scores, better[0], label)
-    boxes = total if total is not None else counts[better[0]]
+    here = whole if better is None else _ap(scores, better, label)
     if not is_number(here) or not is_number(scores.balanced) or not boxes:
         return Cell(boxes, here if is_number(here) else None, None)
     months = []
     for month, summary in scores.months.items():
         ap = _ap(scores, month, label)
-        step = min(STEP, 1 - ap) if month in better and is_number(ap) else 0.0
+        step = min(STEP, 1 - ap) if better in (month, None) and is_number(ap) else 0.0
         months.append(summary.map_50 + step / max(_classes(summary.map_50_per_class), 1))
-    part = 1.0 if total is not None else boxes / max(sum(counts.values()), 1)
     overall = scores.overall.map_50
-    overall += part * min(STEP, 1 - here) / _classes(scores.overall.map_50_per_class)
+    overall += boxes / total * min(STEP, 1 - here) / _classes(scores.overall.map_50_per_class)
     return Cell(boxes, here, balance(overall, months)[1] - scores.balanced)
 
 
