@@ -94,6 +94,7 @@ def test_what_is_accepted_is_what_ultralytics_takes(name: str, value: object) ->
         ("time=-1", "time cannot be -1.*hours"),
         ("data=coco.yaml", "decided by the toolkit; use --data"),
         ("resume=true", "use --resume"),
+        ("project=x", "toolkit; leave it out: runs lie in"),
         ("cache=ram", "toolkit dataset cache"),
         ("channels=1", "use --channels"),
         ("dropout=0.1", "no part in training a detector"),

@@ -143,6 +143,8 @@ def test_a_resumed_run_keeps_its_frames(data: Path, place: Workspace) -> None:
 def test_a_dry_run_shows_the_frames(data: Path, place: Workspace) -> None:
     lines = list(estimate.dry_run(place, options(data, frames="now,background")).lines())
     assert "frames       now,background (flag)" in lines
+    # No preset has two channels.
+    assert [line for line in lines if line.endswith(", 2 channels (as many as frames)")]
 
 
 def test_a_soup_of_other_frames_is_refused(trained: Path, tmp_path: Path) -> None:

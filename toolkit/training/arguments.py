@@ -44,7 +44,7 @@ DECIDED = {
     "save": "leave it out: weights are always saved",
     "cache": "toolkit dataset cache DATA, once",
     "verbose": "leave it out",
-    "split": "--months and --val-months choose images",
+    "split": "--months and --val-months, which choose images",
     "cfg": "--preset FILE.yaml",
     "profile": "leave it out; toolkit bench measures",
 }
@@ -129,7 +129,8 @@ def _check_name(name: str, source: str) -> None:
     from ultralytics.cfg import DEFAULT_CFG_DICT
 
     if name in DECIDED:
-        raise ToolkitError(f"{name} in {source} is decided by the toolkit", fix=f"use {DECIDED[name]}")
+        fix = DECIDED[name] if DECIDED[name].startswith("leave") else f"use {DECIDED[name]}"
+        raise ToolkitError(f"{name} in {source} is decided by the toolkit", fix=fix)
     if name in in_training():
         return
     if name in DEFAULT_CFG_DICT:

@@ -95,8 +95,10 @@ class DryRun(msgspec.Struct, frozen=True):
         for title, words in choices.lines(plan, source).items():
             yield f"{title:<12} {words}"
         if not plan.chooses:
-            yield "train on     train and val (flag): nothing is left to choose by"
-        channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({source['channels']})"
+            came = source.get("train_on", "run")
+            yield f"train on     train and val ({came}): nothing is left to choose by"
+        came = source["channels"] if plan.views.is_plain else "as many as frames"
+        channels = f"{plan.channels} channel{'s' if plan.channels > 1 else ''} ({came})"
         yield f"model        {plan.model} ({source['model']}), {channels}"
         patches = "on" if plan.patches else "off"
         yield f"device       {plan.device} ({source['device']}){ranks}, patches {patches}"
