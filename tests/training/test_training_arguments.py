@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -253,6 +254,22 @@ def test_a_time_decides_the_epochs_over_the_whole_run(
     rates = [step.rate for step in cut.steps + rest.steps]
     assert rates[:21] == [step.rate for step in whole.steps][:21]
     assert rates[30] == pytest.approx(whole.steps[30].rate)
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": 1}, {"epochs": 2, "val": False}])
+def test_a_time_wins_over_epochs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+) -> None:
+    """An hour is 36 batches of 100 seconds, however few epochs were asked for."""
+    clock = {"now": 1e9}
+    monkeypatch.setattr(time, "time", lambda: clock["now"])
+
+    def slowly(trainer: LTDv2Trainer) -> None:
+        trainer.add_callback("on_train_batch_start", lambda _: clock.update(now=clock["now"] + 100))
+
+    planned = plan(data, tmp_path / "run", **{"time": 1.0, "close_mosaic": 0, **arguments})
+    assert 34 <= len(train(planned, prepare=slowly).steps) <= 37
+    assert (planned.run / "weights" / "best.pt").is_file()
 
 
 def test_plans_of_lists_and_none_are_written_and_read(data: Path, tmp_path: Path) -> None:

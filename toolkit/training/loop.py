@@ -226,7 +226,7 @@ class LoopTrainer(GroupTrainer):
         return bool(self.stop)
 
     def _hours_are_over(self) -> bool:
-        return bool((time.time() - self.train_time_start) > self.args.time * 3600)
+        return bool((time.time() - self.train_time_start) >= self.args.time * 3600)
 
     def _everybody_stops(self) -> bool:
         """What the first rank knows of a stop, on all ranks."""
@@ -253,7 +253,8 @@ class LoopTrainer(GroupTrainer):
         if MAIN:
             kept = ["yaml", "nc", "args", "names", "stride", "class_weights"]
             self.ema.update_attr(self.model, include=kept)
-        last = self.epoch + 1 >= self.epochs
+        # With a time, the number of epochs is what the ones before it made likely: it ends nothing.
+        last = self._time_is_over() if self.args.time else self.epoch + 1 >= self.epochs
         if self.args.val or last or self.stopper.possible_stop or self.stop:
             self._clear_memory(None if self.device.type == "mps" else 0.5)
             self.metrics, self.fitness = self.validate()
