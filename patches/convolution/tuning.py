@@ -215,7 +215,8 @@ class Planner:
             start = time.monotonic()
             choice = self._measure(problem, names)
             self.spent += time.monotonic() - start
-            self.file.remember({_key(problem): choice}, {})
+            with self.watch.during("writing the plan"):
+                self.file.remember({_key(problem): choice}, {})
         return choice
 
     def _known(self, problem: ConvProblem) -> str | None:
