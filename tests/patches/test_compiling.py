@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_convolution_gemm import LAYER
 
+from patches import compiling
 from patches.convolution.planfile import Card
 from patches.convolution.selftest import SelfTestResult
 from patches.convolution.tuning import Planner
@@ -68,6 +69,52 @@ def test_a_cache_is_filled_without_a_device_whatever_fails(tmp_path: Path) -> No
     command = [sys.executable, "-c", COMPILE, str(tmp_path)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.stdout.splitlines() == ["4 4 False", "alive"], done.stderr[-2000:]
+
+
+CHILD = """
+import json, os, sys, torch
+from pathlib import Path
+from patches.compiling import HANDED_DOWN, Target
+from patches.convolution import selftest
+from patches.convolution.triton_kernels.route import TritonRoute
+os.environ[HANDED_DOWN] = json.dumps(Target("cuda", 90, 32, 132))
+some, seen, opened = selftest.problems_of("cuda", torch.float32)[1:4], [], []
+def compare(route, problem, device):
+    seen.append((len(opened), len(list(Path(sys.argv[1]).rglob("*.cubin")))))
+    return "wrong" * (len(seen) == 2)
+TritonRoute.supports = lambda self, problem: True
+selftest.problems_of = lambda device, dtype: some
+selftest.open_device, selftest._compare = opened.append, compare
+print(selftest._examine("triton", "cuda:0", "float32"))
+from patches.convolution.triton_kernels.ahead import jobs_of_each
+counts = list(jobs_of_each(some, 132, ("triton",))[1].values())
+enough = all(device == 1 and found >= count for (device, found), count in zip(seen, counts))
+print(len(seen), enough, counts == sorted(set(counts)), torch.cuda.is_initialized())
+"""
+
+
+@pytest.mark.slow
+def test_a_problem_is_tested_when_its_kernels_are_there_and_the_device_is_opened_meanwhile(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.stdout.splitlines() == ["try: compiling", "wrong", "2 True True False"], done.stderr[-2000:]
+
+
+def test_what_a_device_is_is_handed_down_by_who_has_opened_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = compiling.Target("cuda", 90, 32, 132)
+    monkeypatch.setattr(compiling, "_ask", lambda device: known)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert compiling.handed_down("cuda:1") == {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert compiling.handed_down("cpu") == {}
+    for name, value in compiling.handed_down("cuda:1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(compiling, "_ask", None)
+    assert compiling.target_of("cuda:1") == known
 
 
 @pytest.mark.parametrize("architecture", ["gfx1010", "gfx1201"])
