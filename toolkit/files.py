@@ -108,15 +108,46 @@ def turn(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _write_error(path, error) from error
     try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                console.note(f"waiting for another process that writes in {folder}")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait(handle, folder)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def turn_to_make(folder: Path) -> Iterator[None]:
+    """:func:`turn` in a folder that is yet to be made, or is not to hold a file for it; left empty, it goes.
+
+    Raises:
+        ToolkitError: the folder cannot be made.
+    """
+    try:
+        while True:
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            _wait(handle, folder)
+            if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
+                break
+            os.close(handle)  # who was waited for failed, and removed it
+    except OSError as error:
+        raise _write_error(folder, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()  # fails where something is in it
+        os.close(handle)
+
+
+def _wait(handle: int, folder: Path) -> None:
+    with suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.note(f"waiting for another process that writes in {folder}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _temporary(path: Path) -> tuple[int, Path]:

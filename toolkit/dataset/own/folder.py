@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +42,7 @@ def is_taken(data: Path) -> bool:
 def write(data: Path, content: Content) -> None:
     """Make the folder hold this; one that does is not touched, so that its index stays valid.
 
-    Until everything is written nothing that was there changes. An error or Ctrl-C leaves nothing of the new,
-    nor the folder if it was not there.
+    Until everything is written nothing that was there changes. An error or Ctrl-C leaves nothing of the new.
 
     Raises:
         ToolkitError: the disk is full, the folder cannot be written, or holds frames that are no links.
@@ -52,16 +50,9 @@ def write(data: Path, content: Content) -> None:
     try:
         if _holds(data, content):
             return
-        missing = [path for path in (data, *data.parents) if not path.exists()]
-        try:
-            data.mkdir(parents=True, exist_ok=True)
-            with scratch(data) as folder:
-                _fill(folder, data, content)
-                _install(folder, data, content)
-        finally:
-            with suppress(OSError):
-                for path in missing:
-                    path.rmdir()  # fails where something is in it
+        with scratch(data) as folder:
+            _fill(folder, data, content)
+            _install(folder, data, content)
     except OSError as error:
         raise ToolkitError(
             f"cannot write {data}", found=reason(error), expected="a writable folder with space left"

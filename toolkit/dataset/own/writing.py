@@ -20,6 +20,7 @@ from toolkit.dataset.own.origin import Origin
 from toolkit.dataset.own.reading import PICTURES, Image, read
 from toolkit.dataset.own.tree import inner
 from toolkit.errors import ToolkitError
+from toolkit.files import turn_to_make
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, SplitName
 from toolkit.vocabulary import LTDV2, Vocabulary
 
@@ -135,17 +136,28 @@ def bring(
         ToolkitError: the source is no dataset; classes or parts are not there; or the folder is another's, or
             was made of another source or with other settings.
     """
+    wanted = Origin(
+        str(source.resolve()), (by or "").strip(), re.sub(r"\s*([,=])\s*", r"\1", classes or "").strip(), val
+    )
+    _refuse(data, wanted, replace_other)
+    with turn_to_make(data):
+        _refuse(data, wanted, replace_other)  # another process may have made it meanwhile
+        return _bring(source, data, wanted, by, classes)
+
+
+def _refuse(data: Path, wanted: Origin, replace_other: bool) -> None:
+    """Refuse a folder that holds something else than what is wanted."""
     if folder.is_taken(data):
         raise ToolkitError(
             f"{data} is not empty",
             expected="a new folder, or one that was prepared before",
             fix="name a new one: --out DIR",
         )
-    wanted = Origin(
-        str(source.resolve()), (by or "").strip(), re.sub(r"\s*([,=])\s*", r"\1", classes or "").strip(), val
-    )
     if not replace_other:
         origin.refuse_another(data, wanted)
+
+
+def _bring(source: Path, data: Path, wanted: Origin, by: str | None, classes: str | None) -> Vocabulary:
     console.note(f"reading {source}")
     found = read(source)
     names, becomes = _classes(found.classes, classes)
@@ -153,6 +165,7 @@ def bring(
     parts, way = partition.name_parts(found.images, by)
     parts = partition.apart(parts, names.values())
     codes = {name: number for number, name in enumerate(partition.order(parts), 1)}
+    val = wanted.val
     if any(image.split == "val" for image in found.images):
         wanted = msgspec.structs.replace(wanted, val=0)
     if len(codes) == 1 and by is None:
