@@ -145,14 +145,6 @@ def test_pictures_that_no_file_lists_are_counted_alike(
         assert f"1 pictures of {tmp_path / source} are in no annotation file" in capsys.readouterr().err
 
 
-def test_an_archive_with_a_data_yaml_is_told_to_be_unpacked(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("x/data.yaml", "names: [a]")
-        archive.writestr("x/images/a.png", b"")
-    with pytest.raises(ToolkitError, match=r"no annotations; found x/data\.yaml; .*unpack the archive"):
-        read(tmp_path / "x.zip")
-
-
 def yolo(root: Path, **content: Any) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     (root / "data.yaml").write_text(yaml.safe_dump({"names": ["Person", "Car"], **content}))

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -15,9 +15,8 @@ from typing import IO, Any
 import yaml
 
 from toolkit import console
-from toolkit.dataset.crosscheck import files_below
 from toolkit.dataset.own import coco
-from toolkit.dataset.own.tree import Tree, inner, opened
+from toolkit.dataset.own.tree import ON_DISK, Places, Tree, inner, inside, opened
 from toolkit.errors import ToolkitError, reason
 
 PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -86,11 +85,18 @@ def read(source: Path) -> Dataset:
         ToolkitError: it is none of these, is damaged, or none of its images is there.
     """
     if source.suffix.lower() in (".yaml", ".yml"):
-        found = _read_yolo(source)
-    elif source.is_dir() and (described := _data_yaml(inner(source))):
-        found = _read_yolo(described)
-    elif source.is_dir() or source.suffix.lower() in (".json", ".zip"):
-        found = _read_coco(source)
+        found = _read_yolo(source, ON_DISK)
+    elif source.is_dir() and (described := _data_yaml(inner(source), ON_DISK)):
+        found = _read_yolo(described, ON_DISK)
+    elif source.is_dir() or source.suffix.lower() == ".json":
+        with opened(_root_of(source)) as tree:
+            found = _read_coco(tree, source)
+    elif source.suffix.lower() == ".zip":
+        with opened(source) as tree:
+            places = inside(tree)
+            described = _data_yaml(source / tree.top, places)
+            found = _read_yolo(described, places) if described else _read_coco(tree, source)
+            found = replace(found, root=source, top=tree.top)
     else:
         raise ToolkitError(
             f"{source} is no dataset",
@@ -127,22 +133,24 @@ def _refuse_repeated_split(source: Path, images: list[Image]) -> None:
             )
 
 
-def _data_yaml(folder: Path) -> Path | None:
-    named = [folder / "data.yaml", *sorted(folder.glob("*.y*ml"))]
-    return next((path for path in named if path.is_file() and "names" in _yaml(path)), None)
+def _data_yaml(folder: Path, places: Places) -> Path | None:
+    named = ["data.yaml", *(name for name in places.names(folder) if name.endswith((".yaml", ".yml")))]
+    files = (folder / name for name in named)
+    return next((path for path in files if places.is_file(path) and "names" in _yaml(path, places)), None)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _yaml(path: Path, places: Places) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with places.open(path) as file:
+            content = yaml.safe_load(file.read().decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ToolkitError(f"{path} cannot be read", found=reason(error), expected="YAML") from error
     return content if isinstance(content, dict) else {}
 
 
-def _read_yolo(path: Path) -> Dataset:
-    """An Ultralytics dataset; places as Ultralytics resolves them, from the file's folder."""
-    content = _yaml(path)
+def _read_yolo(path: Path, places: Places) -> Dataset:
+    """An Ultralytics dataset; its folders as Ultralytics resolves them, from the file's folder."""
+    content = _yaml(path, places)
     names = content.get("names")
     listed = list(names.values()) if isinstance(names, dict) else names
     if not isinstance(listed, list) or not listed:
@@ -152,21 +160,23 @@ def _read_yolo(path: Path) -> Dataset:
     classes = [str(each) for each in listed]
     _say_repeated(path.name, classes)
     root = path.parent / str(content.get("path") or "")
-    root = (root if root.is_dir() else path.parent).resolve()
-    found = {split: list(_pictures_of(root, content.get(split))) for split in SPLITS}
-    base, name_of = _common(root, [picture for pictures in found.values() for picture in pictures])
+    root = root if places.is_dir(_there(root, places)) else path.parent
+    root = root.resolve() if places.base is None else _plain(root)
+    found = {split: list(_pictures_of(root, content.get(split), places)) for split in SPLITS}
+    every = [picture for pictures in found.values() for picture in pictures]
+    base, name_of = _common(root, every) if places.base is None else _in(places.base)
     images, lost, twice = [], 0, 0
     for split, pictures in found.items():
         once = {name_of(picture): picture for picture in pictures}
         twice += len(pictures) - len(once)
         for name, picture in once.items():
             try:
-                with picture.open("rb") as file:
+                with places.open(picture) as file:
                     width, height = _size(file)
             except OSError:
                 lost += 1
                 continue
-            boxes = list(_yolo_boxes(picture, classes, width, height))
+            boxes = list(_yolo_boxes(picture, classes, width, height, places))
             images.append(Image(name, split, width, height, boxes=boxes))
     if twice:
         console.warn(f"{twice:,} images of {path} are listed more than once in a split: taken once")
@@ -178,18 +188,18 @@ def _say_repeated(name: str, classes: Sequence[str]) -> None:
         console.warn(f"{name} has several classes called {', '.join(repeated)}: they become one")
 
 
-def _pictures_of(root: Path, places: Any) -> Iterator[Path]:
+def _pictures_of(root: Path, listed: Any, places: Places) -> Iterator[Path]:
     """The pictures of a split, from folders, and from lists of files; absolute, without ``..``."""
-    for place in places if isinstance(places, list) else [places] if places else []:
-        path = root / str(place)
-        if not path.exists():
-            path = root / str(place).removeprefix("../")  # as Roboflow writes it
-        if path.is_file() and path.suffix == ".txt":
-            for line in _text(path).splitlines():
+    for place in listed if isinstance(listed, list) else [listed] if listed else []:
+        path = _there(root / str(place), places)
+        if not (places.is_file(path) or places.is_dir(path)):
+            path = _there(root / str(place).removeprefix("../"), places)  # as Roboflow writes it
+        if places.is_file(path) and path.suffix == ".txt":
+            for line in _text(path, places).splitlines():
                 if line.strip():
-                    yield _listed(line.strip(), root, path.parent)
-        elif path.is_dir():
-            below = sorted(os.fsdecode(each) for each in files_below(path, "."))
+                    yield _listed(line.strip(), root, path.parent, places)
+        elif places.is_dir(path):
+            below = places.below(path)
             yield from (_plain(path / each) for each in below if Path(each).suffix.lower() in PICTURES)
         else:
             raise ToolkitError(
@@ -197,23 +207,34 @@ def _pictures_of(root: Path, places: Any) -> Iterator[Path]:
             )
 
 
-def _listed(line: str, root: Path, folder: Path) -> Path:
+def _listed(line: str, root: Path, folder: Path, places: Places) -> Path:
     """The file of a line: ``./x`` is relative to the list's folder, ``x`` to the dataset's or the list's."""
-    places = [folder, root] if line.startswith("./") else [root, folder]
-    paths = [place / text for text in (line, line.replace("\\", "/")) for place in places]
-    return _plain(next((path for path in paths if path.is_file()), paths[0]))
+    order = [folder, root] if line.startswith("./") else [root, folder]
+    paths = [_there(each / text, places) for text in (line, line.replace("\\", "/")) for each in order]
+    return _plain(next((path for path in paths if places.is_file(path)), paths[0]))
+
+
+def _there(path: Path, places: Places) -> Path:
+    """The path as it is asked for: an archive knows no ``..``, and on a disk a link may stand before it."""
+    return path if places.base is None else _plain(path)
 
 
 def _plain(path: Path) -> Path:
     return Path(os.path.normpath(path))
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, places: Places) -> str:
     """The content of a text file, without the mark that Windows puts at its beginning."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with places.open(path) as file:
+            return file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"{path} cannot be read", found=reason(error), expected="a text file") from error
+
+
+def _in(base: Path) -> tuple[Path, Callable[[Path], str]]:
+    """``base``, and what names a picture below it."""
+    return base, lambda picture: Path(os.path.relpath(picture, base)).as_posix()
 
 
 def _common(root: Path, pictures: list[Path]) -> tuple[Path, Callable[[Path], str]]:
@@ -234,13 +255,13 @@ def _common(root: Path, pictures: list[Path]) -> tuple[Path, Callable[[Path], st
     return base, lambda picture: picture.relative_to(base).as_posix()
 
 
-def _yolo_boxes(picture: Path, classes: list[str], width: int, height: int) -> Iterator[Box]:
+def _yolo_boxes(picture: Path, classes: list[str], width: int, height: int, places: Places) -> Iterator[Box]:
     """Boxes of an image's text file: class, centre and size as parts of it, or the corners of an outline."""
     before, _, after = str(picture).rpartition("/images/")
     text = Path(f"{before}/labels/{after}" if before else str(picture)).with_suffix(".txt")
-    if not text.is_file():
+    if not places.is_file(text):
         return
-    for number, line in enumerate(_text(text).splitlines(), 1):
+    for number, line in enumerate(_text(text, places).splitlines(), 1):
         words = line.split()
         if not words:
             continue
@@ -264,15 +285,13 @@ def _yolo_boxes(picture: Path, classes: list[str], width: int, height: int) -> I
             yield kind, low[0] * width, low[1] * height, *size
 
 
-def _read_coco(source: Path) -> Dataset:
-    with opened(source if source.suffix.lower() == ".zip" else _root_of(source)) as tree:
-        pictures = [name for name in tree.names if Path(name).suffix.lower() in PICTURES]
-        root, top = (tree.root, tree.top) if tree.is_archive else (tree.root / tree.top, "")
-        found, find = Dataset(root, [], [], top=top), _finder(pictures)
-        files = _annotations_of(tree, source)
-        for name, content in files:
-            split = _split_of(name) if len(files) > 1 or _split_of(name) == "val" else ""
-            _add_coco(found, tree, find, name, content, split)
+def _read_coco(tree: Tree, source: Path) -> Dataset:
+    pictures = [name for name in tree.names if Path(name).suffix.lower() in PICTURES]
+    found, find = Dataset(tree.root / tree.top, [], []), _finder(pictures)
+    files = _annotations_of(tree, source)
+    for name, content in files:
+        split = _split_of(name) if len(files) > 1 or _split_of(name) == "val" else ""
+        _add_coco(found, tree, find, name, content, split)
     if unlisted := len(set(pictures) - {image.name for image in found.images}):
         console.note(f"{unlisted:,} pictures of {source} are in no annotation file (left out)")
     return found
@@ -361,9 +380,7 @@ def _annotations_of(tree: Tree, source: Path) -> list[tuple[str, Any]]:
         raise ToolkitError(
             f"{source} has no annotations",
             found=", ".join(tree.top + name for name in (described, deeper) if name),
-            expected="COCO files (.json) at its top or in a folder there"
-            + ("" if tree.is_archive else ", or a data.yaml"),
-            fix="a data.yaml is read from a folder: unpack the archive, and name that" if described else "",
+            expected="COCO files (.json) at its top or in a folder there, or a data.yaml at its top",
         )
     return files
 

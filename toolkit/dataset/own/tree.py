@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import zipfile
@@ -31,9 +32,54 @@ class Tree:
     names: list[str]
     open: Callable[[str], IO[bytes]]
 
-    @property
-    def is_archive(self) -> bool:
-        return self.root.is_file()
+
+@dataclass(frozen=True)
+class Places:
+    """Files by their paths: those of a disk, or of an archive as if it were a folder.
+
+    Attributes:
+        is_file, is_dir: whether there is such a one.
+        names: of what is in a folder itself, sorted.
+        below: paths of the files in a folder and its folders, relative to it, sorted.
+        open: opens a file for reading; raises OSError.
+        base: the folder that names of frames are relative to; None: one that all of them are in.
+    """
+
+    is_file: Callable[[Path], bool]
+    is_dir: Callable[[Path], bool]
+    names: Callable[[Path], list[str]]
+    below: Callable[[Path], list[str]]
+    open: Callable[[Path], IO[bytes]]
+    base: Path | None = None
+
+
+ON_DISK = Places(
+    Path.is_file,
+    Path.is_dir,
+    lambda folder: sorted(path.name for path in folder.iterdir()),
+    lambda folder: sorted(os.fsdecode(path) for path in files_below(folder, ".")),
+    lambda path: path.open("rb"),
+)
+
+
+def inside(tree: Tree) -> Places:
+    """The files of a tree under paths that go on behind the archive's own."""
+    base = tree.root / tree.top
+    files = {base / name: name for name in tree.names}
+    folders = {folder for path in files for folder in path.parents if folder.is_relative_to(tree.root)}
+
+    def opened_file(path: Path) -> IO[bytes]:
+        if path not in files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return tree.open(files[path])
+
+    def below(folder: Path) -> list[str]:
+        return sorted(path.relative_to(folder).as_posix() for path in files if folder in path.parents)
+
+    def names(folder: Path) -> list[str]:
+        return sorted({path.relative_to(folder).parts[0] for path in files if folder in path.parents})
+
+    return Places(files.__contains__, folders.__contains__, names, below, opened_file, base)
 
 
 def inner(folder: Path) -> Path:
