@@ -28,7 +28,7 @@ FRAME = (384, 288)
 def check_values(
     detections: Detections, source: str = "the predictions", labels: Iterable[int] = LABELS
 ) -> None:
-    """Check every box, score and label.
+    """Check that there are images, and every box, score and label.
 
     Args:
         detections: of any images.
@@ -36,9 +36,11 @@ def check_values(
         labels: those that there are; the challenge's by default.
 
     Raises:
-        SubmissionError: NaN or infinite numbers, x2 < x1 or y2 < y1, a score outside [0, 1], or a label
-            that is none of ``labels``; the first ten are named with their ids.
+        SubmissionError: no image at all, NaN or infinite numbers, x2 < x1 or y2 < y1, a score outside [0, 1],
+            or a label that is none of ``labels``; the first ten are named with their ids.
     """
+    if not len(detections):
+        raise SubmissionError(f"{source} has no images", expected="predictions of at least one")
     d, known = detections, sorted(labels)
     finite = np.isfinite(d.boxes).all(axis=1)
     upright = (d.boxes[:, 2] >= d.boxes[:, 0]) & (d.boxes[:, 3] >= d.boxes[:, 1])

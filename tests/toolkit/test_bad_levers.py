@@ -83,6 +83,35 @@ def test_nothing_of_two_splits_is_linked(workspace: Path, toolkit: Command) -> N
     assert not (workspace / "both-linked.json").exists()
 
 
+@pytest.mark.parametrize("words", [("link",), ("ensemble", "none.json"), ("submit", "--phase", "testing")])
+def test_predictions_without_an_image_are_named(
+    workspace: Path, toolkit: Command, words: tuple[str, ...]
+) -> None:
+    (workspace / "none.json").write_text("{}")
+    refused = toolkit(*words, "none.json")
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "none.json has no images; expected predictions of at least one" in refused.err
+    assert [path.name for path in workspace.glob("*.json")] == ["none.json"]
+
+
+@pytest.mark.parametrize("verb", ["link", "ensemble", "soup"])
+def test_what_is_made_replaces_nothing_that_it_is_made_from(
+    workspace: Path, toolkit: Command, drawn: Path, verb: str
+) -> None:
+    if verb == "soup":
+        given = [checkpoint(workspace / name) for name in ("a.pt", "b.pt")]
+    else:
+        given = [workspace / name for name in ("a.json", "b.json")]
+        for path in given:
+            path.write_text('{"20210100112100000": {"boxes": [], "scores": [], "labels": []}}')
+    before = given[0].read_bytes()
+    given = given[:1] if verb == "link" else given
+    refused = toolkit(verb, *given, "--out", workspace / "." / given[0].name)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "found one of the files that it is made from" in refused.err
+    assert given[0].read_bytes() == before
+
+
 def test_no_soup_of_different_architectures(drawn: Path, workspace: Path, toolkit: Command) -> None:
     one, other = checkpoint(workspace / "a.pt"), checkpoint(workspace / "b.pt", channels=3)
     refused = toolkit("soup", one, other, "--data", drawn, "--device", "cpu")

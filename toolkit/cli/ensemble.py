@@ -43,7 +43,7 @@ def ensemble(
     from toolkit.errors import CallError
     from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
-    require_place(out, ".json")
+    require_place(out, ".json", predictions)
     by_class = None
     if weights == "validation":
         by_class, weights = weights_by_class(scores or [_scores_of(path) for path in predictions]), None

@@ -38,7 +38,7 @@ def link(
     from toolkit.evaluation.sequences import link as link_boxes
 
     written = out or predictions.with_name(f"{predictions.stem}-linked.json")
-    require_place(written, ".json")
+    require_place(written, ".json", [predictions])
     options = LinkOptions(iou=iou, gap=gap, share=share)
     detections = Detections.read(console.reading(predictions))
     classes = belonging.classes_of(workspace.current(), predictions, lambda: detections.image_ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -126,17 +126,29 @@ def refuse_flags(flags: Mapping[str, object], belongs: str) -> None:
             raise CallError(f"{flag} is for {belongs}", fix=f"leave {flag} out")
 
 
-def require_place(path: Path, suffix: str) -> None:
+def require_place(path: Path, suffix: str, sources: Iterable[Path] = ()) -> None:
     """Refuse, before any work, a file that cannot be written or whose name says another kind of file.
 
+    Args:
+        path: of the file.
+        suffix: that its name should have.
+        sources: what it is made from, which it must not replace.
+
     Raises:
-        ToolkitError: the name ends in another suffix (without one it may stay), or its folder takes no file.
+        ToolkitError: the name ends in another suffix (without one it may stay), its folder takes no file, or
+            it is one of the sources.
     """
     from toolkit.machine import checks
 
     if path.suffix not in ("", suffix):
         raise CallError(f"cannot write {path}", found=f"a name in {path.suffix}", expected=f"one in {suffix}")
     checks.writable(path.parent)
+    if path.resolve() in {source.resolve() for source in sources}:
+        raise CallError(
+            f"cannot write {path}",
+            found="one of the files that it is made from",
+            expected="another one: that file would be lost",
+        )
 
 
 Conf = Annotated[float, typer.Option(min=0, max=1, help="Lowest score kept.")]

@@ -44,9 +44,9 @@ def soup(
     from toolkit.evaluation.truth import GroundTruth
     from toolkit.runs import health
 
-    require_place(out, ".pt")
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
+    require_place(out, ".pt", paths)
     source = place.data_of(place.of_a_run(paths), data)
     truth = GroundTruth.read(source / ltdv2.ANNOTATIONS["val"])
     options = prediction.PredictionOptions(
