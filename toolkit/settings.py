@@ -94,6 +94,7 @@ class Option:
         preset: whether a preset says it too, though Ultralytics has no such argument.
         becomes: of a setting of our own, the field of :class:`toolkit.runs.plan.TrainingPlan` that it is, by
             itself or with others (:data:`toolkit.training.choices.CHOICES`).
+        otherwise: where its value comes from if no flag and no toolkit.toml has it, in the dry run's word.
         complete: what a shell completes its value to, a function of ``toolkit/cli/completion.py``.
     """
 
@@ -102,6 +103,7 @@ class Option:
     resume: Resume = "keeps"
     preset: bool = False
     becomes: str = ""
+    otherwise: str = ""
     complete: str | None = None
 
 
@@ -122,7 +124,8 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
         Option("Side of the network's input, pixels.", argument=True),
     ] = None
     channels: Annotated[
-        Literal[1, 3] | None, Option("1 for grey frames, 3 for pretrained colour weights.")
+        Literal[1, 3] | None,
+        Option("1 for grey frames, 3 for pretrained colour weights.", otherwise="preset"),
     ] = None
     workers: Annotated[
         Annotated[int, Meta(ge=0, le=1024)] | None,
@@ -138,16 +141,24 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
 class TrainingOptions(Numbers, frozen=True, kw_only=True):
     """Every option of a training that a flag and toolkit.toml set: a field here is all that one takes."""
 
-    model: Annotated[str | None, Option("Checkpoint (.pt) or architecture (.yaml).")] = None
+    model: Annotated[str | None, Option("Checkpoint (.pt) or architecture (.yaml).", otherwise="preset")] = (
+        None
+    )
     preset: Annotated[
         str | None,
         Option(
             f"Recipe: {', '.join(presets())}, FILE.yaml.",
+            otherwise="default",
             complete="presets",
         ),
     ] = None
     device: Annotated[
-        str | None, Option("cpu, 0, 0,1; default: the first GPU or the CPU; auto: batch too.", resume="apart")
+        str | None,
+        Option(
+            "cpu, 0, 0,1; default: the first GPU or the CPU; auto: batch too.",
+            resume="apart",
+            otherwise="found",
+        ),
     ] = None
     name: Annotated[str | None, Option("Name of the run; default: the next train-N.", resume="apart")] = None
     every: Annotated[
@@ -174,6 +185,7 @@ class TrainingOptions(Numbers, frozen=True, kw_only=True):
             "Channels of a sample: now,before,background; before3 is three frames earlier.",
             preset=True,
             becomes="views",
+            otherwise="weights",
         ),
     ] = None
     score_every: Annotated[
@@ -238,23 +250,23 @@ def levers(said: msgspec.Struct) -> dict[str, Any]:
 
 
 def bounds(name: str) -> tuple[int, int]:
-    """Lowest and highest value of a field of :class:`Numbers`, for the flag of that name."""
-    kind = get_args(hints(Numbers)[name])[0]
+    """Lowest and highest value of a number of :class:`TrainingOptions`, for the flag of that name."""
+    kind = get_args(hints(TrainingOptions)[name])[0]
     (limits,) = (each for part in get_args(kind) for each in get_args(part) if isinstance(each, Meta))
     return int(limits.ge or 0), int(limits.le or 0)
 
 
 def check(values: Mapping[str, Any], source: str) -> None:
-    """Hold values from anywhere against the bounds of :class:`Numbers`; other names pass.
+    """Hold values from anywhere against what :class:`TrainingOptions` declares; other names pass.
 
     Raises:
         ToolkitError: a value is out of bounds, or of another type.
     """
-    known = {name: values[name] for name in Numbers.__struct_fields__ if name in values}
+    known = {name: values[name] for name in declared(TrainingOptions) if name in values}
     try:
-        msgspec.convert(known, Numbers)
+        msgspec.convert(known, TrainingOptions)
     except msgspec.ValidationError as error:
-        raise refusal(f"{source} cannot be used", known, error, Numbers) from error
+        raise refusal(f"{source} cannot be used", known, error, TrainingOptions) from error
 
 
 def read(files: Sequence[Path]) -> Defaults:

@@ -135,6 +135,16 @@ def test_flags_and_the_file_have_the_same_bounds(name: str, value: int) -> None:
         assert low <= value <= high
 
 
+@pytest.mark.parametrize(
+    "value", [{"every": 0}, {"score_every": -1}, {"select_by": "luck"}, {"channels": 2}, {"frames": 3}]
+)
+def test_every_declared_option_is_held_against_its_declaration(value: dict[str, object]) -> None:
+    ((name, wrong),) = value.items()
+    with pytest.raises(ToolkitError, match=f"a plan cannot be used; found {name} = {wrong}"):
+        settings.check(value, "a plan")
+    settings.check({"every": 2, "select_by": "cells", "lr0": -1, "data": 7}, "a plan")  # others pass
+
+
 @pytest.mark.parametrize("options", [Options(batch=0), Options(workers=-5), Options(seed=2**32)])
 def test_options_that_came_by_no_flag_are_checked_too(tmp_path: Path, options: Options) -> None:
     write_sample(tmp_path / "data", train=4, val=2, test=2, seed=0, scene="street")

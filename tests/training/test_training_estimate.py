@@ -17,6 +17,7 @@ from toolkit.runs import heartbeat, reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
 from toolkit.runs.heartbeat import Beat
 from toolkit.runs.plan import TrainingPlan
+from toolkit.settings import Defaults, declared
 from toolkit.training import deciding, estimate, probe
 from toolkit.training.arguments import TOPICS
 from toolkit.training.options import Options
@@ -70,6 +71,19 @@ def test_what_an_epoch_shows_says_where_it_comes_from(place: Workspace, tiny: Op
     assert frequency.endswith("(preset, toolkit.toml)")
     (paste,) = (line for line in lines if line.startswith("paste"))
     assert paste.endswith("(toolkit.toml)")
+
+
+def test_what_nobody_says_comes_from_where_its_declaration_says(place: Workspace) -> None:
+    words = {name: option.otherwise for name, option in declared(Options).items() if option.otherwise}
+    assert words.keys() >= {"data", "model", "channels", "device", "preset"}
+    found = estimate._sources(Options(preset="smoke"), Defaults(), resume=False)
+    assert found["preset"] == "flag"
+    assert {name: found[name] for name in ("data", "device", "frames")} == {
+        name: words[name] for name in ("data", "device", "frames")
+    }
+    assert found["model"].startswith("preset")
+    of_run = estimate._sources(Options(), Defaults(), resume=True)
+    assert {of_run[name] for name in words} == {"run"}
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_begun_with(place: Workspace, tiny: Options) -> None:

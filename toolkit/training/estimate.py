@@ -65,7 +65,8 @@ class DryRun(msgspec.Struct, frozen=True):
     Attributes:
         plan: what the run would use.
         files: that set something, the one that wins last.
-        sources: where data, model, channels, device, preset and the tables of toolkit.toml come from.
+        sources: where each option that was given, or has a word for otherwise, and each table of toolkit.toml
+            comes from.
         settings: by topic.
         missing: why there is no data to train with; empty if there is.
         images: that the run uses of each split.
@@ -187,14 +188,7 @@ def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, st
             continue
         elif getattr(defaults, name, None) is not None:
             sources[name] = "toolkit.toml"
-    others = {
-        "data": "found",
-        "model": "preset",
-        "channels": "preset",
-        "device": "found",
-        "preset": "default",
-        "frames": "weights",
-    }
+    others = {name: option.otherwise for name, option in declared(Options).items() if option.otherwise}
     sources = {name: "run" if resume else source for name, source in others.items()} | sources
     sources["saving"] = "default" if defaults.saving == Defaults().saving else "toolkit.toml"
     for name in health.Rules.__struct_fields__:

@@ -19,7 +19,9 @@ from toolkit.settings import Argument, Option, TrainingOptions, declared
 class Options(TrainingOptions, frozen=True, kw_only=True):
     """What the command line said; None where it said nothing. Those below are flags alone."""
 
-    data: Annotated[Path | None, Option("Folder with LTDv2's files, prepared.", resume="apart")] = None
+    data: Annotated[
+        Path | None, Option("Folder with LTDv2's files, prepared.", resume="apart", otherwise="found")
+    ] = None
     subset: Annotated[
         str | None,
         Option("Train on a part such as 10%: whole clips, months in proportion.", becomes="subsets"),
