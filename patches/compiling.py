@@ -7,10 +7,12 @@ processes that never open the device fill Triton's cache, and launches find it t
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -109,6 +111,26 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
     """
     with beside(jobs, target) as wait:
         wait(len(jobs))
+
+
+@contextmanager
+def hashing_compiler() -> Iterator[None]:
+    """Hash Triton's own files while what is inside runs, once instead of in every fork: they are 500 MB."""
+    thread = threading.Thread(target=_hash_compiler)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _hash_compiler() -> None:
+    for module in ("triton.runtime.cache", "triton.compiler.compiler"):  # in newer ones, and in older
+        with suppress(ImportError):
+            known = getattr(importlib.import_module(module), "triton_key", None)
+            if known is not None:
+                known()
+                return
 
 
 @contextmanager

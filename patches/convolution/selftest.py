@@ -253,7 +253,8 @@ def _compiled_beside(route: str, device: str, dtype: torch.dtype) -> Iterator[Ca
     with WATCH.during("asking for the target"):
         target = compiling.target_of(device)
     with WATCH.during("starting compilers"), ExitStack() as stack:
-        work, counts = jobs_of_each(problems_of(device, dtype), target.units, (route,))
+        with compiling.hashing_compiler():
+            work, counts = jobs_of_each(problems_of(device, dtype), target.units, (route,))
         wait = stack.enter_context(compiling.beside(work, target))
         kept = stack.pop_all()
     with kept:

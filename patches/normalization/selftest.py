@@ -63,7 +63,8 @@ def examine(device: str, dtype: torch.dtype) -> str:
             with WATCH.during("asking for the target"):
                 target = compiling.target_of(device)
             units = target.units
-            work = jobs(problems(dtype), units)
+            with compiling.hashing_compiler():
+                work = jobs(problems(dtype), units)
             with WATCH.during("starting compilers"):
                 wait = stack.enter_context(compiling.beside(work, target))
             open_device(device)

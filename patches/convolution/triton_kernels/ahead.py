@@ -80,7 +80,8 @@ def beyond(problems: Iterable[ConvProblem], others: Iterable[ConvProblem]) -> li
 def main() -> None:
     """The child: compile what is wanted, and print how many variants there are."""
     wanted, target = pickle.load(sys.stdin.buffer)
-    work = jobs(wanted, target.units)
+    with compiling.hashing_compiler():
+        work = jobs(wanted, target.units)
     compiling.compile_all(work, target)
     sys.stdout.write(str(len(work)))
 
