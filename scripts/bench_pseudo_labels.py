@@ -15,8 +15,8 @@ are scored on validation: printed are `global_map_bal` of each seed, and the gai
 
 Two rounds of 2 x seeds trainings: with 3 seeds and 6 jobs of 4 minutes it fits into a call of 20. What is
 done is not done again: a call that was cut off goes on where it was, and --call 9 begins no training that
-would not end within 9 minutes. A verb that fails is named with its log, and the others go on; the exit status
-is then 1.
+would not end within 9 minutes. CUDA_VISIBLE_DEVICES chooses the card, of predictions too. A verb that fails
+is named with its log, and the others go on; the exit status is then 1.
 """
 
 from __future__ import annotations
