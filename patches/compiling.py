@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -103,6 +104,9 @@ class Deviceless:
 _jobs: Sequence[Callable[[], object]] = ()
 """What the processes of a pool inherit: a kernel cannot be sent."""
 
+_claims: Any = bytearray(256)
+"""Shared by the processes of a pool: what one of them has begun to build for all."""
+
 
 def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
     """Run jobs that each compile a kernel, in processes forked from this one, which has not used a device.
@@ -142,12 +146,13 @@ def beside(jobs: Sequence[Callable[[], object]], target: Target) -> Iterator[Cal
     Yields:
         What waits until as many jobs are done, counted from the first.
     """
-    global _jobs
+    global _jobs, _claims
     trim_kernels()
-    _jobs = jobs
+    context = multiprocessing.get_context("fork")
+    _jobs, _claims = jobs, context.RawArray("B", len(_claims))
     pool = ProcessPoolExecutor(
         min(len(jobs), os.cpu_count() or 1) or 1,
-        mp_context=multiprocessing.get_context("fork"),
+        mp_context=context,
         initializer=without_device,
         initargs=(target,),
     )
@@ -186,4 +191,29 @@ def without_device(target: Target) -> None:
 
 def _compile(index: int) -> None:
     with suppress(Exception):
-        _jobs[index]()
+        _build_launcher(_jobs[index]())
+
+
+_DRIVERS = {"cuda": ("nvidia", "CudaUtils", "CudaLauncher"), "hip": ("amd", "HIPUtils", "HIPLauncher")}
+"""Of Triton, by the backend of a target: folder, and the classes whose making calls the C compiler."""
+
+
+def _build_launcher(compiled: Any) -> None:
+    """Have what Triton builds in C when a kernel is first loaded in its cache by then: 0.3 s for each.
+
+    That is a module for all kernels and, up to Triton 3.6, a launcher for each kernel and kind of arguments.
+    """
+    folder, utils, launcher = _DRIVERS[compiled.metadata.target.backend]
+    driver = importlib.import_module(f"triton.backends.{folder}.driver")
+    if _claim(utils):
+        with suppress(Exception):
+            getattr(driver, utils)()
+    if _claim(f"{compiled.metadata.name} {compiled.src.signature}"):
+        getattr(driver, launcher)(compiled.src, compiled.metadata)
+
+
+def _claim(what: str) -> bool:
+    """Whether no other process of the pool builds this; two that ask at the very same time both do."""
+    slot = zlib.crc32(what.encode()) % len(_claims)
+    claimed, _claims[slot] = _claims[slot], 1
+    return not claimed

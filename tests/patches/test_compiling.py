@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import os, sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 from patches.compiling import Target, compile_all
 from patches.normalization.selftest import jobs, problems
 work = jobs(problems(torch.float32)[:1], 132)
@@ -74,6 +76,7 @@ def test_a_cache_is_filled_without_a_device_whatever_fails(tmp_path: Path) -> No
 CHILD = """
 import json, os, sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 from patches.compiling import HANDED_DOWN, Target
 from patches.convolution import selftest
 from patches.convolution.triton_kernels.route import TritonRoute
@@ -150,3 +153,18 @@ def test_all_tests_of_a_card_run_at_the_same_time(tmp_path: Path, monkeypatch: p
     assert sorted(asked) == ["fused batch norm", "gemm", "native"]
     assert planner.trusted("fused batch norm", torch.float32)
     assert len(asked) == 3
+
+
+def test_what_a_launch_builds_in_c_is_built_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[object] = []
+    driver = SimpleNamespace(
+        CudaUtils=lambda: built.append("utils"), CudaLauncher=lambda src, _: built.append(src.signature)
+    )
+    monkeypatch.setitem(sys.modules, "triton.backends.nvidia.driver", driver)
+    monkeypatch.setattr(compiling, "_claims", bytearray(256))
+    for signature in ({"x": "*fp32"}, {"x": "*fp32"}, {"x": "constexpr"}):
+        metadata = SimpleNamespace(target=SimpleNamespace(backend="cuda"), name="kernel")
+        compiling._build_launcher(
+            SimpleNamespace(metadata=metadata, src=SimpleNamespace(signature=signature))
+        )
+    assert built == ["utils", {"x": "*fp32"}, {"x": "constexpr"}]
