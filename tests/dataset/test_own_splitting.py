@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from toolkit.dataset import index
 from toolkit.dataset.own.reading import Image
-from toolkit.dataset.own.splitting import BLOCK, places, split
+from toolkit.dataset.own.splitting import BLOCK, moments, places, split
 from toolkit.dataset.own.writing import bring
 from toolkit.dataset.prepare import prepare
 
@@ -108,6 +108,48 @@ def test_clips_that_fit_stay_whole() -> None:
     assert not {name[:3] for name in train if name[2] != "_"} & {
         name[:3] for name in chosen if name[2] != "_"
     }
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("visible/train/{n:06d}.jpg", "infrared/train/{n:06d}.png"),
+        ("set00/V001/visible/I{n:05d}.png", "set00/V001/lwir/I{n:05d}.png"),
+        ("thermal_8_bit/FLIR_{n:05d}.jpeg", "RGB/FLIR_{n:05d}.jpg"),
+        ("f_{n:03d}.jpg", "f_{n:03d}_ir.jpg"),
+        ("Tir-{n}.tif", "Vis-{n}.tif"),
+    ],
+)
+@pytest.mark.parametrize("parted", [False, True])
+def test_what_two_sensors_saw_goes_to_one_split(
+    first: str, second: str, parted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [(first.format(n=n), second.format(n=n)) for n in range(100)]
+    names = [name for pair in pairs for name in pair]
+    train, chosen = divided(names, 0.2, ["a", "b"] * 100 if parted else None)
+    assert len(chosen) == 40
+    assert {(a in train, b in train) for a, b in pairs} == {(True, True), (False, False)}
+    assert "100 images show what another sensor saw" in capsys.readouterr().err
+    apart = [Image(name, "train" if n % 2 else "val", 8, 8) for n, name in enumerate(names)]
+    split(apart, [""] * 200, 0.2)
+    assert "100 images of the validation split show what another sensor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["clip1/001.jpg", "clip2/001.jpg"],
+        ["ir_day/001.jpg", "ir_night/001.jpg"],
+        ["visible/a/001.jpg", "infrared/b/001.jpg"],
+        ["visible/001.jpg", "infrared/002.jpg"],
+        ["x/x/ir/1.jpg", "x/rgb/1.jpg"],
+        ["a_b/ir/c.jpg", "a/b/rgb/c.jpg"],
+        ["a.jpg", "a.png"],
+        ["fir_001.jpg", "birch_001.jpg"],
+    ],
+)
+def test_names_that_differ_in_more_than_a_sensor_are_no_pair(names: list[str]) -> None:
+    assert moments(names) == [0, 1]
 
 
 def test_names_that_tell_no_clips_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,11 @@ from toolkit.errors import ToolkitError
 BLOCK = 20
 """Most frames that go to one split together where nothing says which clip they are of."""
 
+COLOUR = {"color", "colour", "eo", "optical", "rgb", "vis", "visible"}
+HEAT = {"fir", "infrared", "ir", "lwir", "mwir", "nir", "swir", "thermal", "tir"}
+SENSORS = frozenset(COLOUR | HEAT)
+"""Words by which folders and files of several sensors tell their pictures of one moment apart."""
+
 Place = tuple[str, int]
 """The clip of a frame, empty where it has no name, and the frame's number in it."""
 
@@ -66,6 +71,30 @@ def _varies(tables: Iterable[dict[int, Place]], at: int) -> bool:
     return 2 * sum(len(each) for each in numbers.values() if len(set(each)) > 1) > len(tables)
 
 
+def moments(names: Sequence[str]) -> list[int]:
+    """For each image the first one of its moment: itself, or what another sensor saw, as the names say.
+
+    Two names are of one moment where they differ in the suffix, in folders that name a sensor, such as
+    ``visible`` and ``thermal_8_bit``, or in such a word of the file's name, and not in anything else.
+    """
+    rows: dict[tuple[str, ...], dict[frozenset[str], int]] = {}
+    found = []
+    for row, name in enumerate(names):
+        path = PurePosixPath(name)
+        folders, words = path.parts[:-1], _words(path.stem)
+        scene = [folder for folder in folders if SENSORS.isdisjoint(_words(folder))]
+        scene += ["/", *(word for word in words if word not in SENSORS)]
+        seen = rows.setdefault(tuple(scene), {})
+        sensors = SENSORS.intersection(words).union(*(SENSORS.intersection(_words(f)) for f in folders))
+        found.append(row if sensors in seen else next(iter(seen.values()), row))
+        seen.setdefault(sensors, row)
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^_\-. ]+", text.casefold())
+
+
 def split(images: Sequence[Image], parts: Sequence[str], val: float) -> list[Image]:
     """The images with a split each; without one to validate, whole clips are chosen, evenly over the parts.
 
@@ -82,10 +111,18 @@ def split(images: Sequence[Image], parts: Sequence[str], val: float) -> list[Ima
         ToolkitError: it is no share.
     """
     if any(image.split == "val" for image in images):
+        _warn_of_seen(images, moments([image.name for image in images]))
         return [replace(image, split=image.split or "train") for image in images]
     if not 0 < val < 1:
         raise ToolkitError(f"--val-part {val:g} is no part", expected="a number between 0 and 1")
-    clips = _clips(images, parts)
+    known = [i for i, image in enumerate(images) if image.split != "test"]
+    first = [known[row] for row in moments([images[i].name for i in known])]
+    paired = {i: leader for i, leader in zip(known, first, strict=True) if i != leader}
+    if paired:
+        console.note(
+            f"{len(paired):,} images show what another sensor saw, as their names say: both go to one split"
+        )
+    clips = _clips(images, parts, [i for i in known if i not in paired])
     total, lone = sum(map(len, clips.values())), sum(len(rows) == 1 for rows in clips.values())
     if 2 * lone > total > 2:
         console.warn(
@@ -93,6 +130,7 @@ def split(images: Sequence[Image], parts: Sequence[str], val: float) -> list[Ima
             "is trained on; expected names such as CLIP_0001.jpg"
         )
     chosen = _choose(clips, val)
+    chosen |= {i for i, leader in paired.items() if leader in chosen}
     console.note(f"no validation split in the source: {len(chosen):,} images of whole clips were chosen")
     return [
         replace(image, split="val" if i in chosen else image.split or "train")
@@ -100,14 +138,26 @@ def split(images: Sequence[Image], parts: Sequence[str], val: float) -> list[Ima
     ]
 
 
-def _clips(images: Sequence[Image], parts: Sequence[str]) -> dict[tuple[str, str], list[int]]:
-    """Part and clip -> the images, in the order of their numbers."""
+def _clips(
+    images: Sequence[Image], parts: Sequence[str], rows: Iterable[int]
+) -> dict[tuple[str, str], list[int]]:
+    """Part and clip -> those of the images that are meant, in the order of their numbers."""
     where = places([image.name for image in images])
     clips: dict[tuple[str, str], list[int]] = {}
-    for i in sorted(range(len(images)), key=lambda i: (*where[i], images[i].name)):
-        if images[i].split != "test":
-            clips.setdefault((parts[i], where[i][0]), []).append(i)
+    for i in sorted(rows, key=lambda i: (*where[i], images[i].name)):
+        clips.setdefault((parts[i], where[i][0]), []).append(i)
     return clips
+
+
+def _warn_of_seen(images: Sequence[Image], first: Sequence[int]) -> None:
+    """Say how many images that validate show what another sensor saw in the training."""
+    split = {i: image.split or "train" for i, image in enumerate(images)}
+    trained = {first[i] for i in split if split[i] == "train"}
+    if seen := sum(split[i] == "val" and first[i] in trained for i in split):
+        console.warn(
+            f"{seen:,} images of the validation split show what another sensor saw in the training, as their "
+            "names say: scores on them say little"
+        )
 
 
 def _choose(clips: dict[tuple[str, str], list[int]], val: float) -> set[int]:
