@@ -70,23 +70,13 @@ def main() -> None:
     options.ends = time.monotonic() + 60 * options.call
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seeds)
-    try:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda seed: deal(options, seed), seeds))
-        left = run_all(
-            options, [(f"half-{s}", f"{name}-{s}", s + add) for s in seeds for name, add in TEACHERS]
-        )
-        if not left:
-            for seed in seeds:
-                print(f"seed {seed}: {label(options, seed)}", file=sys.stderr)
-            second = [(f"{kind}-{s}", f"{kind}-{s}", s) for s in seeds for kind in ("pseudo", "whole")]
-            left = run_all(options, second)
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"failed: {' '.join(error.cmd)}; its log is in {options.out}")
-    if left:
-        print(f"{left} trainings of this round are left: run the same again", file=sys.stderr)
-    else:
-        print(table(options, seeds))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda seed: deal(options, seed), seeds))
+    run_all(options, [(f"half-{s}", f"{name}-{s}", s + add) for s in seeds for name, add in TEACHERS])
+    for seed in seeds:
+        print(f"seed {seed}: {label(options, seed)}", file=sys.stderr)
+    run_all(options, [(f"{kind}-{s}", f"{kind}-{s}", s) for s in seeds for kind in ("pseudo", "whole")])
+    print(table(options, seeds))
 
 
 BESIDE = 1.7
@@ -146,10 +136,26 @@ def write(
     (folder / "done").touch()
 
 
-def run_all(options: argparse.Namespace, jobs: list[tuple[str, str, int]]) -> int:
-    """Train and score what is not scored yet, some at once; the number of those that this call left."""
+def run_all(options: argparse.Namespace, jobs: list[tuple[str, str, int]]) -> None:
+    """Train and score what is not scored yet, some at once.
+
+    Raises:
+        SystemExit: a verb failed (status 1), or this call has not the time for all of them (0).
+    """
+
+    def outcome(job: tuple[str, str, int]) -> str:
+        try:
+            return "done" if train_one(options, *job) else "left"
+        except subprocess.CalledProcessError:
+            print(f"failed: {job[1]}; see {options.out / job[1]}.log", file=sys.stderr)
+            return "failed"
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        return list(pool.map(lambda job: train_one(options, *job), jobs)).count(False)
+        outcomes = list(pool.map(outcome, jobs))
+    if left := outcomes.count("left"):
+        print(f"{left} of {len(jobs)} trainings of this round are left: run the same again", file=sys.stderr)
+    if outcomes.count("done") < len(jobs):
+        sys.exit(1 if "failed" in outcomes else 0)
 
 
 def train_one(options: argparse.Namespace, data: str, name: str, seed: int) -> bool:

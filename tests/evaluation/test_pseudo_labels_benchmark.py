@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -100,7 +101,7 @@ def test_gains_are_over_the_half_of_the_same_seed(bench: ModuleType, tmp_path: P
 
 
 def test_a_call_begins_what_ends_in_it_and_the_next_goes_on(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """3 minutes take 4.7 with what is beside them; what a killed call trained is not trained again."""
     clock, said = [0.0], []
@@ -129,9 +130,31 @@ def test_a_call_begins_what_ends_in_it_and_the_next_goes_on(
         bench.run_all(options, jobs[:1])
     killed = False
     said.clear()
-    assert bench.run_all(options, jobs) == 1
+    with pytest.raises(SystemExit) as ended:
+        bench.run_all(options, jobs)
+    assert ended.value.code == 0
+    assert "1 of 3 trainings of this round are left" in capsys.readouterr().err
     assert said == [("half-0", "evaluate"), *[("other-0", verb) for verb in ("train", "predict", "evaluate")]]
     said.clear()
     options.ends += 9 * 60
-    assert bench.run_all(options, jobs) == 0
+    bench.run_all(options, jobs)
     assert said == [("whole-0", "train"), ("whole-0", "evaluate")]
+
+
+def test_a_verb_that_fails_is_named_and_the_others_go_on(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def train_one(_options: argparse.Namespace, _data: str, name: str, _seed: int) -> bool:
+        if name == "half-0":
+            raise subprocess.CalledProcessError(1, ["toolkit", "train"])
+        done.append(name)
+        return True
+
+    monkeypatch.setattr(bench, "train_one", train_one)
+    options = argparse.Namespace(out=tmp_path, jobs=1)
+    with pytest.raises(SystemExit) as ended:
+        bench.run_all(options, [("half-0", name, 0) for name in ("half-0", "other-0", "whole-0")])
+    assert (ended.value.code, done) == (1, ["other-0", "whole-0"])
+    assert f"failed: half-0; see {tmp_path / 'half-0'}.log" in capsys.readouterr().err
