@@ -73,8 +73,9 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
 def beyond(problems: Iterable[ConvProblem], others: Iterable[ConvProblem]) -> list[ConvProblem]:
     """Those of problems that need a kernel on this device which the Triton route needs for no other."""
     units = compiling.target_here().units
-    known = variants(others, units, ("triton",))
-    return [each for each in problems if not variants([each], units) <= known]
+    with compiling.hashing_compiler():  # the first launch of this process would
+        known = variants(others, units, ("triton",))
+        return [each for each in problems if not variants([each], units) <= known]
 
 
 def main() -> None:
