@@ -101,7 +101,7 @@ def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
         patches.enable("cuda", route, normalization=normalization)
         settled[name] = patches.settle(gradients)
         sessions[name] = dispatch.current()
-    kept = 0
+    peaks = {name: _peak(step, session) for name, session in sessions.items()}
     if isinstance(step, TrainingStep) and isinstance(gradients, Step):
         patches.enable("cuda")
         patches.settle(gradients)
@@ -109,25 +109,32 @@ def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
         if session is not None and patches.settle_graph(gradients, gradients.recorded):
             before = _reserved()
             calls[GRAPH], settled[GRAPH] = step.recorded(), session.way
-            kept = _reserved() - before
+            # Its memory is its own, whether a step uses it or not.
+            peaks[GRAPH] = _reserved() - before + _peak(calls[GRAPH], session)
     names = tuple(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    peaks = dict.fromkeys(names, 0)
     for turn in range(rounds + 1):
         for name in names if turn % 2 else reversed(names):
             dispatch.resume(sessions[name])
-            torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             calls[name]()
             torch.cuda.synchronize()
-            if turn:  # of the first, each way has kernels to compile
+            if turn:  # the first of a way finds its memory
                 seconds[name].append(time.perf_counter() - start)
-                peaks[name] = torch.cuda.max_memory_allocated() + (kept if name == GRAPH else 0)
     patches.disable()
     plain = seconds[WAYS[0]]
     for name in names:
         ratio = statistics.median(map(operator.truediv, seconds[name], plain))
         yield Way(name, statistics.median(seconds[name]), ratio, peaks[name], settled[name])
+
+
+def _peak(step: Callable[[], object], session: dispatch.Session | None) -> int:
+    """Most bytes that a step holds at once; of the step before it there were kernels to compile."""
+    dispatch.resume(session)
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
 
 
 def _reserved() -> int:
