@@ -148,6 +148,11 @@ def test_a_batch_that_fails_twice_is_skipped_and_stays_skipped_after_a_resume(st
     assert summary.skipped_batches == 1
 
 
+def test_a_trainer_that_died_is_followed_by_one_whose_faults_name_their_batch(stage: Stage) -> None:
+    stage.play({"exit": -11, "place": [3, 112, 8]}, {"exit": 0})
+    assert [order["exact"] for order in stage.instructions] == [False, True]
+
+
 def test_nan_in_every_batch_goes_back_further_each_time_with_half_the_rate_then_gives_up(
     stage: Stage,
 ) -> None:

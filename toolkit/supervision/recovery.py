@@ -261,7 +261,7 @@ class RecoveryPolicy:
         left_out = self.instructions.skip
         if skip and batch is not None:
             left_out = (*left_out, batch)
-        self.instructions = msgspec.structs.replace(self.instructions, before=None, skip=left_out)
+        self.instructions = msgspec.structs.replace(self.instructions, before=None, skip=left_out, exact=True)
         attempts.restarted += 1
         self.record(kind, f"{self.again} without this batch" if skip else self.again, detail)
 

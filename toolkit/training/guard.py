@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from toolkit.training.loop import LoopTrainer
+from toolkit.training.losses import LossReader
 from toolkit.training.sampling import derived_seed, seed_everything
+from toolkit.training.state import Progress
 from toolkit.training.telemetry import Telemetry
 from toolkit.training.updates import heal_buffers, update
 
@@ -16,6 +19,7 @@ class GuardedTrainer(LoopTrainer):
     """Leaves out an update with a gradient that is not finite; every batch has seeds of its own.
 
     Attributes:
+        progress: how far the epoch has come; its losses are those that have arrived.
         updates: in this process, those left out included.
         skipped_updates: left out, in the whole run; skipped_in_a_row: since the last good one.
 
@@ -27,8 +31,23 @@ class GuardedTrainer(LoopTrainer):
 
     def __init__(self, overrides: dict[str, Any], telemetry: Telemetry, rate_scale: float = 1.0) -> None:
         self.rate_scale = rate_scale
+        self.progress, self._losses = Progress(epoch=-1), LossReader()
         self.updates = self.skipped_updates = self.skipped_in_a_row = 0
         super().__init__(overrides, telemetry)
+
+    def _read_losses(self, wait: bool = True) -> None:
+        for reading in self._losses.read(wait):
+            self.telemetry.loss_arrives(reading.values)
+            if all(map(math.isfinite, reading.values.values())):
+                self.progress.add(reading.values)
+            else:
+                heal_buffers(self.model, self.ema.ema)
+                self.telemetry.record("loss not finite", "noted", reading.images)
+        self.tloss = self.progress.means(self.loss_names)
+
+    def _add_to_mean(self, count: int) -> None:
+        """Show what was read so far: a mean made here would wait for the card."""
+        self.tloss = self.progress.means(self.loss_names)
 
     def _build_train_pipeline(self) -> None:
         previous = getattr(self, "train_loader", None)

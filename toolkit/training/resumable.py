@@ -15,7 +15,7 @@ calls what here, in its order::
         preprocess_batch              seeds
         (forward, backward)
         optimizer_step                the update, unless a gradient is not finite
-        on_train_batch_end            losses, heartbeat, a checkpoint if one is due, the stop
+        on_train_batch_end            losses (on a card the last batch's), heartbeat, a checkpoint, the stop
       on_train_epoch_end              as the last batch would have left it
       validate                        on_val_start, on_val_batch_start, on_val_end: heartbeat, the stop
       save_metrics, save_model        a row and the weights, whole or not at all
@@ -28,7 +28,6 @@ against the installed version.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +53,7 @@ from toolkit.training.state import (
     state_of,
 )
 from toolkit.training.telemetry import MAIN, Telemetry, frames_for
-from toolkit.training.updates import all_finite, heal_buffers
+from toolkit.training.updates import all_finite
 from toolkit.training.weights import fitness_of, without_optimizer, written_whole
 
 
@@ -90,8 +89,8 @@ class ResumableTrainer(GuardedTrainer):
     ) -> None:
         self.files, self.instructions = files, instructions
         self.saving, self.stop_wanted = saving, stop_wanted
-        self.progress = Progress(epoch=-1)
         self.batches_done, self.saved_at, self._last_save = 0, -1, time.monotonic()
+        self._exact = instructions.exact
         files.run.mkdir(parents=True, exist_ok=True)
         telemetry = Telemetry(files)
         self._state = find_state(files, instructions.before, MAIN, telemetry.record)
@@ -180,23 +179,18 @@ class ResumableTrainer(GuardedTrainer):
 
     def _on_batch_end(self) -> None:
         progress, loader = self.progress, self.train_loader
-        values = torch.stack([v.detach().reshape(()) for v in self.loss_items.values()]).tolist()
-        if all(map(math.isfinite, values)):
-            progress.add(dict(zip(self.loss_items, values, strict=True)))
-        else:
-            heal_buffers(self.model, self.ema.ema)
-            self.telemetry.record("loss not finite", "noted", self._batch_images())
-        self.tloss = progress.means(self.loss_names)
+        self._losses.put(self.loss_items, self._batch_images())
+        self._read_losses(wait=self._exact)
         progress.samples = loader.samples_done
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
         frames = frames_for(self, len(self._images) * WORLD_SIZE)  # of all ranks
-        self.telemetry.batch_ends(loader.order.next(), sum(values), frames)
+        self.telemetry.batch_ends(loader.order.next(), frames)
         self._beat("training")
         self._save_if_due()
 
     def _on_epoch_end(self) -> None:
+        self._read_losses()  # sets the means of an epoch that was entered at its end as well
         self._beat("validating")  # a fault from here on is none of a batch
-        self.tloss = self.progress.means(self.loss_names)  # of an epoch that was entered at its end as well
         self._save_if_due()
 
     def _on_validation_start(self) -> None:
@@ -288,6 +282,7 @@ class ResumableTrainer(GuardedTrainer):
         self._last_save = time.monotonic()
         if not MAIN:
             return
+        self._read_losses()
         model = unwrap_model(self.model)
         if not all_finite(model.state_dict()):
             raise RollBackNeeded
@@ -308,7 +303,7 @@ class ResumableTrainer(GuardedTrainer):
         except ToolkitError as error:
             self.telemetry.record("checkpoint not written", "older ones kept, training goes on", error.line())
         else:
-            self.saved_at = self.batches_done
+            self.saved_at, self._exact = self.batches_done, False
 
     def _images_done(self) -> int:
         images: int = self.train_loader.order.images

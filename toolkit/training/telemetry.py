@@ -42,6 +42,7 @@ class Telemetry:
         self.beats = self.frames = 0
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.validation_seconds = 0.0
+        self._newest_loss: dict[str, float] = {}
         self._bad_before = files.bad_frames()
         self._phase: heartbeat.Phase | None = None
         self._last_beat = self._last_batch_end = self._validation_start = time.monotonic()
@@ -67,16 +68,19 @@ class Telemetry:
             self._cursor.set(batch)
         self._wait = time.monotonic() - self._last_batch_end
 
-    def batch_ends(self, following: Batch, loss: float, frames: int) -> None:
+    def loss_arrives(self, components: dict[str, float]) -> None:
+        """The loss of a batch is known, on a card a batch later than it ended."""
+        self._newest_loss = components
+        if math.isfinite(loss := sum(components.values())):
+            self.losses.append(loss)
+
+    def batch_ends(self, following: Batch, frames: int) -> None:
         """A batch has been trained.
 
         Args:
             following: the batch that is due.
-            loss: sum of the components.
             frames: that all ranks read for it.
         """
-        if math.isfinite(loss):
-            self.losses.append(loss)
         self.frames += frames
         if MAIN:
             self._cursor.set(following)
@@ -109,7 +113,6 @@ class Telemetry:
             return
         self._last_beat, self._phase = clock, phase
         loader, optimizer = getattr(trainer, "train_loader", None), getattr(trainer, "optimizer", None)
-        losses = getattr(trainer, "loss_items", None) or {}
         # Workers may have met, and found bad, frames for batches that are not trained yet.
         ahead = loader.num_workers * PREFETCH * trainer.batch_size if loader else 0
         seconds = sum(self._seconds)
@@ -121,7 +124,7 @@ class Telemetry:
             epochs=trainer.epochs,
             batch=loader.batch_number + 1 if loader and trainer.progress.samples else 0,
             batches=len(loader) if loader else 0,
-            loss={name: _finite_or_none(value) for name, value in losses.items()},
+            loss={name: _finite_or_none(value) for name, value in self._newest_loss.items()},
             median_loss=statistics.median(self.losses) if self.losses else None,
             learning_rate=optimizer.param_groups[0]["lr"] if optimizer else 0.0,
             images_per_second=len(self._seconds) * trainer.batch_size / seconds if seconds else 0.0,
