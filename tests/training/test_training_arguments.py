@@ -258,18 +258,24 @@ def test_a_time_decides_the_epochs_over_the_whole_run(
 
 @pytest.mark.parametrize("arguments", [{"epochs": 1}, {"epochs": 2, "val": False}])
 def test_a_time_wins_over_epochs(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: dict[str, Any],
 ) -> None:
-    """An hour is 36 batches of 100 seconds, however few epochs were asked for."""
+    """An hour is 36 batches of 100 seconds, however few epochs were asked for: six, of which one is over."""
     clock = {"now": 1e9}
     monkeypatch.setattr(time, "time", lambda: clock["now"])
 
     def slowly(trainer: LTDv2Trainer) -> None:
         trainer.add_callback("on_train_batch_start", lambda _: clock.update(now=clock["now"] + 100))
 
-    planned = plan(data, tmp_path / "run", **{"time": 1.0, "close_mosaic": 0, **arguments})
+    planned = plan(data, tmp_path / "run", **{"time": 1.0, "close_mosaic": 5, "mosaic": 1.0, **arguments})
     assert 34 <= len(train(planned, prepare=slowly).steps) <= 37
     assert (planned.run / "weights" / "best.pt").is_file()
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("close_mosaic=5 leaves all 5 further epochs without mosaic") == 1
 
 
 def test_plans_of_lists_and_none_are_written_and_read(data: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from toolkit.training.cautions import READ, cautions
         (0, {"epochs": 3, "warmup_epochs": 3.0}, []),
         (44, {"epochs": 30, "val": False}, ["val=False"]),
         (44, {"epochs": 1, "time": 1.0}, []),
+        (44, {"epochs": 1, "time": 1.0, "val": False}, ["val=False"]),
     ],
 )
 def test_a_plan_that_is_probably_not_meant_is_said(

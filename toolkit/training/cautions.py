@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training.preset import configuration
 
@@ -28,23 +30,34 @@ def cautions(plan: TrainingPlan, images: int) -> list[str]:
             f"Ultralytics {installed} is newer than {READ}, whose training loop was read: what its loop "
             f"does since then is not done; `pip install ultralytics-opencv-headless=={READ}` has that one"
         )
-    epochs = plan.number("epochs")
-    if values.time:
-        return said  # its epochs are counted while it runs
-    if values.mosaic and values.close_mosaic >= epochs:
+    if not values.time:  # else its epochs are counted while it runs
+        said += of_length(values, plan.number("epochs"), -(-images // plan.number("batch")))
+    if not values.val:
+        said.append("val=False: best.pt is that of the last epoch, nothing chooses it")
+    return said
+
+
+def of_length(values: Any, epochs: int, batches: int, begun: int = 0) -> list[str]:
+    """Sentences about a run that is too short for its settings.
+
+    Args:
+        values: Ultralytics' configuration.
+        epochs: of the run.
+        batches: of an epoch; 0 where that is not known.
+        begun: epochs that are over.
+    """
+    said = []
+    if values.mosaic and values.close_mosaic >= epochs - begun > 0:
         said.append(
-            f"close_mosaic={values.close_mosaic} leaves all {epochs} epochs without mosaic; "
-            "close_mosaic=0 keeps it"
+            f"close_mosaic={values.close_mosaic} leaves all {epochs - begun} {'further ' if begun else ''}"
+            "epochs without mosaic; close_mosaic=0 keeps it"
         )
-    batches = -(-images // plan.number("batch"))
     warm_up = max(round(values.warmup_epochs * batches), LEAST_WARM_UP) if values.warmup_epochs > 0 else 0
     if batches and warm_up >= epochs * batches:
         said.append(
             f"the warm-up of {warm_up:,} batches is as long as the run of {epochs * batches:,}: "
             "the learning rate never reaches lr0; warmup_epochs=0 leaves it out"
         )
-    if not values.val:
-        said.append("val=False: best.pt is that of the last epoch, nothing chooses it")
     return said
 
 

@@ -19,6 +19,8 @@ from torch import distributed
 from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
+from toolkit import console
+from toolkit.training import cautions
 from toolkit.training.group import GroupTrainer
 from toolkit.training.replay import NetworkGraph
 from toolkit.training.telemetry import MAIN, Telemetry
@@ -282,4 +284,7 @@ class LoopTrainer(GroupTrainer):
             self.epochs = self.args.epochs = math.ceil(self.args.time * 3600 / mean)
             self._setup_scheduler()
             self.scheduler.last_epoch = self.epoch
+            if MAIN and not self.epoch:  # only now it is known how long the run is
+                for sentence in cautions.of_length(self.args, self.epochs, len(self.train_loader), begun=1):
+                    console.warn(sentence)
             self.stop |= self.epoch >= self.epochs
