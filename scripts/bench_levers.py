@@ -45,6 +45,7 @@ keep_libraries_quiet()
 
 import numpy as np
 import torch
+from ultralytics.nn.tasks import load_checkpoint
 
 from submission import Detections
 from submission.validate import LABELS
@@ -302,6 +303,7 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
     slug = "".join(c if c.isalnum() else "-" for c in f"{data.name}-{names[0]}-{seed}")
     weights = train(options, data, seed, levers[0], slug, soup=any(lever.soup for lever in levers))
     epochs = len((weights.parents[1] / "results.csv").read_text().splitlines()) - 1
+    batch = load_checkpoint(weights)[1]["train_args"]["batch"]
     truth, status = GroundTruth.read(data / ltdv2.ANNOTATIONS["val"]), 0
     for name, lever in zip(names, levers, strict=True):
         try:
@@ -313,6 +315,7 @@ def one(options: argparse.Namespace, data: Path, seed: int, names: list[str]) ->
         row = {"data": data.name, "lever": name, "seed": seed, "epochs": epochs, "minutes": options.minutes}
         row |= {"device": device_name(options.device), "took": (time.monotonic() - begun) / 60}
         row["trained"], begun = name == names[0], time.monotonic()
+        row["batch"] = batch
         row |= numbers(truth, found)
         with (options.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -420,7 +423,11 @@ def table(rows: Sequence[dict[str, Any]], data: Path) -> str:
             ends = [interval(gains), spread(beside, "+"), interval(beside)]
             lines.append(f"| {name} | {epochs} | {spread(gains, '+')} | {' | '.join(cells + ends)} |")
     cards = sorted({row["device"] for row in of_data if "device" in row})
-    return "\n".join([*lines, *([f"\ntrained on {', '.join(cards)}"] if cards else [])])
+    lines += [f"\ntrained on {', '.join(cards)}"] if cards else []
+    batches = {(row["lever"], row["seed"]): row["batch"] for row in of_data if "batch" in row}
+    smaller = [f"{name} {seed}: {n}" for (name, seed), n in batches.items() if n < max(batches.values())]
+    # A full memory halves a batch; a preset may have a smaller one of its own.
+    return "\n".join([*lines, *([f"\nsmaller batches: {'; '.join(smaller)}"] if smaller else [])])
 
 
 def interval(values: Sequence[float]) -> str:

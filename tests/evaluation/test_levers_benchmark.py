@@ -80,6 +80,10 @@ def test_numbers_are_the_scores_and_gains_are_against_the_same_seed(bench: Modul
     lines = bench.table(rows, Path("data/a")).splitlines()
     assert lines[2].startswith("| thermal | 9/9 | +0.000 ± 0.000 | 0.300 ± 0.141 |")
     assert lines[3].startswith("| linked | 9/9 | +0.060 ± 0.014 | 0.360 ± ")
+    assert len(lines) == 4
+    for row, batch in zip(rows, (16, 16, 16, 8), strict=True):
+        row["batch"] = batch
+    assert bench.table(rows, Path("data/a")).splitlines()[-1] == "smaller batches: linked 1: 8"
 
 
 def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
@@ -103,6 +107,7 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
         return found
 
     monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(bench, "load_checkpoint", lambda _: (None, {"train_args": {"batch": 4}}))
     monkeypatch.setattr(bench, "detections", detections)
     monkeypatch.setattr(bench.GroundTruth, "read", lambda _path: truth)
     options = argparse.Namespace(out=tmp_path, minutes=1.0, device="cpu")
@@ -111,6 +116,7 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
     rows = bench.read(tmp_path / "results.jsonl")
     assert [row["lever"] for row in rows] == ["thermal", "soup of its checkpoints"]
     assert [row["epochs"] for row in rows] == [2, 2]
+    assert [row["batch"] for row in rows] == [4, 4]
     assert asked == [("a-linked-0", True)]
     told = capsys.readouterr().err
     assert "no clips" in told
