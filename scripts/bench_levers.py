@@ -169,7 +169,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t of 1 to 9 degrees of freedom; of more the last, which is too wide."""
 
 CHECKPOINTS = 6
-"""Of a run, evenly spread, that a soup is made of at most."""
+"""Of a run, evenly spread, that a soup is made of at most, beside the best one."""
 
 SIZES = {"below 12 px": (0, 12), "12 to 32 px": (12, 32), "above 32 px": (32, 10_000)}
 """Square roots of areas of boxes."""
@@ -364,8 +364,9 @@ def detections(
         def judge(checkpoint: Path) -> float:
             return score(truth, predict(checkpoint, data, "val", asked)).overall.map_50
 
-        kept = soup.checkpoints_of(weights.parents[1])
-        soup.make(kept[:: -(-len(kept) // CHECKPOINTS)], judge, out, truth.vocabulary.classes)
+        best, *others = soup.checkpoints_of(weights.parents[1])
+        spread_out = others[:: -max(1, -(-len(others) // CHECKPOINTS))]
+        soup.make([best, *spread_out], judge, out, truth.vocabulary.classes)
         weights = out
     if lever.swept:
         context = Context.read(data / ltdv2.ANNOTATIONS["val"], truth.image_ids)

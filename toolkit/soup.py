@@ -47,7 +47,10 @@ def checkpoints_of(run: Path) -> list[Path]:
     Raises:
         ToolkitError: there are none, or one cannot be read.
     """
-    found = sorted((run / "weights").glob("*.pt"), key=lambda path: (path.name != "best.pt", path.name))
+    found = sorted(  # epoch9.pt before epoch10.pt
+        (run / "weights").glob("*.pt"),
+        key=lambda path: (path.name != "best.pt", len(path.name), path.name),
+    )
     if not found:
         raise ToolkitError(
             f"no checkpoints in {run / 'weights'}", expected="best.pt, last.pt, epoch10.pt, ..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import shutil
 import subprocess
@@ -121,6 +122,25 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
     told = capsys.readouterr().err
     assert "no clips" in told
     assert "out of memory" in told
+
+
+@pytest.mark.parametrize("epochs", [1, 6, 20])
+def test_a_soup_is_made_of_the_best_weights_and_of_others_evenly_spread(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, epochs: int
+) -> None:
+    truth, found, _ = synthetic()
+    kept = [tmp_path / "weights" / f"{name}.pt" for name in ("best", *range(epochs))]
+    used: list[Path] = []
+    monkeypatch.setattr(bench.soup, "checkpoints_of", lambda _: kept)
+    monkeypatch.setattr(bench.soup, "make", lambda paths, *_: used.extend(paths))
+    monkeypatch.setattr(bench, "predict", lambda *_: found)
+    options = argparse.Namespace(device="cpu", batch=4)
+    bench.detections(options, tmp_path, truth, kept[0], bench.Lever(soup=True))
+    assert used[0] == kept[0]
+    places = [kept.index(path) for path in used[1:]]
+    assert places[0] == epochs
+    assert len(places) == min(epochs, 5 if epochs == 20 else 6)
+    assert len({a - b for a, b in itertools.pairwise(places)}) <= 1
 
 
 def test_a_table_may_take_several_calls(

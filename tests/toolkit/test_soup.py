@@ -140,5 +140,7 @@ def test_a_run_stands_for_its_checkpoints_each_once(tmp_path: Path) -> None:
     (tmp_path / "weights" / "last.pt").write_bytes(best.read_bytes())
     later = checkpoint(tmp_path / "weights" / "epoch10.pt", 2.0)
     assert checkpoints_of(tmp_path) == [best, later]
+    earlier = checkpoint(tmp_path / "weights" / "epoch9.pt", 3.0)
+    assert checkpoints_of(tmp_path) == [best, earlier, later]
     with pytest.raises(ToolkitError, match="no checkpoints"):
         checkpoints_of(tmp_path / "weights")
