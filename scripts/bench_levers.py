@@ -9,10 +9,10 @@ DATA is a prepared dataset in LTDv2's layout: the drawn harbour (`toolkit datase
 real frames that were converted to it; with --moving the camera moves: levers that need a still one are left
 out. A lever is one entry of LEVERS. Each training ends with the minutes, and so does its schedule, by the
 argument ``time`` of Ultralytics; validation after each epoch counts, and --val-months shortens it for all
-alike. With --jobs all share the card alike. Levers that change nothing before prediction share a training.
-"swept" and "soup" choose by the split that scores them: their gains are upper bounds. --train-on
-train,val has no entry, because nothing with boxes is left to score it by: "half of the clips" says what more
-clips bring.
+alike but those that choose by scores, which are of all months. With --jobs all share the card alike. Levers
+that change nothing before prediction share a training. "swept" and "soup" choose by the split that scores
+them: their gains are upper bounds. --train-on train,val has no entry, because nothing with boxes is left to
+score it by: "half of the clips" says what more clips bring.
 
 Results are lines of OUT/results.jsonl; what is there, of the same --minutes, is not done again. So a table
 may take several calls: --call 28 begins no training that would not end within 28 minutes, all levers of one
@@ -342,7 +342,7 @@ def train(options: argparse.Namespace, data: Path, seed: int, lever: Lever, name
         device=options.device,
         seed=seed,
         name=name,
-        val_months=options.val_months,
+        val_months=None if "select_by" in lever.options else options.val_months,
         patches=not options.no_patches,
         **given,
     )

@@ -20,9 +20,12 @@ import pytest
 from synthetic import synthetic
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from toolkit.dataset.prepare import prepare
+from toolkit.dataset.sample import write_sample
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.prediction import PredictionOptions
+from toolkit.runs.plan import TrainingPlan
 from toolkit.sweep import NAMES
 from toolkit.training.options import Options
 from toolkit.training.preset import presets
@@ -122,6 +125,26 @@ def test_a_lever_that_fails_costs_the_others_of_its_training_nothing(
     told = capsys.readouterr().err
     assert "no clips" in told
     assert "out of memory" in told
+
+
+def test_every_lever_can_be_planned_beside_a_shorter_validation(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What chooses by scores needs all months."""
+    data = tmp_path / "data"
+    write_sample(data, train=160, val=160, test=9, scene="harbour")
+    prepare(data)
+    planned: list[TrainingPlan] = []
+    monkeypatch.setattr(bench.supervisor, "train", planned.append)
+    options = argparse.Namespace(
+        out=tmp_path, model="yolov8n.yaml", imgsz=64, batch=2, workers=0, device="cpu", minutes=1.0
+    )
+    options.val_months, options.no_patches = "jun", True
+    levers = {lever.recipe: (name, lever) for name, lever in bench.LEVERS.items()}
+    for name, lever in levers.values():
+        bench.train(options, data, 0, lever, "one", soup=False)
+        assert ("val" in planned[-1].subsets) == ("best by" not in name), name
+    assert len(planned) == len(levers)
 
 
 @pytest.mark.parametrize("epochs", [1, 6, 20])
