@@ -23,7 +23,7 @@ from patches import children
 from submission import Detections
 from toolkit import console, provenance, tables, vocabulary
 from toolkit.dataset.subset import parse_months
-from toolkit.errors import CallError, ToolkitError
+from toolkit.errors import UNPARSED, CallError, ToolkitError, ending_with
 from toolkit.evaluation.compare import RESAMPLES, intervals
 from toolkit.evaluation.context import Context
 from toolkit.evaluation.scoring import is_number, score
@@ -32,6 +32,7 @@ from toolkit.files import replacing
 from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.runs.folder import Exit, RunFiles, state_of
 from toolkit.runs.plan import read_plan
+from toolkit.training.deciding import check_name
 from toolkit.workspace import Workspace, own_evaluation
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def plan(place: Workspace, data: Path, train_months: str, prefix: str = "drift")
         prefix: of the runs' names.
 
     Raises:
-        ToolkitError: a name that is no month of the data, or a run of that name has other months.
+        ToolkitError: a name that is no month of the data, a prefix that makes no name of a run, or a run of
+            that name has other months.
     """
     words = vocabulary.of_data(data)
     groups = (
@@ -101,6 +103,8 @@ def plan(place: Workspace, data: Path, train_months: str, prefix: str = "drift")
     for group in dict.fromkeys(groups):
         months = group.replace("+", ",")
         wanted = tuple(sorted(set(parse_months(months, words))))
+        with ending_with(UNPARSED):
+            check_name(_name(prefix, group))
         files = RunFiles(place.runs / _name(prefix, group))
         there = files.plan.is_file()
         found = read_plan(files).subset("train").months if there else wanted

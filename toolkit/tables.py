@@ -14,7 +14,7 @@ from toolkit import console
 UNLIMITED = 100_000
 """Characters of a line that has no end."""
 
-FOLDED = 16
+FOLDED = 12
 """A column of prose or paths, ``overflow="fold"``, asks for no more than this many characters."""
 
 

@@ -88,6 +88,32 @@ def test_labels_are_held_against_the_classes_of_the_data_with_the_images(
     assert (refused.status, "label 7" in refused.err) == (1, True), refused.err
 
 
+@pytest.mark.parametrize("verb", ["link", "submit", "ensemble"])
+def test_where_a_file_is_wanted_a_run_is_told_which_of_its_files_could_be_meant(
+    two: Path, toolkit: Command, verb: str
+) -> None:
+    good = write(two / "good.json", {str(i): hit() for i in VAL[:3]})
+    words = (verb, good) if verb == "ensemble" else (verb,)
+    for name, said in (
+        ("first", "make some: toolkit predict first --split test"),
+        ("data", "data is a folder"),
+        ("nothing.json", "no file nothing.json"),
+    ):
+        refused = toolkit(*words, name)
+        assert (refused.status, said in refused.err) == (1, True), refused.err
+    file = write(two / "runs/first/predictions-test.json", {str(i): hit() for i in TEST[:3]})
+    assert f"first is a run; found its predictions {file}" in toolkit(*words, "first").err
+
+
+@pytest.mark.parametrize("words", [("link", "a.json"), ("ensemble", "a.json", "a.json")])
+def test_a_folder_is_no_place_for_a_file(two: Path, toolkit: Command, words: tuple[str, ...]) -> None:
+    write(two / "a.json", {str(i): hit() for i in VAL[:3]})
+    (two / "taken").mkdir()
+    refused = toolkit(*words, "--out", "taken")
+    assert (refused.status, "cannot write taken; found a folder" in refused.err) == (1, True)
+    assert "images" not in refused.err  # nothing was begun
+
+
 def found_by(file: Path, weights: Path, name: str | None, age: int) -> Path:
     """Predictions of the run's validation images that these weights made, ``age`` seconds ago."""
     write(file, {str(i): hit() for i in VAL[:3]})

@@ -228,6 +228,7 @@ def test_the_command_plans_collects_and_prints(
         (("--test-months", "foo"), "no month named 'foo'"),
         (("feb",), "feb is no flag of toolkit train.* --train-months feb"),
         (("--out", "taken"), "taken"),
+        (("--prefix", "a/b"), "a/b-.* is no name for a run"),
         (("--", "--name", "foo"), "--name cannot be said for every training.*--prefix names the runs"),
         (("--", "--epochs", "1", "--months=jun"), "--months cannot be said .*--train-months"),
     ],

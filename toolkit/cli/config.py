@@ -33,12 +33,13 @@ def config(
     if json:
         console.print_json({value.key: {"value": value.value, "source": value.source} for value in values})
         return
-    table = Table("setting", "value", box=box.SIMPLE_HEAD)
-    table.add_column("from", overflow="fold")  # a path is of no use without its end
+    table = Table("setting", box=box.SIMPLE_HEAD)
+    for column in ("value", "from"):
+        table.add_column(column, overflow="fold")  # a path is of no use without its end
     for value in values:
         shown = "-" if value.value is None else str(value.value)
         table.add_row(value.key, shown, value.source, style="dim" if value.source == "default" else "")
-    tables.show(table)
+    tables.show(table, lead=3)
     console.note("-: not set; the preset, the run or the machine decides, as `toolkit train --dry-run` shows")
     for path, words in place.settings_places(data):
         console.note(f"{words}: {path}{'' if path.exists() else ' (not there)'}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import require_place
+from toolkit.cli.options import require_place, require_predictions
 
 
 def ensemble(
@@ -44,17 +44,14 @@ def ensemble(
     from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
 
     require_place(out, ".json", predictions)
-    by_class = None
-    if weights == "validation":
-        by_class, weights = weights_by_class(scores or [_scores_of(path) for path in predictions]), None
-    elif scores:
+    by_validation = weights == "validation"
+    if scores and not by_validation:
         raise CallError("--scores is read with `--weights validation` alone")
-    try:
-        trust = tuple(float(part) for part in weights.split(",")) if weights else None
-    except ValueError as error:
-        raise CallError(
-            f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
-        ) from error
+    trust = _numbers(weights) if weights and not by_validation else None
+    require_predictions(predictions)
+    by_class = None
+    if by_validation:
+        by_class = weights_by_class(scores or [_scores_of(path) for path in predictions])
     sets = [Detections.read(console.reading(path)) for path in predictions]
     place = workspace.current()
     classes = belonging.classes_of(place, place.of_a_run(predictions), lambda: sets[0].image_ids)
@@ -66,6 +63,17 @@ def ensemble(
     check_values(fused, "what came of fusing", classes)
     fused.write(out)
     typer.echo(out)
+
+
+def _numbers(weights: str) -> tuple[float, ...]:
+    from toolkit.errors import CallError
+
+    try:
+        return tuple(float(part) for part in weights.split(","))
+    except ValueError as error:
+        raise CallError(
+            f"--weights {weights} are no numbers", expected="such as 2,1,1, or validation"
+        ) from error
 
 
 def _scores_of(predictions: Path) -> Path:

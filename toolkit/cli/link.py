@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import require_place
+from toolkit.cli.options import require_place, require_predictions
 
 
 def link(
@@ -39,6 +39,7 @@ def link(
 
     written = out or predictions.with_name(f"{predictions.stem}-linked.json")
     require_place(written, ".json", [predictions])
+    require_predictions([predictions])
     options = LinkOptions(iou=iou, gap=gap, share=share)
     detections = Detections.read(console.reading(predictions))
     classes = belonging.classes_of(workspace.current(), predictions, lambda: detections.image_ids)

@@ -15,7 +15,7 @@ from submission import SubmissionError
 from submission.competitions import NUMBERS, PHASES, number_of
 from toolkit import settings
 from toolkit.cli import completion
-from toolkit.errors import CallError
+from toolkit.errors import CallError, ToolkitError
 
 IN_THE_FILE = "Options that toolkit.toml may set too"
 """Where ``--help`` shows them."""
@@ -135,19 +135,53 @@ def require_place(path: Path, suffix: str, sources: Iterable[Path] = ()) -> None
         sources: what it is made from, which it must not replace.
 
     Raises:
-        ToolkitError: the name ends in another suffix (without one it may stay), its folder takes no file, or
-            it is one of the sources.
+        ToolkitError: the name ends in another suffix (without one it may stay) or is a folder's, its folder
+            takes no file, or it is one of the sources.
     """
     from toolkit.machine import checks
 
     if path.suffix not in ("", suffix):
         raise CallError(f"cannot write {path}", found=f"a name in {path.suffix}", expected=f"one in {suffix}")
+    if path.is_dir():
+        raise ToolkitError(
+            f"cannot write {path}", found="a folder of that name", expected="a name for a file"
+        )
     checks.writable(path.parent)
+    refuse_source(path, sources)
+
+
+def refuse_source(path: Path, sources: Iterable[Path]) -> None:
+    """Refuse to write a file over what it is made from. Raises CallError: it is one of the sources."""
     if path.resolve() in {source.resolve() for source in sources}:
         raise CallError(
             f"cannot write {path}",
             found="one of the files that it is made from",
             expected="another one: that file would be lost",
+        )
+
+
+def require_predictions(paths: Iterable[Path]) -> None:
+    """Refuse, before any of them is read, what is no file; a run is told which of its files could be meant.
+
+    Raises:
+        ToolkitError: one is not there, or a folder or the name of a run.
+    """
+    from toolkit import workspace
+
+    place = workspace.current()
+    for path in paths:
+        if path.exists() and not path.is_dir():  # a pipe is good enough
+            continue
+        run = place.run(str(path))
+        if not workspace.is_run(run):
+            what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+            raise ToolkitError(what, expected="a file of predictions")
+        files = ", ".join(str(file) for file in sorted(run.glob("predictions-*.json")))
+        raise ToolkitError(
+            f"{path} is a run",
+            found=f"its predictions {files}" if files else "no predictions in it",
+            expected="a file of predictions",
+            fix="name one of these" if files else f"make some: toolkit predict {path} --split test",
         )
 
 

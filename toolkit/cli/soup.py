@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import number, require_place
+from toolkit.cli.options import number, refuse_source, require_place
 
 if TYPE_CHECKING:
     from toolkit.workspace import Workspace
@@ -44,9 +44,10 @@ def soup(
     from toolkit.evaluation.truth import GroundTruth
     from toolkit.runs import health
 
+    require_place(out, ".pt")
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
-    require_place(out, ".pt", paths)
+    refuse_source(out, paths)
     source = place.data_of(place.of_a_run(paths), data)
     truth = GroundTruth.read(source / ltdv2.ANNOTATIONS["val"])
     options = prediction.PredictionOptions(

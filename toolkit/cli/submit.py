@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import Competition, PhaseName
+from toolkit.cli.options import Competition, PhaseName, require_predictions
 
 if TYPE_CHECKING:
     from submission.codabench import Codabench
@@ -88,6 +88,7 @@ def submit(
         predictions = place.newest_predictions()
         made_by = provenance.origin_of(predictions)
         console.note(f"newest predictions: {predictions}" + (f", of {made_by.weights}" if made_by else ""))
+    require_predictions([predictions])
     beside = predictions if is_zip(predictions) else predictions.parent / "submission.zip"
     target = out or (beside if zip or upload else None)
     if target is not None:
