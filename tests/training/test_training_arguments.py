@@ -165,6 +165,16 @@ def test_a_preset_file_that_is_none_is_refused(tmp_path: Path, content: str, mes
         load_preset(str(tmp_path / "mine.yaml"))
 
 
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", ".1e-2", "1.0e-3", "0.001", "+1e-03"])
+def test_numbers_of_a_preset_are_read_as_everywhere_else(tmp_path: Path, number: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"base: thermal\narguments: {{lr0: {number}, box: 7}}\n")
+    arguments = load_preset(str(tmp_path / "a.yaml")).arguments
+    assert (arguments["lr0"], arguments["box"]) == (0.001, 7)
+    (tmp_path / "b.yaml").write_text("base: thermal\narguments: {lr0: '1e-3'}\n")
+    with pytest.raises(ToolkitError, match="lr0 cannot be '1e-3'"):
+        load_preset(str(tmp_path / "b.yaml"))
+
+
 def test_a_preset_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match=r"none\.yaml cannot be used; found no such file"):
         load_preset(str(tmp_path / "none.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,6 +14,15 @@ from toolkit.errors import ToolkitError, reason
 from toolkit.runs.plan import TrainingPlan
 from toolkit.settings import Argument, TrainingOptions, hints, lever_names, levers, presets
 from toolkit.training.arguments import check
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes ``1e-3`` for a number, as YAML 1.2 does; PyYAML follows YAML 1.1, which wants ``1.0e-3``."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class Preset(msgspec.Struct, frozen=True):
@@ -110,7 +120,7 @@ def _read(name: str, path: Path) -> _Base:
     names = ", ".join(("base", "model", "channels", *lever_names()))
     expected = f"YAML with {names}, and Ultralytics' own below arguments:"
     try:
-        found: Any = msgspec.convert(yaml.safe_load(path.read_bytes()), _File)
+        found: Any = msgspec.convert(yaml.load(path.read_bytes(), _Loader), _File)
     except (OSError, yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise ToolkitError(
             f"preset {name} cannot be used", " ".join(reason(error).split()), expected
