@@ -77,6 +77,13 @@ class ConvProblem:
             first, second = second, first
         return (first, second // self.groups, *self.kernel)
 
+    @property
+    def may_end_a_head(self) -> bool:
+        """Whether it may be the last layer of a head: permuted and concatenated behind it, its output gets a
+        gradient that is stored NHWC although nothing else is.
+        """
+        return self.kernel == (1, 1) and self.bias and not (self.channels_last or self.transposed)
+
     @cached_property
     def adjoint(self) -> ConvProblem:
         """Of a transposed convolution: the plain one, with the same weight, whose input gradient it is.

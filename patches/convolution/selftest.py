@@ -365,7 +365,13 @@ def _compare(route: Route, problem: ConvProblem, device: str) -> str:
         say(f"backward of {problem}")
         values.extend(route.backward(problem, grad, x, weight, (True, True, problem.bias)))
         _synchronise(device)
-    names = ("output", "input gradient", "weight gradient", "bias gradient")
+        if problem.may_end_a_head:
+            say(f"backward of {problem} from a gradient that is stored NHWC")
+            grad = grad.contiguous(memory_format=torch.channels_last)
+            values.extend(route.backward(problem, grad, x, weight, (True, True, True)))
+            truths = [*truths, *truths[1:]]
+            _synchronise(device)
+    names = ("output", *("input gradient", "weight gradient", "bias gradient") * 2)
     for name, value, truth in zip(names, values, truths):  # noqa: B905 - no bias gradient without a bias
         if value is None or value.shape != truth.shape or value.dtype != problem.dtype:
             return f"{name} of {problem} has the wrong form"

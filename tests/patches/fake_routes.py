@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,18 @@ class WrongInHalf(Gemm):
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = super().forward(problem, x, weight, bias)
         return out * 1.1 if problem.dtype == torch.float16 else out
+
+
+class WrongFromAHead(Gemm):
+    """A kernel that takes a gradient's strides for those of the input."""
+
+    name = "wrongfromahead"
+
+    def backward(self, *args: Any) -> Gradients:
+        problem, grad = args[:2]
+        grad_x, grad_weight, grad_bias = super().backward(*args)
+        wrong = not (problem.channels_last or grad.is_contiguous())
+        return grad_x, None if grad_weight is None else grad_weight * (1 + wrong), grad_bias
 
 
 class Misshapen(Gemm):

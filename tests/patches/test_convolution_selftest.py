@@ -27,6 +27,7 @@ BAD = {
     "Wrong": "weight gradient of",
     "Raising": "no kernel image for this card",
     "Misshapen": "has the wrong form",
+    "WrongFromAHead": "weight gradient of 2x40x21x19 -> 72, 1x1 stride 1 bias",
 }
 
 

@@ -128,6 +128,8 @@ def _needed(p: ConvProblem, units: int, route: str) -> Iterator[Launch]:
         layouts = (False, True) if p.channels_last else (False,)
         made = (launches(p, tiles, each, winograd=route == "winograd") for each in layouts)
         yield from chain.from_iterable(made)
+        if p.may_end_a_head:
+            yield from launches(p, tiles, grad_last=True)
 
 
 def serves(p: ConvProblem, tiles: Tiles, route: str) -> bool:
@@ -138,7 +140,11 @@ def serves(p: ConvProblem, tiles: Tiles, route: str) -> bool:
 
 
 def launches(
-    p: ConvProblem, tiles: Tiles | None = None, weight_last: bool = False, winograd: bool = False
+    p: ConvProblem,
+    tiles: Tiles | None = None,
+    weight_last: bool = False,
+    winograd: bool = False,
+    grad_last: bool = False,
 ) -> list[Launch]:
     """What a route will launch for a problem, forward and backward; see ``compile_ahead``.
 
@@ -147,6 +153,7 @@ def launches(
         tiles: the choice of tiles; the one for the device when None.
         weight_last: whether the weight is stored NHWC, as in a model that is.
         winograd: of the route "winograd", not of "triton".
+        grad_last: whether the output gradient is stored NHWC, whatever the problem is.
     """
 
     def empty(*shape: int) -> Tensor:
@@ -154,7 +161,8 @@ def launches(
 
     layout = torch.channels_last if p.channels_last else torch.contiguous_format
     x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
-    grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=layout)
+    grad = empty(p.batch, p.channels_out, *p.output_size)
+    grad = grad.to(memory_format=torch.channels_last if grad_last else layout)
     weight = empty(*p.weight_shape)
     if weight_last:
         weight = weight.to(memory_format=torch.channels_last)
