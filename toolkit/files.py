@@ -61,6 +61,11 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_bytes(text + b"\n")
 
 
+def real(path: Path) -> Path:
+    """Where a path leads, links followed; one in a circle of links leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 SCRATCH = ".making.*.tmp"
 """What :func:`scratch` calls its folders (a glob)."""
 

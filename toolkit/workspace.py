@@ -137,7 +137,7 @@ class Workspace:
         """
         own, beside = self.root / settings.FILE, (data or self.root) / settings.FILE
         places = {user_settings(): "yours everywhere", own: "this workspace's", beside: "beside the data"}
-        if not beside.parent.resolve().is_relative_to(self.root.resolve()):
+        if not Path(os.path.realpath(beside.parent)).is_relative_to(os.path.realpath(self.root)):
             places = {path: places[path] for path in (user_settings(), beside, own)}
         return tuple((path, words if path != own else "this workspace's") for path, words in places.items())
 

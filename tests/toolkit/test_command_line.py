@@ -144,6 +144,32 @@ def test_words_that_no_file_could_make_right_do_not_parse(toolkit: Command, word
     assert message in result.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "dataset prepare circle.json",
+        "dataset prepare circle.zip",
+        "dataset prepare source --out circle",
+        "ensemble found.json circle.json",
+        "link circle.json",
+        "soup circle.pt",
+        "submit found.json --data circle",
+        "submit circle.zip",
+        "train --data circle",
+        "config --data circle",
+    ],
+)
+def test_links_that_lead_in_a_circle_are_nothing_there(toolkit: Command, workspace: Path, words: str) -> None:
+    for name in ("circle", "circle.json", "circle.zip", "circle.pt"):
+        (workspace / name).symlink_to(name)
+    (workspace / "found.json").write_text("{}")
+    (workspace / "source").mkdir()
+    (workspace / "source/data.yaml").write_text("names: [a]")
+    result = toolkit(*words.split())
+    assert (result.status, result.err.count("error: ")) == (1, 1), result.err
+    assert "fault of the toolkit" not in result.err
+
+
 def test_without_weights_the_newest_are_evaluated(
     toolkit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,7 +152,9 @@ def require_place(path: Path, suffix: str, sources: Iterable[Path] = ()) -> None
 
 def refuse_source(path: Path, sources: Iterable[Path]) -> None:
     """Refuse to write a file over what it is made from. Raises CallError: it is one of the sources."""
-    if path.resolve() in {source.resolve() for source in sources}:
+    from toolkit.files import real
+
+    if real(path) in map(real, sources):
         raise CallError(
             f"cannot write {path}",
             found="one of the files that it is made from",

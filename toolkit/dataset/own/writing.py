@@ -20,7 +20,7 @@ from toolkit.dataset.own.origin import Origin
 from toolkit.dataset.own.reading import PICTURES, Image, read
 from toolkit.dataset.own.tree import inner
 from toolkit.errors import ToolkitError
-from toolkit.files import turn_to_make
+from toolkit.files import real, turn_to_make
 from toolkit.ltdv2 import ANNOTATIONS, ARCHIVE, SplitName
 from toolkit.vocabulary import LTDV2, Vocabulary
 
@@ -107,8 +107,8 @@ def place_for(source: Path, folder: Path) -> Path:
     """Where a source goes by default: ``folder``/NAME, or NAME-prepared where that is the source's own."""
     place = folder / name_of(source)
     root = source if source.is_dir() else source.absolute().parent
-    whole = place.resolve()
-    inside = whole == root.resolve() or (not source.is_dir() and root.resolve().is_relative_to(whole))
+    whole, around = real(place), real(root)
+    inside = whole == around or (not source.is_dir() and around.is_relative_to(whole))
     return place.with_name(f"{place.name}-prepared") if inside else place
 
 
@@ -137,7 +137,7 @@ def bring(
             was made of another source or with other settings.
     """
     wanted = Origin(
-        str(source.resolve()), (by or "").strip(), re.sub(r"\s*([,=])\s*", r"\1", classes or "").strip(), val
+        str(real(source)), (by or "").strip(), re.sub(r"\s*([,=])\s*", r"\1", classes or "").strip(), val
     )
     _refuse(data, wanted, replace_other)
     with turn_to_make(data):
