@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .problem import ConvProblem, Route
 
 TIMEOUT = 300.0
-"""Default time limit, seconds: importing torch, compiling up to 115 kernels on a slow processor, and room."""
+"""Default time limit, seconds: importing torch, compiling up to 135 kernels on a slow processor, and room."""
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 2e-2, "float64": 1e-12}
 """Largest relative error (Frobenius norm) by dtype: far above rounding, far below any mistake.
