@@ -17,10 +17,14 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from toolkit.assessment import task
+from toolkit.dataset import index
+from toolkit.dataset.frequency import Paste
+from toolkit.dataset.paste import Donors
 from toolkit.workspace import Workspace
 
 TINY = Path(__file__).parents[1] / "helpers" / "tiny.yaml"
 NAMES = {0: "cat", 1: "dog", 2: "cow", 3: "hen", 4: "fox"}
+NAMED = {number + 1: name for number, name in NAMES.items()}
 
 
 @pytest.fixture
@@ -101,6 +105,31 @@ def test_from_prepare_to_a_report_without_a_word_about_ltdv2(
     assert (workspace / "coco" / "images" / "val" / coco.imgs[min(coco.imgs)]["file_name"]).is_file()
     assert toolkit("dataset", "stats", data, "--json").status == 0
     assert toolkit("dataset", "verify", data, "--deep").status == 0
+
+
+def test_levers_know_the_classes_of_the_data(workspace: Path, toolkit: Command, source: Path) -> None:
+    assert toolkit("dataset", "prepare", source).status == 0
+    train = ("train", "--preset", "smoke", "--model", TINY, "--imgsz", "64", "--device", "cpu", "--dry-run")
+    shown = toolkit(*train, "--repeat", "fox=3, cow=2", "--paste", "fox=0.5")
+    assert shown.status == 0, shown.err
+    assert "15 train" in shown.out, "three of the six frames have a fox, the others a cow"
+    assert "frames with a fox 3 times, frames with a cow 2 times (flag)" in shown.out
+    assert "a fox in 0.5 of frames (flag)" in shown.out
+    for flag in ("--repeat", "--paste"):
+        refused = toolkit(*train, flag, "motorcycle=1")
+        assert refused.status != 0
+        assert "expected such as cat=" in refused.err
+        assert "cat, dog, cow, hen, fox" in refused.err
+
+
+def test_objects_are_pasted_whatever_the_ids_of_other_data_would_say_of_hours(
+    workspace: Path, toolkit: Command, source: Path
+) -> None:
+    assert toolkit("dataset", "prepare", source).status == 0
+    split = index.load(workspace / "data" / "farm").split("train")
+    donors = Donors(split, np.arange(len(split)), Paste.parse("fox=1", NAMED))
+    assert not donors.hours.any()
+    assert {kind for place in donors.objects for kind in [split.vocabulary.classes[place]]} == {"fox"}
 
 
 def test_a_test_split_with_labels_is_scored_by_its_name(

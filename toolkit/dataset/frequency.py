@@ -7,7 +7,7 @@ often as its class asks for, of which an epoch takes every n-th. So what is repe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +20,9 @@ from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import Split
+
+Classes = Mapping[int, str]
+"""Label -> name."""
 
 MOST = 1000
 """Times that a frame may come in place of once."""
@@ -38,8 +41,10 @@ class Frequency(msgspec.Struct, frozen=True):
     repeat: dict[int, int] = {}
 
     @classmethod
-    def parse(cls, every: int | None = None, repeat: str | None = None) -> Frequency:
-        """From what a person writes: ``5`` and ``motorcycle=8,bicycle=2``.
+    def parse(
+        cls, every: int | None = None, repeat: str | None = None, classes: Classes = LABELS
+    ) -> Frequency:
+        """From what a person writes: ``5`` and ``motorcycle=8,bicycle=2``; ``classes`` are those of the data.
 
         Raises:
             ToolkitError: a number below 1, or a name that is no class.
@@ -47,15 +52,15 @@ class Frequency(msgspec.Struct, frozen=True):
         if every is not None and every < 1:
             raise ToolkitError(f"no training on every {every}th frame", expected="1 or more")
         times: dict[int, int] = {}
-        for word, label, number in _by_class(repeat):
+        for word, label, number in _by_class(repeat, classes):
             if label is None or not number.isdecimal() or not 1 <= int(number) <= MOST:
-                names = ", ".join(LABELS.values())
+                names = ", ".join(classes.values())
                 raise ToolkitError(
                     f"{word!r} repeats no class",
-                    expected=f"such as motorcycle=8,bicycle=2: {names}, each 1 to {MOST}; or none",
+                    expected=f"such as {_example(classes, 8, 2)}: {names}, each 1 to {MOST}; or none",
                 )
             if label in times:
-                raise ToolkitError(f"{LABELS[label]} is repeated twice", found=repeat or "")
+                raise ToolkitError(f"{classes[label]} is repeated twice", found=repeat or "")
             times[label] = int(number)
         return cls(every or 1, times)
 
@@ -64,9 +69,10 @@ class Frequency(msgspec.Struct, frozen=True):
         """Whether every frame comes once an epoch."""
         return self.every == 1 and not self.repeat
 
-    def __str__(self) -> str:
+    def words(self, classes: Classes) -> str:
+        """For a person, who knows the classes by their names."""
         words = [f"every {self.every}. frame of a clip"] if self.every > 1 else []
-        words += [f"frames with a {LABELS[label]} {n} times" for label, n in self.repeat.items()]
+        words += [f"frames with a {classes[label]} {n} times" for label, n in self.repeat.items()]
         return ", ".join(words) or "every frame once"
 
     def order(self, split: Split, rows: npt.NDArray[np.int64], seed: int) -> EpochOrder:
@@ -104,23 +110,23 @@ class Paste(msgspec.Struct, frozen=True):
     chances: dict[int, float] = {}
 
     @classmethod
-    def parse(cls, text: str | None = None) -> Paste:
-        """From what a person writes: ``motorcycle=0.3,bicycle=0.1``.
+    def parse(cls, text: str | None = None, classes: Classes = LABELS) -> Paste:
+        """From what a person writes: ``motorcycle=0.3,bicycle=0.1``; ``classes`` are those of the data.
 
         Raises:
             ToolkitError: a name that is no class, twice, or a chance outside (0, 1].
         """
         chances: dict[int, float] = {}
-        for word, label, number in _by_class(text):
+        for word, label, number in _by_class(text, classes):
             try:
                 chance = float(number)
             except ValueError:
                 chance = 0.0
             if label is None or not 0 < chance <= 1 or label in chances:
-                names = ", ".join(LABELS.values())
+                names = ", ".join(classes.values())
                 raise ToolkitError(
                     f"{word!r} pastes nothing",
-                    expected=f"such as motorcycle=0.3,bicycle=0.1: {names}, each once, 0 to 1; or none",
+                    expected=f"such as {_example(classes, 0.3, 0.1)}: {names}, each once, 0 to 1; or none",
                 )
             chances[label] = chance
         return cls(chances)
@@ -138,9 +144,10 @@ class Paste(msgspec.Struct, frozen=True):
         for label in self.chances:
             _holding(split, rows, label, "paste")
 
-    def __str__(self) -> str:
+    def words(self, classes: Classes) -> str:
+        """For a person, who knows the classes by their names."""
         return ", ".join(
-            f"a {LABELS[label]} in {chance:.3g} of frames" for label, chance in self.chances.items()
+            f"a {classes[label]} in {chance:.3g} of frames" for label, chance in self.chances.items()
         )
 
 
@@ -148,15 +155,21 @@ NOTHING = Paste()
 """No object is pasted."""
 
 
-def _by_class(text: str | None) -> Iterator[tuple[str, int | None, str]]:
+def _by_class(text: str | None, classes: Classes) -> Iterator[tuple[str, int | None, str]]:
     """Of ``motorcycle=8,bicycle=2``: each word, the label of its class, None for no class, and its number.
 
     Of ``none``, by which a flag overrules a preset: nothing.
     """
-    labels = {name: label for label, name in LABELS.items()}
-    for word in [] if text is None or text == "none" else text.replace(" ", "").split(","):
-        name, _, number = word.partition("=")
-        yield word, labels.get(name), number
+    labels = {name: label for label, name in classes.items()}
+    for word in [] if text is None or text == "none" else map(str.strip, text.split(",")):
+        name, _, number = word.rpartition("=") if "=" in word else (word, "", "")
+        yield word, labels.get(name.strip()), number.strip()
+
+
+def _example(classes: Classes, first: float, second: float) -> str:
+    """What could be written; of LTDv2 its rare classes."""
+    two = ("motorcycle", "bicycle") if classes == LABELS else tuple(classes.values())[:2]
+    return ",".join(f"{name}={number:g}" for name, number in zip(two, (first, second), strict=False))
 
 
 def _holding(split: Split, rows: npt.NDArray[np.int64], label: int, verb: str) -> npt.NDArray[np.bool_]:
@@ -171,7 +184,7 @@ def _holding(split: Split, rows: npt.NDArray[np.int64], label: int, verb: str) -
     holds[image[tables.boxes["label"] == label]] = True
     if not holds[rows].any():
         raise ToolkitError(
-            f"no {LABELS[label]} to {verb}",
+            f"no {split.vocabulary.classes[label]} to {verb}",
             found=f"none in the {len(rows):,} frames of {split.name} that are used",
             fix=f"leave it out of --{verb}, or train on more months or clips",
         )

@@ -54,7 +54,8 @@ class Donors:
         places = np.arange(len(owner)) - np.repeat(first - images["box"], images["boxes"])
         labels = tables.boxes["label"][places]
         self.clips = np.unique(split.clips, return_inverse=True)[1]
-        self.hours = split.image_ids // 10_000 % 100
+        # Ids of other data say no hour: of a still camera all are then alike.
+        self.hours = split.image_ids * 0 if split.vocabulary.is_own else split.image_ids // 10_000 % 100
         self.objects: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
         for label in paste.chances:
             of_class = np.flatnonzero(labels == label)

@@ -15,7 +15,7 @@ import msgspec
 
 from patches import variables
 from patches.runtime import installed, version_of
-from toolkit import __version__
+from toolkit import __version__, vocabulary
 from toolkit.dataset import index
 from toolkit.errors import ToolkitError, reason
 from toolkit.machine import kernel
@@ -133,8 +133,9 @@ def here(plan: TrainingPlan, opened: index.Opener = index.load) -> Environment:
 
 def _images(plan: TrainingPlan) -> str:
     """Which images are used, and how often, in words."""
-    often = "" if plan.frequency.is_plain else f"; {plan.frequency}"
-    often += f"; {plan.paste}" if plan.paste.chances else ""
+    classes = vocabulary.of_data(plan.data).classes
+    often = "" if plan.frequency.is_plain else f"; {plan.frequency.words(classes)}"
+    often += f"; {plan.paste.words(classes)}" if plan.paste.chances else ""
     often += "" if plan.chooses else "; train and val are trained on"
     return describe(plan.subsets, plan.data) + often
 

@@ -71,7 +71,8 @@ def train(plan: TrainingPlan, *, numbered: bool = False, opened: index.Opener = 
         counted = ", ".join(f"{count:,} {split} images" for split, count in images.items())
         console.note(f"{describe(plan.subsets, plan.data)} ({counted})")
     if not plan.frequency.is_plain:
-        console.note(f"{plan.frequency}: {images['train']:,} samples an epoch")
+        often = plan.frequency.words(prepared.manifest.vocabulary.classes)
+        console.note(f"{often}: {images['train']:,} samples an epoch")
     if "background" in plan.views.words:
         for name in dict.fromkeys((*plan.train_on, "val")):
             backgrounds.ensure(prepared.split(name))

@@ -16,7 +16,7 @@ from toolkit.runs.folder import RunFiles
 from toolkit.runs.plan import TrainingPlan, describe
 from toolkit.settings import declared
 from toolkit.training.options import Options
-from toolkit.vocabulary import LTDV2, Vocabulary
+from toolkit.vocabulary import LTDV2, Vocabulary, of_data
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,16 @@ CHOICES: Mapping[str, Choice] = {
         "keeps the images that it was started with",
     ),
     "frequency": Choice(
-        lambda options, _: Frequency.parse(options.every, options.repeat),
+        lambda options, words: Frequency.parse(options.every, options.repeat, words.classes),
         "frequency",
+        lambda value, plan: value.words(of_data(plan.data).classes),
         kept="shows its frames as often as it was started to",
     ),
-    "paste": Choice(lambda options, _: Paste.parse(options.paste), "paste"),
+    "paste": Choice(
+        lambda options, words: Paste.parse(options.paste, words.classes),
+        "paste",
+        lambda value, plan: value.words(of_data(plan.data).classes),
+    ),
     "train_on": Choice(lambda options, _: splits(str(options.train_on)), words=lambda on, _: ",".join(on)),
     "views": Choice(lambda options, _: Views.parse(str(options.frames)), "frames"),
 }
@@ -110,12 +115,13 @@ def own(options: Options, words: Vocabulary) -> dict[str, Any]:
 
 
 def check_form(options: Options) -> None:
-    """What can be refused of the settings of our own before there is data; its months are names in it.
+    """What can be refused of the settings of our own before there is data, which names months and classes.
 
     Raises:
         ToolkitError: see :func:`own`.
     """
-    own(msgspec.structs.replace(options, months=None, val_months=None), LTDV2)
+    of_the_data = dict.fromkeys(("months", "val_months", "repeat", "paste"))
+    own(msgspec.structs.replace(options, **of_the_data), LTDV2)
 
 
 def begun_with_another(option: str, files: RunFiles, found: str, expected: str) -> ToolkitError:
