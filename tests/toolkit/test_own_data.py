@@ -115,6 +115,10 @@ def test_levers_know_the_classes_of_the_data(workspace: Path, toolkit: Command, 
     assert "15 train" in shown.out, "three of the six frames have a fox, the others a cow"
     assert "frames with a fox 3 times, frames with a cow 2 times (flag)" in shown.out
     assert "a fox in 0.5 of frames (flag)" in shown.out
+    assert toolkit(*train, "classes=[0,4]").status == 0
+    refused = toolkit(*train, "classes=[5]")
+    assert refused.status != 0
+    assert "expected numbers of classes, such as [0,2]: 0 cat, 1 dog, 2 cow, 3 hen, 4 fox" in refused.err
     for flag in ("--repeat", "--paste"):
         refused = toolkit(*train, flag, "motorcycle=1")
         assert refused.status != 0

@@ -74,16 +74,17 @@ def parse(words: Sequence[str]) -> dict[str, Argument]:
             raise ToolkitError(f"{name} is given twice", found=f"{given[name]} and {text}")
         value = smart_value(text)
         given[name] = list(value) if isinstance(value, tuple) else value
-    check(given, "what was typed")
+    check(given, "what was typed", None)
     return given
 
 
-def check(arguments: Mapping[str, Argument], source: str) -> None:
+def check(arguments: Mapping[str, Argument], source: str, classes: Mapping[int, str] | None = LABELS) -> None:
     """Hold arguments against Ultralytics' names and types.
 
     Args:
         arguments: what was given.
         source: where, for the message.
+        classes: label, from 1, -> name of those that the data has; None before that is known.
 
     Raises:
         ToolkitError: a name that Ultralytics does not have (with the one that was meant), that has no part in
@@ -92,7 +93,7 @@ def check(arguments: Mapping[str, Argument], source: str) -> None:
     """
     for name, value in arguments.items():
         _check_name(name, source)
-        _check_value(name, value, source)
+        _check_value(name, value, source, classes)
 
 
 def check_layer(words: Mapping[str, Argument], named: Mapping[str, Argument], source: str) -> None:
@@ -101,7 +102,7 @@ def check_layer(words: Mapping[str, Argument], named: Mapping[str, Argument], so
     Raises:
         ToolkitError: as :func:`check`; one is given twice.
     """
-    check(words, source)
+    check(words, source, None)
     if twice := sorted(words.keys() & named.keys()):
         raise ToolkitError(
             f"{twice[0]} is given twice",
@@ -149,10 +150,10 @@ def _check_name(name: str, source: str) -> None:
     )
 
 
-def _check_value(name: str, value: Argument, source: str) -> None:
+def _check_value(name: str, value: Argument, source: str, classes: Mapping[int, str] | None) -> None:
     from ultralytics.cfg import CFG_BOOL_KEYS, DEFAULT_CFG_DICT, check_cfg
 
-    wanted = _other_than_wanted(name, value)
+    wanted = _other_than_wanted(name, value, classes)
     default = DEFAULT_CFG_DICT[name]
     if not wanted and isinstance(value, bool) and name not in CFG_BOOL_KEYS:
         takes_both = name in ("amp", "compile", "pretrained")
@@ -173,7 +174,7 @@ def _check_value(name: str, value: Argument, source: str) -> None:
         check_model(value)  # never downloaded
 
 
-def _other_than_wanted(name: str, value: Argument) -> str:
+def _other_than_wanted(name: str, value: Argument, classes: Mapping[int, str] | None) -> str:
     """What is expected instead, of arguments whose values Ultralytics does not check, or checks too late."""
     integer = isinstance(value, int) and not isinstance(value, bool)
     if name == "optimizer" and str(value).lower() not in map(str.lower, OPTIMIZERS):
@@ -187,12 +188,11 @@ def _other_than_wanted(name: str, value: Argument) -> str:
     if name == "time" and isinstance(value, (int, float)) and value <= 0:
         return "hours, more than 0"
     if name == "classes" and value is not None:
-        known = range(len(LABELS))
-        listed = value if isinstance(value, list) else [value]
-        if not listed or any(isinstance(each, bool) or each not in known for each in listed):
-            return "numbers of classes, such as [0,2]: " + ", ".join(
-                f"{label - 1} {title}" for label, title in LABELS.items()
-            )
+        listed: list[Any] = value if isinstance(value, list) else [value]
+        numbers = listed and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in listed)
+        if not numbers or (classes is not None and any(n + 1 not in classes for n in listed)):
+            named = ", ".join(f"{label - 1} {title}" for label, title in (classes or {}).items())
+            return "numbers of classes, such as [0,2]" + (f": {named}" if named else "")
     if name == "freeze" and isinstance(value, str):
         return "a number of layers, or a list such as [0,1,2]"
     return ""

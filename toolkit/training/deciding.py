@@ -53,11 +53,14 @@ def plan(place: workspace.Workspace, options: Options, opened: index.Opener = in
     arguments: dict[str, Argument] = dict(ULTRALYTICS)
     for _, layer in layers(options, defaults, preset):
         arguments |= layer
+    words = vocabulary.of_data(data)
     check_numbers(arguments, "a flag, toolkit.toml or the preset")
+    chosen = {name: arguments[name] for name in ("classes",) if name in arguments}
+    check(chosen, "a flag, toolkit.toml or the preset", words.classes)
     if options.patches:
         _check_route()
     model = check_model(options.model or defaults.model or preset.model)
-    own = choices.own(options, vocabulary.of_data(data))
+    own = choices.own(options, words)
     own["views"] = views = _views(own.get("views"), model)
     own |= _scored(own, data, opened)
     planned = TrainingPlan(
@@ -230,7 +233,7 @@ def _arguments_again(
     files: RunFiles, given: Mapping[str, Argument], before: TrainingPlan
 ) -> dict[str, Argument]:
     """Those of ``name=value`` that change how a run goes on; others must be what it was begun with."""
-    check(given, "what was typed")
+    check(given, "what was typed", None)
     begun = vars(configuration(before))
     for name, value in given.items():
         if name not in CHANGEABLE and value != begun[name]:

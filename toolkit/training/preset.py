@@ -90,7 +90,7 @@ def _load(name: str, above: tuple[str, ...]) -> Preset:
         raise ToolkitError(f"preset {name} builds on itself", found=" -> ".join((*above, name)))
     path = Path(name) if Path(name).is_absolute() else settings.PRESETS / f"{name}.yaml"
     file = _read(name, path)
-    check(file.arguments, f"preset {name}")
+    check(file.arguments, f"preset {name}", None)
     if file.base is None:
         if file.model is None:
             raise ToolkitError(
