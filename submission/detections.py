@@ -11,10 +11,12 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
+from zipfile import is_zipfile
 
 import msgspec
 import numpy as np
@@ -25,6 +27,9 @@ from submission.errors import NO_JSON, SubmissionError
 
 NAMED_OFFENCES = 10
 """How many offences a message names before it only counts."""
+
+NAMED_KEYS = 5
+"""How many keys of an object that is none of predictions."""
 
 
 _ID = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -353,6 +358,12 @@ def _parse(
                 expected="predictions",
                 fix=f"make some: toolkit predict {quote(source)} --split val --out predictions-val.json",
             ) from error
+        if packed == _PACKED[_ZIP] and is_zipfile(BytesIO(data)):
+            raise SubmissionError(
+                f"{source} is a zip archive",
+                expected="the predictions.json in it",
+                fix="unpack it first",
+            ) from error
         if zipped and packed == _PACKED[_ZIP]:
             raise SubmissionError(
                 f"{source} is a zip archive that is cut off",
@@ -401,6 +412,14 @@ def _explain(value: Any, source: str) -> dict[str, _Entry]:
             found="boxes without scores",
             expected="predictions with boxes, scores and labels",
             fix="if truth and predictions are swapped, swap them",
+        )
+    if value and not any(key.isdecimal() for key in value):
+        raise SubmissionError(
+            f"{source} is no file of predictions",
+            found=f"the key{'s' if len(value) > 1 else ''} "
+            + ", ".join(repr(key) for key in islice(value, NAMED_KEYS))
+            + (", ..." if len(value) > NAMED_KEYS else ""),
+            expected="the challenge's object of ids",
         )
     converted = {key: _convert(entry) for key, entry in value.items()}
     entries = {key: entry for key, entry in converted.items() if isinstance(entry, _Entry)}

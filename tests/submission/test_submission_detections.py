@@ -198,6 +198,27 @@ def test_labels_are_taken_as_the_organisers_evaluator_takes_whole_numbers(labels
             Detections.loads(data)
 
 
+@pytest.mark.parametrize("name", ["entry.zip", "frames.json", "found"])
+def test_a_whole_zip_is_told_to_be_unpacked_whatever_its_name(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("predictions.json", "{}")
+    with pytest.raises(SubmissionError, match=r"is a zip archive; the predictions\.json in it; unpack it"):
+        Detections.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("value", "keys"),
+    [
+        ({"epochs": 3}, "the key 'epochs';"),
+        ({f"k{n}": [n] for n in range(9)}, "the keys 'k0', 'k1', 'k2', 'k3', 'k4', ...;"),
+    ],
+)
+def test_an_object_without_an_id_is_told_by_its_keys(value: dict[str, Any], keys: str) -> None:
+    with pytest.raises(SubmissionError) as refused:
+        Detections.loads(json.dumps(value).encode(), "plan.json")
+    assert f"plan.json is no file of predictions; {keys}" in str(refused.value)
+
+
 def test_text_that_is_called_a_zip_is_told_that_it_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(b"<html>Please log in</html>")
