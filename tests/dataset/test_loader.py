@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_dataloader
 
+from toolkit.dataset import loader
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import use_server
 from toolkit.dataset.ultralytics import build_dataset, data_dictionary
@@ -107,3 +112,30 @@ def test_no_worker_sees_a_gpu_or_imports_pytorch_again(index: DatasetIndex) -> N
     finally:
         training.close()
         validation.close()
+
+
+def test_the_gpus_are_hidden_from_this_process_while_its_server_starts_and_never_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader.start_server()
+    seen: list[str] = []
+    monkeypatch.setattr(os, "environ", Watched(os.environ, seen))
+    loader.start_server()
+    assert not seen, "another thread may be opening a GPU by now"
+
+
+class Watched(dict[str, str]):
+    """An environment that remembers which names were written."""
+
+    def __init__(self, environment: Mapping[str, str], seen: list[str]) -> None:
+        super().__init__(environment)
+        self._seen = seen
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self._seen.append(name)
+        super().__setitem__(name, value)
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """Name by name."""
+        for name, value in dict(*others, **more).items():
+            self[name] = value

@@ -49,16 +49,24 @@ def loader_bytes(batch: int, workers: int, imgsz: int, channels: int = 1, *, val
     return ahead * workers * batch * channels * imgsz * imgsz
 
 
+_started: set[int] = set()
+"""Processes that have started their server: a process that was forked has to start its own."""
+
+
 def start_server() -> BaseContext:
     """Start the server unless it runs; it imports on its own while this process goes on.
+
+    The first time the GPUs are hidden in this process for a moment, so that no thread may open one then.
 
     Returns:
         The multiprocessing context whose processes are forked from it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOAD])
-    with _sheltered():
-        forkserver.ensure_running()
+    if os.getpid() not in _started:
+        with _sheltered():
+            forkserver.ensure_running()
+        _started.add(os.getpid())
     return context
 
 

@@ -174,10 +174,8 @@ class LoopTrainer(GroupTrainer):
             batch = self.preprocess_batch(batch)
             if self.args.compile:  # the loss apart compiles better
                 loss, self.loss_items = unwrap_model(self.model).loss(batch, self.model(batch["img"]))
-            elif graphed := self.graph.serving(self.model, batch):
-                loss, self.loss_items = self.model.loss(batch, graphed(batch["img"]))
             else:
-                loss, self.loss_items = self.model(batch)
+                loss, self.loss_items = self.graph.loss(self.model, batch)
             self.loss = loss.sum()
             if RANK != -1:
                 self.loss *= self.world_size

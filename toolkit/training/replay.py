@@ -33,18 +33,22 @@ class NetworkGraph:
         """Settle who computes, and whether by graphs; arguments of :func:`settle_convolutions`."""
         self.wanted = settle_convolutions(model, images, half, graphs=may)
 
-    def serving(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
-        """The graph for a batch on the device; None where the network itself is to be called.
+    def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch on the device and its components, by the graph or by the network itself.
 
         Args:
-            model: an Ultralytics detector in training mode, without DDP around it.
+            model: an Ultralytics detector in training mode; where a graph is wanted, without DDP around it.
             batch: with its images in ``img``.
         """
         images: Tensor = batch["img"]
         if self.wanted:
             self.wanted = False
             self._graph = self._recorded(model, batch)
-        return self._graph if self._graph is not None and self._graph.accepts(images) else None
+        graphed = self._graph
+        found: tuple[Tensor, dict[str, Tensor]] = (
+            model.loss(batch, graphed(images)) if graphed and graphed.accepts(images) else model(batch)
+        )
+        return found
 
     def drop(self) -> None:
         """Give the memory back, and record none any more."""

@@ -116,10 +116,20 @@ def _told_to_begin(files: RunFiles) -> bool:
     return bool(sys.stdin.buffer.read(1))
 
 
-def _get_ready(plan: TrainingPlan) -> None:
-    """Import what trains, in this process and in the server of the loader's workers at once."""
+def _get_ready(plan: TrainingPlan, *, testing: bool = False) -> None:
+    """Import what trains, in this process and in the server of the loader's workers at once.
+
+    Args:
+        plan: of the run.
+        testing: whether the first rank tests a new card meanwhile. Not before the server has started, which
+            hides the card from this process for a moment; nor in a process that may not be needed.
+    """
     if plan.arguments.get("workers"):
         loader.start_server()
+    if testing and plan.patches and _is_first():
+        from toolkit.training.settling import rehearse_convolutions
+
+        rehearse_convolutions(plan.device, plan.arguments.get("amp", True))
     import toolkit.training.trainer  # noqa: F401
 
 
@@ -128,11 +138,7 @@ def _train(files: RunFiles) -> int:
         plan = read_plan(files)
         instructions = msgspec.json.decode(files.instructions.read_bytes(), type=Instructions)
         stop = StopRequest(instructions.supervisor or os.getppid(), files)
-        if plan.patches and _is_first():
-            from toolkit.training.settling import rehearse_convolutions
-
-            rehearse_convolutions(plan.device, plan.arguments.get("amp", True))
-        _get_ready(plan)
+        _get_ready(plan, testing=True)
         from toolkit.training.resumable import RollBackNeeded, Stopped
 
         try:
