@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit import console
 from toolkit.runs.plan import TrainingPlan
 from toolkit.training.preset import configuration
 
@@ -59,6 +60,12 @@ def of_length(values: Any, epochs: int, batches: int, begun: int = 0) -> list[st
             "the learning rate never reaches lr0; warmup_epochs=0 leaves it out"
         )
     return said
+
+
+def warn_of_length(values: Any, epochs: int, batches: int) -> None:
+    """Say :func:`of_length` of a run whose first epoch is over."""
+    for sentence in of_length(values, epochs, batches, begun=1):
+        console.warn(sentence)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

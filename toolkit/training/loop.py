@@ -19,7 +19,6 @@ from torch import distributed
 from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-from toolkit import console
 from toolkit.training import cautions
 from toolkit.training.group import GroupTrainer
 from toolkit.training.replay import NetworkGraph
@@ -261,8 +260,7 @@ class LoopTrainer(GroupTrainer):
         if MAIN:
             self.save_metrics(metrics={**self.label_loss_items(self.tloss), **self.metrics, **self.lr})
             self.stop |= self.stopper(self.epoch + 1, self.fitness) or last
-            if self.args.time:
-                self.stop |= self._hours_are_over()
+            self.stop |= bool(self.args.time) and self._hours_are_over()
             if (self.args.save or last) and self.save_model():
                 self.run_callbacks("on_model_save")
         self._plan_by_time()
@@ -283,6 +281,5 @@ class LoopTrainer(GroupTrainer):
             self._setup_scheduler()
             self.scheduler.last_epoch = self.epoch
             if MAIN and not self.epoch:  # only now it is known how long the run is
-                for sentence in cautions.of_length(self.args, self.epochs, len(self.train_loader), begun=1):
-                    console.warn(sentence)
+                cautions.warn_of_length(self.args, self.epochs, len(self.train_loader))
             self.stop |= self.epoch >= self.epochs
