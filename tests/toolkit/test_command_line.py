@@ -112,6 +112,7 @@ def test_a_call_that_does_not_parse_is_one_line_and_status_2(
         ("train --epochs 2 epochs=3", "epochs is given twice"),
         ("train --frames now,befor", "'befor' is no channel of a sample"),
         ("train --repeat motorcycle=0 --dry-run", "repeats no class"),
+        ("train --paste anything=2", "'anything=2' pastes nothing"),
         ("train --subset 0%", "'0%' is no part of a dataset"),
         ("train --train-on test", "no training on test"),
         ("train --name a/b", "a/b is no name for a run"),

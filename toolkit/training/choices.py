@@ -118,10 +118,12 @@ def check_form(options: Options) -> None:
     """What can be refused of the settings of our own before there is data, which names months and classes.
 
     Raises:
-        ToolkitError: see :func:`own`.
+        ToolkitError: see :func:`own`; any name may be a class.
     """
-    of_the_data = dict.fromkeys(("months", "val_months", "repeat", "paste"))
-    own(msgspec.structs.replace(options, **of_the_data), LTDV2)
+    words = ",".join(filter(None, (options.repeat, options.paste))).split(",")
+    named = dict.fromkeys(word.rpartition("=")[0].strip() for word in words)
+    typed = msgspec.structs.replace(LTDV2, classes=dict(enumerate(named, 1)))
+    own(msgspec.structs.replace(options, months=None, val_months=None), typed)
 
 
 def begun_with_another(option: str, files: RunFiles, found: str, expected: str) -> ToolkitError:
