@@ -63,7 +63,8 @@ class GraphedModule:
 
     Raises:
         RuntimeError: the module does what a graph cannot hold, such as waiting for the card.
-        torch.cuda.OutOfMemoryError: a graph keeps its memory to itself, as much as a step without it needs.
+        torch.cuda.OutOfMemoryError: graphs keep the memory of a step to themselves, and less would be left
+            for all else (validation, inputs of other sizes) than they take.
     """
 
     def __init__(self, module: nn.Module, example: Tensor, loss: Callable[[Any], Tensor]) -> None:
@@ -78,6 +79,7 @@ class GraphedModule:
             self._outputs = self._record_forward()
             self._gradients = self._record_backward()
             self.bytes = _reserved(example.device) - held
+        _check_what_is_left(self.bytes, example.device)
         # What optimizers and checkpoints see as gradients; a replay writes elsewhere.
         self._held = [torch.empty_like(each) for each, _ in self._gradients]
         # Of a function none of whose inputs wants a gradient, autograd wants none either.
@@ -257,3 +259,9 @@ def _reserved(device: torch.device) -> int:
         return 0
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)
+
+
+def _check_what_is_left(taken: int, device: torch.device) -> None:
+    if device.type == "cuda" and (free := torch.cuda.mem_get_info(device)[0]) < taken:
+        left = f"{free / 2**30:.1f} GiB would be left beside the {taken / 2**30:.1f} of the graphs"
+        raise torch.cuda.OutOfMemoryError(left)

@@ -208,6 +208,16 @@ def test_what_a_graph_cannot_hold_is_an_error_and_strikes_no_route() -> None:
 
 
 @pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")
+def test_a_graph_that_leaves_less_than_it_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, _, images = pair("cuda")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2**33))
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"0.0 GiB would be left beside the \d"):
+        GraphedModule(net, images[0], loss_of)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")
 @pytest.mark.parametrize("model", ["yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"])
 @pytest.mark.parametrize(("route", "half"), [("triton", False), ("triton", True), ("native", True)])
 def test_detectors_train_the_same_bit_for_bit(model: str, route: str, half: bool) -> None:

@@ -56,16 +56,8 @@ class NetworkGraph:
 
     def _recorded(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
         try:
-            graph = GraphedModule(model, batch["img"], lambda found: model.loss(batch, found)[0].sum())
-        except RuntimeError as error:
-            self._event(str(error).partition("\n")[0])
+            return GraphedModule(model, batch["img"], lambda found: model.loss(batch, found)[0].sum())
+        except RuntimeError as error:  # memory that does not suffice is one
+            detail = str(error).partition("\n")[0]
+            self._record_event("no CUDA graph", "training goes on without", detail)
             return None
-        # Validation, and batches of another size, need memory beside what the graph keeps to itself.
-        free, _ = torch.cuda.mem_get_info(batch["img"].device)
-        if free < graph.bytes:
-            self._event(f"{free / 2**30:.1f} GiB would be left beside its {graph.bytes / 2**30:.1f}")
-            return None
-        return graph
-
-    def _event(self, detail: str) -> None:
-        self._record_event("no CUDA graph", "training goes on without", detail)
