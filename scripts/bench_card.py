@@ -157,8 +157,31 @@ def _training(kind: str, batch: int) -> list[Row]:
     return rows
 
 
-def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
-    """Median seconds of a step and the most bytes held, by a route or as PyTorch comes."""
+SMALL_CARD = 5.5 * GIB
+"""What an RX 5600 XT with 6 GiB has left beside its context, by estimate."""
+
+
+def fits() -> Iterator[Row]:
+    """The most images of a training step of YOLOv8n in fp32 for which 5.5 GiB suffice, tried."""
+    for name, limit in (("cuDNN", ""), ("triton", "38")):
+        yield f"images that fit 5.5 GiB, 640 px: {name}", str(_alone(_largest_batch, name)), limit
+
+
+def _largest_batch(name: str, least: int = 16, beyond: int = 80) -> int:
+    share = SMALL_CARD / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    while beyond - least > 1:
+        batch = (least + beyond) // 2
+        try:
+            _trained(partial(TrainingStep, "yolov8n.yaml", batch, 640, "cuda"), name, count=3)
+            least = batch
+        except torch.cuda.OutOfMemoryError:
+            beyond = batch
+    return least
+
+
+def _trained(step: Callable[[], TrainingStep], name: str, count: int = 30) -> tuple[float, int]:
+    """Median seconds of so many steps and the most bytes held, by a route or as PyTorch comes."""
     from toolkit.benchmark.commands import timed_training
     from toolkit.machine.device import running
 
@@ -168,7 +191,7 @@ def _trained(step: Callable[[], TrainingStep], name: str) -> tuple[float, int]:
     library = cudnn.flags(enabled=name != "library-off", deterministic=cudnn.deterministic, allow_tf32=False)
     patched = patches.enabled("cuda", name) if name in ("triton", "auto") else nullcontext()
     with running("0", patched=False), library, patched:
-        steps, peak = timed_training(step(), 30, "cuda")
+        steps, peak = timed_training(step(), count, "cuda")
     return steps.quantile(0.5), peak
 
 
@@ -387,6 +410,7 @@ SECTIONS = {
         tuning,
         convolutions,
         training,
+        fits,
         models,
         trainings,
         host,
@@ -403,6 +427,7 @@ MINUTES = {
     "tuning": 2,
     "convolutions": 2,
     "training": 4,
+    "fits": 1,
     "models": 8,
     "trainings": 8,
     "host": 1,
