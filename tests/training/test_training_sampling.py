@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import traceback
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.runs.folder import Batch
-from toolkit.training.sampling import EpochSampler, derived_seed
+from toolkit.training.sampling import EpochSampler, derived_seed, seed_everything
 
 sizes = st.integers(1, 200)
 epochs = st.integers(0, 5)
@@ -86,3 +93,52 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 @given(st.lists(st.tuples(*[st.integers(0, 1000)] * 3), unique=True, min_size=2, max_size=50))
 def test_seeds_of_different_places_differ(places: list[tuple[int, int, int]]) -> None:
     assert len({derived_seed(*place) for place in places}) == len(places)
+
+
+def draws() -> list[Any]:
+    return [
+        random.random(),
+        np.random.rand(),  # noqa: NPY002 - the global generator
+        np.random.randint(2**31),  # noqa: NPY002 - the global generator
+        torch.rand(3).tolist(),
+        torch.randn(17, dtype=torch.float64).tolist(),
+        torch.randperm(11).tolist(),
+        torch.initial_seed(),
+    ]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_seed_draws_what_the_libraries_own_functions_draw(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator
+    torch.manual_seed(seed)
+    theirs = draws()
+    seed_everything(seed)
+    assert draws() == theirs
+
+
+def test_cards_in_use_are_seeded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seed_everything(7)
+    assert seeds == [7]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a graphics card")
+def test_a_seed_draws_on_a_card_what_torch_draws() -> None:
+    torch.zeros(1, device="cuda")  # in use from now on
+    torch.manual_seed(2**32 - 5)
+    theirs = torch.rand(1000, device="cuda")
+    seed_everything(2**32 - 5)
+    assert torch.equal(torch.rand(1000, device="cuda"), theirs)
+
+
+def test_seeding_writes_down_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.manual_seed does for each kind of device that is not in use, once a batch."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the stack was written down")
+
+    monkeypatch.setattr(traceback, "format_stack", refuse)
+    seed_everything(3)

@@ -149,16 +149,23 @@ class Cursor:
     """The exact batch that the trainer is working on: one short write a batch, in place.
 
     It outlives a kill -9 (the page cache keeps it), so that two faults can be told to have happened
-    in the same batch.
+    in the same batch. A batch that is in the file already is not written again: it is named when the one
+    before it ends, and once more when it begins. Memory mapped from the file would be cheaper to write to,
+    but a full disk could kill the process there.
     """
 
     def __init__(self, files: RunFiles) -> None:
         self._handle = os.open(files.cursor, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._written: Batch | None = None
 
     def set(self, batch: Batch) -> None:
         """The trainer begins this batch."""
+        if batch == self._written:
+            return
+        self._written = None  # a write that fails is tried again
         with suppress(OSError):
             os.pwrite(self._handle, "{:8d} {:12d} {:8d}\n".format(*batch).encode(), 0)
+            self._written = batch
 
     @staticmethod
     def read(files: RunFiles) -> Batch | None:
