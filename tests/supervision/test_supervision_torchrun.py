@@ -25,7 +25,8 @@ import pytest
 import torch
 from tiny_run import HELPERS, MODEL, Trace, plan, train
 
-from toolkit.runs import checkpoints, events, reproduction
+from toolkit.dataset.frequency import Frequency
+from toolkit.runs import checkpoints, events, reproduction, results
 from toolkit.runs.folder import (
     Exit,
     Instructions,
@@ -188,6 +189,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(
         assert sorted(name for part in ranks for name in part["images"]) == sorted(step.images)
         losses.append(statistics.mean(sum(part["losses"]) for part in ranks))
     assert sum(losses) == pytest.approx(sum(sum(step.losses) for step in alone.steps), rel=0.01)
+
+
+def test_ranks_agree_on_the_epochs_that_are_validated(planned: TrainingPlan) -> None:
+    """A rank that validated alone would wait for the other for ever."""
+    thinned = replace(
+        planned,
+        run=planned.run.parent / "thinned",
+        frequency=Frequency(every=2),
+        arguments={**planned.arguments, "epochs": 3, "patience": 1},
+    )
+    reproduction.record(thinned)
+    subprocess.run(command(2, thinned.run), check=True, timeout=120)
+    told = [epoch.validated for epoch in results.read(RunFiles(thinned.run).results)]
+    assert told == [False, True, True]
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(planned: TrainingPlan) -> None:

@@ -129,12 +129,13 @@ def test_a_dry_run_and_a_start_say_what_an_epoch_shows(
     lines = "\n".join(planned.lines())
     assert "every 4. frame of a clip (flag)" in lines
     assert "nothing is left to choose by" in lines
-    assert "of the last epoch" in lines
+    assert "of the last epoch, validated every 4 epochs and after the last" in lines
     assert planned.images["train"] == 13, "a quarter of 44 and 8"
     monkeypatch.setattr(supervisor, "supervise", lambda plan, **_: plan.run)
     supervisor.train(planned.plan)
     said = capsys.readouterr().err
     assert "13 samples an epoch" in said
+    assert "validated and saved every 4 epochs and after the last" in said.replace("\n", " ")
     assert "best.pt is that of the last epoch" in said.replace("\n", " ")
 
 

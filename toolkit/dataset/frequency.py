@@ -69,6 +69,10 @@ class Frequency(msgspec.Struct, frozen=True):
         """Whether every frame comes once an epoch."""
         return self.every == 1 and not self.repeat
 
+    def validations(self, epochs: int) -> int:
+        """Epochs of so many that are validated: those that end a pass over the frames, and the last."""
+        return -(-epochs // self.every)
+
     def words(self, classes: Classes) -> str:
         """For a person, who knows the classes by their names."""
         words = [f"every {self.every}. frame of a clip"] if self.every > 1 else []

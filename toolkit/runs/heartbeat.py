@@ -38,8 +38,9 @@ class Beat(msgspec.Struct, frozen=True):
         images_per_second: over the last batches.
         loader_wait: fraction of the time spent waiting for the loader, over the last batches.
         step_seconds: quartiles of the time of a batch (25 %, 50 %, 75 %), over the last batches.
-        validation_seconds: how long the last validation took, with an epoch's share of the scoring; 0 before
-            the first.
+        validation_seconds: how long the last validation took, with its share of the scoring; 0 before the
+            first.
+        validated_every: epochs from one validation to the next; the last one is validated as well.
         gpu_memory: bytes reserved on the device; 0 on a CPU.
         memory: bytes that the trainer holds, and what its loader's workers have added to theirs; not counting
             pages of files, such as the frame cache's, which the system may take back.
@@ -65,6 +66,7 @@ class Beat(msgspec.Struct, frozen=True):
     loader_wait: float = 0.0
     step_seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
     validation_seconds: float = 0.0
+    validated_every: int = 1
     gpu_memory: int = 0
     memory: int = 0
     updates: int = 0
@@ -87,8 +89,9 @@ class Beat(msgspec.Struct, frozen=True):
         if not self.step_seconds[1]:
             return None
         batches = max(self.epochs * self.batches - self.epoch * self.batches - self.batch, 0)
-        validations = (self.epochs - self.epoch) * self.validation_seconds
-        low, middle, high = (batches * seconds + validations for seconds in self.step_seconds)
+        validations = -(-self.epochs // self.validated_every) - self.epoch // self.validated_every
+        validating = max(validations, 0) * self.validation_seconds
+        low, middle, high = (batches * seconds + validating for seconds in self.step_seconds)
         return low, middle, high
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,6 +115,16 @@ class TrainingPlan:
         if not isinstance(value, int):
             raise TypeError(f"{name}={value!r} is no whole number")
         return value
+
+    @property
+    def scored_every(self) -> int:
+        """Epochs from one that is scored to the next: each is validated as well. 0 for none."""
+        return math.lcm(self.frequency.every, self.score_every)
+
+    @property
+    def scored_part(self) -> float:
+        """Of the validations, those that are scored."""
+        return self.frequency.every / self.scored_every if self.scored_every else 0.0
 
     @property
     def ranks(self) -> int:

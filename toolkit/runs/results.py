@@ -19,7 +19,8 @@ class Epoch(NamedTuple):
 
     Attributes:
         loss: sum of the components in training; NaN where one of them is no finite number, or there is none.
-        map50, map50_95: on the validation split, by Ultralytics' validator.
+        map50, map50_95: on the validation split, by Ultralytics' validator; NaN in an epoch that was not
+            validated.
         global_map_bal: the challenge's score, NaN in an epoch that was not scored.
     """
 
@@ -27,6 +28,11 @@ class Epoch(NamedTuple):
     map50: float
     map50_95: float
     global_map_bal: float
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are scores of the epoch."""
+        return not math.isnan(self.map50) and not math.isnan(self.map50_95)
 
 
 def read(path: Path) -> list[Epoch]:
@@ -107,8 +113,10 @@ def nothing_learned(path: Path) -> str:
     if not epochs:
         return ""
     doubts = []
-    if not any(epoch.map50 > 0 for epoch in epochs):
-        each = f"each of {len(epochs)} epochs" if len(epochs) > 1 else "the only epoch"
+    validated = [epoch for epoch in epochs if epoch.validated]
+    if validated and not any(epoch.map50 > 0 for epoch in validated):
+        what = "validated epoch" if len(validated) < len(epochs) else "epoch"
+        each = f"each of {len(validated)} {what}s" if len(validated) > 1 else f"the only {what}"
         doubts.append(f"mAP@0.5 is 0 after {each}")
     first, later = epochs[0].loss, [epoch.loss for epoch in epochs[1:]]
     if any(math.isnan(epoch.loss) for epoch in epochs):

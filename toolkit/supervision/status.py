@@ -220,10 +220,11 @@ def _best(files: RunFiles) -> tuple[float | None, float | None, float | None]:
         ToolkitError: the file is no text.
     """
     epochs = results.read(files.results)
-    if not epochs:
+    validated = [epoch for epoch in epochs if epoch.validated]
+    if not validated:
         return None, None, None
-    best = max(epochs, key=lambda epoch: (epoch.map50_95, epoch.map50))
-    scored = [epoch.global_map_bal for epoch in epochs if not math.isnan(epoch.global_map_bal)]
+    best = max(validated, key=lambda epoch: (epoch.map50_95, epoch.map50))
+    scored = [epoch.global_map_bal for epoch in validated if not math.isnan(epoch.global_map_bal)]
     return best.map50, best.map50_95, max(scored, default=None)
 
 

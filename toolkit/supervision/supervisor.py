@@ -73,6 +73,10 @@ def train(plan: TrainingPlan, *, numbered: bool = False, opened: index.Opener = 
     if not plan.frequency.is_plain:
         often = plan.frequency.words(prepared.manifest.vocabulary.classes)
         console.note(f"{often}: {images['train']:,} samples an epoch")
+        if (every := plan.frequency.every) > 1:
+            console.note(
+                f"validated and saved every {every} epochs and after the last; patience counts validations"
+            )
     if "background" in plan.views.words:
         for name in dict.fromkeys((*plan.train_on, "val")):
             backgrounds.ensure(prepared.split(name))

@@ -118,11 +118,11 @@ class DryRun(msgspec.Struct, frozen=True):
             all_batches = in_epoch * plan.number("epochs")
             in_all = "" if plan.arguments.get("time") else f", {all_batches:,} in all"
             yield f"batches      {in_epoch:,} an epoch{in_all}"
-        scored = (
-            f", scored every {plan.score_every} epochs" if plan.score_every > 1 else ", every epoch scored"
-        )
         chosen = f"by {plan.select_by}" if plan.chooses else "of the last epoch"
-        yield f"best.pt      {chosen}{scored if plan.score_every else ''}"
+        if plan.frequency.every > 1:
+            chosen += f", validated every {plan.frequency.every} epochs and after the last"
+        scored = f"scored every {plan.scored_every} epochs" if plan.scored_every > 1 else "every epoch scored"
+        yield f"best.pt      {chosen}{f', {scored}' if plan.score_every else ''}"
         extra = f" or {plan.saving.batches:,} batches" if plan.saving.batches else ""
         every = f"every {duration(plan.saving.seconds)}{extra} ({source['saving']})"
         yield f"checkpoints  {every}, and on SIGTERM and Ctrl-C"
@@ -233,6 +233,7 @@ def _of_earlier_run(
             continue
         epochs, name = plan.number("epochs"), files.run.name
         training = images["train"] * epochs / summary.images_per_second
+        validations = plan.frequency.validations(epochs)
         validation = beat.validation_seconds * images["val"] / validated
         usual = beat.step_seconds[1]
         low, high = (
@@ -244,7 +245,7 @@ def _of_earlier_run(
             memory = Estimate(beat.memory, f"RAM of the trainer of run {name}, without its loader")
         else:
             memory = Estimate(summary.gpu_memory, f"GPU memory reserved in run {name}")
-        middle, low, high = (training * factor + epochs * validation for factor in (1.0, low, high))
+        middle, low, high = (training * factor + validations * validation for factor in (1.0, low, high))
         return Estimate(middle, source, low, high), memory
     return None
 
@@ -276,7 +277,7 @@ def _measured(
     wait = loading["train"] * part / max(processes, 1)
     beside = processes > 0 and plan.device != "cpu"  # a GPU computes while the processors load
     validation = images["val"] * (tried.forward + loading["val"] / max(processes, 1))
-    passes = epochs + (epochs // plan.score_every if plan.score_every else 0)
+    passes = plan.frequency.validations(epochs) + (epochs // plan.scored_every if plan.scored_every else 0)
     low, middle, high = (
         epochs * -(-images["train"] // batch) * (max(step, wait) if beside else step + wait)
         + passes * validation

@@ -1,4 +1,4 @@
-"""The training loop: epochs of batches, each epoch validated and saved.
+"""The training loop: epochs of batches, each pass over the frames validated and saved.
 
 It does what ``BaseTrainer._do_train`` of Ultralytics does (read in 8.4.190), in the same order, with the same
 training arguments and events, over Ultralytics' model, loss, optimizer, validator and checkpoints: a test
@@ -21,6 +21,7 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from toolkit.training import cautions
 from toolkit.training.group import GroupTrainer
+from toolkit.training.passes import Passes
 from toolkit.training.replay import NetworkGraph
 from toolkit.training.telemetry import MAIN, Telemetry
 from toolkit.training.updates import WarmUp
@@ -33,6 +34,12 @@ NO_ENGINE = "unable to find an engine"
 
 SMALLER_BATCHES = 3
 """Times that the batch is halved in the first epoch of a process."""
+
+
+def no_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a smaller batch may help."""
+    words = str(error).lower()
+    return any(each in words for each in (*NO_MEMORY, NO_ENGINE))
 
 
 class LoopTrainer(GroupTrainer):
@@ -56,21 +63,22 @@ class LoopTrainer(GroupTrainer):
     loss_names: Any
     metrics: Any
     optimizer: Any
+    passes: Passes = Passes()
     scheduler: Any
     stop: Any
     tloss: Any
     validator: Any
 
     def __init__(self, overrides: dict[str, Any], telemetry: Telemetry) -> None:
-        self._since_update = self._halved = 0
+        self._since_update, self._halved, self._mosaic_closed = 0, 0, False
         self.graph = NetworkGraph(telemetry.record)
-        self._mosaic_closed = False
         super().__init__(overrides, telemetry)
 
     def _do_train(self) -> None:
         if self.world_size > 1:
             self._setup_ddp()
         self._setup_train()
+        self.stopper.patience *= self.passes.every
         self.epoch_time = None
         self.epoch_time_start = self.train_time_start = time.time()
         self.run_callbacks("on_train_start")
@@ -156,8 +164,7 @@ class LoopTrainer(GroupTrainer):
 
     def _batch_of_run(self) -> int:
         """Number of the batch, counted over the epochs."""
-        batch: int = self.epoch * len(self.train_loader) + self.train_loader.batch_number
-        return batch
+        return int(self.epoch * len(self.train_loader) + self.train_loader.batch_number)
 
     def _warm_up(self, step: int) -> None:
         """Set learning rates, momentum and batches to an update as they are at a batch of the whole run."""
@@ -192,9 +199,8 @@ class LoopTrainer(GroupTrainer):
 
     def _take_smaller_batches(self, error: RuntimeError) -> None:
         """Halve the batch, in the first epoch of a process that trains alone; else raise the error."""
-        words = str(error).lower()
-        lacks = any(each in words for each in (*NO_MEMORY, NO_ENGINE))
-        if not lacks or self.epoch > self.start_epoch or self._halved >= SMALLER_BATCHES or RANK != -1:
+        may = self.epoch <= self.start_epoch and self._halved < SMALLER_BATCHES and RANK == -1
+        if not may or not no_memory(error):
             raise error
         self._halved += 1
         before = self.batch_size
@@ -225,7 +231,7 @@ class LoopTrainer(GroupTrainer):
         return bool(self.stop)
 
     def _hours_are_over(self) -> bool:
-        return bool((time.time() - self.train_time_start) >= self.args.time * 3600)
+        return bool(self.args.time) and time.time() - self.train_time_start >= self.args.time * 3600
 
     def _everybody_stops(self) -> bool:
         """What the first rank knows of a stop, on all ranks."""
@@ -254,20 +260,23 @@ class LoopTrainer(GroupTrainer):
             self.ema.update_attr(self.model, include=kept)
         # With a time, the number of epochs is what the ones before it made likely: it ends nothing.
         last = self._time_is_over() if self.args.time else self.epoch + 1 >= self.epochs
-        if self.args.val or last or self.stopper.possible_stop or self.stop:
+        due = bool(last or self.stop or self.passes.ends_with(self.epoch))
+        if due and (self.args.val or last or self.stop):
             self._clear_memory(None if self.device.type == "mps" else 0.5)
             self.metrics, self.fitness = self.validate()
+        elif MAIN and not due:
+            self.metrics, self.fitness = self.passes.without(self.metrics), None
         if MAIN:
             self.save_metrics(metrics={**self.label_loss_items(self.tloss), **self.metrics, **self.lr})
             self.stop |= self.stopper(self.epoch + 1, self.fitness) or last
-            self.stop |= bool(self.args.time) and self._hours_are_over()
-            if (self.args.save or last) and self.save_model():
+            self.stop |= due and self._hours_are_over()
+            if (self.args.save or last) and (due or self.passes.keeps(self.epoch)) and self.save_model():
                 self.run_callbacks("on_model_save")
-        self._plan_by_time()
+        self._plan_by_time(due)
         self.run_callbacks("on_fit_epoch_end")
         self._clear_memory(None if self.device.type == "mps" else 0.5)
 
-    def _plan_by_time(self) -> None:
+    def _plan_by_time(self, due: bool) -> None:
         """With ``time``: as many epochs as fit into it, by the mean of those of the whole run.
 
         Ultralytics divides by the epochs of this process, which is wrong for a run that goes on: what went
@@ -282,4 +291,4 @@ class LoopTrainer(GroupTrainer):
             self.scheduler.last_epoch = self.epoch
             if MAIN and not self.epoch:  # only now it is known how long the run is
                 cautions.warn_of_length(self.args, self.epochs, len(self.train_loader))
-            self.stop |= self.epoch >= self.epochs
+            self.stop |= due and self.epoch >= self.epochs

@@ -234,7 +234,7 @@ class ResumableTrainer(GuardedTrainer):
         try:
             with written_whole(self):
                 super().save_model()
-            if self.args.save_period >= 1 and not (self.epoch + 1) % self.args.save_period:
+            if self.passes.keeps(self.epoch):
                 self._keep_epoch(f"epoch{self.epoch + 1}.pt")
         except OSError as error:
             self.best_fitness = fitness_of(self.best)  # what the next epoch must beat is what is there

@@ -31,7 +31,7 @@ class Telemetry:
         beats: so far, written or not.
         losses: sums of the last batches' components, of those that were finite.
         frames: that training and validation have read.
-        validation_seconds: how long the last validation took, with an epoch's share of the scoring.
+        validation_seconds: how long the last validation took, with its share of the scoring.
 
     Args:
         files: of the run, whose folder is there.
@@ -131,6 +131,7 @@ class Telemetry:
             loader_wait=min(sum(self._waits) / seconds, 1.0) if seconds else 0.0,
             step_seconds=_quartiles(self._seconds),
             validation_seconds=self.validation_seconds,
+            validated_every=trainer.passes.every,
             gpu_memory=int(trainer._get_memory() * 2**30),
             memory=self._memory.read(),
             updates=trainer.updates,

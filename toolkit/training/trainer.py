@@ -27,6 +27,7 @@ from toolkit.ltdv2 import ANNOTATIONS
 from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.runs.plan import TRACKERS, TrainingPlan
+from toolkit.training.passes import Passes
 from toolkit.training.resumable import ResumableTrainer
 from toolkit.training.telemetry import MAIN
 from toolkit.training.weights import without_optimizer
@@ -92,6 +93,9 @@ class LTDv2Trainer(ResumableTrainer):
         self._scoring_seconds = 0.0
         if plan.score_every and MAIN:
             self.truth = GroundTruth.read(plan.data / ANNOTATIONS["val"])
+        scores = (*SCORES, cells.NAME) if plan.select_by == "cells" else SCORES
+        period = int(plan.arguments.get("save_period", -1))  # type: ignore[arg-type]
+        self.passes = Passes(plan.frequency.every, period, scores if plan.score_every else ())
         # In memory alone; by its settings file Ultralytics reports to almost whatever is installed.
         dict.update(utils.SETTINGS, {name: name in plan.trackers for name in TRACKERS})
         super().__init__(overrides, RunFiles(plan.run), instructions, plan.saving, stop_wanted)
@@ -160,7 +164,7 @@ class LTDv2Trainer(ResumableTrainer):
             return metrics, fitness
         self.best_fitness = best  # a stop while the epoch is scored leaves the run as it was before it
         metrics |= self.score_epoch()
-        self.telemetry.validation_seconds += self._scoring_seconds / self.plan.score_every
+        self.telemetry.validation_seconds += self._scoring_seconds * self.plan.scored_part
         if self.plan.select_by != "fitness":
             chosen = metrics[CHOSEN_BY[self.plan.select_by]]
             # Nothing found in any month gives NaN; in some months only, global_map_bal is as little as -1.8.
@@ -172,12 +176,14 @@ class LTDv2Trainer(ResumableTrainer):
     def score_epoch(self) -> dict[str, float]:
         """:data:`SCORES` of the averaged weights on the validation split; NaN in an epoch without scoring.
 
+        Where not every epoch is validated, the one that is known to be the last is scored in any case.
+
         They are what `toolkit evaluate` finds for the checkpoint of this epoch; with ``select_by`` cells,
         their mean as well.
         """
-        wanted = (*SCORES, cells.NAME) if self.plan.select_by == "cells" else SCORES
-        if (self.epoch + 1) % self.plan.score_every:
-            return dict.fromkeys(wanted, math.nan)
+        last = self.passes.every > 1 and (self.stop or self.epoch + 1 >= self.epochs)
+        if (self.epoch + 1) % self.plan.score_every and not last:
+            return self.passes.without(())
         start = time.monotonic()
         options = PredictionOptions(
             imgsz=self.args.imgsz,
@@ -190,7 +196,7 @@ class LTDv2Trainer(ResumableTrainer):
         scores = score(self.truth, detections.rounded())
         self._scoring_seconds = time.monotonic() - start
         values = {**scores.as_dict(), cells.NAME: cells.mean(self.truth, scores)}
-        found = {key: float(values[key]) for key in wanted}
+        found = {key: float(values[key]) for key in self.passes.scores}
         listed = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
         console.note(f"epoch {self.epoch + 1}: {listed} ({self._scoring_seconds:.1f} s)")
         return found
