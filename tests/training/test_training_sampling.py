@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.runs.folder import Batch
-from toolkit.training.sampling import EpochSampler, derived_seed, seed_everything
+from toolkit.training.sampling import SEEDS, EpochSampler, batch_seed, derived_seed, seed_everything
 
 sizes = st.integers(1, 200)
 epochs = st.integers(0, 5)
@@ -93,6 +93,14 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 @given(st.lists(st.tuples(*[st.integers(0, 1000)] * 3), unique=True, min_size=2, max_size=50))
 def test_seeds_of_different_places_differ(places: list[tuple[int, int, int]]) -> None:
     assert len({derived_seed(*place) for place in places}) == len(places)
+
+
+places = st.tuples(st.sampled_from([0, 1, 2**31]), st.integers(0, 2), st.integers(0, 3 * SEEDS))
+
+
+@given(st.lists(places, max_size=30))
+def test_seeds_of_batches_do_not_depend_on_what_was_asked_before(asked: list[tuple[int, int, int]]) -> None:
+    assert [batch_seed(*place) for place in asked] == [derived_seed(*place) for place in asked]
 
 
 def draws() -> list[Any]:

@@ -9,7 +9,7 @@ import torch
 
 from toolkit.training.loop import LoopTrainer
 from toolkit.training.losses import LossReader
-from toolkit.training.sampling import derived_seed, seed_everything
+from toolkit.training.sampling import batch_seed, seed_everything
 from toolkit.training.state import Progress
 from toolkit.training.telemetry import Telemetry
 from toolkit.training.updates import heal_buffers, update
@@ -65,7 +65,7 @@ class GuardedTrainer(LoopTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move the batch to the device; what is random in its step depends on seed, epoch and batch alone."""
-        seed_everything(derived_seed(self.args.seed, self.epoch, self.train_loader.batch_number))
+        seed_everything(batch_seed(self.args.seed, self.epoch, self.train_loader.batch_number))
         self._images = batch["im_file"]
         processed: dict[str, Any] = super().preprocess_batch(batch)
         return processed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -32,6 +32,20 @@ WORKER_RETRIES = 3
 def derived_seed(*key: int) -> int:
     """A 32-bit seed that depends on all of ``key`` (numpy's SeedSequence)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+SEEDS = 64
+"""Batches whose seeds are derived together: between two training steps the first takes ten times as long."""
+
+
+def batch_seed(seed: int, epoch: int, batch: int) -> int:
+    """``derived_seed(seed, epoch, batch)``."""
+    return _seeds(seed, epoch, batch // SEEDS)[batch % SEEDS]
+
+
+@lru_cache(maxsize=1)
+def _seeds(seed: int, epoch: int, block: int) -> tuple[int, ...]:
+    return tuple(derived_seed(seed, epoch, batch) for batch in range(block * SEEDS, (block + 1) * SEEDS))
 
 
 def seed_everything(seed: int) -> None:
