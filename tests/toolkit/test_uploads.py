@@ -282,4 +282,4 @@ def test_predictions_that_may_not_be_read_are_one_line(
 
 def test_a_folder_for_predictions_is_one_line(entry: Path, toolkit: Command) -> None:
     result = toolkit("submit", str(entry))
-    assert (result.status, result.err.count("\n"), "directory" in result.err.lower()) == (1, 1, True)
+    assert (result.status, result.err.count("\n"), "is a folder" in result.err) == (1, 1, True)
