@@ -10,7 +10,7 @@ gradient of every output, while a loss reads of some no more than the shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -146,9 +146,13 @@ class GraphedModule:
     def _record(self, call: Callable[[], Any]) -> Recorded:
         """Record a call; the first recording makes the memory that the next one shares."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, those that pin batches for instance, may call CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            answer = call()
+        try:
+            # Other threads, those that pin batches for instance, may call CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                answer = call()
+        except BaseException:
+            _release_generator(self._input.device)
+            raise
         self._pool = graph.pool()
         return answer, graph.replay
 
@@ -221,11 +225,13 @@ class _Replay(torch.autograd.Function):
 def _as_before(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put buffers and random generators back at the end."""
     kept = [(each, each.clone()) for each in module.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-    with torch.no_grad():
-        for buffer, before in kept:
-            buffer.copy_(before)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
 
 
 @contextmanager
@@ -259,6 +265,16 @@ def _reserved(device: torch.device) -> int:
         return 0
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)
+
+
+def _release_generator(device: torch.device) -> None:
+    """End what a recording that failed leaves behind: PyTorch's generator of random numbers then refuses to
+    serve ("Offset increment outside graph capture"), until a recording has ended as it should.
+    """
+    something = torch.zeros(1, device=device)
+    graph = torch.cuda.CUDAGraph()
+    with suppress(RuntimeError), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        something.add_(1)
 
 
 def _check_what_is_left(taken: int, device: torch.device) -> None:

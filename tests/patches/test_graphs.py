@@ -141,6 +141,26 @@ def test_recording_leaves_random_generators_and_frozen_parameters(device: str) -
     assert before is not None and not recording()
 
 
+class Fails(CalledAgain):
+    """A recording that ends in an error."""
+
+    def _record(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
+        call()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_recording_that_fails_leaves_statistics_and_random_generators() -> None:
+    net, twin, images = pair("cpu")
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Fails(net, images[0], loss_of)
+    assert torch.equal(torch.rand(4), wanted)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_it_was_not_recorded_for_is_not_accepted(device: str) -> None:
     net, _, images = pair(device)
@@ -201,6 +221,7 @@ def test_what_a_graph_cannot_hold_is_an_error_and_strikes_no_route() -> None:
         net, image = Waits().cuda().train(), torch.randn(2, 2, 8, 8, device="cuda")
         with pytest.raises(RuntimeError):
             GraphedModule(net, image, loss_of)
+        assert torch.randn(1, device="cuda").isfinite().all(), "random numbers are there as before"
         before = patches.report().calls
         loss_of(net(image)).backward()
         report = patches.report()
