@@ -71,17 +71,21 @@ def settle_graph(
     session: Session, step: Callable[[], object], record: Callable[[], Callable[[], object]]
 ) -> bool:
     """See :func:`patches.settle_graph`."""
-    settled, file = session.way, session.planner.file
-    session.use(PLAN)  # aside, the overrides would not see the problems
-    step()
-    problems = session.ledger.problems()
-    session.use(settled)
-    name = f"{session.planner.step_name(problems)} {settled} graph"
-    choices = (PLAN, *ways(session, problems)) if session.route == "auto" else (settled,)
-    with file.testing():
-        way = file.steps.get(name) or _judge_graph(session, name, choices, step, record)
-    session.use(settled if way == EAGER else way)
-    return way != EAGER
+    settled = way = session.way
+    try:
+        session.use(PLAN)  # aside, the overrides would not see the problems
+        step()
+        problems = session.ledger.problems()
+        session.use(settled)
+        name = f"{session.planner.step_name(problems)} {settled} graph"
+        choices = (PLAN, *ways(session, problems)) if session.route == "auto" else (settled,)
+        file = session.planner.file
+        with file.testing():
+            found = file.steps.get(name) or _judge_graph(session, name, choices, step, record)
+        way = settled if found == EAGER else found
+    finally:
+        session.use(way)
+    return found != EAGER
 
 
 def _judge_graph(
@@ -97,11 +101,11 @@ def _judge_graph(
         session.use(way)
         try:
             replay = record()
+            seconds[way] = timed(replay)
         except RuntimeError as error:  # memory that does not suffice is one: it may another time
             found = str(error).partition("\n")[0]
             session.note(f"no CUDA graph of a training step: {type(error).__name__}: {found}")
             return EAGER
-        seconds[way] = timed(replay)
         del replay
     best = min(set(seconds) - {EAGER}, key=seconds.__getitem__)
     way = best if seconds[best] <= GRAPH_GAIN * seconds[EAGER] else EAGER

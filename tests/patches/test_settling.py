@@ -153,6 +153,23 @@ def test_a_step_that_no_graph_holds_goes_on_as_it_was_settled(
     assert session.notes[-1] == told
 
 
+def test_memory_that_runs_out_while_graphs_are_judged_leaves_the_way_that_was_settled(
+    session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    session.use(ASIDE)
+
+    def exhausted() -> None:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        settling.settle_graph(session, exhausted, lambda: exhausted)
+    assert session.way == ASIDE
+    assert not settling.settle_graph(session, lambda: convolutions(), lambda: exhausted)
+    assert session.way == ASIDE
+    assert session.planner.file.steps == {}, "another time the memory may suffice"
+
+
 def test_without_a_card_no_graph_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def step() -> None:
         raise AssertionError("the step was run")

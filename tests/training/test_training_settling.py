@@ -7,9 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from toolkit.training import settling, worker
-from toolkit.training.settling import Step, settle_convolutions
+import patches
+from patches import dispatch
+from patches import settling as settling_ways
+from toolkit.training import replay, settling, worker
+from toolkit.training.settling import Settled, Step, settle_convolutions
 
 
 def test_a_step_runs_and_leaves_no_gradient() -> None:
@@ -37,3 +41,25 @@ def test_a_new_card_is_tested_once_the_loaders_server_has_started_and_not_by_a_s
     done.clear()
     worker._get_ready(plan)
     assert done == ["server"]
+
+
+def test_a_graph_that_is_not_to_be_had_brings_back_the_way_that_is_best_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory\nand more")
+
+    events: list[tuple[str, str, str]] = []
+    graph = replay.NetworkGraph(lambda *event: events.append(event))
+    monkeypatch.setattr(
+        replay, "settle_convolutions", lambda *_, graphs: Settled(graphs, settling_ways.ASIDE)
+    )
+    monkeypatch.setattr(replay, "GraphedModule", fails)
+    with patches.enabled("cpu"):
+        session = dispatch.current()
+        assert session is not None
+        graph.settle(nn.Identity(), (1, 1, 32), None, True)
+        assert (graph.wanted, session.way) == (True, settling_ways.PLAN)
+        assert graph.loss(lambda batch: ("loss", batch), {"img": torch.zeros(1)})[0] == "loss"
+        assert session.way == settling_ways.ASIDE
+    assert events == [("no CUDA graph", "training goes on without", "no memory")]

@@ -63,7 +63,7 @@ class Instructions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         before: resume from the newest checkpoint with fewer images than this; None: from the newest.
         lr_scale: part of the planned learning rate to use.
         skip: batches to leave out; with another size there are none such.
-        exact: wait for the card after each batch up to the first checkpoint, so that a fault names its batch.
+        exact: wait for the card after each batch until the second checkpoint: a fault names its batch.
     """
 
     supervisor: int = 0

@@ -113,8 +113,9 @@ def nothing_learned(path: Path) -> str:
     if not epochs:
         return ""
     doubts = []
-    validated = [epoch for epoch in epochs if epoch.validated]
-    if validated and not any(epoch.map50 > 0 for epoch in validated):
+    # The last one of a run that finished always is: scores that are no numbers are none.
+    validated = [epoch for epoch in epochs if epoch.validated] or epochs[-1:]
+    if not any(epoch.map50 > 0 for epoch in validated):
         what = "validated epoch" if len(validated) < len(epochs) else "epoch"
         each = f"each of {len(validated)} {what}s" if len(validated) > 1 else f"the only {what}"
         doubts.append(f"mAP@0.5 is 0 after {each}")

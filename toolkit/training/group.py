@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +20,17 @@ from toolkit.dataset.loader import use_server
 from toolkit.errors import ToolkitError
 from toolkit.training.sampling import EpochSampler, ResumableLoader
 from toolkit.training.telemetry import Telemetry
+
+T = TypeVar("T")
+
+
+def of_the_first(value: T) -> T:
+    """What the first rank has, on all ranks; for ranks that would decide by clocks of their own."""
+    if RANK == -1:
+        return value
+    first: list[Any] = [value if RANK == 0 else None]
+    distributed.broadcast_object_list(first, 0)
+    return cast(T, first[0])
 
 
 class GroupTrainer(DetectionTrainer):

@@ -15,12 +15,11 @@ import warnings
 from typing import Any
 
 import torch
-from torch import distributed
 from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from toolkit.training import cautions
-from toolkit.training.group import GroupTrainer
+from toolkit.training.group import GroupTrainer, of_the_first
 from toolkit.training.passes import Passes
 from toolkit.training.replay import NetworkGraph
 from toolkit.training.telemetry import MAIN, Telemetry
@@ -235,10 +234,7 @@ class LoopTrainer(GroupTrainer):
 
     def _everybody_stops(self) -> bool:
         """What the first rank knows of a stop, on all ranks."""
-        if RANK != -1:
-            first = [self.stop if RANK == 0 else None]
-            distributed.broadcast_object_list(first, 0)
-            self.stop = first[0]
+        self.stop = of_the_first(self.stop)
         return bool(self.stop)
 
     def _show(self, bar: Any, batch: dict[str, Any]) -> None:
@@ -286,7 +282,7 @@ class LoopTrainer(GroupTrainer):
         self.epoch_time, self.epoch_time_start = now - self.epoch_time_start, now
         if self.args.time:
             mean = (now - self.train_time_start) / (self.epoch + 1)
-            self.epochs = self.args.epochs = math.ceil(self.args.time * 3600 / mean)
+            self.epochs = self.args.epochs = of_the_first(math.ceil(self.args.time * 3600 / mean))
             self._setup_scheduler()
             self.scheduler.last_epoch = self.epoch
             if MAIN and not self.epoch:  # only now it is known how long the run is

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from patches.graphs import GraphedModule
-from toolkit.training.settling import settle_convolutions
+from toolkit.training.settling import Settled, settle_convolutions
+
+
+def alike(arguments: Any) -> bool:
+    """Whether batches have one size and no compiler is at work, by Ultralytics' training arguments."""
+    return not (arguments.compile or arguments.multi_scale or arguments.rect)
 
 
 class NetworkGraph:
@@ -24,6 +29,7 @@ class NetworkGraph:
 
     def __init__(self, record_event: Callable[[str, str, str], None]) -> None:
         self.wanted = False
+        self._settled = Settled(False, "")
         self._record_event = record_event
         self._graph: GraphedModule | None = None
 
@@ -31,7 +37,8 @@ class NetworkGraph:
         self, model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None, may: bool
     ) -> None:
         """Settle who computes, and whether by graphs; arguments of :func:`settle_convolutions`."""
-        self.wanted = settle_convolutions(model, images, half, graphs=may)
+        self._settled = settle_convolutions(model, images, half, graphs=may)
+        self.wanted = self._settled.graphed
 
     def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch on the device and its components, by the graph or by the network itself.
@@ -53,6 +60,7 @@ class NetworkGraph:
     def drop(self) -> None:
         """Give the memory back, and record none any more."""
         self.wanted, self._graph = False, None
+        self._settled.without_graphs()
 
     def _recorded(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
         try:
@@ -60,4 +68,5 @@ class NetworkGraph:
         except RuntimeError as error:  # memory that does not suffice is one
             detail = str(error).partition("\n")[0]
             self._record_event("no CUDA graph", "training goes on without", detail)
+            self._settled.without_graphs()
             return None

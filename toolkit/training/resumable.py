@@ -28,6 +28,7 @@ against the installed version.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.settings import Saving
 from toolkit.training.group import agree_on
 from toolkit.training.guard import GuardedTrainer
+from toolkit.training.replay import alike
 from toolkit.training.state import (
     FORMAT,
     Progress,
@@ -90,7 +92,7 @@ class ResumableTrainer(GuardedTrainer):
         self.files, self.instructions = files, instructions
         self.saving, self.stop_wanted = saving, stop_wanted
         self.batches_done, self.saved_at, self._last_save = 0, -1, time.monotonic()
-        self._exact = instructions.exact
+        self._exact = 2 if instructions.exact else 0  # checkpoints: the first may come before the fault
         files.run.mkdir(parents=True, exist_ok=True)
         telemetry = Telemetry(files)
         self._state = find_state(files, instructions.before, MAIN, telemetry.record)
@@ -162,7 +164,7 @@ class ResumableTrainer(GuardedTrainer):
         half = (torch.bfloat16 if self.args.amp == "bf16" else torch.float16) if self.amp else None
         count = self.batch_size // max(self.world_size, 1)
         images = (count, int(self.data["channels"]), int(self.args.imgsz))
-        self.graph.settle(unwrap_model(self.model), images, half, RANK == -1 and not self.args.compile)
+        self.graph.settle(unwrap_model(self.model), images, half, RANK == -1 and alike(self.args))
         if self._state is not None:
             self.train_time_start -= self._state["elapsed"]  # results.csv counts on
 
@@ -180,7 +182,7 @@ class ResumableTrainer(GuardedTrainer):
     def _on_batch_end(self) -> None:
         progress, loader = self.progress, self.train_loader
         self._losses.put(self.loss_items, self._batch_images())
-        self._read_losses(wait=self._exact)
+        self._read_losses(wait=self._exact > 0)
         progress.samples = loader.samples_done
         self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
         frames = frames_for(self, len(self._images) * WORLD_SIZE)  # of all ranks
@@ -231,6 +233,8 @@ class ResumableTrainer(GuardedTrainer):
     def _try_save(self) -> str | None:
         """Write the weights; on a full disk say so and leave them."""
         self.save_period = 0  # Ultralytics would write into the file that a soup may be reading
+        fitness = self.fitness
+        self.fitness = math.nan if self.args.val and fitness is None else fitness  # never best.pt unvalidated
         try:
             with written_whole(self):
                 super().save_model()
@@ -239,6 +243,8 @@ class ResumableTrainer(GuardedTrainer):
         except OSError as error:
             self.best_fitness = fitness_of(self.best)  # what the next epoch must beat is what is there
             return f"{self.wdir}: {error.strerror}"
+        finally:
+            self.fitness = fitness
         return None
 
     def _keep_epoch(self, name: str) -> None:
@@ -303,7 +309,7 @@ class ResumableTrainer(GuardedTrainer):
         except ToolkitError as error:
             self.telemetry.record("checkpoint not written", "older ones kept, training goes on", error.line())
         else:
-            self.saved_at, self._exact = self.batches_done, False
+            self.saved_at, self._exact = self.batches_done, max(self._exact - 1, 0)
 
     def _images_done(self) -> int:
         images: int = self.train_loader.order.images

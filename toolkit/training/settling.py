@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import patches
+from patches import dispatch
 from patches.graphs import GraphedModule
 from toolkit.training.steps import mixed_precision
 
@@ -32,9 +34,28 @@ def rehearse_convolutions(device: str, amp: object) -> None:
         patches.rehearse(half if mixed else torch.float32, f"cuda:{device.partition(',')[0]}")
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Who computes the convolutions of a model.
+
+    Attributes:
+        graphed: whether steps are to be replayed from CUDA graphs (:func:`patches.settle_graph`).
+        way: that serves best without them.
+    """
+
+    graphed: bool
+    way: str
+
+    def without_graphs(self) -> None:
+        """Have that way serve, where the graphs are not to be had or are gone."""
+        session = dispatch.current()
+        if session is not None and self.graphed:
+            session.use(self.way)
+
+
 def settle_convolutions(
     model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None, graphs: bool = False
-) -> bool:
+) -> Settled:
     """Have the patches judge their choices (:func:`patches.settle`) by steps of a copy of the model.
 
     The model, its statistics and the random generators stay as they are. Does nothing on a CPU, and leaves
@@ -46,18 +67,18 @@ def settle_convolutions(
         half: what the loss is computed in under autocast; None: in fp32, without.
         graphs: whether CUDA graphs may serve.
 
-    Returns:
-        Whether steps are to be replayed from CUDA graphs (:func:`patches.settle_graph`).
     """
     device = next(model.parameters()).device
-    graphed = False
+    graphed, session = False, dispatch.current()
+    way = "" if session is None else session.way
     if device.type != "cpu":
         with suppress(torch.cuda.OutOfMemoryError), torch.random.fork_rng([device]):
             step = Step(deepcopy(model).train(), images, half)
             patches.settle(step)
+            way = "" if session is None else session.way
             graphed = graphs and patches.settle_graph(step, step.recorded)
         torch.cuda.empty_cache()
-    return graphed
+    return Settled(graphed, way)
 
 
 class Step:
