@@ -27,8 +27,10 @@ Recorded = tuple[Any, Callable[[], object]]
 
 
 def available() -> bool:
-    """Whether graphs can be recorded: on cards of NVIDIA's with PyTorch 2. Nobody has tried those of HIP."""
-    return torch.cuda.is_available() and torch.version.hip is None and not torch.__version__.startswith("1.")
+    """Whether graphs can be recorded: on cards of NVIDIA's; nobody has tried those of HIP. Not before the
+    PyTorch that copies many tensors by one call (2.1).
+    """
+    return torch.cuda.is_available() and torch.version.hip is None and hasattr(torch, "_foreach_copy_")
 
 
 def allowed() -> bool:

@@ -12,8 +12,12 @@ from patches.convolution.native import Native
 from patches.convolution.problem import ConvProblem
 from patches.convolution.selftest import problems_of
 
+OLD = pytest.mark.skipif(
+    torch.__version__.startswith("1."), reason="PyTorch 1 fails at a transposed row in bfloat16 on a CPU"
+)
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=OLD)])
 def test_answers_look_like_those_of_pytorch(dtype: torch.dtype) -> None:
     for problem in problems_of("cpu", dtype)[:20]:
         blank, native = (_answers(route, problem) for route in (Blank(), Native(library=False)))

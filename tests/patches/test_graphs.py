@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import patches
 from patches.graphs import GraphedModule, available, recording
 
+pytestmark = pytest.mark.skipif(not hasattr(torch, "_foreach_copy_"), reason="needs PyTorch 2.1")
+
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")),
