@@ -378,8 +378,9 @@ def settle(step: Callable[[], object]) -> str:
 def settle_graph(step: Callable[[], object], record: Callable[[], Callable[[], object]]) -> bool:
     """See :func:`patches.settle_graph`."""
     session = current()
-    may = session is not None and graphs.allowed() and graphs.available()
-    return session is not None and may and settling.settle_graph(session, step, record)
+    if session is None or not (graphs.allowed() and graphs.available()):
+        return False
+    return settling.settle_graph(session, step, record)
 
 
 def current() -> Session | None:

@@ -77,10 +77,10 @@ class GraphedModule:
         self._pool: Any = None
         with _as_before(module, example.device), _without_cached_casts():
             self._warm_up(loss)
-            held = _reserved(example.device)
+            held = reserved(example.device)
             self._outputs = self._record_forward()
             self._gradients = self._record_backward()
-            self.bytes = _reserved(example.device) - held
+            self.bytes = reserved(example.device) - held
         _check_what_is_left(self.bytes, example.device)
         # What optimizers and checkpoints see as gradients; a replay writes elsewhere.
         self._held = [torch.empty_like(each) for each, _ in self._gradients]
@@ -261,9 +261,9 @@ def _aside(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _reserved(device: torch.device) -> int:
-    """Bytes of a device that PyTorch has taken and that something is in."""
-    if device.type != "cuda":
+def reserved(device: torch.device | None = None) -> int:
+    """Bytes of a device, the current one if none is named, that PyTorch has taken and something is in."""
+    if device is not None and device.type != "cuda":
         return 0
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)

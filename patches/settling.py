@@ -120,14 +120,16 @@ def _judge_graph(
 
 def timed(step: Callable[[], object]) -> float:
     """Median seconds of a step, after one that is not counted."""
-    found = []
-    for _ in range(ROUNDS):
-        _wait()
-        start = time.perf_counter()
-        step()
-        _wait()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+    return statistics.median([_once(step) for _ in range(ROUNDS)][1:])
+
+
+def _once(step: Callable[[], object]) -> float:
+    """Seconds of a step alone: what came before it is waited for."""
+    _wait()
+    start = time.perf_counter()
+    step()
+    _wait()
+    return time.perf_counter() - start
 
 
 def find_out(session: Session, step: Callable[[], object]) -> None:
@@ -184,11 +186,7 @@ def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[],
         for way in ways if turn % 2 else reversed(ways):
             use(way)
             step()
-            _wait()
-            start = time.perf_counter()
-            step()
-            _wait()
-            found[way].append(time.perf_counter() - start)
+            found[way].append(_once(step))
     plan = found[PLAN]
     ratios = {way: statistics.median(map(operator.truediv, each, plan)) for way, each in found.items()}
     return {way: ratio * statistics.median(plan) for way, ratio in ratios.items()}

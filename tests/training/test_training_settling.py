@@ -13,7 +13,8 @@ import patches
 from patches import dispatch
 from patches import settling as settling_ways
 from toolkit.training import replay, settling, worker
-from toolkit.training.settling import Settled, Step, settle_convolutions
+from toolkit.training.settling import Settled, settle_convolutions
+from toolkit.training.steps import DetectorStep
 
 
 def test_a_step_runs_and_leaves_no_gradient() -> None:
@@ -25,7 +26,7 @@ def test_a_step_runs_and_leaves_no_gradient() -> None:
     before = deepcopy(model.state_dict())
     settle_convolutions(model, (2, 1, 64), None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    Step(model, (2, 1, 64), None)()
+    DetectorStep(model, (2, 1, 64), torch.autocast("cpu", enabled=False))()
     assert all(each.grad is None for each in model.parameters())
 
 

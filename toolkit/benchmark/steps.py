@@ -13,9 +13,8 @@ from functools import partial
 import torch
 
 import patches
-from patches import dispatch
-from toolkit.training.settling import Step
-from toolkit.training.steps import TrainingStep
+from patches import dispatch, graphs
+from toolkit.training.steps import DetectorStep, TrainingStep
 
 WAYS = ("no patches", "triton", "auto, batch norm off", "auto")
 GRAPH = "auto, CUDA graph"
@@ -60,7 +59,7 @@ def steps(model: str, mixed: bool) -> Steps:
     if model in DETECTORS:
         batch, channels, size = DETECTORS[model]
         whole = TrainingStep(f"{model}.yaml", batch, size, "cuda", channels, mixed, channels_last=mixed)
-        return whole, Step(whole.model, (batch, channels, size), torch.float16 if mixed else None)
+        return whole, DetectorStep(whole.model, (batch, channels, size), whole.autocast)
     return _classifier(model, mixed)
 
 
@@ -102,15 +101,15 @@ def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
         settled[name] = patches.settle(gradients)
         sessions[name] = dispatch.current()
     peaks = {name: _peak(step, session) for name, session in sessions.items()}
-    if isinstance(step, TrainingStep) and isinstance(gradients, Step):
+    if isinstance(step, TrainingStep) and isinstance(gradients, DetectorStep):
         patches.enable("cuda")
         patches.settle(gradients)
         session = sessions[GRAPH] = dispatch.current()
         if session is not None and patches.settle_graph(gradients, gradients.recorded):
-            before = _reserved()
+            before = graphs.reserved()
             calls[GRAPH], settled[GRAPH] = step.recorded(), session.way
             # Its memory is its own, whether a step uses it or not.
-            peaks[GRAPH] = _reserved() - before + _peak(calls[GRAPH], session)
+            peaks[GRAPH] = graphs.reserved() - before + _peak(calls[GRAPH], session)
     names = tuple(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
@@ -135,9 +134,3 @@ def _peak(step: Callable[[], object], session: dispatch.Session | None) -> int:
     torch.cuda.reset_peak_memory_stats()
     step()
     return torch.cuda.max_memory_allocated()
-
-
-def _reserved() -> int:
-    """Bytes that PyTorch has taken and that something is in, a graph's own memory among it."""
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved()

@@ -34,7 +34,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from ultralytics.utils import RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -54,6 +53,7 @@ from toolkit.training.state import (
     save_state,
     state_of,
 )
+from toolkit.training.steps import half_precision
 from toolkit.training.telemetry import MAIN, Telemetry, frames_for
 from toolkit.training.updates import all_finite
 from toolkit.training.weights import fitness_of, without_optimizer, written_whole
@@ -161,7 +161,7 @@ class ResumableTrainer(GuardedTrainer):
     # What Ultralytics' loop calls
 
     def _on_train_start(self) -> None:
-        half = (torch.bfloat16 if self.args.amp == "bf16" else torch.float16) if self.amp else None
+        half = half_precision(self.args.amp) if self.amp else None
         count = self.batch_size // max(self.world_size, 1)
         images = (count, int(self.data["channels"]), int(self.args.imgsz))
         self.graph.settle(unwrap_model(self.model), images, half, RANK == -1 and alike(self.args))

@@ -38,6 +38,15 @@ CLASSES = 4
 """Of the challenge."""
 
 
+BOXES = 3
+"""An image, about LTDv2's mean."""
+
+
+def half_precision(amp: object) -> torch.dtype:
+    """What mixed precision computes in besides fp32, by Ultralytics' argument ``amp``."""
+    return torch.bfloat16 if amp == "bf16" else torch.float16
+
+
 def mixed_precision(device: str, amp: bool | str) -> bool:
     """Whether Ultralytics trains so on a device ("cuda" or "cpu"), by its argument ``amp``."""
     return device == "cuda" and amp not in (False, "fp32")
@@ -68,7 +77,53 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic = library
 
 
-class TrainingStep:
+class DetectorStep:
+    """Forward and backward of an Ultralytics detector on random images.
+
+    Args:
+        model: in training mode, on its device.
+        images: images a step, channels, and side of the square images in pixels.
+        autocast: what the loss is computed under.
+    """
+
+    def __init__(self, model: Any, images: tuple[int, int, int], autocast: torch.autocast) -> None:
+        self.model, self.autocast = model, autocast
+        count, channels, size = images
+        device = next(model.parameters()).device
+        self.batch = {
+            "img": torch.rand(count, channels, size, size, device=device),
+            "cls": torch.zeros(count * BOXES, 1, device=device),
+            "bboxes": torch.rand(count * BOXES, 4, device=device) * 0.3 + 0.2,
+            "batch_idx": torch.arange(count, device=device).repeat_interleave(BOXES).float(),
+        }
+
+    def __call__(self) -> Tensor:
+        """One step; the loss."""
+        return self._run(self.model)
+
+    def recorded(self) -> Callable[[], Tensor]:
+        """The same step of the same model, replayed from CUDA graphs of the network, recorded now."""
+        with self.autocast:
+            graphed = GraphedModule(self.model, self.batch["img"], self._loss)
+        return partial(self._run, graphed)
+
+    def _run(self, network: Callable[[Tensor], Any]) -> Tensor:
+        with self.autocast:
+            loss = self._loss(network(self.batch["img"]))
+        torch.autograd.backward(loss)
+        self._finish()
+        return loss.detach()
+
+    def _loss(self, outputs: Any) -> Tensor:
+        loss: Tensor = self.model.loss(self.batch, outputs)[0].sum()
+        return loss
+
+    def _finish(self) -> None:
+        """Leave no gradient."""
+        self.model.zero_grad()
+
+
+class TrainingStep(DetectorStep):
     """A real training step of an Ultralytics detector on random images: loss, backward, clipping, SGD.
 
     The detector is new.
@@ -83,9 +138,6 @@ class TrainingStep:
         channels_last: keep the network so on a GPU, as Ultralytics does unless told otherwise.
         classes: their number.
     """
-
-    BOXES = 3
-    """Boxes an image, about LTDv2's mean."""
 
     def __init__(
         self,
@@ -105,41 +157,20 @@ class TrainingStep:
         torch.manual_seed(0)
         architecture = YOLO(model).model.yaml if model.endswith(".pt") else yaml_model_load(model)
         described = {**architecture, "nc": classes}  # else Ultralytics says that it overrides it
-        self.model: Any = DetectionModel(described, channels, verbose=False).to(device).train()
+        detector: Any = DetectionModel(described, channels, verbose=False).to(device).train()
         if channels_last and device == "cuda":
-            self.model.to(memory_format=torch.channels_last)
-        self.model.args = get_cfg()
-        for parameter in self.model.parameters():
+            detector.to(memory_format=torch.channels_last)
+        detector.args = get_cfg()
+        for parameter in detector.parameters():
             parameter.requires_grad_(parameter.dtype.is_floating_point)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
-        self.autocast = torch.autocast(device, enabled=amp)
-        count = batch * self.BOXES
-        self.batch = {
-            "img": torch.rand(batch, channels, image_size, image_size).to(device),
-            "cls": torch.zeros(count, 1).to(device),
-            "bboxes": (torch.rand(count, 4) * 0.3 + 0.2).to(device),
-            "batch_idx": torch.arange(batch).repeat_interleave(self.BOXES).float().to(device),
-        }
-
-    def recorded(self) -> Callable[[], Tensor]:
-        """The same step of the same model, replayed from CUDA graphs of the network, recorded now."""
-        with self.autocast:
-            graphed = GraphedModule(self.model, self.batch["img"], self._loss)
-        return partial(self._run, graphed)
-
-    def _loss(self, outputs: Any) -> Tensor:
-        loss: Tensor = self.model.loss(self.batch, outputs)[0].sum()
-        return loss
-
-    def __call__(self) -> Tensor:
-        """One step; the loss."""
-        return self._run(self.model)
+        self.optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
+        autocast = torch.autocast(device, enabled=amp)
+        super().__init__(detector, (batch, channels, image_size), autocast)
 
     def _run(self, network: Callable[[Tensor], Any]) -> Tensor:
         self.optimizer.zero_grad()
-        with self.autocast:
-            loss = self._loss(network(self.batch["img"]))
-        torch.autograd.backward(loss)
+        return super()._run(network)
+
+    def _finish(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.optimizer.step()
-        return loss.detach()
