@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,31 @@ def test_a_busy_processor_slows_all_ways_alike(monkeypatch: pytest.MonkeyPatch) 
 
     found = quickest(clock, lambda name: way.__setitem__(0, name), step)
     assert found == pytest.approx(clock)
+
+
+@pytest.mark.parametrize(
+    ("clock", "longer"),
+    [
+        ({PLAN: 1.0, "triton": 0.99, ASIDE: 2.0}, {PLAN, "triton"}),
+        ({PLAN: 1.0, "triton": 2.0, ASIDE: 0.5}, set()),
+        ({PLAN: 2.0, "triton": 1.0, ASIDE: 1.04}, {PLAN, "triton", ASIDE}),
+        ({PLAN: 1.0}, set()),
+    ],
+)
+def test_ways_that_are_close_are_timed_for_longer(
+    clock: dict[str, float], longer: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, way, steps = [0.0], [PLAN], Counter[str]()
+    monkeypatch.setattr(settling.time, "perf_counter", lambda: now[0])
+
+    def step() -> None:
+        steps[way[0]] += 1
+        now[0] += clock[way[0]] / 1000
+
+    assert quickest(clock, lambda name: way.__setitem__(0, name), step) == pytest.approx(
+        {name: seconds / 1000 for name, seconds in clock.items()}
+    )
+    assert steps == {name: 2 * (settling.MOST if name in longer else settling.ROUNDS) for name in clock}
 
 
 @pytest.fixture

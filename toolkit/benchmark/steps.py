@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 
@@ -84,7 +85,12 @@ def _classifier(name: str, mixed: bool) -> Steps:
     return partial(step, True), partial(step, False)
 
 
-def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
+LEAST, SECONDS = 15, 10.0
+"""Rounds that are taken, and how long more are begun: the median of few would choose by chance which of two
+equal ways was best."""
+
+
+def compare(model: str, mixed: bool) -> Iterator[Way]:
     """Time a model's step by each of :data:`WAYS`, and by :data:`GRAPH` where that serves; one step of each
     a round."""
     gc.collect()
@@ -112,7 +118,10 @@ def compare(model: str, mixed: bool, rounds: int = 15) -> Iterator[Way]:
             peaks[GRAPH] = graphs.reserved() - before + _peak(calls[GRAPH], session)
     names = tuple(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
+    begun = time.perf_counter()
+    for turn in count():
+        if turn > LEAST and time.perf_counter() - begun > SECONDS:
+            break
         for name in names if turn % 2 else reversed(names):
             dispatch.resume(sessions[name])
             start = time.perf_counter()
