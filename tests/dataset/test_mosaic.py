@@ -12,8 +12,10 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Compose, v8_transforms
 
 from toolkit.dataset.index import DatasetIndex
-from toolkit.dataset.mosaic import FusedMosaic, Tile, render
+from toolkit.dataset.mosaic import PADDING, FusedMosaic, Tile, _span, render
+from toolkit.dataset.planes import new_canvas
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
+from toolkit.dataset.views import Views
 
 
 @settings(max_examples=60)
@@ -118,3 +120,93 @@ def test_closing_the_mosaic_keeps_the_fused_path(index: DatasetIndex) -> None:
     assert isinstance(first, FusedMosaic)
     assert first.mosaic.p == 0.0
     assert data[0]["img"].shape == (1, 160, 160)
+
+
+def painted(tiles: list[Tile], matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Tiles one after the other on padding, all channels of each: neither brighter nor mirrored."""
+    image = np.full((size[1], size[0], tiles[0].frame.shape[2]), PADDING, np.uint8)
+    for tile in tiles:
+        across, down = _span(tile, matrix, size[0], 0), _span(tile, matrix, size[1], 1)
+        if across is None or down is None:
+            continue
+        for channel in range(image.shape[2]):
+            frame = np.ascontiguousarray(tile.frame[..., channel])
+            patch = cv2.getRectSubPix(frame, (across.length, down.length), (across.centre, down.centre))
+            large = cv2.resize(patch, None, fx=across.factor, fy=down.factor)
+            rows = large[down.margin :][: down.stop - down.start]
+            image[down.start : down.stop, across.start : across.stop, channel] = rows[:, across.margin :][
+                :, : across.stop - across.start
+            ]
+    return image
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    channels=st.integers(1, 4),
+    centre=st.tuples(st.integers(1, 139), st.integers(1, 139)),
+    scale=st.floats(0.3, 1.7),
+    shift=st.tuples(st.floats(-150, 90), st.floats(-150, 90)),
+    size=st.tuples(st.integers(1, 97), st.integers(1, 97)),
+    factor=st.none() | st.floats(0, 2.5),
+    mirrored=st.tuples(st.booleans(), st.booleans()),
+)
+def test_brightness_and_mirroring_while_rendering_change_no_bit(
+    seed: int,
+    channels: int,
+    centre: tuple[int, int],
+    scale: float,
+    shift: tuple[float, float],
+    size: tuple[int, int],
+    factor: float | None,
+    mirrored: tuple[bool, bool],
+) -> None:
+    """Tiles of odd sizes that leave gaps, on memory that held something else."""
+    rng, (x, y) = np.random.default_rng(seed), centre
+    tiles = []
+    for left, top, right, bottom in ((0, 0, x, y), (x, 0, 140, y), (0, y, x, 140), (x, y, 140, 140)):
+        height, width = rng.integers(9, 60, 2).tolist()
+        large = (height * 3 // 2, width * 3 // 2)
+        area = (left, top, min(right, left + large[1]), min(bottom, top + large[0]))
+        frame = rng.integers(0, 256, (channels, height, width), np.uint8).transpose(1, 2, 0)
+        tiles.append(Tile(frame, large, (left, top), area))
+    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1]])
+    expected = painted(tiles, matrix, size)
+    if factor is not None:
+        expected = cv2.convertScaleAbs(expected.reshape(-1, 1), alpha=factor).reshape(expected.shape)
+    expected = expected[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
+
+    def poisoned(shape: tuple[int, ...]) -> np.ndarray:
+        canvas = new_canvas(shape)
+        canvas[...] = rng.integers(0, 256, shape, np.uint8)
+        return canvas
+
+    np.testing.assert_array_equal(render(tiles, matrix, size, poisoned, factor, mirrored), expected)
+
+
+@pytest.mark.parametrize("views", ["now", "now,before,background"])
+@pytest.mark.parametrize(
+    "options", [{}, {"fliplr": 1.0}, {"flipud": 0.5, "hsv_v": 0.0}, {"mosaic": 0.0, "flipud": 1.0}], ids=str
+)
+def test_a_picture_that_waits_is_what_the_steps_one_by_one_make(
+    index: DatasetIndex, views: str, options: dict[str, float]
+) -> None:
+    """Ultralytics' order of steps, each on all pixels, from the same random numbers; some neighbours lack."""
+    channels = Views.parse(views)
+    args = get_cfg(overrides={"imgsz": 157, **options})
+    described = data_dictionary(index, channels.channels, channels)
+    late, early = (build_dataset(index, "train", args, "train", 4, described, seed=8) for _ in range(2))
+    for dataset, waits in ((late, True), (early, False)):
+        fused = dataset.transforms.transforms[0].transforms[0]
+        assert fused.waits
+        fused.waits = waits
+    for i in late.order.samples(2)[:24].tolist():
+        one, other = late[2 * late.order.span + i], early[2 * early.order.span + i]
+        assert one.keys() == other.keys()
+        torch.testing.assert_close(one["img"], other["img"], rtol=0, atol=0)
+        torch.testing.assert_close(one["bboxes"], other["bboxes"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.1}, {"cutmix": 0.1}], ids=str)
+def test_what_is_mixed_with_another_does_not_wait(index: DatasetIndex, options: dict[str, float]) -> None:
+    assert not dataset(index, **options).transforms.transforms[0].transforms[0].waits

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from ultralytics.data.augment import Compose, Format, LetterBox, RandomHSV
 
+from toolkit.dataset.mosaic import Picture
 from toolkit.dataset.planes import channels_of, new_canvas
 
 Array = npt.NDArray[Any]
@@ -30,6 +31,9 @@ class Brightness:
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         if self.gain:
             factor = 1 + self.gain * random.uniform(-1, 1)
+            if (picture := labels.get(Picture.KEY)) is not None:
+                picture.factor = factor
+                return labels
             planes = labels["img"].transpose(2, 0, 1)
             flat = np.ascontiguousarray(planes).reshape(-1, planes.shape[2])
             scaled = cv2.convertScaleAbs(flat, dst=flat if self.in_place else None, alpha=factor)
@@ -75,6 +79,12 @@ class GreyFormat(Format):
         params: dict[str, Any] = super().get_params(labels)
         params["instances"].normalize(params["w"], params["h"])
         return params
+
+    def apply_image(self, labels: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        if (picture := labels.pop(Picture.KEY, None)) is not None:
+            labels["img"] = picture.rendered(labels["img"])
+        formatted: dict[str, Any] = super().apply_image(labels, params)
+        return formatted
 
     def _format_img(self, img: Array) -> torch.Tensor:
         if img.strides[1] < 0:

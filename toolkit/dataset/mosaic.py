@@ -1,9 +1,10 @@
-"""Mosaic and random scale and shift of grey frames in one step.
+"""Mosaic, random scale and shift, brightness and mirroring of grey frames in one step.
 
 Ultralytics enlarges four frames to the training size, pastes them onto a canvas of four times the area, and
 warps a quarter of that canvas into the sample: most pixels are computed three times and thrown away. Here the
 random layout and the random matrix are drawn by Ultralytics' own classes, which also move the boxes, and each
-frame is then sampled once, from the size it was recorded at, straight into its part of the sample.
+frame is then sampled once, from the size it was recorded at, straight into its part of the sample, brightened
+and mirrored on the way. What is to be done is drawn by Ultralytics' own steps, in their order.
 """
 
 from __future__ import annotations
@@ -12,12 +13,23 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from ultralytics.data.augment import Compose, CopyPaste, Mosaic, RandomPerspective
+from ultralytics.data.augment import (
+    Albumentations,
+    Compose,
+    CopyPaste,
+    CutMix,
+    MixUp,
+    Mosaic,
+    RandomFlip,
+    RandomHSV,
+    RandomPerspective,
+)
 
 from toolkit.dataset.planes import Grey, channels_of, new_canvas
 
@@ -51,6 +63,8 @@ def render(
     matrix: npt.NDArray[np.floating[Any]],
     size: tuple[int, int],
     canvas: Canvas = new_canvas,
+    factor: float | None = None,
+    mirrored: tuple[bool, bool] = (False, False),
 ) -> Grey:
     """What a canvas with ``tiles`` looks like under ``matrix``, without making the canvas.
 
@@ -59,31 +73,67 @@ def render(
         matrix: (3, 3), canvas to output, pixels; scale and shift alone (no rotation or shear).
         size: width and height of the output.
         canvas: gives the output's memory.
+        factor: that every grey value is multiplied by at last, those of the padding too.
+        mirrored: whether the output is turned upside down, and whether left and right are exchanged.
 
     Returns:
         (height, width) uint8, or (height, width, channels) as the frames, sampled bilinearly; pixel centres
         are at whole numbers, as in OpenCV.
     """
     spans = [(_span(tile, matrix, size[0], 0), _span(tile, matrix, size[1], 1)) for tile in tiles]
-    shown_pixels = sum(
-        (across.stop - across.start) * (down.stop - down.start)
-        for across, down in spans
+    shown = [
+        (channels_of(tile.frame), across, down)
+        for tile, (across, down) in zip(tiles, spans, strict=True)
         if across is not None and down is not None
-    )
+    ]
+    gaps = _gaps([(across, down) for _, across, down in shown], size)
+    padding = np.full((1, 1), PADDING, np.uint8)
+    if factor is not None:
+        cv2.convertScaleAbs(padding, dst=padding, alpha=factor)
     image = canvas((size[1], size[0], *tiles[0].frame.shape[2:]))
-    if shown_pixels < size[0] * size[1]:
-        image[...] = PADDING
-    for tile, (across, down) in zip(tiles, spans, strict=True):
-        if across is not None and down is not None:
-            shown = image[down.start : down.stop, across.start : across.stop]
-            for frame, part in zip(channels_of(tile.frame), channels_of(shown), strict=True):
-                # A patch that begins where it must, to a part of a pixel, and then an enlargement by an exact
-                # factor: 0.11 ms for 640 x 480 pixels, where warpAffine takes 0.66 ms.
-                patch = cv2.getRectSubPix(frame, (across.length, down.length), (across.centre, down.centre))
-                large = cv2.resize(patch, None, fx=across.factor, fy=down.factor)
-                rows = large[down.margin : down.margin + down.stop - down.start]
-                part[...] = rows[:, across.margin : across.margin + across.stop - across.start]
+    for channel, plane in enumerate(channels_of(image)):
+        seen = plane[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
+        for rows, columns in gaps:
+            seen[rows, columns] = padding
+        for frames, across, down in shown:
+            # A patch that begins where it must, to a part of a pixel, and then an enlargement by an exact
+            # factor: 0.11 ms for 640 x 480 pixels, where warpAffine takes 0.66 ms.
+            centre = (across.centre, down.centre)
+            patch = cv2.getRectSubPix(frames[channel], (across.length, down.length), centre)
+            large = cv2.resize(patch, None, fx=across.factor, fy=down.factor)
+            part = seen[down.start : down.stop, across.start : across.stop]
+            _put(large[down.inside, across.inside], part, factor, mirrored)
     return image
+
+
+def _put(rendered: Any, part: Grey, factor: float | None, mirrored: tuple[bool, bool]) -> None:
+    """Copy pixels to a part of the mirrored output, brightened. OpenCV takes memory in its own order."""
+    part = part[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
+    if not any(mirrored):
+        if factor is None:
+            part[...] = rendered
+        else:
+            cv2.convertScaleAbs(rendered, dst=part, alpha=factor)
+        return
+    if factor is not None:
+        rendered = cv2.convertScaleAbs(rendered, dst=rendered, alpha=factor)
+    cv2.flip(rendered, -1 if all(mirrored) else int(mirrored[1]), dst=part)
+
+
+def _gaps(covered: list[tuple[_Span, _Span]], size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of what no tile covers, in bands from edge to edge."""
+    edges = sorted({0, size[1], *(edge for _, down in covered for edge in (down.start, down.stop))})
+    gaps = []
+    for top, bottom in pairwise(edges):
+        end = 0
+        band = (across for across, down in covered if down.start <= top < down.stop)
+        for across in sorted(band, key=lambda across: across.start):
+            if across.start > end:
+                gaps.append((slice(top, bottom), slice(end, across.start)))
+            end = across.stop
+        if end < size[0]:
+            gaps.append((slice(top, bottom), slice(end, size[0])))
+    return gaps
 
 
 class _Span(NamedTuple):
@@ -95,6 +145,11 @@ class _Span(NamedTuple):
     margin: int
     length: int
     centre: float
+
+    @property
+    def inside(self) -> slice:
+        """Of the enlarged patch, what is shown."""
+        return slice(self.margin, self.margin + self.stop - self.start)
 
 
 def _span(tile: Tile, matrix: npt.NDArray[np.floating[Any]], size: int, axis: int) -> _Span | None:
@@ -119,15 +174,46 @@ def _span(tile: Tile, matrix: npt.NDArray[np.floating[Any]], size: int, axis: in
     return _Span(start, stop, factor, margin, length, begin + (length - 1) / 2)
 
 
+class Picture:
+    """A sample that is rendered at last, when its brightness is drawn and it is known whether it is mirrored.
+
+    So each part is brightened and mirrored while it is in the processor's cache; as steps of their own they
+    would read and write the whole sample again.
+
+    Args:
+        tiles, matrix, size, canvas: as :func:`render` takes them.
+
+    Attributes:
+        factor: of its grey values; None: they stay.
+    """
+
+    KEY = "picture"
+    """Of a label that has one, beside an ``img`` that stands for it: of its size, without its pixels."""
+
+    def __init__(
+        self, tiles: list[Tile], matrix: npt.NDArray[np.floating[Any]], size: tuple[int, int], canvas: Canvas
+    ) -> None:
+        self.tiles, self.matrix, self.size, self.canvas = tiles, matrix, size, canvas
+        self.factor: float | None = None
+
+    def rendered(self, standing: Grey) -> Grey:
+        """(height, width, channels), mirrored as what stood for it is by now."""
+        mirrored = standing.strides[0] < 0, standing.strides[1] < 0
+        return render(self.tiles, self.matrix, self.size, self.canvas, self.factor, mirrored)
+
+
 class FusedMosaic:
     """Ultralytics' mosaic and affine transform of one sample, rendered by :func:`render`.
 
     Takes labels whose ``img`` is the frame as recorded, (height, width, channels), and whose
     ``resized_shape`` is what Ultralytics would have enlarged it to.
+
+    Attributes:
+        waits: whether the steps behind it take a :class:`Picture`.
     """
 
-    def __init__(self, mosaic: Mosaic, affine: RandomPerspective, canvas: Canvas) -> None:
-        self.mosaic, self.affine, self.canvas = mosaic, affine, canvas
+    def __init__(self, mosaic: Mosaic, affine: RandomPerspective, canvas: Canvas, waits: bool) -> None:
+        self.mosaic, self.affine, self.canvas, self.waits = mosaic, affine, canvas, waits
 
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         if random.uniform(0, 1) <= self.mosaic.p:
@@ -142,7 +228,11 @@ class FusedMosaic:
         # The matrix depends on the canvas's shape alone; this stands for its pixels.
         labels["img"] = np.broadcast_to(np.uint8(PADDING), (*canvas, 1))
         params = self.affine.get_params(labels)
-        labels["img"] = render(tiles, params["M"], params["size"], self.canvas)
+        if self.waits:
+            labels[Picture.KEY] = Picture(tiles, params["M"], params["size"], self.canvas)
+            labels["img"] = np.empty((*params["size"][::-1], 1), np.uint8)
+        else:
+            labels["img"] = render(tiles, params["M"], params["size"], self.canvas)
         labels["resized_shape"] = labels["img"].shape[:2]
         moved: dict[str, Any] = self.affine.apply_instances(labels, params)
         return moved
@@ -179,5 +269,14 @@ def fuse(transforms: Compose, canvas: Canvas = new_canvas) -> bool:
     if any(not isinstance(step, CopyPaste) or step.p for step in others):
         return False
     # MixUp and CutMix hold the same Compose and transform their second sample with it.
-    first.transforms = [FusedMosaic(mosaic, affine, canvas)]
+    waits = all(_only_brightens_or_mirrors(step) for step in transforms.transforms[1:-1])
+    first.transforms = [FusedMosaic(mosaic, affine, canvas, waits)]
     return True
+
+
+def _only_brightens_or_mirrors(step: Any) -> bool:
+    if isinstance(step, (MixUp, CutMix)):
+        return not step.p
+    if isinstance(step, Albumentations):
+        return step.transform is None
+    return isinstance(step, (RandomHSV, RandomFlip))
