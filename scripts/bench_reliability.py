@@ -18,14 +18,15 @@ next one has trained a batch, beyond the limit of its rule, which is 20 s here i
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -85,28 +86,25 @@ class Added:
 
         return call
 
-    def watch(self, trainer: LTDv2Trainer) -> None:
+    @contextmanager
+    def watching(self, trainer: LTDv2Trainer) -> Iterator[None]:
         """Time the callbacks of every batch, the preprocessing without Ultralytics' part, and the check."""
         for event in ("on_train_batch_start", "on_train_batch_end"):
             trainer.callbacks[event] = [self.timed(handler) for handler in trainer.callbacks[event]]
-        ours = trainer.preprocess_batch
-        theirs = self.timed(DetectionTrainer.preprocess_batch, -1)
-
-        def preprocess(batch: dict[str, Any]) -> Any:
-            DetectionTrainer.preprocess_batch, kept = theirs, DetectionTrainer.preprocess_batch
-            try:
-                return ours(batch)
-            finally:
-                DetectionTrainer.preprocess_batch = kept
-
-        trainer.preprocess_batch = self.timed(preprocess)
+        trainer.preprocess_batch = self.timed(trainer.preprocess_batch)
         step, norm = trainer.optimizer_step, torch.tensor(1.0)
 
         def optimizer_step() -> None:
             step()
-            self.timed(lambda: bool(torch.isfinite(norm)))()
+            self.timed(lambda: math.isfinite(norm.item()))()
 
         trainer.optimizer_step = optimizer_step
+        theirs = DetectionTrainer.preprocess_batch
+        DetectionTrainer.preprocess_batch = self.timed(theirs, -1)
+        try:
+            yield
+        finally:
+            DetectionTrainer.preprocess_batch = theirs
 
 
 def make_plan(options: argparse.Namespace, run: Path, **arguments: Any) -> TrainingPlan:
@@ -169,14 +167,13 @@ def train(options: argparse.Namespace, run: Path, plain: bool) -> tuple[float, f
         added = Added()
         if plain:
             make_plain(trainer)
-        else:
-            added.watch(trainer)
 
         def note(_: Any) -> None:
             times.append(clock())
 
-        trainer.add_callback("on_train_batch_end", note)
-        trainer.train()
+        with nullcontext() if plain else added.watching(trainer):
+            trainer.add_callback("on_train_batch_end", note)
+            trainer.train()
         saving = 0.0
         if not plain:
             start = time.perf_counter()

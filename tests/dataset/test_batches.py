@@ -24,6 +24,7 @@ from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import RING
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
 from toolkit.dataset.views import Views
+from toolkit.runs.folder import Batch
 from toolkit.training.sampling import EpochSampler, ResumableLoader
 
 
@@ -67,6 +68,21 @@ def test_a_batch_is_its_samples_bit_for_bit(
         assert batch.keys() == expected.keys()
         torch.testing.assert_close(batch["img"], expected["img"], rtol=0, atol=0)
         torch.testing.assert_close(batch["bboxes"], expected["bboxes"], rtol=0, atol=0)
+
+
+@given(skipped=st.sets(st.integers(0, 9)), start=st.integers(0, 9))
+def test_a_loader_tells_which_batch_it_will_hand_out_next(
+    index: DatasetIndex, skipped: set[int], start: int
+) -> None:
+    loader = loader_of(make(index, mosaic=0.0), workers=0)
+    for epoch in range(2):
+        left = frozenset(Batch(epoch, 5 * number, 5) for number in skipped)
+        loader.order.enter(epoch, 5 * start, left)
+        expected: Batch | None = None
+        for _ in loader:
+            assert expected in (None, loader.handed_out)
+            expected = loader.following
+        assert expected in (None, loader.order.end())
 
 
 @pytest.mark.parametrize(("shown", "channels"), [("now", 1), ("now", 3), ("now,before,background", 3)])

@@ -229,6 +229,14 @@ def test_a_leak_that_begins_after_hours_or_grows_by_the_epoch_is_one() -> None:
     assert "memory_growth" in flags(history(300 * 9 + 100, stairs))
 
 
+def test_memory_of_a_process_is_what_the_kernel_calls_anonymous() -> None:
+    kept = bytearray(b"x") * (32 * 2**20)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            assert MemoryGauge().read() == pytest.approx(int(line.split()[1]) * 1024, abs=4 * 2**20)
+    assert MemoryGauge().read() > len(kept)
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # about forking, from Python 3.12 on
 def test_memory_counts_what_workers_add_and_no_page_of_a_file(tmp_path: Path) -> None:
     gauge, context = MemoryGauge(), multiprocessing.get_context("fork")

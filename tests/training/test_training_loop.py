@@ -16,6 +16,7 @@ from tiny_run import Trace, plan, train
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from toolkit.training import loop
 from toolkit.training.loop import LoopTrainer
 from toolkit.training.trainer import LTDv2Trainer
 
@@ -135,3 +136,28 @@ def test_memory_that_never_suffices_ends_the_training_after_three_smaller_batche
         loop.train(data, tmp_path / "run", batch=16, epochs=1)
     assert loop.tried == 4
     assert torch.is_grad_enabled()
+
+
+def test_the_last_line_of_the_bar_has_the_means_of_all_batches_before_the_last(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However rarely it is drawn in between."""
+    lines: list[str] = []
+    monkeypatch.setattr(loop, "REDRAWN", 1e9)
+    monkeypatch.setattr(loop.TQDM, "set_description", lambda _, line: lines.append(line))
+    trace = train(plan(data, tmp_path / "run", epochs=2))
+    drawn = [line.split()[2:5] for line in lines if line.strip().startswith("2/2")]
+    losses = [step.losses for step in trace.steps if step.epoch == 1][:-1]
+    means = [sum(each) / len(losses) for each in zip(*losses, strict=True)]
+    assert [float(number) for number in drawn[-1]] == pytest.approx(means, rel=1e-3)
+    assert len(drawn) == 1
+
+
+def test_the_bar_shows_each_batch_of_a_slow_card(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(loop, "REDRAWN", 0.0)
+    monkeypatch.setattr(loop.TQDM, "set_description", lambda _, line: lines.append(line))
+    trace = train(plan(data, tmp_path / "run", epochs=1, val=False))
+    assert len([line for line in lines if line.strip().startswith("1/1")]) == len(trace.steps)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -140,11 +140,17 @@ class MemoryGauge:
 
 
 def _anonymous(process: int) -> int | None:
-    """Resident bytes of a process that belong to no file; None if it has ended."""
+    """Resident bytes of a process that belong to no file; None if it has ended.
+
+    They are what /proc/PID/status has as RssAnon, from a file that the kernel makes in less time.
+    """
     with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
+        handle = os.open(f"/proc/{process}/statm", os.O_RDONLY)
+        try:
+            _, resident, of_files, *_ = map(int, os.read(handle, 256).split())
+        finally:
+            os.close(handle)
+        return (resident - of_files) * mmap.PAGESIZE if resident else None  # 0: it has ended
     return None
 
 
@@ -165,10 +171,11 @@ class Cursor:
         """The trainer begins this batch."""
         if batch == self._written:
             return
-        self._written = None  # a write that fails is tried again
-        with suppress(OSError):
-            os.pwrite(self._handle, "{:8d} {:12d} {:8d}\n".format(*batch).encode(), 0)
+        try:
+            os.pwrite(self._handle, b"%8d %12d %8d\n" % batch, 0)
             self._written = batch
+        except OSError:
+            self._written = None  # it is tried again
 
     @staticmethod
     def read(files: RunFiles) -> Batch | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,18 +36,20 @@ class GuardedTrainer(LoopTrainer):
         super().__init__(overrides, telemetry)
 
     def _read_losses(self, wait: bool = True) -> None:
-        for reading in self._losses.read(wait):
-            self.telemetry.loss_arrives(reading.values)
-            if all(map(math.isfinite, reading.values.values())):
-                self.progress.add(reading.values)
+        for values, images in self._losses.read(wait):
+            if self.telemetry.loss_arrives(values):
+                self.progress.add(values)
             else:
                 heal_buffers(self.model, self.ema.ema)
-                self.telemetry.record("loss not finite", "noted", reading.images)
-        self.tloss = self.progress.means(self.loss_names)
+                self.telemetry.record("loss not finite", "noted", _words(images))
 
     def _add_to_mean(self, count: int) -> None:
-        """Show what was read so far: a mean made here would wait for the card."""
+        """Nothing: a mean made here would wait for the card."""
+
+    def _describe(self, batch: dict[str, Any]) -> str:
+        """The line of the bar, with the means of what was read so far."""
         self.tloss = self.progress.means(self.loss_names)
+        return super()._describe(batch)
 
     def _build_train_pipeline(self) -> None:
         previous = getattr(self, "train_loader", None)
@@ -83,8 +85,9 @@ class GuardedTrainer(LoopTrainer):
         heal_buffers(self.model, self.ema.ema)
         # Looking for its scale, a gradient scaler overflows now and then with a loss that is fine.
         if not (self.scaler.is_enabled() and bool(torch.isfinite(self.loss))):
-            detail = f"gradient norm {float(norm)}, {self._batch_images()}"
+            detail = f"gradient norm {float(norm)}, {_words(self._images)}"
             self.telemetry.record("not finite", "update skipped", detail)
 
-    def _batch_images(self) -> str:
-        return f"{len(self._images)} images from {self._images[0]} on"
+
+def _words(images: Sequence[str]) -> str:
+    return f"{len(images)} images from {images[0]} on"

@@ -31,6 +31,9 @@ NO_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_intern
 NO_ENGINE = "unable to find an engine"
 """What cuDNN says there."""
 
+REDRAWN = 0.1
+"""Seconds after which the bar gets another line: one for each batch would cost more than its drawing."""
+
 SMALLER_BATCHES = 3
 """Times that the batch is halved in the first epoch of a process."""
 
@@ -70,6 +73,7 @@ class LoopTrainer(GroupTrainer):
 
     def __init__(self, overrides: dict[str, Any], telemetry: Telemetry) -> None:
         self._since_update, self._halved, self._mosaic_closed = 0, 0, False
+        self._shown = -math.inf
         self.graph = NetworkGraph(telemetry.record)
         super().__init__(overrides, telemetry)
 
@@ -238,11 +242,17 @@ class LoopTrainer(GroupTrainer):
         return bool(self.stop)
 
     def _show(self, bar: Any, batch: dict[str, Any]) -> None:
-        where = (f"{self.epoch + 1}/{self.epochs}", f"{self._get_memory():.3g}G")
-        numbers = (*self.tloss.values(), batch["cls"].shape[0], batch["img"].shape[-1])
-        bar.set_description(("%11s" * len(where) + "%11.4g" * len(numbers)) % (*where, *numbers))
+        now = time.monotonic()
+        if now - self._shown >= REDRAWN or self.train_loader.batch_number + 1 == len(self.train_loader):
+            self._shown = now
+            bar.set_description(self._describe(batch))
         if self.args.plots and self._batch_of_run() in self.plot_idx:
             self.plot_training_samples(batch, self._batch_of_run())
+
+    def _describe(self, batch: dict[str, Any]) -> str:
+        where = (f"{self.epoch + 1}/{self.epochs}", f"{self._get_memory():.3g}G")
+        numbers = (*self.tloss.values(), batch["cls"].shape[0], batch["img"].shape[-1])
+        return ("%11s" * len(where) + "%11.4g" * len(numbers)) % (*where, *numbers)
 
     def _finish_epoch(self) -> None:
         """Validate, write the row and the weights, and look whether this was the last epoch."""

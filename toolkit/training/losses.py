@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """The components of a batch's loss.
 
     Attributes:
         values: by name.
-        images: which batch it was, in words.
+        images: which batch it was, as it was put in.
     """
 
     values: dict[str, float]
-    images: str
+    images: Sequence[str]
 
 
 class Landing:
@@ -68,15 +68,13 @@ class _Landings:
         return finish
 
 
-@dataclass(frozen=True)
-class _Due:
+class _Coming(NamedTuple):
     names: tuple[str, ...]
-    numbers: list[float] | Callable[[], list[float]]
-    images: str
+    finish: Callable[[], list[float]]
+    images: Sequence[str]
 
     def read(self) -> Reading:
-        numbers = self.numbers() if callable(self.numbers) else self.numbers
-        return Reading(dict(zip(self.names, numbers, strict=True)), self.images)
+        return Reading(dict(zip(self.names, self.finish(), strict=True)), self.images)
 
 
 class LossReader:
@@ -91,32 +89,34 @@ class LossReader:
         self._always_lands = landing is not None
         make = Landing if landing is None else landing
         self._landings: defaultdict[tuple[object, ...], _Landings] = defaultdict(lambda: _Landings(make))
-        self._due: deque[_Due] = deque()
+        self._due: deque[Reading | _Coming] = deque()
 
-    def put(self, losses: Mapping[str, Tensor], images: str) -> None:
+    def put(self, losses: Mapping[str, Tensor], images: Sequence[str]) -> None:
         """Begin to bring the losses of a batch to the host.
 
         Args:
             losses: components by name, each of one element, on one device.
-            images: which batch it is, in words.
+            images: which batch it is.
         """
-        numbers: list[float] | Callable[[], list[float]]
-        if self._always_lands or any(each.is_cuda for each in losses.values()):
+        if self._always_lands or next(iter(losses.values())).is_cuda:
             # Of tensors without dimensions, as Ultralytics' are, this is one kernel and nothing else.
-            values = torch.stack(
-                [each.reshape(()) if each.dim() else each for each in losses.values()]
-            ).detach()
-            numbers = self._landings[values.shape, values.dtype, values.device].begin(values)
+            values = torch.stack([each.reshape(()) if each.dim() else each for each in losses.values()])
+            if values.requires_grad:
+                values = values.detach()
+            finish = self._landings[values.shape, values.dtype, values.device].begin(values)
+            self._due.append(_Coming(tuple(losses), finish, images))
         else:
-            numbers = [each.item() for each in losses.values()]
-        self._due.append(_Due(tuple(losses), numbers, images))
+            self._due.append(Reading({name: each.item() for name, each in losses.items()}, images))
 
-    def read(self, wait: bool) -> Iterator[Reading]:
+    def read(self, wait: bool) -> list[Reading]:
         """The losses that were not handed out yet.
 
         Args:
             wait: for those of the newest batch too, if they are on their way. Those of the batch before it
                 are always waited for, so that the host is never further ahead than one batch.
         """
-        while self._due and (wait or len(self._due) > 1 or not callable(self._due[0].numbers)):
-            yield self._due.popleft().read()
+        due, found = self._due, []
+        while due and (wait or len(due) > 1 or isinstance(due[0], Reading)):
+            first = due.popleft()
+            found.append(first if isinstance(first, Reading) else first.read())
+        return found

@@ -54,7 +54,7 @@ from toolkit.training.state import (
     state_of,
 )
 from toolkit.training.steps import half_precision
-from toolkit.training.telemetry import MAIN, Telemetry, frames_for
+from toolkit.training.telemetry import MAIN, Telemetry, frames_a_sample
 from toolkit.training.updates import all_finite
 from toolkit.training.weights import fitness_of, without_optimizer, written_whole
 
@@ -100,15 +100,15 @@ class ResumableTrainer(GuardedTrainer):
         for event, handler in {
             "on_train_start": self._on_train_start,
             "on_train_epoch_start": self._on_epoch_start,
-            "on_train_batch_start": lambda: telemetry.batch_begins(self.train_loader.handed_out),
+            "on_train_batch_start": self._on_batch_start,
             "on_train_batch_end": self._on_batch_end,
             "on_train_epoch_end": self._on_epoch_end,
             "on_val_start": self._on_validation_start,
             "on_val_batch_start": self._on_validation_batch,
-            "on_val_end": telemetry.validation_ends,
+            "on_val_end": self._on_validation_end,
             "on_fit_epoch_end": self._on_fit_epoch_end,
         }.items():
-            self.add_callback(event, lambda _, handler=handler: handler())
+            self.add_callback(event, handler)
         self._beat("starting")
 
     # What Ultralytics' setting up calls
@@ -160,7 +160,7 @@ class ResumableTrainer(GuardedTrainer):
 
     # What Ultralytics' loop calls
 
-    def _on_train_start(self) -> None:
+    def _on_train_start(self, _: object) -> None:
         half = half_precision(self.args.amp) if self.amp else None
         count = self.batch_size // max(self.world_size, 1)
         images = (count, int(self.data["channels"]), int(self.args.imgsz))
@@ -168,7 +168,7 @@ class ResumableTrainer(GuardedTrainer):
         if self._state is not None:
             self.train_time_start -= self._state["elapsed"]  # results.csv counts on
 
-    def _on_epoch_start(self) -> None:
+    def _on_epoch_start(self, _: object) -> None:
         if self.progress.epoch != self.epoch:
             self.progress = Progress(self.epoch)
         self.train_loader.order.enter(self.epoch, self.progress.samples, frozenset(self.instructions.skip))
@@ -177,31 +177,39 @@ class ResumableTrainer(GuardedTrainer):
             for name, gradient in self._state["gradients"].items():
                 parameters[name].grad = gradient.to(self.device)
             self._state = None
+        self._frames_a_sample = frames_a_sample(self)
         self.telemetry.epoch_begins()
 
-    def _on_batch_end(self) -> None:
-        progress, loader = self.progress, self.train_loader
-        self._losses.put(self.loss_items, self._batch_images())
+    def _on_batch_start(self, _: object) -> None:
+        self.telemetry.batch_begins(self.train_loader.handed_out)
+
+    def _on_batch_end(self, _: object) -> None:
+        loader = self.train_loader
+        self._losses.put(self.loss_items, self._images)
         self._read_losses(wait=self._exact > 0)
-        progress.samples = loader.samples_done
-        self.batches_done = self.epoch * len(loader) + loader.batch_number + 1
-        frames = frames_for(self, len(self._images) * WORLD_SIZE)  # of all ranks
-        self.telemetry.batch_ends(loader.order.next(), frames)
+        self.progress.samples = loader.samples_done
+        self.batches_done = self._batch_of_run() + 1
+        frames = round(len(self._images) * WORLD_SIZE * self._frames_a_sample)  # of all ranks
+        self.telemetry.batch_ends(loader.following, frames)
         self._beat("training")
         self._save_if_due()
 
-    def _on_epoch_end(self) -> None:
-        self._read_losses()  # sets the means of an epoch that was entered at its end as well
+    def _on_epoch_end(self, _: object) -> None:
+        self._read_losses()
+        self.tloss = self.progress.means(self.loss_names)  # of an epoch that was entered at its end as well
         self._beat("validating")  # a fault from here on is none of a batch
         self._save_if_due()
 
-    def _on_validation_start(self) -> None:
+    def _on_validation_start(self, _: object) -> None:
         self.telemetry.validation_begins(len(self.test_loader.dataset))
         self._beat("validating")
 
-    def _on_validation_batch(self) -> None:
+    def _on_validation_batch(self, _: object = None) -> None:
         self._beat("validating")
         self._stop_if_wanted()
+
+    def _on_validation_end(self, _: object) -> None:
+        self.telemetry.validation_ends()
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Append the epoch to results.csv; a full disk costs the row."""
@@ -253,7 +261,7 @@ class ResumableTrainer(GuardedTrainer):
         except Exception as error:  # of a full disk PyTorch makes a RuntimeError
             self.telemetry.record("epoch not kept", "training goes on", f"{name}: {error}")
 
-    def _on_fit_epoch_end(self) -> None:
+    def _on_fit_epoch_end(self, _: object) -> None:
         self.progress = Progress(self.epoch + 1)
         self._beat("finished" if self.stop else "training")
         if not self.stop:

@@ -108,10 +108,9 @@ class EpochSampler(Sampler[int]):
             if batch not in self.skipped:
                 yield batch
 
-    def next(self) -> Batch:
-        """The batch that is due; behind the last one, where there would be another."""
-        end = -(-self.images // self.batch) * self.batch
-        return next(self.batches(), Batch(self.epoch, end, self.batch))
+    def end(self) -> Batch:
+        """Behind the last batch, where there would be another."""
+        return Batch(self.epoch, -(-self.images // self.batch) * self.batch, self.batch)
 
     def __iter__(self) -> Iterator[int]:
         order = self.order.samples(self.epoch)
@@ -133,6 +132,7 @@ class ResumableLoader(DataLoader[Any]):
 
     Attributes:
         handed_out: the batch last yielded; None before the first.
+        following: the batch that is due after it; behind the last one, where there would be another.
         samples_done: samples of the epoch, over all ranks, up to the end of that batch.
 
     Args:
@@ -167,6 +167,7 @@ class ResumableLoader(DataLoader[Any]):
         self.order = order
         self.on_worker_death = on_worker_death
         self.handed_out: Batch | None = None
+        self.following = order.end()
         self.samples_done = 0
         self._copies = Copies()
         # Memory of the workers that stays mapped: to map it anew for each batch takes longer than to copy it.
@@ -202,6 +203,7 @@ class ResumableLoader(DataLoader[Any]):
                 copy = self._copies.of(images[:, : channels_that_differ(images)])
                 batch["img"] = copy.expand_as(images)
             self.handed_out = left.popleft()
+            self.following = left[0] if left else order.end()
             self.samples_done = order.start = min(due.first + due.size, order.images)
             yield batch
 

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from typing import Any
 
-import numpy as np
 from ultralytics.utils import RANK
 
 from toolkit import console
@@ -68,11 +67,13 @@ class Telemetry:
             self._cursor.set(batch)
         self._wait = time.monotonic() - self._last_batch_end
 
-    def loss_arrives(self, components: dict[str, float]) -> None:
-        """The loss of a batch is known, on a card a batch later than it ended."""
+    def loss_arrives(self, components: dict[str, float]) -> bool:
+        """The loss of a batch is known, on a card a batch later than it ended; whether it is finite."""
         self._newest_loss = components
-        if math.isfinite(loss := sum(components.values())):
+        finite = math.isfinite(loss := sum(components.values()))
+        if finite:
             self.losses.append(loss)
+        return finite
 
     def batch_ends(self, following: Batch, frames: int) -> None:
         """A batch has been trained.
@@ -137,18 +138,18 @@ class Telemetry:
             updates=trainer.updates,
             skipped_updates=trainer.skipped_updates,
             skipped_in_a_row=trainer.skipped_in_a_row,
-            frames=self.frames + frames_for(trainer, ahead),
+            frames=self.frames + round(ahead * frames_a_sample(trainer)),
             bad_frames=self.files.bad_frames() - self._bad_before,
             best=None if trainer.best_fitness is None else float(trainer.best_fitness),
         )
         heartbeat.write(self.files, beat)
 
 
-def frames_for(trainer: Any, samples: int) -> int:
-    """Frames that training samples of this epoch are made of: a mosaic takes three more."""
+def frames_a_sample(trainer: Any) -> float:
+    """Frames that a training sample of this epoch is made of, in the mean: a mosaic takes three more."""
     args = trainer.args
     closed = args.close_mosaic and trainer.progress.epoch >= trainer.epochs - args.close_mosaic
-    return round(samples * (1 if closed else 1 + 3 * args.mosaic))
+    return 1.0 if closed else 1.0 + 3.0 * args.mosaic
 
 
 def _finite_or_none(value: Any) -> float | None:
@@ -159,5 +160,5 @@ def _finite_or_none(value: Any) -> float | None:
 def _quartiles(values: deque[float]) -> tuple[float, float, float]:
     if not values:
         return 0.0, 0.0, 0.0
-    low, middle, high = np.percentile(list(values), [25, 50, 75]).tolist()
+    low, middle, high = statistics.quantiles([*values, *values], n=4, method="inclusive")
     return low, middle, high

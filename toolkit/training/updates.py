@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> t
     """
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=LARGEST_NORM)
-    finite = bool(torch.isfinite(norm))
+    finite = math.isfinite(norm.item())
     if finite or scaler.is_enabled():
         scaler.step(optimizer)  # an enabled scaler leaves out such an update on its own
         scaler.update()
