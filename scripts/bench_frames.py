@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What it costs to load several frames a sample: the loader's rate by `--frames`, all taken in turn.
 
-With `--validation` the samples are those of validation and prediction, in the order of time.
+With `--validation` the samples are those of validation and prediction, in the order of time. With `--decode`
+no decoded frame stays in memory, as of data that are too large; else an epoch goes by before the first turn.
 
 Usage: scripts/bench_frames.py DATA [--frames now now,before now,before,background] [--workers 2]
-                               [--imgsz 640] [--batch 16] [--rounds 7] [--validation]
+                               [--imgsz 640] [--batch 16] [--rounds 7] [--validation] [--decode]
 
 DATA is a prepared dataset with clips (`toolkit dataset sample DIR`). Each loader keeps its
 workers and waits while the others have their turn, so that what else the machine does meets all of them
@@ -32,6 +33,7 @@ import numpy.typing as npt
 from ultralytics.cfg import get_cfg
 
 from toolkit.benchmark.data import epochs, training_loader
+from toolkit.dataset import shared
 from toolkit.dataset.index import DatasetIndex, load
 from toolkit.dataset.loader import PREFETCH
 from toolkit.dataset.order import EpochOrder
@@ -64,11 +66,17 @@ class Contestant:
         dataset = build_dataset(index, "train", args, mode, self.batch, data)
         if options.validation:
             dataset.order = InOrder(len(dataset), 0)
+        self.stays = dataset.pixels.store is not None
         self.loader = training_loader(dataset, self.batch, self.workers)
         self.stream = epochs(self.loader.order, self.loader)
         self.seconds: list[float] = []
         self.own_seconds = self.before = 0.0
         self.batches = 0
+
+    def see_all(self) -> None:
+        """An epoch, unless nothing stays from one to the next."""
+        for _ in islice(self.stream, len(self.loader) if self.stays else 0):
+            pass
 
     def take_turn(self, counts: bool) -> None:
         """Take the batches that were ready, and time those behind them."""
@@ -109,10 +117,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--decode", action="store_true", help="as data that do not fit into memory")
     options = parser.parse_args()
+    if options.decode:
+        shared.SHARE = 0.0
     index = load(options.data)
     contestants = [Contestant(index, text, options) for text in options.frames]
     try:
+        for each in contestants:
+            each.see_all()
         for turn in range(options.rounds + 1):
             for each in contestants:
                 each.take_turn(counts=turn > 0)  # the first one starts workers and fills what is at hand

@@ -15,6 +15,7 @@ from toolkit.dataset.joined import JoinedSplit
 from toolkit.dataset.mosaic import PADDING
 from toolkit.dataset.planes import Grey, channels_of, new_canvas
 from toolkit.dataset.recent import RecentFrames
+from toolkit.dataset.shared import SharedFrames, Store, store_for
 from toolkit.dataset.views import Sources, Views
 
 Size = tuple[int, int]
@@ -30,24 +31,40 @@ class Pixels:
         longer: side that an image is enlarged to, pixels.
         augment: whether samples are augmented: they then come in any order, and the channels of an enlarged
             pixel lie together, where Ultralytics' steps are faster; else each channel is one piece of memory.
+        images: that samples are made of; all by default.
 
     Attributes:
         frames: of the split.
         origin: in words, where the frames come from, archive or cache, and why.
+        store: where decoded frames stay in training, if they fit into memory and come from no cache.
         sources: where the channels come from.
     """
 
-    def __init__(self, split: Split, views: Views, longer: int, augment: bool) -> None:
+    def __init__(
+        self, split: Split, views: Views, longer: int, augment: bool, images: int | None = None
+    ) -> None:
         self.split, self.views, self.longer, self.augment = split, views, longer, augment
         self._parts = split.parts if isinstance(split, JoinedSplit) else [split]
         chosen = [choose(part) for part in self._parts]
         self._cached = [cached for cached, _ in chosen]
         self.origin = "; ".join(dict.fromkeys(words for _, words in chosen))
-        self.frames = self._open()
         self.sources = Sources(views, self._parts, split)
+        self.store = self._new_store(len(split) if images is None else images)
+        if self.store is not None:
+            self.origin += "; each once, they fit into memory"
+        self.frames = self._open()
+
+    def _new_store(self, images: int) -> Store | None:
+        if not self.augment or all(self._cached):
+            return None
+        rows = len(self.split)
+        touched = min(rows, images * (1 + len(self.sources.rows)))
+        return store_for(rows, touched, self.split.training.images)
 
     def _open(self) -> Frames:
         frames = open_frames(self._parts, self._cached)
+        if self.store is not None:
+            return SharedFrames(frames, self.store)
         if self.augment or self.views.is_plain:
             return frames
         images = self.split.training.images  # in the order of time, mostly: neighbours come soon again

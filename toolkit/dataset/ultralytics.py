@@ -193,9 +193,9 @@ class LTDv2Dataset(YOLODataset):
 
         self.split = split
         self.views: Views = data.get("views", PLAIN)
-        self.pixels = Pixels(split, self.views, imgsz, augment)
-        self._stood_in = 0
         self.images = ChosenImages(split, rows, fraction, classes, single_cls)
+        self.pixels = Pixels(split, self.views, imgsz, augment, len(self.images))
+        self._stood_in = 0
         self.ni = len(self.images)
         # Ultralytics expects lists; these make the label or the path of a sample when asked for it.
         self.labels: Any = _Lazy(self.ni, self._label)

@@ -145,7 +145,7 @@ class Sources:
             that the frame itself stands in for.
         """
         if self.views.is_plain and out is None:
-            return now[..., None], 0
+            return (now if now.flags.writeable else now.copy())[..., None], 0
         channels, stood_in = [], 0
         for word in self.views.words:
             other = now
