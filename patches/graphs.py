@@ -9,8 +9,11 @@ gradient of every output, while a loss reads of some no more than the shape.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +27,21 @@ WARM_UP = 3
 
 Recorded = tuple[Any, Callable[[], object]]
 """What a call returned while it was recorded, and what writes that anew."""
+
+
+class UnexpectedGradient(RuntimeError):
+    """An output has a gradient that had none when the graph was recorded."""
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a recording may end in that does not come about.
+
+    PyTorch's errors, memory that does not suffice among them; those of Triton, which compiles and launches
+    kernels of a pass, and derives its errors from ``Exception``; and those of the compilers that it calls.
+    """
+    triton = sys.modules.get("triton.errors")  # who has not imported it, has none of its errors
+    own = (triton.TritonError,) if triton else ()
+    return RuntimeError, subprocess.CalledProcessError, *own
 
 
 def available() -> bool:
@@ -75,6 +93,7 @@ class GraphedModule:
         self._input = example.detach().clone()
         self._forwards = 0
         self._pool: Any = None
+        self._buffers = _beside_copies(module)
         with _as_before(module, example.device), _without_cached_casts():
             self._warm_up(loss)
             held = reserved(example.device)
@@ -130,12 +149,15 @@ class GraphedModule:
                 del outputs, apart, slopes, found
 
     def _record_forward(self) -> list[Tensor]:
-        (outputs, _), self._replay_forward = self._record(
-            lambda: trees.tree_flatten(self._module(self._input))
-        )
+        (outputs, _), self._replay_forward = self._record(self._forward_pass)
         self._live: list[Tensor] = outputs
         self._incoming = [torch.zeros_like(outputs[index]) for index in self._used]
         return [each.detach() for each in outputs]
+
+    def _forward_pass(self) -> tuple[list[Any], Any]:
+        for buffers, copies in self._buffers:
+            torch._foreach_copy_(copies, buffers)
+        return trees.tree_flatten(self._module(self._input))
 
     def _record_backward(self) -> list[tuple[nn.Parameter, Tensor]]:
         parameters = [self._parameters[index] for index in self._served]
@@ -165,6 +187,12 @@ class GraphedModule:
         self._replay_forward()
         return self._forwards, self._outputs
 
+    def take_back(self) -> None:
+        """Put the buffers back to what they were before the newest forward pass, to make it again."""
+        if self._forwards:
+            for buffers, copies in self._buffers:
+                torch._foreach_copy_(buffers, copies)
+
     def without_gradient(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Those that did not depend on a parameter when they were recorded."""
         return [each for each, smooth in zip(outputs, self._smooth, strict=True) if not smooth]
@@ -173,13 +201,15 @@ class GraphedModule:
         """Replay the backward pass of a forward pass, and add to the parameters' gradients.
 
         Raises:
-            RuntimeError: another forward pass came between, or an output has a gradient that had none.
+            RuntimeError: another forward pass came between.
+            UnexpectedGradient: an output has a gradient that had none; the parameters' are as before.
         """
         if number != self._forwards:
             raise RuntimeError("the backward pass of a graph comes before its next forward pass")
         unused = [i for i, slope in enumerate(slopes) if slope is not None and i not in self._used]
         if unused:
-            raise RuntimeError(f"outputs {unused} have a gradient, and had none when the graph was recorded")
+            found = f"outputs {unused} have a gradient, and had none when the graph was recorded"
+            raise UnexpectedGradient(found)
         for index, place in zip(self._used, self._incoming, strict=True):
             slope = slopes[index]
             if slope is None:
@@ -223,6 +253,16 @@ class _Replay(torch.autograd.Function):
         return None, None, None
 
 
+def _beside_copies(module: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Buffers of a module and copies of them, those of one dtype together: one call copies them."""
+    found: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for buffer in module.buffers():
+        buffers, copies = found.setdefault(buffer.dtype, ([], []))
+        buffers.append(buffer)
+        copies.append(buffer.clone())
+    return list(found.values())
+
+
 @contextmanager
 def _as_before(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put buffers and random generators back at the end."""
@@ -254,11 +294,17 @@ def _aside(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _side_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all recordings: cuBLAS keeps a workspace, 32 MiB on Hopper, for each stream that it served."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def reserved(device: torch.device | None = None) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import graphs
 from .convolution.problem import ConvProblem
 from .convolution.registry import ROUTES
 
@@ -107,7 +108,7 @@ def _judge_graph(
         try:
             replay = record()
             seconds[way] = timed(replay)
-        except RuntimeError as error:  # memory that does not suffice is one: it may another time
+        except graphs.failures() as error:  # memory that does not suffice is one: it may another time
             found = str(error).partition("\n")[0]
             session.note(f"no CUDA graph of a training step: {type(error).__name__}: {found}")
             return EAGER

@@ -1,21 +1,19 @@
-"""A module as CUDA graphs trains bit for bit as the module; what it cannot stand for, it refuses.
-
-Without a graphics card a recording is stood in for by calling again, into the tensors of the first call:
-what is between recordings, gradients above all, is then the same.
-"""
+"""A module as CUDA graphs trains bit for bit as the module; what it cannot stand for, it refuses."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
+from called_again import CalledAgain
 from torch import Tensor, nn
 
 import patches
-from patches.graphs import GraphedModule, available, recording
+from patches.graphs import GraphedModule, UnexpectedGradient, available, failures, recording
 
 pytestmark = pytest.mark.skipif(not hasattr(torch, "_foreach_copy_"), reason="needs PyTorch 2.1")
 
@@ -23,27 +21,6 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")),
 ]
-
-
-class CalledAgain(GraphedModule):
-    """Recordings that call again what they recorded."""
-
-    def _record(self, call: Callable[[], Any]) -> tuple[Any, Callable[[], object]]:
-        answer = call()
-
-        def again() -> None:
-            forward = isinstance(answer[0], list)
-            with torch.set_grad_enabled(forward):
-                found = call()
-            if forward:
-                self._live = found[0]
-                for old, new in zip(answer[0], found[0], strict=True):
-                    old.data.copy_(new)
-            else:
-                for old, new in zip(answer, found, strict=True):
-                    old.copy_(new)
-
-        return answer, again
 
 
 def graphed(module: nn.Module, example: Tensor, loss: Callable[[Any], Tensor]) -> GraphedModule:
@@ -200,6 +177,56 @@ def test_an_output_that_had_no_gradient_when_recorded_is_an_error(device: str) -
     assert not found["features"][1].requires_grad
     with pytest.raises(RuntimeError, match=r"outputs \[1\] have a gradient"):
         (loss_of(found) + found["features"][0].sum()).backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_that_failed_is_taken_back_and_made_again_without_the_graph(device: str) -> None:
+    net, twin, images = pair(device)
+    graph = graphed(net, images[0], loss_of)
+    for one in images[1:3]:
+        loss_of(graph(one)).backward()
+        loss_of(twin(one)).backward()
+
+    def more(found: dict[str, Any]) -> Tensor:
+        return loss_of(found) + found["features"][0].sum()
+
+    with pytest.raises(UnexpectedGradient):
+        more(graph(images[3])).backward()
+    graph.take_back()
+    assert_alike(net, twin)
+    more(net(images[3])).backward()
+    more(twin(images[3])).backward()
+    assert_alike(net, twin)
+
+
+def assert_alike(net: Net, twin: Net) -> None:
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+    for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None and other.grad is not None:
+            assert torch.equal(one.grad, other.grad)
+
+
+def test_nothing_is_taken_back_before_the_first_pass() -> None:
+    net, twin, images = pair("cpu")
+    graph = graphed(net, images[0], loss_of)
+    graph.take_back()
+    assert_alike(net, twin)
+
+
+def test_errors_of_triton_are_failures_of_a_recording() -> None:
+    errors = pytest.importorskip("triton.runtime.errors", reason="needs Triton")
+    compiling = pytest.importorskip("triton.compiler.errors", reason="needs Triton")
+    for kind in (
+        errors.OutOfResources,
+        errors.PTXASError,
+        compiling.CompilationError,
+        torch.cuda.OutOfMemoryError,
+        subprocess.CalledProcessError,
+    ):
+        assert issubclass(kind, failures()), kind
+    assert not issubclass(KeyError, failures()) and not issubclass(TypeError, failures())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +178,26 @@ def test_a_step_that_no_graph_holds_goes_on_as_it_was_settled(
     assert not settling.settle_graph(session, lambda: convolutions(), record)
     assert session.way == PLAN
     told = "no CUDA graph of a training step: RuntimeError: operation not permitted when stream is capturing"
+    assert session.notes[-1] == told
+
+
+class FailsToCompile(Exception):
+    """As Triton's errors: none of PyTorch's."""
+
+
+def test_a_kernel_that_triton_cannot_compile_is_said_and_leaves_the_way_that_was_settled(
+    session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=FailsToCompile))
+    session.use(ASIDE)
+
+    def record() -> Callable[[], object]:
+        raise FailsToCompile("out of resource: shared memory")
+
+    assert not settling.settle_graph(session, lambda: convolutions(), record)
+    assert session.way == ASIDE
+    told = "no CUDA graph of a training step: FailsToCompile: out of resource: shared memory"
     assert session.notes[-1] == told
 
 

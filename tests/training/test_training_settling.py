@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from called_again import CalledAgain
 from torch import nn
 
 import patches
@@ -64,3 +67,80 @@ def test_a_graph_that_is_not_to_be_had_brings_back_the_way_that_is_best_without(
         assert graph.loss(lambda batch: ("loss", batch), {"img": torch.zeros(1)})[0] == "loss"
         assert session.way == settling_ways.ASIDE
     assert events == [("no CUDA graph", "training goes on without", "no memory")]
+
+
+class FailsToCompile(Exception):
+    """As Triton's errors: none of PyTorch's."""
+
+
+def test_a_kernel_that_triton_cannot_compile_leaves_the_training_without_a_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(kind: type[Exception]) -> None:
+        def record(*_: object) -> None:
+            raise kind("shared memory\nand more")
+
+        monkeypatch.setattr(replay, "GraphedModule", record)
+        graph.settle(nn.Identity(), (1, 1, 32), None, True)
+
+    events: list[tuple[str, str, str]] = []
+    graph = replay.NetworkGraph(lambda *event: events.append(event))
+    monkeypatch.setattr(replay, "settle_convolutions", lambda *_, graphs: Settled(graphs, ""))
+    monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=FailsToCompile))
+    fails(FailsToCompile)
+    for _ in range(2):
+        assert graph.loss(lambda batch: ("loss", batch), {"img": torch.zeros(1)})[0] == "loss"
+    detail = "FailsToCompile: shared memory"
+    assert events == [("no CUDA graph", "training goes on without", detail)], "once"
+    fails(KeyError)
+    with pytest.raises(KeyError):
+        graph.loss(lambda batch: ("loss", batch), {"img": torch.zeros(1)})
+
+
+class ReadsBoxesWhereThereAreSome(nn.Module):
+    """A detector whose loss does as that of Ultralytics 8.4.100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+        self.boxes, self.scores = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, found: Any) -> Any:
+        if isinstance(found, dict):
+            return self.loss(found, self(found["img"]))
+        features = self.stem(found)
+        return {"boxes": self.boxes(features), "scores": self.scores(features)}
+
+    def loss(self, batch: dict[str, Any], outputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        loss = outputs["scores"].square().mean()
+        if len(batch["cls"]):
+            loss = loss + (outputs["boxes"] - batch["bboxes"].mean()).square().mean()
+        return loss, {}
+
+
+def test_a_first_batch_without_boxes_does_not_hide_what_the_loss_needs_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = ReadsBoxesWhereThereAreSome().train()
+    twin = deepcopy(model)
+    images = [torch.randn(2, 1, 8, 8) for _ in range(3)]
+    full = {"cls": torch.zeros(3, 1), "bboxes": torch.rand(3, 4), "batch_idx": torch.tensor([0.0, 0.0, 1.0])}
+    empty = {name: value[:0] for name, value in full.items()}
+    events: list[tuple[str, str, str]] = []
+    graph = replay.NetworkGraph(lambda *event: events.append(event))
+    monkeypatch.setattr(replay, "settle_convolutions", lambda *_, graphs: Settled(graphs, ""))
+    monkeypatch.setattr(replay, "GraphedModule", CalledAgain)
+    graph.settle(model, (2, 1, 8), None, True)
+    before = torch.random.get_rng_state()
+    for image, boxes in zip(images, (empty, full, empty), strict=True):
+        batch = {"img": image, **boxes}
+        loss, _ = graph.loss(model, batch)
+        wanted, _ = twin(batch)
+        assert torch.equal(loss, wanted)
+        loss.backward()
+        wanted.backward()
+    assert torch.equal(torch.random.get_rng_state(), before), "boxes to record with cost no random numbers"
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+    assert not events

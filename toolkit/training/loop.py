@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,28 +21,17 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from toolkit.training import cautions
 from toolkit.training.group import GroupTrainer, of_the_first
+from toolkit.training.memory import no_memory
 from toolkit.training.passes import Passes
 from toolkit.training.replay import NetworkGraph
 from toolkit.training.telemetry import MAIN, Telemetry
 from toolkit.training.updates import WarmUp
-
-NO_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_internal_error")
-"""What an error says, in small letters, where a smaller batch may help."""
-
-NO_ENGINE = "unable to find an engine"
-"""What cuDNN says there."""
 
 REDRAWN = 0.1
 """Seconds after which the bar gets another line: one for each batch would cost more than its drawing."""
 
 SMALLER_BATCHES = 3
 """Times that the batch is halved in the first epoch of a process."""
-
-
-def no_memory(error: RuntimeError) -> bool:
-    """Whether an error says that a smaller batch may help."""
-    words = str(error).lower()
-    return any(each in words for each in (*NO_MEMORY, NO_ENGINE))
 
 
 class LoopTrainer(GroupTrainer):
@@ -139,7 +129,7 @@ class LoopTrainer(GroupTrainer):
         for count, batch in enumerate(batches):
             self.run_callbacks("on_train_batch_start")
             try:
-                batch = self._forward_and_backward(batch)
+                batch = self.graph.beside(partial(self._forward_and_backward, batch))
             except RuntimeError as error:
                 self._take_smaller_batches(error)
                 return False
@@ -180,20 +170,21 @@ class LoopTrainer(GroupTrainer):
         """Gradients of a batch, added to those that wait for an update. Returns the batch on the device."""
         self._warm_up(self._batch_of_run())
         with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
-            batch = self.preprocess_batch(batch)
+            batch = self.preprocess_batch(dict(batch))  # which changes it, and it may be needed again
             if self.args.compile:  # the loss apart compiles better
                 loss, self.loss_items = unwrap_model(self.model).loss(batch, self.model(batch["img"]))
             else:
                 loss, self.loss_items = self.graph.loss(self.model, batch)
-            self.loss = loss.sum()
+            loss = loss.sum()
             if RANK != -1:
-                self.loss *= self.world_size
+                loss = loss * self.world_size
+            self.loss = loss.detach()  # a CUDA graph that it came by could not be dropped else
         if not self.loss_names:
             self.loss_names = tuple(self.loss_items)
             if MAIN:
                 LOGGER.info(self.progress_string())
                 self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
-        self.scaler.scale(self.loss).backward()
+        self.scaler.scale(loss).backward()
         return batch
 
     def _add_to_mean(self, count: int) -> None:
@@ -269,7 +260,7 @@ class LoopTrainer(GroupTrainer):
         due = bool(last or self.stop or self.passes.ends_with(self.epoch))
         if due and (self.args.val or last or self.stop):
             self._clear_memory(None if self.device.type == "mps" else 0.5)
-            self.metrics, self.fitness = self.validate()
+            self.metrics, self.fitness = self.graph.beside(self.validate)
         elif MAIN and not due:
             self.metrics, self.fitness = self.passes.without(self.metrics), None
         if MAIN:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from patches.graphs import GraphedModule
+from patches.graphs import GraphedModule, UnexpectedGradient, failures
+from toolkit.training.memory import no_memory
 from toolkit.training.settling import Settled, settle_convolutions
+from toolkit.training.steps import boxes
+
+T = TypeVar("T")
 
 
 def alike(arguments: Any) -> bool:
@@ -21,7 +26,7 @@ class NetworkGraph:
     """Records the network with the first batch after it was wanted, and serves the batches like it.
 
     Args:
-        record_event: told of a graph that is not to be had: kind, action, detail.
+        record_event: told of a graph that is not to be had, or is given up: kind, action, detail.
 
     Attributes:
         wanted: whether to record one with the next batch.
@@ -32,6 +37,7 @@ class NetworkGraph:
         self._settled = Settled(False, "")
         self._record_event = record_event
         self._graph: GraphedModule | None = None
+        self._take_back: Callable[[], None] = _nothing
 
     def settle(
         self, model: nn.Module, images: tuple[int, int, int], half: torch.dtype | None, may: bool
@@ -51,22 +57,80 @@ class NetworkGraph:
         if self.wanted:
             self.wanted = False
             self._graph = self._recorded(model, batch)
+        found: tuple[Tensor, dict[str, Tensor]]
         graphed = self._graph
-        found: tuple[Tensor, dict[str, Tensor]] = (
-            model.loss(batch, graphed(images)) if graphed and graphed.accepts(images) else model(batch)
-        )
+        if graphed and graphed.accepts(images):
+            self._take_back = graphed.take_back
+            found = model.loss(batch, graphed(images))
+        else:
+            self._take_back = _to_now(model) if graphed else _nothing
+            found = model(batch)
         return found
+
+    def beside(self, call: Callable[[], T]) -> T:
+        """What a call returns that computes beside the graph, and with it by :meth:`loss`.
+
+        Where there is too little memory beside the graph, or the loss wants a gradient that the graph does
+        not have, the graph is given up, and the call made again. Buffers and gradients of the network are
+        then as they were before the call.
+
+        Raises:
+            RuntimeError: of the call, when there is no graph, or it says something else.
+        """
+        self._take_back = _nothing
+        try:
+            return call()
+        except RuntimeError as error:
+            if self._graph is None or not (no_memory(error) or isinstance(error, UnexpectedGradient)):
+                raise
+            self._record_event("CUDA graph dropped", "the same again without", _first_line(error))
+        # Here nothing holds what the call made any more, as the error does above.
+        self._take_back()
+        self.drop()
+        gc.collect()
+        torch.cuda.empty_cache()
+        return call()
 
     def drop(self) -> None:
         """Give the memory back, and record none any more."""
-        self.wanted, self._graph = False, None
+        self.wanted, self._graph, self._take_back = False, None, _nothing
         self._settled.without_graphs()
 
     def _recorded(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
+        images: Tensor = batch["img"]
+
+        def loss(outputs: Any) -> Tensor:
+            # With boxes, to learn which outputs need a gradient: without any, some losses read fewer.
+            found: Tensor = model.loss({**batch, **boxes(len(images), images.device)}, outputs)[0].sum()
+            return found
+
         try:
-            return GraphedModule(model, batch["img"], lambda found: model.loss(batch, found)[0].sum())
-        except RuntimeError as error:  # memory that does not suffice is one
-            detail = str(error).partition("\n")[0]
-            self._record_event("no CUDA graph", "training goes on without", detail)
+            return GraphedModule(model, images, loss)
+        except failures() as error:  # memory that does not suffice is one
+            self._record_event("no CUDA graph", "training goes on without", _first_line(error))
             self._settled.without_graphs()
             return None
+
+
+def _nothing() -> None:
+    """Nothing is to be taken back."""
+
+
+def _to_now(model: nn.Module) -> Callable[[], None]:
+    """What puts the buffers and gradients of a model back to what they are now."""
+    buffers = [(each, each.clone()) for each in model.buffers()]
+    gradients = [(each, None if each.grad is None else each.grad.clone()) for each in model.parameters()]
+
+    def take_back() -> None:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+    return take_back
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}"

@@ -77,6 +77,15 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic = library
 
 
+def boxes(images: int, device: torch.device) -> dict[str, Tensor]:
+    """Boxes of so many images as Ultralytics' loss takes them: :data:`BOXES` an image, somewhere in it."""
+    return {
+        "cls": torch.zeros(images * BOXES, 1, device=device),
+        "bboxes": torch.rand(images * BOXES, 4, device=device) * 0.3 + 0.2,
+        "batch_idx": torch.arange(images, device=device).repeat_interleave(BOXES).float(),
+    }
+
+
 class DetectorStep:
     """Forward and backward of an Ultralytics detector on random images.
 
@@ -92,9 +101,7 @@ class DetectorStep:
         device = next(model.parameters()).device
         self.batch = {
             "img": torch.rand(count, channels, size, size, device=device),
-            "cls": torch.zeros(count * BOXES, 1, device=device),
-            "bboxes": torch.rand(count * BOXES, 4, device=device) * 0.3 + 0.2,
-            "batch_idx": torch.arange(count, device=device).repeat_interleave(BOXES).float(),
+            **boxes(count, device),
         }
 
     def __call__(self) -> Tensor:
