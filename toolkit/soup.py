@@ -41,11 +41,11 @@ class Soup:
     alone: dict[Path, float]
 
 
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run, best.pt first, the same weights once: last.pt and epoch50.pt may be best.pt.
+def files_of(run: Path) -> list[Path]:
+    """The checkpoints of a run, best.pt first, none of them opened; :func:`make` takes the same weights once.
 
     Raises:
-        ToolkitError: there are none, or one cannot be read.
+        ToolkitError: there are none.
     """
     found = sorted(  # epoch9.pt before epoch10.pt
         (run / "weights").glob("*.pt"),
@@ -55,8 +55,17 @@ def checkpoints_of(run: Path) -> list[Path]:
         raise ToolkitError(
             f"no checkpoints in {run / 'weights'}", expected="best.pt, last.pt, epoch10.pt, ..."
         )
+    return found
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """:func:`files_of`, the same weights once: last.pt and epoch50.pt may be best.pt.
+
+    Raises:
+        ToolkitError: there are none, or one cannot be read.
+    """
     once: dict[str, Path] = {}
-    for path in found:
+    for path in files_of(run):
         once.setdefault(fingerprint(read_checkpoint(path)), path)
     return list(once.values())
 

@@ -18,6 +18,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from submission import Detections, templates
 from submission.validate import LABELS
+from toolkit import soup
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 
@@ -120,6 +121,23 @@ def test_no_soup_of_different_architectures(drawn: Path, workspace: Path, toolki
     assert (refused.status, refused.err.count("\n")) == (1, 1)
     assert "different architectures" in refused.err
     assert not (workspace / "soup.pt").exists()
+
+
+def test_a_soup_of_a_run_opens_each_checkpoint_once_and_says_which_are_the_same(
+    drawn: Path, workspace: Path, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = workspace / "runs" / "first" / "weights"
+    weights.mkdir(parents=True)
+    best = checkpoint(weights / "best.pt")
+    (weights / "last.pt").write_bytes(best.read_bytes())
+    opened: list[str] = []
+    read = soup.read_checkpoint
+    monkeypatch.setattr(soup, "read_checkpoint", lambda path: [opened.append(path.name), read(path)][1])
+    refused = toolkit("soup", "first", "--data", drawn, "--device", "cpu")
+    assert refused.status == 1
+    assert "last.pt: the weights of" in refused.err
+    assert "found 2 checkpoints of the same weights" in refused.err
+    assert opened == ["best.pt", "last.pt"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from ultralytics.nn.tasks import DetectionModel
 
 from toolkit.errors import ToolkitError
-from toolkit.soup import average, checkpoints_of, make
+from toolkit.soup import average, checkpoints_of, files_of, make
 from toolkit.weights import load_model, read_checkpoint
 
 TINY = str(Path(__file__).parents[1] / "helpers" / "tiny.yaml")
@@ -140,6 +140,7 @@ def test_a_run_stands_for_its_checkpoints_each_once(tmp_path: Path) -> None:
     (tmp_path / "weights" / "last.pt").write_bytes(best.read_bytes())
     later = checkpoint(tmp_path / "weights" / "epoch10.pt", 2.0)
     assert checkpoints_of(tmp_path) == [best, later]
+    assert files_of(tmp_path) == [best, tmp_path / "weights" / "last.pt", later]
     earlier = checkpoint(tmp_path / "weights" / "epoch9.pt", 3.0)
     assert checkpoints_of(tmp_path) == [best, earlier, later]
     with pytest.raises(ToolkitError, match="no checkpoints"):

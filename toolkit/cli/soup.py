@@ -64,14 +64,14 @@ def soup(
     made = soups.make(paths, judge, out, truth.vocabulary.classes)
     best = next(iter(made.alone.values()))
     console.note(
-        f"{len(made.members)} of {len(paths)} checkpoints averaged: {select_by} {made.score:.4f} on "
+        f"{len(made.members)} of {len(made.alone)} checkpoints averaged: {select_by} {made.score:.4f} on "
         f"validation, the best one alone {best:.4f}"
     )
     typer.echo(out)
 
 
 def _checkpoints(place: Workspace, source: str) -> list[Path]:
-    from toolkit.soup import checkpoints_of
+    from toolkit.soup import files_of
 
     run = place.run(source)
-    return checkpoints_of(run) if run.is_dir() else [place.weights(source)]
+    return files_of(run) if run.is_dir() else [place.weights(source)]
