@@ -112,10 +112,10 @@ def compare(model: str, mixed: bool) -> Iterator[Way]:
         patches.settle(gradients)
         session = sessions[GRAPH] = dispatch.current()
         if session is not None and patches.settle_graph(gradients, gradients.recorded):
-            before = graphs.reserved()
+            before = _unused()
             calls[GRAPH], settled[GRAPH] = step.recorded(), session.way
             # Its memory is its own, whether a step uses it or not.
-            peaks[GRAPH] = graphs.reserved() - before + _peak(calls[GRAPH], session)
+            peaks[GRAPH] = _unused() - before + _peak(calls[GRAPH], session)
     names = tuple(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     begun = time.perf_counter()
@@ -134,6 +134,11 @@ def compare(model: str, mixed: bool) -> Iterator[Way]:
     for name in names:
         ratio = statistics.median(map(operator.truediv, seconds[name], plain))
         yield Way(name, statistics.median(seconds[name]), ratio, peaks[name], settled[name])
+
+
+def _unused() -> int:
+    """Bytes that PyTorch has taken of the card and cannot give back, although nothing is in them."""
+    return graphs.reserved() - torch.cuda.memory_allocated()
 
 
 def _peak(step: Callable[[], object], session: dispatch.Session | None) -> int:
