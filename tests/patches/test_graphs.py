@@ -268,6 +268,21 @@ def test_a_graph_that_leaves_less_than_it_takes_is_refused(monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")
+def test_graphs_take_hardly_more_than_a_step_has_in_use() -> None:
+    from toolkit.training.steps import TrainingStep
+
+    step = TrainingStep("yolov8n.yaml", 8, 640, "cuda")
+    with patches.enabled("cuda", "triton"):
+        step()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        most = torch.cuda.max_memory_allocated() - before
+        graph = GraphedModule(step.model, step.batch["img"], step._loss)
+    assert 0.5 * most < graph.bytes < 1.1 * most
+
+
+@pytest.mark.skipif(not available(), reason="needs a card of NVIDIA's")
 @pytest.mark.parametrize("model", ["yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"])
 @pytest.mark.parametrize(("route", "half"), [("triton", False), ("triton", True), ("native", True)])
 def test_detectors_train_the_same_bit_for_bit(model: str, route: str, half: bool) -> None:
