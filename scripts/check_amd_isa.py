@@ -7,12 +7,13 @@
 
 Every variant of a kernel that the routes choose for the layers in scripts/layers (YOLOv8n and YOLO11n, with
 80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
-NCHW and in channels_last, whatever the batch and the card's number of compute units; as it would on a card:
-with buffer operations off, and with the 32-bit pointer range that a launch on tensors under 2 GB carries. All
-targets compile fp32. One of each generation also compiles fp16, bf16 where it has it, kernels of 5 x 5 and
-7 x 7 and odd numbers of channels (not in bf16), and each kind of layer with 64-bit offsets (in fp32). What
-the route refuses on AMD (``spills_on_amd``) is left out. The kernels of batch norm and activation follow, for
-the same layers and for each kind in their self-test.
+NCHW and in channels_last and as else models store what they hand it (``ConvProblem.formats``), whatever the
+batch and the card's number of compute units. So does every variant that the route's self-test launches. All
+as it would on a card: with buffer operations off, and with the 32-bit pointer range that a launch on tensors
+under 2 GB carries. All targets compile fp32. One of each generation also compiles fp16, bf16 where it has it,
+kernels of 5 x 5 and 7 x 7 and odd numbers of channels (not in bf16), and each kind of layer with 64-bit
+offsets (in fp32). What the route refuses on AMD (``spills_on_amd``) is left out. The kernels of batch norm
+and activation follow, for the same layers and for each kind in their self-test.
 
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
 gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
@@ -42,7 +43,8 @@ import torch
 from amdgcn.audit import Kernel, read
 
 from patches.compiling import die_of_aborts
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Formats
+from patches.convolution.selftest import problems_of
 from patches.convolution.triton_kernels.route import spills_on_amd
 from patches.convolution.triton_kernels.transformed import suits
 from patches.normalization import selftest
@@ -114,6 +116,7 @@ class Job:
 
     Attributes:
         winograd: of the route "winograd", not of "triton".
+        formats: of the tensors; the first of the problem's when None.
     """
 
     architecture: str
@@ -122,6 +125,7 @@ class Job:
     index: int = 0
     table: str = "RDNA"
     winograd: bool = False
+    formats: Formats | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +155,15 @@ def problems(architecture: str) -> list[ConvProblem]:
         found += [replace(each, dtype=torch.float16) for each in models + large]
     if architecture in WITH_BFLOAT16:
         found += [replace(each, dtype=torch.bfloat16) for each in models]
-    return [
-        replace(problem, channels_last=channels_last)
-        for problem in dict.fromkeys(found)
-        if not spills_on_amd(problem)
-        for channels_last in (False, True)
-    ]
+    both = [replace(each, channels_last=layout) for each in found for layout in (False, True)]
+    both += [problem for dtype in dtypes(architecture) for problem in problems_of("cuda", dtype)]
+    return [problem for problem in dict.fromkeys(both) if not spills_on_amd(problem)]
+
+
+def dtypes(architecture: str) -> list[torch.dtype]:
+    """The types in which an architecture's kernels are compiled."""
+    half = [torch.float16] if architecture in GENERATIONS else []
+    return [torch.float32, *half, *[torch.bfloat16] * (architecture in WITH_BFLOAT16)]
 
 
 def layer(
@@ -193,34 +200,21 @@ def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
         for problem, units, winograd in product(problems(architecture), COMPUTE_UNITS, (False, True)):
             if winograd and not suits(problem):
                 continue
-            job = Job(architecture, problem, units, table=table, winograd=winograd)
-            for index, launch in enumerate(launches(job)):
-                key = (architecture, problem.dtype, variant(launch))
-                unique.setdefault(key, replace(job, index=index))
+            for formats in problem.formats:
+                job = Job(architecture, problem, units, table=table, winograd=winograd, formats=formats)
+                for index, launch in enumerate(launches(job)):
+                    key = (architecture, problem.dtype, variant(launch))
+                    unique.setdefault(key, replace(job, index=index))
     return list(unique.values())
 
 
 def launches(job: Job) -> list[Any]:
     """The launches that a route would make for the job's problem, built on tensors without data."""
-    from patches.convolution.triton_kernels import tiles
-    from patches.convolution.triton_kernels.ahead import Recorder
+    from patches.convolution.triton_kernels import ahead, tiles
 
-    p = job.problem
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
-
-    x = empty(p.batch, p.channels_in, p.height, p.width)
-    weight = empty(*p.weight_shape)
-    bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
-    grad = empty(p.batch, p.channels_out, *p.output_size)
-    upcast = job.architecture in WITHOUT_PACKED_DOT
     table = tiles.Tiles(job.units, getattr(tiles, job.table))
-    builder = Recorder(0, table, upcast=upcast, winograd=job.winograd)
-    builder.forward(p, x, weight, bias)
-    builder.backward(p, grad, x, weight, (True, True, p.bias))
-    return builder.made
+    upcast = job.architecture in WITHOUT_PACKED_DOT
+    return ahead.launches(job.problem, table, job.formats, job.winograd, upcast)
 
 
 def compile_kernel(job: Job | NormJob) -> Kernel:
@@ -298,9 +292,7 @@ def norm_problems(architecture: str) -> list[NormProblem]:
         )
         for layer in layers
     ]
-    kinds = selftest.problems(torch.float32)
-    kinds += selftest.problems(torch.float16) if architecture in GENERATIONS else []
-    kinds += selftest.problems(torch.bfloat16) if architecture in WITH_BFLOAT16 else []
+    kinds = [problem for dtype in dtypes(architecture) for problem in selftest.problems(dtype)]
     return list(dict.fromkeys(found + kinds))
 
 
@@ -368,7 +360,9 @@ def describe(job: Job | NormJob) -> str:
     size = f"{p.batch}x{p.channels_in}x{p.height}x{p.width} to {p.channels_out}"
     kernel = f"kernel {p.kernel[0]}x{p.kernel[1]} stride {p.stride[0]} groups {p.groups}"
     layout = "channels_last" if p.channels_last else "NCHW"
-    return f"{size} {kernel}{' bias' if p.bias else ''} {layout} {str(p.dtype).removeprefix('torch.')}"
+    stored = f" ({job.formats})" if isinstance(job, Job) and job.formats else ""
+    dtype = str(p.dtype).removeprefix("torch.")
+    return f"{size} {kernel}{' bias' if p.bias else ''} {layout}{stored} {dtype}"
 
 
 def check(work: Sequence[Job | NormJob], processes: int) -> Iterator[Kernel]:

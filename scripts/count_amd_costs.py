@@ -36,8 +36,8 @@ from amdgcn.variants import compute, operands, passes
 from check_amd_isa import Job
 from torch.overrides import TorchFunctionMode
 
-from patches.convolution.problem import ConvProblem
-from patches.convolution.triton_kernels.ahead import Recorder, variant
+from patches.convolution.problem import ConvProblem, Formats
+from patches.convolution.triton_kernels.ahead import launches, variant
 from patches.convolution.triton_kernels.tiles import RDNA, Table, Tiles
 from patches.convolution.triton_kernels.transformed import suits
 from toolkit.benchmark import estimate
@@ -64,17 +64,12 @@ def problems(p: ConvProblem, index: int, units: int) -> Iterator[tuple[ConvProbl
 
 def made(p: ConvProblem, units: int, table: Table, winograd: bool) -> list[Any]:
     """The launches of a problem with a table of tiles, by the route "winograd" or by "triton"."""
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
+    return launches(p, Tiles(units, table), alike(p), winograd, upcast=False)
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=p.dtype, device="meta").to(memory_format=layout)
 
-    builder = Recorder(0, Tiles(units, table), winograd=winograd)
-    x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
-    weight = empty(p.channels_out, p.channels_in // p.groups, *p.kernel)
-    builder.forward(p, x, weight, torch.empty(p.channels_out, device="meta") if p.bias else None)
-    builder.backward(p, grad, x, weight, (True, True, p.bias))
-    return builder.made
+def alike(p: ConvProblem) -> Formats:
+    """All tensors stored as the problem says: what the estimate assumes."""
+    return Formats(*[p.memory_format] * 3)
 
 
 def count(
@@ -110,7 +105,7 @@ def executed(
     first = names.index(names[index])
     settings = Settings(architecture, counting=True, chosen=partial(middle, phases=first < 2))
     with Zeros():
-        compute(EmulatedRoute(settings, units, table, winograd), p, operands(p), names[index])
+        compute(EmulatedRoute(settings, units, table, winograd), p, operands(p, alike(p)), names[index])
     launched = settings.log[index - first]
     counters = launched.counters
     assert counters is not None
@@ -143,6 +138,7 @@ def jobs() -> list[Job]:
         job
         for job in check_amd_isa.jobs(["gfx1012"])
         if job.problem.dtype == torch.float32 and max(job.problem.kernel) <= 3 and job.problem.batch == 1
+        if job.formats is not None and {*job.formats[::2]} == {job.problem.memory_format}
     ]
 
 

@@ -33,7 +33,7 @@ from amdgcn import norms, variants
 from amdgcn.faults import Fault
 from check_amd_isa import Job, NormJob
 
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Formats
 from patches.normalization.problem import NormProblem
 
 
@@ -43,7 +43,7 @@ class Execution:
 
     Attributes:
         units: compute units of the card; wide: whether offsets have 64 bits; index: a launch of the pass;
-        winograd: of the route "winograd".
+        winograd: of the route "winograd"; formats: of the tensors.
     """
 
     architecture: str
@@ -52,6 +52,7 @@ class Execution:
     wide: bool
     index: int
     winograd: bool = False
+    formats: Formats | None = None
 
     def names(self) -> list[str]:
         """The variants that it launches."""
@@ -60,7 +61,9 @@ class Execution:
             found = norms.variants(p, self.units)
         else:
             with variants.wide_offsets(self.wide):
-                found = variants.launched(p, self.index, self.architecture, self.units, self.winograd)
+                found = variants.launched(
+                    p, self.index, self.architecture, self.units, self.winograd, self.formats
+                )
         return [_name(self.architecture, p, each) for each in found]
 
     def run(self) -> str:
@@ -70,7 +73,7 @@ class Execution:
                 return norms.execute(self.problem, self.architecture, self.units)
             with variants.wide_offsets(self.wide):
                 return variants.execute(
-                    self.problem, self.index, self.architecture, self.units, self.winograd
+                    self.problem, self.index, self.architecture, self.units, self.winograd, self.formats
                 )
         except Fault as fault:
             return f"{type(fault).__name__}: {fault}"
@@ -81,10 +84,10 @@ def execution(job: Job | NormJob) -> Execution | None:
     if isinstance(job, NormJob):
         found: Any = norms.smallest(job.problem, job.index, job.units)
         return Execution(job.architecture, found, job.units, False, 0)
-    found = variants.smallest(job.problem, job.index, job.architecture, job.units, job.winograd)
+    found = variants.smallest(job.problem, job.index, job.architecture, job.units, job.winograd, job.formats)
     wide, passes = variants.is_wide(job.problem), variants.passes(job.winograd)
     first = passes.index(passes[job.index])
-    return found and Execution(job.architecture, found, job.units, wide, first, job.winograd)
+    return found and Execution(job.architecture, found, job.units, wide, first, job.winograd, job.formats)
 
 
 def name(job: Job | NormJob) -> str:

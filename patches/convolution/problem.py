@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Gradients of input, weight and bias; None where nobody asked."""
+
+
+class Formats(NamedTuple):
+    """How input, weight and output gradient of a call lie in memory: its problem leaves that open."""
+
+    x: torch.memory_format
+    weight: torch.memory_format
+    grad: torch.memory_format
+
+    def __str__(self) -> str:
+        """As in "input NCHW, weight NHWC, gradient NHWC"."""
+        names = {torch.contiguous_format: "NCHW", torch.channels_last: "NHWC"}
+        return f"input {names[self.x]}, weight {names[self.weight]}, gradient {names[self.grad]}"
 
 
 @dataclass(frozen=True)
@@ -78,11 +91,30 @@ class ConvProblem:
         return (first, second // self.groups, *self.kernel)
 
     @property
-    def may_end_a_head(self) -> bool:
-        """Whether it may be the last layer of a head: permuted and concatenated behind it, its output gets a
-        gradient that is stored NHWC although nothing else is.
+    def memory_format(self) -> torch.memory_format:
+        """Of input, output and the gradient of the input."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def formats(self) -> list[Formats]:
+        """Every way in which models store what they hand it: kernels are compiled and tested for all.
+
+        First input and gradient as the problem says, and a contiguous weight.
         """
-        return self.kernel == (1, 1) and self.bias and not (self.channels_last or self.transposed)
+        own, nchw, nhwc = self.memory_format, torch.contiguous_format, torch.channels_last
+        pointwise = self.kernel == (1, 1) and not self.transposed
+        found = [Formats(own, nchw, own)]
+        if self.channels_last:  # of a model that is
+            found.append(Formats(own, own, own))
+        if pointwise and self.bias and not self.channels_last:
+            # May end a head: its output is permuted and concatenated behind it, and so is the gradient.
+            found.append(Formats(own, nchw, nhwc))
+        # Images come in NCHW, and an attention leaves what it has reshaped so.
+        behind_images = self.channels_in <= 4
+        behind_attention = pointwise and self.channels_in == self.channels_out and not self.bias
+        if self.channels_last and self.groups == 1 and (behind_images or behind_attention):
+            found.append(Formats(nchw, own, own))
+        return found
 
     @cached_property
     def adjoint(self) -> ConvProblem:

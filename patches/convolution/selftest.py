@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .problem import ConvProblem, Route
 
 TIMEOUT = 300.0
-"""Default time limit, seconds: importing torch, compiling up to 135 kernels on a slow processor, and room."""
+"""Default time limit, seconds: importing torch, compiling up to 140 kernels on a slow processor, and room."""
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 2e-2, "float64": 1e-12}
 """Largest relative error (Frobenius norm) by dtype: far above rounding, far below any mistake.
@@ -353,31 +353,26 @@ def _compare(route: Route, problem: ConvProblem, device: str) -> str:
     """Run forward and backward of one problem against float64 on the CPU; what is wrong, or nothing."""
     import torch
 
-    (x, weight, bias, grad), truths = _reference(replace(problem, channels_last=False))
-    memory_format = torch.channels_last if problem.channels_last else torch.contiguous_format
-    x, grad = (each.to(device).contiguous(memory_format=memory_format) for each in (x, grad))
-    weight, bias = weight.to(device), bias.to(device)
-    values: list[Tensor | None] = []
-    with torch.inference_mode(), Poison():
-        say(f"forward of {problem}")
-        values.append(route.forward(problem, x, weight, bias if problem.bias else None))
-        _synchronise(device)
-        say(f"backward of {problem}")
-        values.extend(route.backward(problem, grad, x, weight, (True, True, problem.bias)))
-        _synchronise(device)
-        if problem.may_end_a_head:
-            say(f"backward of {problem} from a gradient that is stored NHWC")
-            grad = grad.contiguous(memory_format=torch.channels_last)
-            values.extend(route.backward(problem, grad, x, weight, (True, True, True)))
-            truths = [*truths, *truths[1:]]
+    operands, truths = _reference(replace(problem, channels_last=False))
+    x, weight, bias, grad = (each.to(device) for each in operands)
+    for formats in problem.formats:
+        how = f"{problem}{f', {formats}' * (formats != problem.formats[0])}"
+        stored = zip((x, weight, grad), formats, strict=True)
+        x, weight, grad = (each.contiguous(memory_format=format) for each, format in stored)
+        with torch.inference_mode(), Poison():
+            say(f"forward of {how}")
+            values: list[Tensor | None] = [route.forward(problem, x, weight, bias if problem.bias else None)]
             _synchronise(device)
-    names = ("output", *("input gradient", "weight gradient", "bias gradient") * 2)
-    for name, value, truth in zip(names, values, truths):  # noqa: B905 - no bias gradient without a bias
-        if value is None or value.shape != truth.shape or value.dtype != problem.dtype:
-            return f"{name} of {problem} has the wrong form"
-        error = float((value.cpu().double() - truth).norm() / truth.norm())
-        if not error <= TOLERANCE[str(problem.dtype).removeprefix("torch.")]:
-            return f"{name} of {problem} is wrong: relative error {error:.1e}"
+            say(f"backward of {how}")
+            values.extend(route.backward(problem, grad, x, weight, (True, True, problem.bias)))
+            _synchronise(device)
+        names = ("output", "input gradient", "weight gradient", "bias gradient")
+        for name, value, truth in zip(names, values, truths):  # noqa: B905 - no bias gradient without a bias
+            if value is None or value.shape != truth.shape or value.dtype != problem.dtype:
+                return f"{name} of {how} has the wrong form"
+            error = float((value.cpu().double() - truth).norm() / truth.norm())
+            if not error <= TOLERANCE[str(problem.dtype).removeprefix("torch.")]:
+                return f"{name} of {how} is wrong: relative error {error:.1e}"
     return ""
 
 

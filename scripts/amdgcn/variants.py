@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Formats
 from patches.convolution.triton_kernels import route
-from patches.convolution.triton_kernels.ahead import Recorder, variant
+from patches.convolution.triton_kernels.ahead import launches, variant
 from patches.convolution.triton_kernels.tiles import RDNA, Tiles
 
 from .backend import WITHOUT_PACKED_DOT, EmulatedRoute, Settings
@@ -29,39 +29,41 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 Key = tuple[Any, ...]
 # Rows and columns: odd, and such that planes keep the divisibility of the layers' 80, 40 and 20.
-SIDES = ((3, 5), (4, 4), (6, 6), (5, 8), (8, 8), (16, 16), (20, 20), (40, 40), (48, 48), (96, 96))
+SIDES = ((3, 5), (4, 4), (5, 7), (6, 6), (5, 8), (8, 8), (16, 16), (20, 20), (40, 40), (48, 48), (96, 96))
 
 
-def variants(problem: ConvProblem, architecture: str, units: int, winograd: bool = False) -> list[Key]:
+def variants(
+    problem: ConvProblem,
+    architecture: str,
+    units: int,
+    winograd: bool = False,
+    formats: Formats | None = None,
+) -> list[Key]:
     """The variants that a route would launch for a problem, in order.
 
     Args:
         winograd: the route "winograd", not "triton".
+        formats: of the tensors; the first of the problem's when None.
     """
-    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=problem.dtype, device="meta").to(memory_format=layout)
-
-    p = problem
-    x, grad = empty(p.batch, p.channels_in, p.height, p.width), empty(p.batch, p.channels_out, *p.output_size)
-    weight = empty(*p.weight_shape)
-    bias = torch.empty(p.channels_out, dtype=p.dtype, device="meta") if p.bias else None
     upcast = architecture in WITHOUT_PACKED_DOT
-    builder = Recorder(0, Tiles(units, RDNA), upcast=upcast, winograd=winograd)
-    builder.forward(p, x, weight, bias)
-    builder.backward(p, grad, x, weight, (True, True, p.bias))
-    return [variant(launch) for launch in builder.made]
+    return [
+        variant(launch) for launch in launches(problem, Tiles(units, RDNA), formats, winograd, upcast=upcast)
+    ]
 
 
 def smallest(
-    problem: ConvProblem, index: int, architecture: str, units: int, winograd: bool = False
+    problem: ConvProblem,
+    index: int,
+    architecture: str,
+    units: int,
+    winograd: bool = False,
+    formats: Formats | None = None,
 ) -> ConvProblem | None:
     """The smallest problem found with the same variant as launch ``index``; None where none was."""
     with wide_offsets(is_wide(problem)):
-        wanted = variants(problem, architecture, units, winograd)[index]
+        wanted = variants(problem, architecture, units, winograd, formats)[index]
         for candidate in sorted(candidates(problem), key=cost):
-            made = variants(candidate, architecture, units, winograd)
+            made = variants(candidate, architecture, units, winograd, formats)
             if index < len(made) and made[index] == wanted:
                 return candidate
     return None
@@ -127,7 +129,7 @@ def passes(winograd: bool) -> tuple[str, ...]:
 
 
 class Operands(NamedTuple):
-    """Seeded operands of a problem, in its layout."""
+    """Seeded operands of a problem."""
 
     x: Tensor
     weight: Tensor
@@ -135,20 +137,19 @@ class Operands(NamedTuple):
     grad: Tensor
 
 
-def operands(p: ConvProblem, seed: int = 0) -> Operands:
-    """Standard normal ones."""
+def operands(p: ConvProblem, formats: Formats | None = None, seed: int = 0) -> Operands:
+    """Standard normal ones, in these formats or the first of the problem's."""
     generator = torch.Generator().manual_seed(seed)
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
+    formats = formats or p.formats[0]
 
     def normal(*shape: int) -> Tensor:
-        values = torch.randn(shape, generator=generator).to(p.dtype)
-        return values.to(memory_format=layout) if len(shape) == 4 else values
+        return torch.randn(shape, generator=generator).to(p.dtype)
 
     return Operands(
-        normal(p.batch, p.channels_in, p.height, p.width),
-        normal(*p.weight_shape),
+        normal(p.batch, p.channels_in, p.height, p.width).to(memory_format=formats.x),
+        normal(*p.weight_shape).to(memory_format=formats.weight),
         normal(p.channels_out) if p.bias else None,
-        normal(p.batch, p.channels_out, *p.output_size),
+        normal(p.batch, p.channels_out, *p.output_size).to(memory_format=formats.grad),
     )
 
 
@@ -168,10 +169,13 @@ def compute(
 
 
 def errors(
-    emulated: EmulatedRoute, problem: ConvProblem, wanted: str | None = None, seed: int = 0
+    emulated: EmulatedRoute,
+    problem: ConvProblem,
+    wanted: str | None = None,
+    formats: Formats | None = None,
 ) -> dict[str, float]:
     """Relative errors, in the Frobenius norm, of the output and the gradients against float64."""
-    given = operands(problem, seed)
+    given = operands(problem, formats)
     truths = _truths(problem, *given)
     found = compute(emulated, problem, given, wanted)
     return {name: _error(value, truths[name]) for name, value in found.items()}
@@ -199,17 +203,29 @@ def _error(value: Tensor, wanted: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def execute(problem: ConvProblem, index: int, architecture: str, units: int, winograd: bool = False) -> str:
+def execute(
+    problem: ConvProblem,
+    index: int,
+    architecture: str,
+    units: int,
+    winograd: bool = False,
+    formats: Formats | None = None,
+) -> str:
     """Execute the pass that makes launch ``index``; "" where it is right, else what is wrong."""
     emulated = EmulatedRoute(Settings(architecture), units, winograd=winograd)
-    found = errors(emulated, problem, passes(winograd)[index])
+    found = errors(emulated, problem, passes(winograd)[index], formats)
     wrong = {name: error for name, error in found.items() if error > TOLERANCE[problem.dtype]}
     return ", ".join(f"{name} is off by {error:.1e}" for name, error in wrong.items())
 
 
 def launched(
-    problem: ConvProblem, index: int, architecture: str, units: int, winograd: bool = False
+    problem: ConvProblem,
+    index: int,
+    architecture: str,
+    units: int,
+    winograd: bool = False,
+    formats: Formats | None = None,
 ) -> list[Key]:
     """The variants that ``execute`` launches."""
-    made, names = variants(problem, architecture, units, winograd), passes(winograd)
+    made, names = variants(problem, architecture, units, winograd, formats), passes(winograd)
     return [key for key, name in zip(made, names, strict=True) if name == names[index]]

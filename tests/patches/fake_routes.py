@@ -115,6 +115,16 @@ class WrongFromAHead(Gemm):
         return grad_x, None if grad_weight is None else grad_weight * (1 + wrong), grad_bias
 
 
+class WrongBehindAnAttention(Gemm):
+    """A kernel that takes an input to be stored as the output is."""
+
+    name = "wrongbehindanattention"
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wrong = not x.is_contiguous(memory_format=problem.memory_format)
+        return super().forward(problem, x, weight, bias) * (1 + wrong)
+
+
 class Misshapen(Gemm):
     """A kernel that forgets the last row."""
 

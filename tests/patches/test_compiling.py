@@ -130,10 +130,7 @@ def test_jobs_ask_nothing_of_a_device(architecture: str) -> None:
     problems = problems_of("cuda", torch.float32)
     tiles = tiles_for(36, torch.float32)
     needed = {
-        variant(each)
-        for p in problems
-        for last in {False, p.may_end_a_head}
-        for each in launches(p, tiles, grad_last=last)
+        variant(each) for p in problems for formats in p.formats for each in launches(p, tiles, formats)
     }
     assert len(jobs(problems, 36)) == len(needed) > 50
     assert not torch.cuda.is_initialized()

@@ -28,6 +28,7 @@ BAD = {
     "Raising": "no kernel image for this card",
     "Misshapen": "has the wrong form",
     "WrongFromAHead": "weight gradient of 2x40x21x19 -> 72, 1x1 stride 1 bias",
+    "WrongBehindAnAttention": "output of 2x64x21x19 -> 64, 1x1 stride 1, float32 channels_last, input NCHW",
 }
 
 

@@ -10,12 +10,21 @@ from types import ModuleType
 
 import pytest
 import torch
-from amdgcn import audit
-
-from patches.convolution.problem import ConvProblem
-from patches.convolution.triton_kernels import route, tiles
+from torch import Tensor
 
 pytest.importorskip("triton", minversion="3.6", reason="Triton's AMD backend needs Triton")
+
+from amdgcn import audit
+
+import patches
+from patches import dispatch
+from patches.convolution import selftest
+from patches.convolution.blank import Blank
+from patches.convolution.native import Native
+from patches.convolution.problem import ConvProblem, Gradients, Route
+from patches.convolution.triton_kernels import route, tiles, transformed
+from patches.convolution.triton_kernels.ahead import Recorder, variant
+from toolkit.training.steps import DetectorStep
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_amd_isa.py"
 LAYER = ConvProblem(8, 64, 80, 80, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cuda", False)
@@ -130,18 +139,82 @@ def test_every_architecture_and_both_layouts_are_covered(check: ModuleType) -> N
 def test_no_batch_and_no_card_needs_a_kernel_that_was_not_compiled(
     check: ModuleType, batch: int, units: int
 ) -> None:
-    from patches.convolution.triton_kernels.ahead import variant
-
-    compiled = {
-        (job.problem.dtype, variant(check.launches(job)[job.index])) for job in check.jobs(["gfx1030"])
-    }
+    known = compiled(check, "gfx1030")
     for problem in check.problems("gfx1030"):
         if problem.batch == 1:
             job = check.Job("gfx1030", dataclasses.replace(problem, batch=batch), units)
             needed = check.launches(job)
             if check.suits(problem):
                 needed += check.launches(dataclasses.replace(job, winograd=True))
-            assert {(problem.dtype, variant(launch)) for launch in needed} <= compiled
+            assert {(problem.dtype, variant(launch)) for launch in needed} <= known
+
+
+class Listing:
+    """A route that computes by another one, and keeps what kernels of both routes it would launch."""
+
+    name = "listing"
+
+    def __init__(self, by: Route, units: int = 36) -> None:
+        self.by, self.tiles = by, tiles.Tiles(units, tiles.RDNA)
+        self.found: set[tuple[object, ...]] = set()
+
+    def supports(self, problem: ConvProblem) -> bool:
+        return not route.spills_on_amd(problem)
+
+    def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        self._list(problem, "forward", x, weight, bias)
+        return self.by.forward(problem, x, weight, bias)
+
+    def backward(
+        self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    ) -> Gradients:
+        self._list(problem, "backward", grad, x, weight, needs)
+        return self.by.backward(problem, grad, x, weight, needs)
+
+    def _list(self, problem: ConvProblem, call: str, *args: object) -> None:
+        for winograd in {False, transformed.suits(problem)} if self.supports(problem) else ():
+            recorder = Recorder(0, self.tiles, upcast=True, winograd=winograd)
+            getattr(recorder, call)(problem, *args)
+            self.found |= {(problem.dtype, variant(launch)) for launch in recorder.made}
+
+
+def compiled(check: ModuleType, architecture: str) -> set[tuple[object, ...]]:
+    """Every variant of a convolution's kernels that the check compiles for a card."""
+    return {
+        (job.problem.dtype, variant(check.launches(job)[job.index])) for job in check.jobs([architecture])
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_self_test_launches_nothing_that_was_not_compiled(check: ModuleType, dtype: torch.dtype) -> None:
+    by = Listing(Native(library=False))
+    for problem in filter(by.supports, selftest.problems_of("cpu", dtype)):
+        assert selftest._compare(by, problem, "cpu") == ""
+    assert len(by.found) > 50
+    assert by.found <= compiled(check, "gfx1010")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "classes"), [("yolov8n", 80), ("yolo11n", 4)])
+def test_a_training_launches_nothing_that_was_not_compiled(
+    check: ModuleType, name: str, classes: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import DetectionModel
+
+    model = DetectionModel(f"{name}.yaml", ch=3, nc=classes, verbose=False).train().to(memory_format=layout)
+    model.args = get_cfg()
+    by = Listing(Blank())
+    with patches.enabled("cpu", normalization="off"):
+        session = dispatch.current()
+        assert session is not None
+        session.native = by  # type: ignore[assignment]
+        amp = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        DetectorStep(model, (1, 3, 640), amp)()
+    assert len(by.found) > 30
+    assert {found for found, _ in by.found} == {dtype}
+    assert by.found <= compiled(check, "gfx1010")
 
 
 def test_the_long_tensors_of_the_check_need_64_bit_offsets(check: ModuleType) -> None:

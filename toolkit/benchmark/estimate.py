@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Formats
 from toolkit.errors import CallError, ToolkitError
 
 COSTS = Path(__file__).parent / "amd_costs.json"
@@ -132,7 +132,8 @@ def launches(p: ConvProblem, units: int, route: str = "triton") -> list[Any]:
     winograd = route == "winograd"
     if winograd and not transformed.suits(p):
         return []
-    return ahead.launches(p, tiles.Tiles(units, tiles.RDNA), weight_last=p.channels_last, winograd=winograd)
+    table = tiles.Tiles(units, tiles.RDNA)
+    return ahead.launches(p, table, Formats(*[p.memory_format] * 3), winograd=winograd)
 
 
 def passes(route: str) -> tuple[int, ...]:

@@ -11,14 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import children, compiling
-from ..problem import ConvProblem
+from ..problem import ConvProblem, Formats
 from . import transformed
 from .launch import Launch
 from .route import Builder, TritonRoute, lacks_packed_dot, spills_on_amd, tiles_for, tiles_of
@@ -122,14 +122,11 @@ def variants(
 
 
 def _needed(p: ConvProblem, units: int, route: str) -> Iterator[Launch]:
-    """Every launch of a route for a problem, whichever of its layouts the weight has."""
+    """Every launch of a route for a problem, in whichever of its formats the tensors are."""
     tiles = tiles_for(units, p.dtype)
     if serves(p, tiles, route):
-        layouts = (False, True) if p.channels_last else (False,)
-        made = (launches(p, tiles, each, winograd=route == "winograd") for each in layouts)
-        yield from chain.from_iterable(made)
-        if p.may_end_a_head:
-            yield from launches(p, tiles, grad_last=True)
+        for formats in p.formats:
+            yield from launches(p, tiles, formats, winograd=route == "winograd")
 
 
 def serves(p: ConvProblem, tiles: Tiles, route: str) -> bool:
@@ -142,32 +139,29 @@ def serves(p: ConvProblem, tiles: Tiles, route: str) -> bool:
 def launches(
     p: ConvProblem,
     tiles: Tiles | None = None,
-    weight_last: bool = False,
+    formats: Formats | None = None,
     winograd: bool = False,
-    grad_last: bool = False,
+    upcast: bool | None = None,
 ) -> list[Launch]:
     """What a route will launch for a problem, forward and backward; see ``compile_ahead``.
 
     Args:
         p: the problem.
         tiles: the choice of tiles; the one for the device when None.
-        weight_last: whether the weight is stored NHWC, as in a model that is.
+        formats: of the tensors; the first of the problem's when None.
         winograd: of the route "winograd", not of "triton".
-        grad_last: whether the output gradient is stored NHWC, whatever the problem is.
+        upcast: multiply in fp32 what is stored in fp16; as the card of this machine needs when None.
     """
+    formats = formats or p.formats[0]
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=p.dtype, device="meta")
 
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
-    x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout)
-    grad = empty(p.batch, p.channels_out, *p.output_size)
-    grad = grad.to(memory_format=torch.channels_last if grad_last else layout)
-    weight = empty(*p.weight_shape)
-    if weight_last:
-        weight = weight.to(memory_format=torch.channels_last)
+    x = empty(p.batch, p.channels_in, p.height, p.width).to(memory_format=formats.x)
+    grad = empty(p.batch, p.channels_out, *p.output_size).to(memory_format=formats.grad)
+    weight = empty(*p.weight_shape).to(memory_format=formats.weight)
     tiles = tiles or tiles_of(torch.device(p.device), p.dtype)
-    recorder = Recorder(0, tiles, upcast=lacks_packed_dot(), winograd=winograd)
+    recorder = Recorder(0, tiles, upcast=lacks_packed_dot() if upcast is None else upcast, winograd=winograd)
     recorder.forward(p, x, weight, empty(p.channels_out) if p.bias else None)
     recorder.backward(p, grad, x, weight, (True, True, p.bias))
     return recorder.made
