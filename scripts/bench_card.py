@@ -55,6 +55,7 @@ from toolkit.benchmark.measure import (
     missing_device,
     returned_and_done,
 )
+from toolkit.machine.eager import compiler_left_out
 from toolkit.training.steps import TrainingStep, determinism
 
 MIB, GIB = 2**20, 2**30
@@ -211,7 +212,7 @@ def _first_batch(folder: str, precision: str, begun: float) -> list[Row]:
     with parts.during("CUDA context"):
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
-    with patches.enabled("cuda"):
+    with compiler_left_out(), patches.enabled("cuda"):
         with parts.during("imports of Ultralytics, model"):
             _, gradients = steps.steps("yolov8n", mixed=precision == "mixed")
         session = dispatch.current()

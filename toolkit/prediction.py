@@ -20,6 +20,7 @@ from toolkit import console
 from toolkit.dataset.frames import BAD_FRAMES
 from toolkit.errors import ToolkitError
 from toolkit.machine.device import resolve_device, running, torch_device
+from toolkit.machine.eager import import_torchvision
 from toolkit.weights import Detector, image_size, input_channels, views_of
 
 if TYPE_CHECKING:
@@ -279,9 +280,9 @@ def suppress(
         end2end: whether the head needs no suppression.
         multi_label: a place may have a box of each class, as the metric counts; else of the likeliest alone.
     """
-    import torchvision  # noqa: F401 - without it Ultralytics suppresses box by box in Python, a second a frame
     from ultralytics.utils.nms import non_max_suppression
 
+    import_torchvision()  # without it Ultralytics suppresses box by box in Python, a second a frame
     kept: list[torch.Tensor] = non_max_suppression(
         output,
         options.conf,

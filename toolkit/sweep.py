@@ -22,6 +22,7 @@ from toolkit.evaluation.context import Context
 from toolkit.evaluation.scoring import Scores, is_number, score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.machine.device import resolve_device, running, torch_device
+from toolkit.machine.eager import import_torchvision
 from toolkit.prediction import ALL_BOXES, Output, PredictionOptions, outputs, together
 from toolkit.weights import Detector, image_size
 
@@ -191,10 +192,8 @@ def nms(boxes: torch.Tensor, iou: float, agnostic: bool) -> torch.Tensor:
     Returns:
         Their places, int64, the best first.
     """
-    import torchvision
-
     moved = boxes[:, :4] + boxes[:, 5:6] * (0 if agnostic else CLASS_OFFSET)
-    places: torch.Tensor = torchvision.ops.nms(moved, boxes[:, 4], iou)
+    places: torch.Tensor = import_torchvision().ops.nms(moved, boxes[:, 4], iou)
     return places
 
 

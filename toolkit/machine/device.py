@@ -17,6 +17,7 @@ from toolkit import console
 from toolkit.errors import ToolkitError
 from toolkit.machine import checks, kernel
 from toolkit.machine.cards import default_number
+from toolkit.machine.eager import compiler_left_out
 
 with redirect_stdout(sys.stderr):
     # When it is first imported, Ultralytics announces the settings file that it makes.
@@ -73,15 +74,18 @@ def torch_device(device: str) -> torch.device:
 
 
 @contextmanager
-def running(device: str, *, patched: bool = True) -> Iterator[None]:
+def running(device: str, *, patched: bool = True, compiled: bool = False) -> Iterator[None]:
     """Inside, convolutions on ``device`` go through the patches and Ultralytics is quiet and offline.
 
     Args:
         device: what :func:`resolve_device` returned.
-        patched: False leaves PyTorch and Ultralytics as they are, but for the logger and the fonts.
+        patched: False leaves the convolutions and Ultralytics as they are, but for the logger and the fonts.
+        compiled: whether PyTorch's compiler will be at work; else it is not imported.
     """
     _provide_fonts()
     with ExitStack() as stack:
+        if not compiled:
+            stack.enter_context(compiler_left_out())
         stack.enter_context(_output_to_stderr())
         if patched:
             stack.enter_context(patched_convolutions(torch_device(device).type))

@@ -24,6 +24,7 @@ from toolkit.evaluation import cells
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.ltdv2 import ANNOTATIONS
+from toolkit.machine.eager import import_torchvision
 from toolkit.prediction import PredictionOptions, as_saved, detect
 from toolkit.runs.folder import Instructions, RunFiles
 from toolkit.runs.plan import TRACKERS, TrainingPlan
@@ -143,6 +144,7 @@ class LTDv2Trainer(ResumableTrainer):
 
     def get_validator(self) -> Validator:
         """Ultralytics' validator, without its time limit."""
+        import_torchvision()  # as Ultralytics' validator would
         return Validator(
             self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
         )

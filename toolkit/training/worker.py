@@ -90,7 +90,7 @@ def run(plan: TrainingPlan, instructions: Instructions, stop_wanted: Callable[[]
     from toolkit.machine.device import running
 
     frames = index.load(plan.data)
-    with running(plan.device, patched=plan.patches):
+    with running(plan.device, patched=plan.patches, compiled=bool(plan.arguments.get("compile"))):
         from toolkit.training.trainer import LTDv2Trainer
 
         trainer = LTDv2Trainer(plan, frames, instructions, stop_wanted)
