@@ -64,12 +64,7 @@ def problems(p: ConvProblem, index: int, units: int) -> Iterator[tuple[ConvProbl
 
 def made(p: ConvProblem, units: int, table: Table, winograd: bool) -> list[Any]:
     """The launches of a problem with a table of tiles, by the route "winograd" or by "triton"."""
-    return launches(p, Tiles(units, table), alike(p), winograd, upcast=False)
-
-
-def alike(p: ConvProblem) -> Formats:
-    """All tensors stored as the problem says: what the estimate assumes."""
-    return Formats(*[p.memory_format] * 3)
+    return launches(p, Tiles(units, table), Formats.alike(p.memory_format), winograd, upcast=False)
 
 
 def count(
@@ -104,8 +99,9 @@ def executed(
     names = passes(winograd)
     first = names.index(names[index])
     settings = Settings(architecture, counting=True, chosen=partial(middle, phases=first < 2))
+    given = operands(p, Formats.alike(p.memory_format))
     with Zeros():
-        compute(EmulatedRoute(settings, units, table, winograd), p, operands(p, alike(p)), names[index])
+        compute(EmulatedRoute(settings, units, table, winograd), p, given, names[index])
     launched = settings.log[index - first]
     counters = launched.counters
     assert counters is not None

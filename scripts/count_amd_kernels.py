@@ -24,8 +24,9 @@ import torch
 from amdgcn.backend import EmulatedRoute, Settings
 from amdgcn.counters import Counters
 from amdgcn.launch import Grid
+from amdgcn.variants import operands
 
-from patches.convolution.problem import ConvProblem
+from patches.convolution.problem import ConvProblem, Formats
 
 COLUMNS = ("valu", "dual", "trans", "matrix", "salu", "lds", "vmem", "smem", "wait")
 
@@ -81,11 +82,7 @@ def main() -> int:
     options = parser.parse_args()
     settings = Settings(options.arch, counting=True, chosen=partial(middle, options.workgroups))
     route, problem = EmulatedRoute(settings, options.units), layer(options)
-    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
-    p = problem
-    x = torch.randn(p.batch, p.channels_in, p.height, p.width).contiguous(memory_format=layout)
-    weight = torch.randn(p.channels_out, p.channels_in, *p.kernel).contiguous(memory_format=layout)
-    grad = torch.randn(p.batch, p.channels_out, *p.output_size).contiguous(memory_format=layout)
+    x, weight, _, grad = operands(problem, Formats.alike(problem.memory_format))
     route.forward(problem, x, weight, None)
     route.backward(problem, grad, x, weight, (True, True, False))
     heads = "".join(f" {unit:>7}" for unit in COLUMNS)

@@ -174,13 +174,13 @@ def jobs(
 
 def tensors(p: ConvProblem, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Input, gradient and weight."""
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
     make = torch.empty if device == "meta" else torch.randn
     options: Any = {"device": device, "dtype": p.dtype}
     x = make((p.batch, p.channels_in, p.height, p.width), **options)
     grad = make((p.batch, p.channels_out, *p.output_size), **options)
     weight = make((p.channels_out, p.channels_in // p.groups, *p.kernel), **options)
-    return x.to(memory_format=layout), grad.to(memory_format=layout), weight.to(memory_format=layout)
+    x, grad, weight = (each.to(memory_format=p.memory_format) for each in (x, grad, weight))
+    return x, grad, weight
 
 
 def compile_ahead(job: Job) -> None:

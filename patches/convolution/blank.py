@@ -29,7 +29,7 @@ class Blank:
         if x.device not in self._generators:
             self._generators[x.device] = torch.Generator(x.device).manual_seed(0)
         shape = (problem.batch, problem.channels_out, *problem.output_size)
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(problem))
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=problem.memory_format)
         return out.normal_(generator=self._generators[x.device])
 
     def backward(
@@ -37,13 +37,9 @@ class Blank:
     ) -> Gradients:
         """See :class:`~patches.convolution.problem.Route`."""
         return (
-            torch.zeros(x.shape, dtype=x.dtype, device=x.device).to(memory_format=_layout(problem))
+            torch.zeros(x.shape, dtype=x.dtype, device=x.device).to(memory_format=problem.memory_format)
             if needs[0]
             else None,
             torch.zeros_like(weight) if needs[1] else None,
             weight.new_zeros(problem.channels_out) if needs[2] else None,
         )
-
-
-def _layout(problem: ConvProblem) -> torch.memory_format:
-    return torch.channels_last if problem.channels_last else torch.contiguous_format

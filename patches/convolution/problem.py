@@ -20,6 +20,11 @@ class Formats(NamedTuple):
     weight: torch.memory_format
     grad: torch.memory_format
 
+    @classmethod
+    def alike(cls, each: torch.memory_format) -> Formats:
+        """All three stored so."""
+        return cls(each, each, each)
+
     def __str__(self) -> str:
         """As in "input NCHW, weight NHWC, gradient NHWC"."""
         names = {torch.contiguous_format: "NCHW", torch.channels_last: "NHWC"}

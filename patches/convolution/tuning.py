@@ -390,12 +390,12 @@ def _tensors(problem: ConvProblem) -> Tensors:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=problem.device, dtype=problem.dtype)
 
-    memory_format = torch.channels_last if problem.channels_last else torch.contiguous_format
+    stored = problem.memory_format
     x = normal(problem.batch, problem.channels_in, problem.height, problem.width).mul_(small)
     weight = normal(*problem.weight_shape)
     bias = normal(problem.channels_out).mul_(small) if problem.bias else None
     grad = normal(problem.batch, problem.channels_out, *problem.output_size).mul_(small)
-    return x.to(memory_format=memory_format), weight, bias, grad.to(memory_format=memory_format)
+    return x.to(memory_format=stored), weight, bias, grad.to(memory_format=stored)
 
 
 def _results(route: Route, problem: ConvProblem, tensors: Tensors) -> Results:

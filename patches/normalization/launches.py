@@ -191,9 +191,8 @@ class Kernels:
     def launches(self) -> list[tuple[Any, tuple[Tensor | None, ...]]]:
         """What both passes launch, and with what, on tensors without data; for compiling ahead."""
         p = self.problem
-        layout = torch.channels_last if p.channels_last else torch.contiguous_format
         x = torch.empty(p.batch, p.channels, p.height, p.width, dtype=p.dtype, device="meta")
-        x = x.to(memory_format=layout)
+        x = x.to(memory_format=p.memory_format)
         channel, saved = torch.empty(p.channels, device="meta"), torch.empty(self._floats, device="meta")
         weight = channel if p.affine else None
         running = channel if p.tracked else None
@@ -251,7 +250,7 @@ class Kernels:
         assert at is not None, "the input is dense"
         from_grad, copied = strides(grad, p.channels_last), None
         if from_grad is None:
-            copied = torch.channels_last if p.channels_last else torch.contiguous_format
+            copied = p.memory_format
             grad = torch.empty_like(x)
             from_grad = at
         align = _alignment(p.channels_last, self.inner, (x, at), (grad, from_grad))

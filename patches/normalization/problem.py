@@ -39,6 +39,11 @@ class NormProblem:
     tracked: bool = True
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """Of input and output."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
     def count(self) -> int:
         """Elements of a channel."""
         return self.batch * self.height * self.width

@@ -98,8 +98,7 @@ def compare(by: Implementation, device: str) -> str:
     p = by.problem
     x, grad, held = operands(p)
     truths = reference(p, x, grad, held)
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
-    x, grad = (each.to(device).contiguous(memory_format=layout) for each in (x, grad))
+    x, grad = (each.to(device).contiguous(memory_format=p.memory_format) for each in (x, grad))
     held = held.to(device)
     with torch.inference_mode(), Poison():
         say(f"forward of {p}")

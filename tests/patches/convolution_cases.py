@@ -153,11 +153,10 @@ Operands = tuple[Tensor, Tensor, "Tensor | None", Tensor]
 def tensors(problem: ConvProblem, seed: int = 0) -> Operands:
     """Seeded input, weight, bias and output gradient of a problem, in its memory format."""
     generator = torch.Generator().manual_seed(seed)
-    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
 
     def normal(*shape: int) -> Tensor:
         values = torch.randn(shape, generator=generator).to(problem.dtype)
-        return values.to(memory_format=layout) if len(shape) == 4 else values
+        return values.to(memory_format=problem.memory_format) if len(shape) == 4 else values
 
     return (
         normal(problem.batch, problem.channels_in, problem.height, problem.width),
@@ -210,8 +209,7 @@ def assert_correct(
         out = route.forward(problem, x, weight, bias)
         gradients: Gradients = route.backward(problem, grad, x, weight, (True, True, problem.bias))
     expected = reference(problem, x, weight, bias, grad)
-    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
-    assert out.is_contiguous(memory_format=layout)
+    assert out.is_contiguous(memory_format=problem.memory_format)
     assert problem.bias or gradients[2] is None
     names = ("output", "gradient of input", "gradient of weight", "gradient of bias")
     for name, value, truth in zip(names, (out, *gradients), expected, strict=False):

@@ -50,7 +50,7 @@ def pytorch(p: NormProblem, x: Tensor, grad: Tensor, held: Parameters) -> dict[s
 
 def in_layout(p: NormProblem, t: Tensor) -> Tensor:
     """The same values in the problem's memory format."""
-    return t.contiguous(memory_format=torch.channels_last if p.channels_last else torch.contiguous_format)
+    return t.contiguous(memory_format=p.memory_format)
 
 
 def assert_correct(by: Implementation, seed: int = 0, wider: bool = False) -> None:

@@ -40,9 +40,8 @@ def test_the_random_state_is_left_alone() -> None:
 
 
 def _answers(route: Blank | Native, problem: ConvProblem) -> list[torch.Tensor | None]:
-    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
     x = torch.ones(problem.batch, problem.channels_in, problem.height, problem.width, dtype=problem.dtype)
-    x = x.to(memory_format=layout)
+    x = x.to(memory_format=problem.memory_format)
     weight = torch.ones(problem.weight_shape, dtype=problem.dtype)
     bias = torch.ones(problem.channels_out, dtype=problem.dtype) if problem.bias else None
     with torch.inference_mode():

@@ -40,16 +40,14 @@ def draw(rng: random.Random, dtype: torch.dtype) -> ConvProblem:
 
 
 def tensors(p: ConvProblem) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
-
     def make(*shape: int) -> Tensor:
         return torch.randn(shape, device="cuda", dtype=p.dtype)
 
     return (
-        make(p.batch, p.channels_in, p.height, p.width).to(memory_format=layout),
+        make(p.batch, p.channels_in, p.height, p.width).to(memory_format=p.memory_format),
         make(p.channels_out, p.channels_in // p.groups, *p.kernel),
         make(p.channels_out) if p.bias else None,
-        make(p.batch, p.channels_out, *p.output_size).to(memory_format=layout),
+        make(p.batch, p.channels_out, *p.output_size).to(memory_format=p.memory_format),
     )
 
 

@@ -133,7 +133,7 @@ def launches(p: ConvProblem, units: int, route: str = "triton") -> list[Any]:
     if winograd and not transformed.suits(p):
         return []
     table = tiles.Tiles(units, tiles.RDNA)
-    return ahead.launches(p, table, Formats(*[p.memory_format] * 3), winograd=winograd)
+    return ahead.launches(p, table, Formats.alike(p.memory_format), winograd=winograd)
 
 
 def passes(route: str) -> tuple[int, ...]:

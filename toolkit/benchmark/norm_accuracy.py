@@ -57,9 +57,8 @@ def problems(count: int, seed: int = 0) -> list[NormProblem]:
 
 def _by(by: Implementation | None, p: NormProblem, seed: int) -> list[Tensor | None]:
     x, grad, held = operands(p, seed)
-    layout = torch.channels_last if p.channels_last else torch.contiguous_format
-    x, grad, held = x.cuda().contiguous(memory_format=layout), grad.cuda(), held.to("cuda")
-    grad = grad.contiguous(memory_format=layout)
+    x, grad = (each.cuda().contiguous(memory_format=p.memory_format) for each in (x, grad))
+    held = held.to("cuda")
     leaves = [each.requires_grad_() for each in (x, held.weight, held.bias) if each is not None]
     if by is None:
         settings = (held.weight, held.bias, p.training, held.momentum, held.eps)

@@ -220,7 +220,7 @@ class Builder:
 
     def forward(self, p: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
         shape = (p.batch, p.channels_out, *p.output_size)
-        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=_layout(p))
+        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=p.memory_format)
         plain = p.adjoint if p.transposed else p
         pack, launch = self._gather(plain, x, out, weight, bias is not None, transposed=p.transposed)
         strides = out.stride()
@@ -236,7 +236,7 @@ class Builder:
         self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
     ) -> Backward:
         shape = tuple(x.shape)
-        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=_layout(p))
+        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=p.memory_format)
         strides = out.stride()
         pack, gather = None, None
         if needs[0]:
@@ -430,10 +430,6 @@ class Builder:
             return grad_weight, grad_bias
 
         return call
-
-
-def _layout(p: ConvProblem) -> torch.memory_format:
-    return torch.channels_last if p.channels_last else torch.contiguous_format
 
 
 def _reduction(
