@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -115,26 +114,6 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
     """
     with beside(jobs, target) as wait:
         wait(len(jobs))
-
-
-@contextmanager
-def hashing_compiler() -> Iterator[None]:
-    """Hash Triton's own files while what is inside runs, once instead of in every fork: they are 500 MB."""
-    thread = threading.Thread(target=_hash_compiler)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
-def _hash_compiler() -> None:
-    for module in ("triton.runtime.cache", "triton.compiler.compiler"):  # in newer ones, and in older
-        with suppress(ImportError):
-            known = getattr(importlib.import_module(module), "triton_key", None)
-            if known is not None:
-                known()
-                return
 
 
 @contextmanager

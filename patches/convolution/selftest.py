@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .. import children, startup
+from .. import children, hashing, startup
+from ..environment import prepare
 from ..stopwatch import Stopwatch
 from .registry import ROUTES
 
@@ -56,6 +57,9 @@ NOT_MEANT = "serves none of the problems of the self-test"
 
 TRITON = tuple(kind.name for kind in ROUTES if kind.package == "triton")
 """The routes whose kernels are compiled before the device is opened."""
+
+COMPILED = (*TRITON, "fused batch norm")
+"""What has kernels that are."""
 
 EXAMINERS = {"fused batch norm": "..normalization.selftest", "vendor's batch norm": "..miopen"}
 """What is tested beside routes, and the module, seen from here, whose ``examine(device, dtype)`` does it."""
@@ -203,6 +207,9 @@ class _CannotStart(Exception):
 
 def _examine(name: str, device: str, dtype: str) -> str:
     """Why the route is not to be trusted; empty when it is."""
+    if name in COMPILED and device != "cpu" and hasattr(os, "fork"):
+        prepare()
+        hashing.begin()  # while torch is imported
     with WATCH.during("imports"):
         import torch
 
@@ -250,10 +257,12 @@ def _compiled_beside(route: str, device: str, dtype: torch.dtype) -> Iterator[Ca
         from .triton_kernels.ahead import jobs_of_each
 
     say("compiling")
+    with WATCH.during("hashing Triton"):
+        hashing.wait()
     with WATCH.during("asking for the target"):
         target = compiling.target_of(device)
     with WATCH.during("starting compilers"), ExitStack() as stack:
-        with compiling.hashing_compiler():
+        with hashing.beside():
             work, counts = jobs_of_each(problems_of(device, dtype), target.units, (route,))
         wait = stack.enter_context(compiling.beside(work, target))
         kept = stack.pop_all()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import compiling
+from .. import compiling, hashing
 from ..convolution.selftest import TOLERANCE, WATCH, Poison, open_device, say
 from .operation import Implementation
 from .problem import NormProblem, Parameters
@@ -60,12 +60,14 @@ def examine(device: str, dtype: torch.dtype) -> str:
     with ExitStack() as stack:
         if here.type == "cuda":
             say("compiling")
+            with WATCH.during("hashing Triton"):
+                hashing.wait()
             with WATCH.during("asking for the target"):
                 target = compiling.target_of(device)
             units = target.units
-            with compiling.hashing_compiler():
-                work = jobs(problems(dtype), units)
             with WATCH.during("starting compilers"):
+                with hashing.beside():
+                    work = jobs(problems(dtype), units)
                 wait = stack.enter_context(compiling.beside(work, target))
             open_device(device)
             with WATCH.during("waiting for compilers"):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import children, compiling
+from ... import children, compiling, hashing
 from ..problem import ConvProblem, Formats
 from . import transformed
 from .launch import Launch
@@ -73,7 +73,7 @@ def compile_ahead(problems: Iterable[ConvProblem]) -> int:
 def beyond(problems: Iterable[ConvProblem], others: Iterable[ConvProblem]) -> list[ConvProblem]:
     """Those of problems that need a kernel on this device which the Triton route needs for no other."""
     units = compiling.target_here().units
-    with compiling.hashing_compiler():  # the first launch of this process would
+    with hashing.beside():  # the first launch of this process would
         known = variants(others, units, ("triton",))
         return [each for each in problems if not variants([each], units) <= known]
 
@@ -81,7 +81,7 @@ def beyond(problems: Iterable[ConvProblem], others: Iterable[ConvProblem]) -> li
 def main() -> None:
     """The child: compile what is wanted, and print how many variants there are."""
     wanted, target = pickle.load(sys.stdin.buffer)
-    with compiling.hashing_compiler():
+    with hashing.beside():
         work = jobs(wanted, target.units)
     compiling.compile_all(work, target)
     sys.stdout.write(str(len(work)))
