@@ -6,10 +6,12 @@ import functools
 import gc
 import pickle
 import random
+import time
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from ultralytics.data.augment import Format
 from ultralytics.utils.instance import Instances
 
 from toolkit.dataset.batches import BatchMemory, Copies
+from toolkit.dataset.frequency import Frequency
 from toolkit.dataset.grey import Brightness, GreyFormat
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.loader import RING
@@ -83,6 +86,68 @@ def test_a_loader_tells_which_batch_it_will_hand_out_next(
             assert expected in (None, loader.handed_out)
             expected = loader.following
         assert expected in (None, loader.order.end())
+
+
+@pytest.mark.parametrize(("workers", "seed"), [(1, 0), (2, 1), (2, 2)])
+def test_whichever_epoch_is_entered_where_the_batches_are_its_own(
+    index: DatasetIndex, workers: int, seed: int
+) -> None:
+    """Epochs one after the other, twice, left in the middle, and with batches skipped; workers are ahead."""
+    dataset, alone = (make(index, "now,before", imgsz=32, mosaic=0.5) for _ in range(2))
+    loader, rng, epoch, start = loader_of(dataset, workers), random.Random(seed), 0, 0
+    skipped: frozenset[Batch] = frozenset()
+    try:
+        for _ in range(16):
+            loader.order.enter(epoch, start, skipped, is_last=rng.random() < 0.2)
+            wanted = list(loader.order.batches())
+            stop = rng.choice([len(wanted), len(wanted), rng.randint(0, len(wanted))])
+            batches = iter(loader)
+            for batch in wanted[:stop]:
+                images = next(batches)["img"]
+                assert loader.handed_out == batch
+                own = alone.order.samples(epoch)[batch.first : batch.first + 5] + epoch * alone.order.span
+                expected = torch.stack([alone[i]["img"] for i in own.tolist()])
+                torch.testing.assert_close(images, expected, rtol=0, atol=0)
+            if stop == len(wanted):
+                assert next(batches, None) is None
+            place = rng.random()
+            if stop < len(wanted) and place < 0.6:
+                start = loader.order.start  # goes on there
+            else:
+                epoch, start = (epoch + 1, 0) if place < 0.7 else (rng.randrange(9), 5 * rng.randrange(9))
+            if rng.random() < 0.2:
+                skipped = frozenset(Batch(epoch + rng.randrange(2), 5 * n, 5) for n in range(0, 9, 2))
+    finally:
+        loader.close()
+
+
+def test_workers_go_on_with_the_next_epoch_while_nobody_asks(index: DatasetIndex) -> None:
+    """Its frames are decoded before it is entered, and a worker that dies meanwhile costs nothing."""
+    args = get_cfg(overrides={"imgsz": 32, "mosaic": 0.0})
+    halves = {"frequency": Frequency(every=2), "seed": 3}
+    dataset, alone = (
+        build_dataset(index, "train", args, "train", 5, data_dictionary(index, 1), **halves) for _ in range(2)
+    )
+    first, second = (dataset.images.rows[dataset.order.samples(epoch)[:20]].tolist() for epoch in (0, 1))
+    assert not set(first) & set(second)
+    order, deaths = EpochSampler(len(dataset), 5, 3, order=dataset.order), []
+    loader = ResumableLoader(dataset, order, workers=1, pin_memory=False, on_worker_death=deaths.append)
+    store = dataset.pixels.store
+    assert store is not None
+    try:
+        assert sum(len(batch["img"]) for batch in loader) == len(dataset)
+        until = time.monotonic() + 60
+        while any(store.get(row) is None for row in second) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert all(store.get(row) is not None for row in second)
+        psutil.Process(loader._iterator._workers[0].pid).kill()
+        order.enter(1)
+        images = torch.cat([batch["img"] for batch in loader])
+    finally:
+        loader.close()
+    expected = [alone[alone.order.span + i]["img"] for i in alone.order.samples(1).tolist()]
+    torch.testing.assert_close(images, torch.stack(expected), rtol=0, atol=0)
+    assert len(deaths) <= 1
 
 
 @pytest.mark.parametrize(("shown", "channels"), [("now", 1), ("now", 3), ("now,before,background", 3)])

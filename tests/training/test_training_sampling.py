@@ -81,6 +81,36 @@ def test_a_batch_that_is_skipped_takes_no_other_with_it(n: int, batch: int, seed
     assert images(larger) == whole, "a batch of another size holds other samples"
 
 
+@given(sizes, st.integers(1, 12), st.integers(1, 4), seeds, epochs, st.data())
+def test_ahead_of_an_epoch_come_the_batches_of_the_next_ones(
+    n: int, each: int, ranks: int, seed: int, epoch: int, data: st.DataObject
+) -> None:
+    """No batch spans the border, none that is skipped comes, and the last epoch is the end."""
+    samplers = [EpochSampler(n, each * ranks, seed, rank, ranks) for rank in range(ranks)]
+    numbers = st.integers(0, 2 * -(-n // (each * ranks)))
+    left_out = data.draw(st.sets(st.tuples(st.integers(epoch, epoch + 2), numbers), max_size=6))
+    size = each * ranks
+    skipped = frozenset(Batch(e, size * number, size) for e, number in left_out)
+    start = size * data.draw(numbers)
+    for sampler in samplers:
+        expected = []
+        for e, first in ((epoch, start), (epoch + 1, 0), (epoch + 2, 0)):
+            sampler.enter(e, first, skipped)
+            samples = iter(sampler)
+            for batch in sampler.batches():
+                count = max(min(size, n - batch.first), ranks)
+                mine = len(range(sampler.rank, count, ranks))
+                expected.append([next(samples) for _ in range(mine)])
+            assert next(samples, None) is None
+        sampler.enter(epoch, start, skipped)
+        ahead = sampler.ahead()
+        assert [next(ahead) for _ in expected] == expected
+        sampler.enter(epoch + 2, 0, skipped, is_last=True)
+        last = [batch for batch in expected if batch[0] // n == epoch + 2]
+        assert list(sampler.ahead()) == last
+        assert sampler.following() is None
+
+
 def test_epochs_and_seeds_shuffle_differently() -> None:
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):

@@ -171,7 +171,8 @@ class ResumableTrainer(GuardedTrainer):
     def _on_epoch_start(self, _: object) -> None:
         if self.progress.epoch != self.epoch:
             self.progress = Progress(self.epoch)
-        self.train_loader.order.enter(self.epoch, self.progress.samples, frozenset(self.instructions.skip))
+        skipped, is_last = frozenset(self.instructions.skip), self.epoch + 1 >= self.epochs
+        self.train_loader.order.enter(self.epoch, self.progress.samples, skipped, is_last=is_last)
         if self._state is not None:
             parameters = dict(unwrap_model(self.model).named_parameters())
             for name, gradient in self._state["gradients"].items():

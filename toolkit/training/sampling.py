@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from toolkit.dataset.batches import BatchMemory, Copies
 from toolkit.dataset.grey import channels_that_differ
 from toolkit.dataset.loader import PREFETCH, RING, use_server
-from toolkit.dataset.order import EpochOrder
+from toolkit.dataset.order import EpochOrder, Rows
 from toolkit.runs.folder import Batch
 
 WORKER_RETRIES = 3
@@ -91,20 +91,38 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
         self.start = 0
         self.skipped: frozenset[Batch] = frozenset()
+        self.is_last = False
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch."""
         whole, rest = divmod(self.images, self.batch)
         return (whole * self.batch + max(rest, self.ranks if rest else 0)) // self.ranks
 
-    def enter(self, epoch: int, start: int = 0, skipped: frozenset[Batch] = frozenset()) -> None:
-        """Continue with ``epoch`` at sample ``start``, without the batches ``skipped``."""
-        self.epoch, self.start, self.skipped = epoch, start, skipped
+    def enter(
+        self,
+        epoch: int,
+        start: int = 0,
+        skipped: frozenset[Batch] = frozenset(),
+        *,
+        is_last: bool = False,
+    ) -> None:
+        """Continue with ``epoch`` at sample ``start``, without the batches ``skipped``.
+
+        Nothing is loaded ahead of the end of an epoch that ``is_last``.
+        """
+        self.epoch, self.start, self.skipped, self.is_last = epoch, start, skipped, is_last
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are left."""
-        for first in range(self.start, self.images, self.batch):
-            batch = Batch(self.epoch, first, self.batch)
+        return self._batches(self.epoch, self.start)
+
+    def following(self) -> Batch | None:
+        """The batch that comes behind this epoch; None where nothing is loaded ahead."""
+        return None if self.is_last else next(self._batches(self.epoch + 1, 0), None)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        for first in range(start, self.images, self.batch):
+            batch = Batch(epoch, first, self.batch)
             if batch not in self.skipped:
                 yield batch
 
@@ -113,19 +131,46 @@ class EpochSampler(Sampler[int]):
         return Batch(self.epoch, -(-self.images // self.batch) * self.batch, self.batch)
 
     def __iter__(self) -> Iterator[int]:
-        order = self.order.samples(self.epoch)
+        samples = self.order.samples(self.epoch)
         for batch in self.batches():
-            positions = np.arange(batch.first, min(batch.first + self.batch, self.images))
-            # The last batch may hold fewer images than there are ranks: every rank still needs one.
-            shared = np.resize(positions, max(len(positions), self.ranks))
-            for position in shared[self.rank :: self.ranks].tolist():
-                yield self.epoch * self.order.span + int(order[position])
+            yield from self._of_this_rank(batch, samples)
+
+    def ahead(self) -> Iterator[list[int]]:
+        """What is left of the epoch, batch by batch, and behind it the next epoch, and the next."""
+        epoch, start = self.epoch, self.start
+        while True:
+            samples = self.order.samples(epoch)
+            for batch in self._batches(epoch, start):
+                yield self._of_this_rank(batch, samples)
+            if self.is_last:
+                return
+            epoch, start = epoch + 1, 0
+
+    def _of_this_rank(self, batch: Batch, samples: Rows) -> list[int]:
+        positions = np.arange(batch.first, min(batch.first + self.batch, self.images))
+        # The last batch may hold fewer images than there are ranks: every rank still needs one.
+        shared = np.resize(positions, max(len(positions), self.ranks))
+        mine: list[int] = (batch.epoch * self.order.span + samples[shared[self.rank :: self.ranks]]).tolist()
+        return mine
+
+
+class _Ahead:
+    """The batches of an order as PyTorch's loader asks for them, without a border between epochs."""
+
+    def __init__(self, order: EpochSampler) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.order.ahead()
 
 
 class ResumableLoader(DataLoader[Any]):
     """Loads what is left of an epoch and knows how far the epoch has come.
 
     A worker that dies costs nothing: the workers are started again at the batch that was due.
+
+    At the end of an epoch the workers go on with the next one. If another is entered then, or not at its
+    beginning, what they have loaded is dropped.
 
     A worker is at most :data:`PREFETCH` batches ahead of the one that is handed out, which is copied before
     another is asked for: so its memory may be used again after :data:`RING` batches.
@@ -164,11 +209,14 @@ class ResumableLoader(DataLoader[Any]):
             **(for_workers if workers else {}),
         )
         use_server(self)
+        if workers:
+            object.__setattr__(self, "batch_sampler", _Ahead(order))  # a DataLoader forbids it otherwise
         self.order = order
         self.on_worker_death = on_worker_death
         self.handed_out: Batch | None = None
         self.following = order.end()
         self.samples_done = 0
+        self._comes_next: tuple[Batch, frozenset[Batch]] | None = None
         self._copies = Copies()
         # Memory of the workers that stays mapped: to map it anew for each batch takes longer than to copy it.
         self._mapped: deque[Tensor] = deque(maxlen=RING * workers)
@@ -182,10 +230,15 @@ class ResumableLoader(DataLoader[Any]):
         order = self.order
         deaths: Counter[Batch] = Counter()
         left = deque(order.batches())
-        batches = super().__iter__()
+        batches: Iterator[Any] | None = None
+        if left and self._iterator is not None and self._comes_next == (left[0], order.skipped):
+            batches = self._iterator
+        self._comes_next = None
         while left:
             due = left[0]
             try:
+                if batches is None:
+                    batches = super().__iter__()
                 batch = next(batches)
             except (
                 Exception
@@ -195,7 +248,7 @@ class ResumableLoader(DataLoader[Any]):
                     raise
                 self.on_worker_death(f"{type(error).__name__}: {error}")
                 self.reset()
-                batches = super().__iter__()
+                batches = None
                 continue
             if self.num_workers and not self.pin_memory:
                 images = batch["img"]
@@ -205,6 +258,8 @@ class ResumableLoader(DataLoader[Any]):
             self.handed_out = left.popleft()
             self.following = left[0] if left else order.end()
             self.samples_done = order.start = min(due.first + due.size, order.images)
+            coming = left[0] if left else order.following()
+            self._comes_next = (coming, order.skipped) if coming is not None and self.num_workers else None
             yield batch
 
     @property
