@@ -65,7 +65,7 @@ class Faulty(trainer.LTDv2Trainer):
             processed["img"][:] = torch.nan
         return processed
 
-    def _on_batch_end(self) -> None:
+    def _on_batch_end(self, trainer: object) -> None:
         step = {
             "rank": rank,
             "ranks": self.train_loader.order.ranks,
@@ -76,7 +76,7 @@ class Faulty(trainer.LTDv2Trainer):
         }
         with (self.files.run / "trace.jsonl").open("a") as file:
             file.write(json.dumps(step) + "\n")
-        super()._on_batch_end()
+        super()._on_batch_end(trainer)
 
 
 read_at_once = ZipFrames.read
