@@ -74,7 +74,7 @@ def recording() -> bool:
 
 
 class GraphedModule:
-    """A module in training mode, replayed for inputs like the one that it was recorded with.
+    """A module in training mode, replayed for inputs like those that it was recorded with.
 
     A replay computes what was recorded: neither changed hyperparameters of the module nor parameters put in
     the place of others reach it, while new values of parameters and buffers do. Of each forward pass the
@@ -83,9 +83,10 @@ class GraphedModule:
 
     Args:
         module: on a CUDA device. Its parameters, buffers and random generators are left as they are.
-        example: an input, as all will be.
-        loss: a number (a tensor without dimensions) of what the module returns. It tells which outputs need
+        example: an input, as all will be; of several, all of them. The first one leads the others.
+        loss: a number (a tensor without dimensions) of what the call returns. It tells which outputs need
             a gradient, and is itself not recorded.
+        call: what computes of the inputs, with the module's parameters; None: the module.
 
     Attributes:
         bytes: of the device that the graphs keep to themselves, for as long as this lives.
@@ -96,53 +97,57 @@ class GraphedModule:
             for all else (validation, inputs of other sizes) than they take.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor, loss: Callable[[Any], Tensor]) -> None:
-        self._module = module
+    def __init__(
+        self,
+        module: nn.Module,
+        example: Tensor | Sequence[Tensor],
+        loss: Callable[[Any], Tensor],
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        self._module, self._call = module, call or module
         self._parameters = [each for each in module.parameters() if each.requires_grad]
-        self._input = example.detach().clone()
+        examples = (example,) if isinstance(example, Tensor) else tuple(example)
+        self._inputs = [each.detach().clone() for each in examples]
+        device = self._inputs[0].device
         self._forwards = 0
         self._pool: Any = None
         self._buffers = _beside_copies(module)
-        with _as_before(module, example.device), _without_cached_casts():
+        with as_before(module, device), _without_cached_casts():
             self._warm_up(loss)
-            held = reserved(example.device)
+            held = reserved(device)
             self._outputs = self._record_forward()
             self._gradients = self._record_backward()
-            self.bytes = reserved(example.device) - held
-        _check_what_is_left(self.bytes, example.device)
+            self.bytes = reserved(device) - held
+        _check_what_is_left(self.bytes, device)
         # What optimizers and checkpoints see as gradients; a replay writes elsewhere.
         self._held = [torch.empty_like(each) for each, _ in self._gradients]
         # Of a function none of whose inputs wants a gradient, autograd wants none either.
-        self._anchor = torch.zeros((), device=example.device, requires_grad=True)
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
 
-    def accepts(self, images: Tensor) -> bool:
-        """Whether an input is like the one that was recorded with, and the module in training mode."""
-        held = self._input
+    def accepts(self, *inputs: Tensor) -> bool:
+        """Whether inputs are like those that were recorded with, and the module in training mode."""
         return (
-            images.shape == held.shape
-            and images.dtype == held.dtype
-            and images.device == held.device
-            and images.stride() == held.stride()
-            and not images.requires_grad
+            len(inputs) == len(self._inputs)
+            and all(map(_alike, inputs, self._inputs))
             and self._module.training
             and torch.is_grad_enabled()
         )
 
-    def __call__(self, images: Tensor) -> Any:
-        """What the module returns for an input that :meth:`accepts` takes.
+    def __call__(self, *inputs: Tensor) -> Any:
+        """What the call returns for inputs that :meth:`accepts` takes.
 
         It lies where the next call writes. A backward pass adds to the gradients of the parameters.
         """
-        found = _Replay.apply(self, self._anchor, images)
+        found = _Replay.apply(self, self._anchor, *inputs)
         return trees.tree_unflatten(list(found), self._form)
 
     def _warm_up(self, loss: Callable[[Any], Tensor]) -> None:
         """Run passes, and find out which outputs need a gradient and which parameters get one."""
-        device = self._input.device
+        device = self._inputs[0].device
         with _aside(device):
             for _ in range(WARM_UP):
                 before = _in_use(device)
-                outputs, form = trees.tree_flatten(self._module(self._input))
+                outputs, form = trees.tree_flatten(self._call(*self._inputs))
                 forward = _most_in_use(device)
                 apart = [each.detach().requires_grad_(each.requires_grad) for each in outputs]
                 wanting = [index for index, each in enumerate(apart) if each.requires_grad]
@@ -171,10 +176,10 @@ class GraphedModule:
 
     def _forward_pass(self) -> tuple[list[Any], Any]:
         # Free again at once: what follows is cut out of it. PyTorch would fill a tensor, to be deterministic.
-        torch.UntypedStorage(int(FIRST_BLOCK * self._most), device=self._input.device)  # type: ignore[no-untyped-call]
+        torch.UntypedStorage(int(FIRST_BLOCK * self._most), device=self._inputs[0].device)  # type: ignore[no-untyped-call]
         for buffers, copies in self._buffers:
             torch._foreach_copy_(copies, buffers)
-        return trees.tree_flatten(self._module(self._input))
+        return trees.tree_flatten(self._call(*self._inputs))
 
     def _record_backward(self) -> list[tuple[nn.Parameter, Tensor]]:
         parameters = [self._parameters[index] for index in self._served]
@@ -192,15 +197,16 @@ class GraphedModule:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 answer = call()
         except BaseException:
-            _release_generator(self._input.device)
+            _release_generator(self._inputs[0].device)
             raise
         self._pool = graph.pool()
         return answer, graph.replay
 
-    def forward(self, images: Tensor) -> tuple[int, list[Tensor]]:
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[int, list[Tensor]]:
         """Replay the forward pass: its number, and its outputs."""
         self._forwards += 1
-        self._input.copy_(images)
+        for place, each in zip(self._inputs, inputs, strict=True):
+            place.copy_(each)
         self._replay_forward()
         return self._forwards, self._outputs
 
@@ -255,19 +261,30 @@ class GraphedModule:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graphed: GraphedModule, anchor: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-        ctx.graphed = graphed
+    def forward(ctx: Any, graphed: GraphedModule, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.graphed, ctx.inputs = graphed, len(inputs)
         ctx.set_materialize_grads(False)
-        ctx.number, outputs = graphed.forward(images)
+        ctx.number, outputs = graphed.forward(inputs)
         found = tuple(each.detach() for each in outputs)
         ctx.mark_non_differentiable(*graphed.without_gradient(found))
         return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[None, None, None]:
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[None, ...]:
         ctx.graphed.backward(ctx.number, slopes)
-        return None, None, None
+        none: tuple[None, ...] = (None,) * (2 + ctx.inputs)
+        return none
+
+
+def _alike(given: Tensor, held: Tensor) -> bool:
+    return (
+        given.shape == held.shape
+        and given.dtype == held.dtype
+        and given.device == held.device
+        and given.stride() == held.stride()
+        and not given.requires_grad
+    )
 
 
 def _beside_copies(module: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
@@ -281,7 +298,7 @@ def _beside_copies(module: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]
 
 
 @contextmanager
-def _as_before(module: nn.Module, device: torch.device) -> Iterator[None]:
+def as_before(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put buffers and random generators back at the end."""
     kept = [(each, each.clone()) for each in module.buffers()]
     try:
