@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from toolkit.runs import events
 from toolkit.runs.folder import RunFiles
-from toolkit.training import replay
+from toolkit.training import graphed, replay
 from toolkit.training.settling import Settled
 from toolkit.training.trainer import LTDv2Trainer
 
@@ -103,7 +103,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
             made.append(weakref.ref(self))
 
     monkeypatch.setattr(replay, "settle_convolutions", lambda *_, graphs: Settled(graphs, ""))
-    monkeypatch.setattr(replay, "GraphedModule", Listed)
+    monkeypatch.setattr(graphed, "GraphedModule", Listed)
     return made
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import patches
 from patches import dispatch
 from patches import settling as settling_ways
-from toolkit.training import replay, settling, worker
+from toolkit.training import graphed, replay, settling, worker
 from toolkit.training.settling import Settled, settle_convolutions
 from toolkit.training.steps import DetectorStep
 
@@ -58,7 +58,7 @@ def test_a_graph_that_is_not_to_be_had_brings_back_the_way_that_is_best_without(
     monkeypatch.setattr(
         replay, "settle_convolutions", lambda *_, graphs: Settled(graphs, settling_ways.ASIDE)
     )
-    monkeypatch.setattr(replay, "GraphedModule", fails)
+    monkeypatch.setattr(graphed, "GraphedModule", fails)
     with patches.enabled("cpu"):
         session = dispatch.current()
         assert session is not None
@@ -80,7 +80,7 @@ def test_a_kernel_that_triton_cannot_compile_leaves_the_training_without_a_graph
         def record(*_: object) -> None:
             raise kind("shared memory\nand more")
 
-        monkeypatch.setattr(replay, "GraphedModule", record)
+        monkeypatch.setattr(graphed, "GraphedModule", record)
         graph.settle(nn.Identity(), (1, 1, 32), None, True)
 
     events: list[tuple[str, str, str]] = []
@@ -130,7 +130,7 @@ def test_a_first_batch_without_boxes_does_not_hide_what_the_loss_needs_later(
     events: list[tuple[str, str, str]] = []
     graph = replay.NetworkGraph(lambda *event: events.append(event))
     monkeypatch.setattr(replay, "settle_convolutions", lambda *_, graphs: Settled(graphs, ""))
-    monkeypatch.setattr(replay, "GraphedModule", CalledAgain)
+    monkeypatch.setattr(graphed, "GraphedModule", CalledAgain)
     graph.settle(model, (2, 1, 8), None, True)
     before = torch.random.get_rng_state()
     for image, boxes in zip(images, (empty, full, empty), strict=True):

@@ -170,7 +170,7 @@ class LoopTrainer(GroupTrainer):
         """Gradients of a batch, added to those that wait for an update. Returns the batch on the device."""
         self._warm_up(self._batch_of_run())
         with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
-            batch = self.preprocess_batch(dict(batch))  # which changes it, and it may be needed again
+            batch = self.preprocess_batch(self.graph.ready(batch))
             if self.args.compile:  # the loss apart compiles better
                 loss, self.loss_items = unwrap_model(self.model).loss(batch, self.model(batch["img"]))
             else:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from patches.graphs import GraphedModule, UnexpectedGradient, failures
+from patches.graphs import UnexpectedGradient, failures
+from toolkit.training.graphed import GraphedDetector, Loss, Recorder, add_targets
 from toolkit.training.memory import no_memory
 from toolkit.training.settling import Settled, settle_convolutions
-from toolkit.training.steps import boxes
 
 T = TypeVar("T")
 
@@ -36,7 +36,8 @@ class NetworkGraph:
         self.wanted = False
         self._settled = Settled(False, "")
         self._record_event = record_event
-        self._graph: GraphedModule | None = None
+        self._graph: GraphedDetector | None = None
+        self._record, self._places = Recorder(judge=True), 0
         self._take_back: Callable[[], None] = _nothing
 
     def settle(
@@ -46,25 +47,35 @@ class NetworkGraph:
         self._settled = settle_convolutions(model, images, half, graphs=may)
         self.wanted = self._settled.graphed
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def ready(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A copy of a batch on the host, whose boxes are laid out where a graph needs them.
+
+        Where it has too few places for them, another one is recorded.
+        """
+        batch = dict(batch)  # it may be needed again as it was
+        if self.wanted or (self._graph is not None and self._graph.whole):
+            places = add_targets(batch, self._places)
+            if self._graph is not None and places > self._places:
+                self.wanted, self._graph, self._take_back = True, None, _nothing
+            self._places = places
+        return batch
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> Loss:
         """The loss of a batch on the device and its components, by the graph or by the network itself.
 
         Args:
             model: an Ultralytics detector in training mode; where a graph is wanted, without DDP around it.
-            batch: with its images in ``img``.
+            batch: of :meth:`ready`, now on the device.
         """
-        images: Tensor = batch["img"]
         if self.wanted:
             self.wanted = False
             self._graph = self._recorded(model, batch)
-        found: tuple[Tensor, dict[str, Tensor]]
         graphed = self._graph
-        if graphed and graphed.accepts(images):
+        if graphed and graphed.accepts(batch):
             self._take_back = graphed.take_back
-            found = model.loss(batch, graphed(images))
-        else:
-            self._take_back = _to_now(model) if graphed else _nothing
-            found = model(batch)
+            return graphed.loss(batch)
+        self._take_back = _to_now(model) if graphed else _nothing
+        found: Loss = model(batch)
         return found
 
     def beside(self, call: Callable[[], T]) -> T:
@@ -96,16 +107,9 @@ class NetworkGraph:
         self.wanted, self._graph, self._take_back = False, None, _nothing
         self._settled.without_graphs()
 
-    def _recorded(self, model: Any, batch: dict[str, Any]) -> GraphedModule | None:
-        images: Tensor = batch["img"]
-
-        def loss(outputs: Any) -> Tensor:
-            # With boxes, to learn which outputs need a gradient: without any, some losses read fewer.
-            found: Tensor = model.loss({**batch, **boxes(len(images), images.device)}, outputs)[0].sum()
-            return found
-
+    def _recorded(self, model: Any, batch: dict[str, Any]) -> GraphedDetector | None:
         try:
-            return GraphedModule(model, images, loss)
+            return self._record(model, batch)
         except failures() as error:  # memory that does not suffice is one
             self._record_event("no CUDA graph", "training goes on without", _first_line(error))
             self._settled.without_graphs()

@@ -1,6 +1,6 @@
 """Training steps of whole models on random images, for the benchmark and for the probe before a run.
 
-Importing this needs torch alone; only :class:`TrainingStep` and :func:`determinism` need Ultralytics.
+Importing this needs torch alone; what is in it needs Ultralytics, but the functions about precision.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from patches.graphs import GraphedModule
 
 
 def run_steps(step: Callable[[], Tensor], count: int, device: str) -> Iterator[tuple[float, bool, int]]:
@@ -36,10 +34,6 @@ def _held_bytes(device: str) -> int:
 
 CLASSES = 4
 """Of the challenge."""
-
-
-BOXES = 3
-"""An image, about LTDv2's mean."""
 
 
 def half_precision(amp: object) -> torch.dtype:
@@ -77,15 +71,6 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic = library
 
 
-def boxes(images: int, device: torch.device) -> dict[str, Tensor]:
-    """Boxes of so many images as Ultralytics' loss takes them: :data:`BOXES` an image, somewhere in it."""
-    return {
-        "cls": torch.zeros(images * BOXES, 1, device=device),
-        "bboxes": torch.rand(images * BOXES, 4, device=device) * 0.3 + 0.2,
-        "batch_idx": torch.arange(images, device=device).repeat_interleave(BOXES).float(),
-    }
-
-
 class DetectorStep:
     """Forward and backward of an Ultralytics detector on random images.
 
@@ -96,34 +81,34 @@ class DetectorStep:
     """
 
     def __init__(self, model: Any, images: tuple[int, int, int], autocast: torch.autocast) -> None:
+        from toolkit.training.dense_loss import boxes
+        from toolkit.training.graphed import add_targets
+
         self.model, self.autocast = model, autocast
         count, channels, size = images
         device = next(model.parameters()).device
-        self.batch = {
-            "img": torch.rand(count, channels, size, size, device=device),
-            **boxes(count, device),
-        }
+        batch = {"img": torch.rand(count, channels, size, size, device=device), **boxes(count)}
+        add_targets(batch)
+        self.batch = {name: each.to(device) for name, each in batch.items()}
 
     def __call__(self) -> Tensor:
         """One step; the loss."""
         return self._run(self.model)
 
     def recorded(self) -> Callable[[], Tensor]:
-        """The same step of the same model, replayed from CUDA graphs of the network, recorded now."""
-        with self.autocast:
-            graphed = GraphedModule(self.model, self.batch["img"], self._loss)
-        return partial(self._run, graphed)
+        """The same step of the same model, replayed from CUDA graphs, recorded now."""
+        from toolkit.training.graphed import Recorder
 
-    def _run(self, network: Callable[[Tensor], Any]) -> Tensor:
         with self.autocast:
-            loss = self._loss(network(self.batch["img"]))
+            graphed = Recorder(judge=False)(self.model, self.batch)
+        return partial(self._run, graphed.loss)
+
+    def _run(self, loss_of: Callable[[dict[str, Tensor]], Any]) -> Tensor:
+        with self.autocast:
+            loss: Tensor = loss_of(self.batch)[0].sum()
         torch.autograd.backward(loss)
         self._finish()
         return loss.detach()
-
-    def _loss(self, outputs: Any) -> Tensor:
-        loss: Tensor = self.model.loss(self.batch, outputs)[0].sum()
-        return loss
 
     def _finish(self) -> None:
         """Leave no gradient."""
@@ -174,9 +159,9 @@ class TrainingStep(DetectorStep):
         autocast = torch.autocast(device, enabled=amp)
         super().__init__(detector, (batch, channels, image_size), autocast)
 
-    def _run(self, network: Callable[[Tensor], Any]) -> Tensor:
+    def _run(self, loss_of: Callable[[dict[str, Tensor]], Any]) -> Tensor:
         self.optimizer.zero_grad()
-        return super()._run(network)
+        return super()._run(loss_of)
 
     def _finish(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
