@@ -13,6 +13,7 @@ import execute_amd_kernels
 from amdgcn import norms, variants
 from check_amd_isa import COMPUTE_UNITS, Job, NormJob, layer
 
+from patches.convolution.problem import ConvProblem
 from patches.normalization.problem import NormProblem
 
 PLAIN = NormProblem(3, 5, 4, 7, torch.float32)
@@ -53,6 +54,25 @@ def test_the_smallest_convolution_launches_the_variant_that_was_asked_for(index:
     assert isinstance(chosen.problem, type(job.problem))
     assert variants.cost(chosen.problem) < variants.cost(job.problem) / 100
     assert execute_amd_kernels.name(job) in chosen.names()
+
+
+@pytest.mark.parametrize(
+    ("problem", "index"),
+    [
+        (layer(1, 64, 4, 1, 1, 1, True), 1),
+        (layer(1, 64, 80, 1, 1, 1, True), 2),
+        (replace(layer(1, 3, 16, 3, 2, 1, False), channels_last=True), 2),
+        (replace(layer(1, 64, 64, 1, 1, 1, False), channels_last=True), 0),
+    ],
+    ids=["head, input gradient", "head, weight gradient", "behind images", "behind an attention"],
+)
+def test_what_models_store_otherwise_is_executed_so(problem: ConvProblem, index: int) -> None:
+    job = Job("gfx1010", problem, COMPUTE_UNITS[0], index, formats=problem.formats[-1])
+    chosen = execute_amd_kernels.execution(job)
+    assert chosen is not None
+    assert execute_amd_kernels.name(job) in chosen.names()
+    assert execute_amd_kernels.name(job) != execute_amd_kernels.name(replace(job, formats=None))
+    assert chosen.run() == ""
 
 
 def test_what_a_record_names_is_not_executed_again() -> None:

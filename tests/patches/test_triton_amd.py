@@ -196,22 +196,27 @@ def test_the_self_test_launches_nothing_that_was_not_compiled(check: ModuleType,
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("name", "classes"), [("yolov8n", 80), ("yolo11n", 4)])
+@pytest.mark.parametrize(("name", "channels", "classes"), [("yolov8n", 3, 80), ("yolo11n", 1, 4)])
 def test_a_training_launches_nothing_that_was_not_compiled(
-    check: ModuleType, name: str, classes: int, dtype: torch.dtype, layout: torch.memory_format
+    check: ModuleType,
+    name: str,
+    channels: int,
+    classes: int,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
 ) -> None:
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
 
-    model = DetectionModel(f"{name}.yaml", ch=3, nc=classes, verbose=False).train().to(memory_format=layout)
-    model.args = get_cfg()
+    model = DetectionModel(f"{name}.yaml", ch=channels, nc=classes, verbose=False).train()
+    model.to(memory_format=layout).args = get_cfg()
     by = Listing(Blank())
     with patches.enabled("cpu", normalization="off"):
         session = dispatch.current()
         assert session is not None
         session.native = by  # type: ignore[assignment]
         amp = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        DetectorStep(model, (1, 3, 640), amp)()
+        DetectorStep(model, (1, channels, 640), amp)()
     assert len(by.found) > 30
     assert {found for found, _ in by.found} == {dtype}
     assert by.found <= compiled(check, "gfx1010")
