@@ -9,9 +9,9 @@ Usage: scripts/bench_frames.py DATA [--frames now now,before now,before,backgrou
 
 DATA is a prepared dataset with clips (`toolkit dataset sample DIR`). Each loader keeps its
 workers and waits while the others have their turn, so that what else the machine does meets all of them
-alike. Of each turn the batches that were ready are left out. Printed are images a second, the median of the
-rounds; the median of the ratios to the first; and the processor time of an image, of workers and this process
-together, with its ratio, which moves less with what else runs.
+alike. Printed are medians of the rounds: images a second, of the batches of a turn that were not ready before
+it, and their ratio to the first; and the processor time of an image, of workers and this process together,
+with its ratio, which moves less with what else runs.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Contestant:
         self.loader = training_loader(dataset, self.batch, self.workers)
         self.stream = epochs(self.loader.order, self.loader)
         self.seconds: list[float] = []
-        self.own_seconds = self.before = 0.0
-        self.batches = 0
+        self._own: list[float] = []
+        self._of_workers: list[float] = []
 
     def see_all(self) -> None:
         """An epoch, unless nothing stays from one to the next."""
@@ -80,18 +80,22 @@ class Contestant:
 
     def take_turn(self, counts: bool) -> None:
         """Take the batches that were ready, and time those behind them."""
-        if counts and not self.batches:
-            self.before = self.workers_seconds()
-        own, ready = time.process_time(), PREFETCH * max(self.workers, 1) + 1
-        for _ in islice(self.stream, ready):
+        if counts:
+            self._of_workers.append(self.workers_seconds())
+        own = time.process_time()
+        for _ in islice(self.stream, self.ready):
             pass
         start = time.perf_counter()
         for _ in islice(self.stream, TIMED):
             pass
         if counts:
             self.seconds.append((time.perf_counter() - start) / TIMED)
-            self.own_seconds += time.process_time() - own
-            self.batches += ready + TIMED
+            self._own.append(time.process_time() - own)
+
+    @property
+    def ready(self) -> int:
+        """Batches that the workers have made before a turn."""
+        return PREFETCH * max(self.workers, 1) + 1
 
     def workers_seconds(self) -> float:
         """Processor time of the workers, in their own code and in the kernel."""
@@ -101,10 +105,11 @@ class Contestant:
         ]
         return sum(each.user + each.system for each in times)
 
-    def processor_milliseconds(self) -> float:
-        """Of an image, of the workers and of this process together, over all turns that count."""
-        spent = self.own_seconds + self.workers_seconds() - self.before
-        return 1000 * spent / (self.batches * self.batch)
+    def processor_milliseconds(self) -> npt.NDArray[np.float64]:
+        """(turns,) of an image, of the workers and of this process, from one turn to the next."""
+        spent = np.diff([*self._of_workers, self.workers_seconds()]) + self._own
+        milliseconds: npt.NDArray[np.float64] = 1000 * spent / ((self.ready + TIMED) * self.batch)
+        return milliseconds
 
 
 def main() -> None:
@@ -129,6 +134,7 @@ def main() -> None:
         for turn in range(options.rounds + 1):
             for each in contestants:
                 each.take_turn(counts=turn > 0)  # the first one starts workers and fills what is at hand
+        time.sleep(1)  # until the workers have as many batches ready as before the first turn
         spent = [each.processor_milliseconds() for each in contestants]
     finally:
         for each in contestants:
@@ -138,10 +144,8 @@ def main() -> None:
     first = contestants[0]
     for each, milliseconds in zip(contestants, spent, strict=True):
         ratio = median(one / mine for one, mine in zip(first.seconds, each.seconds, strict=True))
-        rate = options.batch / median(each.seconds)
-        print(
-            f"| {each.text} | {rate:.0f} | {ratio:.2f} | {milliseconds:.2f} | {spent[0] / milliseconds:.2f} |"
-        )
+        rate, processor = options.batch / median(each.seconds), np.median(spent[0] / milliseconds)
+        print(f"| {each.text} | {rate:.0f} | {ratio:.2f} | {np.median(milliseconds):.2f} | {processor:.2f} |")
 
 
 if __name__ == "__main__":
