@@ -54,6 +54,7 @@ class GuardedTrainer(LoopTrainer):
     def _build_train_pipeline(self) -> None:
         previous = getattr(self, "train_loader", None)
         super()._build_train_pipeline()
+        self._weights = list(self.model.parameters())
         if previous is None:
             self._planned_rates = list(self.scheduler.base_lrs)
         else:
@@ -75,7 +76,7 @@ class GuardedTrainer(LoopTrainer):
     def optimizer_step(self) -> None:
         """Update the weights, unless a gradient is not finite: then leave the update out and count it."""
         self.updates += 1
-        finite, norm = update(self.model, self.optimizer, self.scaler)
+        finite, norm = update(self._weights, self.optimizer, self.scaler)
         if finite:
             self.skipped_in_a_row = 0
             self.ema.update(self.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,14 +52,21 @@ class WarmUp(NamedTuple):
         return max(1, int(np.interp(step, span, [1, self.accumulate]).round()))
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> tuple[bool, torch.Tensor]:
+def update(
+    weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any
+) -> tuple[bool, torch.Tensor]:
     """Update the weights, unless a gradient is not finite, and drop the gradients.
+
+    Args:
+        weights: all of the model, in its order, which the norm's last bits follow.
+        optimizer: of these.
+        scaler: of their gradients.
 
     Returns:
         Whether the weights were updated, and the norm of the gradients.
     """
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=LARGEST_NORM)
+    norm = torch.nn.utils.clip_grad_norm_(weights, max_norm=LARGEST_NORM)
     finite = math.isfinite(norm.item())
     if finite or scaler.is_enabled():
         scaler.step(optimizer)  # an enabled scaler leaves out such an update on its own
