@@ -51,7 +51,7 @@ class Pixels:
         self.sources = Sources(views, self._parts, split)
         self.store = self._new_store(len(split) if images is None else images)
         if self.store is not None:
-            self.origin += "; each once, they fit into memory"
+            self.origin += "; each once: they fit into memory and stay"
         self.frames = self._open()
 
     def _new_store(self, images: int) -> Store | None:
