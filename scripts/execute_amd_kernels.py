@@ -23,7 +23,6 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,9 +30,10 @@ import check_amd_isa
 import torch
 from amdgcn import norms, variants
 from amdgcn.faults import Fault
+from amdgcn.variants import Setup
 from check_amd_isa import Job, NormJob
 
-from patches.convolution.problem import ConvProblem, Formats
+from patches.convolution.problem import ConvProblem
 from patches.normalization.problem import NormProblem
 
 
@@ -42,39 +42,36 @@ class Execution:
     """One pass over a small problem, which launches one or several variants.
 
     Attributes:
-        units: compute units of the card; wide: whether offsets have 64 bits; index: a launch of the pass;
-        winograd: of the route "winograd"; formats: of the tensors.
+        wide: whether offsets have 64 bits; index: a launch of the pass.
     """
 
-    architecture: str
     problem: ConvProblem | NormProblem
-    units: int
-    wide: bool
-    index: int
-    winograd: bool = False
-    formats: Formats | None = None
+    setup: Setup
+    wide: bool = False
+    index: int = 0
+
+    def __str__(self) -> str:
+        stored = f" ({self.setup.formats})" if self.setup.formats else ""
+        return f"{self.setup.architecture} {self.problem}{stored}"
 
     def names(self) -> list[str]:
         """The variants that it launches."""
         p = self.problem
         if isinstance(p, NormProblem):
-            found = norms.variants(p, self.units)
+            found = norms.variants(p, self.setup.units)
         else:
             with variants.wide_offsets(self.wide):
-                found = variants.launched(
-                    p, self.index, self.architecture, self.units, self.winograd, self.formats
-                )
-        return [_name(self.architecture, p, each) for each in found]
+                found = variants.launched(p, self.index, self.setup)
+        return [_name(self.setup.architecture, p, each) for each in found]
 
     def run(self) -> str:
         """Execute it; "" where all is right, else what is wrong."""
+        p = self.problem
         try:
-            if isinstance(self.problem, NormProblem):
-                return norms.execute(self.problem, self.architecture, self.units)
+            if isinstance(p, NormProblem):
+                return norms.execute(p, self.setup.architecture, self.setup.units)
             with variants.wide_offsets(self.wide):
-                return variants.execute(
-                    self.problem, self.index, self.architecture, self.units, self.winograd, self.formats
-                )
+                return variants.execute(p, self.index, self.setup)
         except Fault as fault:
             return f"{type(fault).__name__}: {fault}"
 
@@ -82,12 +79,12 @@ class Execution:
 def execution(job: Job | NormJob) -> Execution | None:
     """The cheapest execution of a job's variant; None where no small problem was found."""
     if isinstance(job, NormJob):
-        found: Any = norms.smallest(job.problem, job.index, job.units)
-        return Execution(job.architecture, found, job.units, False, 0)
-    found = variants.smallest(job.problem, job.index, job.architecture, job.units, job.winograd, job.formats)
+        smaller = norms.smallest(job.problem, job.index, job.units)
+        return Execution(smaller, Setup(job.architecture, job.units))
+    setup = Setup(job.architecture, job.units, job.winograd, job.formats)
+    found = variants.smallest(job.problem, job.index, setup)
     wide, passes = variants.is_wide(job.problem), variants.passes(job.winograd)
-    first = passes.index(passes[job.index])
-    return found and Execution(job.architecture, found, job.units, wide, first, job.winograd, job.formats)
+    return found and Execution(found, setup, wide, passes.index(passes[job.index]))
 
 
 def name(job: Job | NormJob) -> str:
@@ -158,7 +155,7 @@ def main() -> int:
         for future in as_completed(running):
             each = running[future]
             if future.result():
-                wrong.append(f"{each.architecture} {each.problem}: {future.result()}")
+                wrong.append(f"{each}: {future.result()}")
                 print(wrong[-1], file=sys.stderr, flush=True)
                 continue
             right |= wanted & set(executions[each])

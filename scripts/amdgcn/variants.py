@@ -32,38 +32,34 @@ Key = tuple[Any, ...]
 SIDES = ((3, 5), (4, 4), (5, 7), (6, 6), (5, 8), (8, 8), (16, 16), (20, 20), (40, 40), (48, 48), (96, 96))
 
 
-def variants(
-    problem: ConvProblem,
-    architecture: str,
-    units: int,
-    winograd: bool = False,
-    formats: Formats | None = None,
-) -> list[Key]:
-    """The variants that a route would launch for a problem, in order.
+class Setup(NamedTuple):
+    """A route on a card.
 
-    Args:
+    Attributes:
+        units: compute units of the card.
         winograd: the route "winograd", not "triton".
-        formats: of the tensors; the first of the problem's when None.
+        formats: of the tensors that it is handed; the first of a problem's when None.
     """
-    upcast = architecture in WITHOUT_PACKED_DOT
-    return [
-        variant(launch) for launch in launches(problem, Tiles(units, RDNA), formats, winograd, upcast=upcast)
-    ]
+
+    architecture: str
+    units: int
+    winograd: bool = False
+    formats: Formats | None = None
 
 
-def smallest(
-    problem: ConvProblem,
-    index: int,
-    architecture: str,
-    units: int,
-    winograd: bool = False,
-    formats: Formats | None = None,
-) -> ConvProblem | None:
+def variants(problem: ConvProblem, setup: Setup) -> list[Key]:
+    """The variants that would be launched for a problem, in order."""
+    upcast = setup.architecture in WITHOUT_PACKED_DOT
+    made = launches(problem, Tiles(setup.units, RDNA), setup.formats, setup.winograd, upcast)
+    return [variant(launch) for launch in made]
+
+
+def smallest(problem: ConvProblem, index: int, setup: Setup) -> ConvProblem | None:
     """The smallest problem found with the same variant as launch ``index``; None where none was."""
     with wide_offsets(is_wide(problem)):
-        wanted = variants(problem, architecture, units, winograd, formats)[index]
+        wanted = variants(problem, setup)[index]
         for candidate in sorted(candidates(problem), key=cost):
-            made = variants(candidate, architecture, units, winograd, formats)
+            made = variants(candidate, setup)
             if index < len(made) and made[index] == wanted:
                 return candidate
     return None
@@ -203,29 +199,15 @@ def _error(value: Tensor, wanted: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def execute(
-    problem: ConvProblem,
-    index: int,
-    architecture: str,
-    units: int,
-    winograd: bool = False,
-    formats: Formats | None = None,
-) -> str:
+def execute(problem: ConvProblem, index: int, setup: Setup) -> str:
     """Execute the pass that makes launch ``index``; "" where it is right, else what is wrong."""
-    emulated = EmulatedRoute(Settings(architecture), units, winograd=winograd)
-    found = errors(emulated, problem, passes(winograd)[index], formats)
+    emulated = EmulatedRoute(Settings(setup.architecture), setup.units, winograd=setup.winograd)
+    found = errors(emulated, problem, passes(setup.winograd)[index], setup.formats)
     wrong = {name: error for name, error in found.items() if error > TOLERANCE[problem.dtype]}
     return ", ".join(f"{name} is off by {error:.1e}" for name, error in wrong.items())
 
 
-def launched(
-    problem: ConvProblem,
-    index: int,
-    architecture: str,
-    units: int,
-    winograd: bool = False,
-    formats: Formats | None = None,
-) -> list[Key]:
+def launched(problem: ConvProblem, index: int, setup: Setup) -> list[Key]:
     """The variants that ``execute`` launches."""
-    made, names = variants(problem, architecture, units, winograd, formats), passes(winograd)
+    made, names = variants(problem, setup), passes(setup.winograd)
     return [key for key, name in zip(made, names, strict=True) if name == names[index]]
