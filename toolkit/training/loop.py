@@ -97,14 +97,7 @@ class LoopTrainer(GroupTrainer):
         self.close()
 
     def _announce(self) -> None:
-        length = f"{self.args.time} hours" if self.args.time else f"{self.epochs} epochs"
-        LOGGER.info(
-            f"Using {len(self.train_loader.dataset)} train, {len(self.test_loader.dataset)} val images for "
-            f"fraction={self.args.fraction} at imgsz={self.args.imgsz}\n"
-            f"Using {self.train_loader.num_workers * (self.world_size or 1)} dataloader workers\n"
-            f"Logging results to {colorstr('bold', self.save_dir)}\n"
-            f"Starting training for {length}..."
-        )
+        LOGGER.info(_announcement(self))
         if self.args.close_mosaic:
             first = (self.epochs - self.args.close_mosaic) * len(self.train_loader)
             self.plot_idx.extend([first, first + 1, first + 2])
@@ -289,3 +282,16 @@ class LoopTrainer(GroupTrainer):
             if MAIN and not self.epoch:  # only now it is known how long the run is
                 cautions.warn_of_length(self.args, self.epochs, len(self.train_loader))
             self.stop |= due and self.epoch >= self.epochs
+
+
+def _announcement(trainer: LoopTrainer) -> str:
+    """What Ultralytics says before the first epoch."""
+    arguments = trainer.args
+    length = f"{arguments.time} hours" if arguments.time else f"{trainer.epochs} epochs"
+    return (
+        f"Using {len(trainer.train_loader.dataset)} train, {len(trainer.test_loader.dataset)} val images for "
+        f"fraction={arguments.fraction} at imgsz={arguments.imgsz}\n"
+        f"Using {trainer.train_loader.num_workers * (trainer.world_size or 1)} dataloader workers\n"
+        f"Logging results to {colorstr('bold', trainer.save_dir)}\n"
+        f"Starting training for {length}..."
+    )

@@ -67,6 +67,20 @@ class RollBackNeeded(Exception):
     """The weights are no longer finite: only an older checkpoint helps."""
 
 
+HANDLERS = {
+    "on_train_start": "_on_train_start",
+    "on_train_epoch_start": "_on_epoch_start",
+    "on_train_batch_start": "_on_batch_start",
+    "on_train_batch_end": "_on_batch_end",
+    "on_train_epoch_end": "_on_epoch_end",
+    "on_val_start": "_on_validation_start",
+    "on_val_batch_start": "_on_validation_batch",
+    "on_val_end": "_on_validation_end",
+    "on_fit_epoch_end": "_on_fit_epoch_end",
+}
+"""What :class:`ResumableTrainer` does at Ultralytics' events."""
+
+
 class ResumableTrainer(GuardedTrainer):
     """Ultralytics' trainer with a heartbeat, checkpoints inside the epoch, exact resume and a NaN guard.
 
@@ -97,18 +111,8 @@ class ResumableTrainer(GuardedTrainer):
         telemetry = Telemetry(files)
         self._state = find_state(files, instructions.before, MAIN, telemetry.record)
         super().__init__(overrides, telemetry, instructions.lr_scale)
-        for event, handler in {
-            "on_train_start": self._on_train_start,
-            "on_train_epoch_start": self._on_epoch_start,
-            "on_train_batch_start": self._on_batch_start,
-            "on_train_batch_end": self._on_batch_end,
-            "on_train_epoch_end": self._on_epoch_end,
-            "on_val_start": self._on_validation_start,
-            "on_val_batch_start": self._on_validation_batch,
-            "on_val_end": self._on_validation_end,
-            "on_fit_epoch_end": self._on_fit_epoch_end,
-        }.items():
-            self.add_callback(event, handler)
+        for event, handler in HANDLERS.items():
+            self.add_callback(event, getattr(self, handler))
         self._beat("starting")
 
     # What Ultralytics' setting up calls
