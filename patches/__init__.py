@@ -103,16 +103,17 @@ def settle(step: Callable[[], object]) -> str:
     """Judge the choices of the route "auto" by what a training step costs, once for each kind of step.
 
     The step is timed by the plan's choice for each convolution, by the Triton route alone, and by PyTorch
-    without the overrides; the quickest serves from now on, and is remembered beside the plan. A few seconds
-    the first time, one step from then on. Does nothing for another route, and nothing on a CPU.
+    without the overrides; where fused batch norms save no memory, also without those. The quickest serves
+    from now on, and is remembered beside the plan. A few seconds the first time, one step from then on. Does
+    nothing for another route, and nothing on a CPU.
 
     Args:
         step: forward and backward of a batch like those to come. It runs many times, so it must leave the
             model's parameters and buffers as they are.
 
     Returns:
-        Who serves: "plan", the name of a route, or "aside" (PyTorch, the overrides are out); empty when
-        nothing is enabled.
+        Who serves: "plan", the name of a route, "aside" (PyTorch's convolutions, the overrides are out), or
+        "out" (its batch norms too); empty when nothing is enabled.
     """
     from . import dispatch
 

@@ -31,7 +31,7 @@ from .normalization import routes as normalizations
 from .normalization.modules import Attachment, Server
 from .overrides import Overrides
 from .report import Report
-from .settling import ASIDE, PLAN, SURVEY
+from .settling import ASIDE, OUT, PLAN, SURVEY
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _log = logging.getLogger(str(__package__))
@@ -81,10 +81,10 @@ class Session:
         vendor = miopen.setting(vendor)
         if (self.route, vendor) == ("library", "off"):
             raise ValueError("route 'library' is the vendor's, and vendor is 'off': leave one of them out")
-        self._norms = Server(
+        self.norms = Server(
             device, normalizations.chooser(self.normalization, device, self._trusts), self.note
         )
-        self._attachment = Attachment(self._norms, normalizations.may_attach(self.normalization, device))
+        self._attachment = Attachment(self.norms, normalizations.may_attach(self.normalization, device))
         self._switch = miopen.Switch(vendor, device)
         served = self._switch.may_serve
         names = [each for each in NAMES if each != "library" or served or self.route == each]
@@ -102,12 +102,10 @@ class Session:
         """Put the overrides into the dispatcher."""
         self.installed = True
         shared = self._overrides.shared()
-        if self.way != ASIDE:
-            self._overrides.put()
+        self._let_serve()
         if shared:
             self.note(shared)
         self._switch.turn_off()
-        self._attachment.attach()
 
     def uninstall(self) -> None:
         """Take the overrides out of the dispatcher."""
@@ -132,7 +130,7 @@ class Session:
             device=self.device,
             route=self.route,
             notes=tuple(self.notes),
-            normalizations=self._norms.served,
+            normalizations=self.norms.served,
         )
 
     def _convolution(
@@ -285,13 +283,14 @@ class Session:
             return
         with self._deciding:
             if self.way == SURVEY:
-                self._norms.forget()
+                self.norms.forget()
             self.way = way
             self.ledger.forget()
-            if way == ASIDE:
-                self._overrides.take_out()
-            else:
-                self._overrides.put()
+            self._let_serve()
+
+    def _let_serve(self) -> None:
+        (self._overrides.take_out if self.way in (ASIDE, OUT) else self._overrides.put)()
+        (self._attachment.detach if self.way == OUT else self._attachment.attach)()
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""

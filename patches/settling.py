@@ -28,10 +28,17 @@ PLAN = "plan"
 ASIDE = "aside"
 """PyTorch's own convolutions: the overrides take themselves out."""
 
+OUT = "out"
+"""PyTorch's own convolutions and batch norms: all that was replaced takes itself out."""
+
 SURVEY = "survey"
 """No way of its own: nobody computes anything while the problems of a step are found out (``blank``)."""
 
-WAYS = {PLAN: "the plan's choices stay", ASIDE: "PyTorch's own convolutions serve, the overrides are out"}
+WAYS = {
+    PLAN: "the plan's choices stay",
+    ASIDE: "PyTorch's own convolutions serve, the overrides are out",
+    OUT: "PyTorch's own convolutions and batch norms serve",
+}
 """What is said of a way that won."""
 
 ROUNDS, MOST, SECONDS = 9, 30, 10.0
@@ -164,6 +171,7 @@ def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
     """What could serve every problem alone: trusted routes with kernels of their own, and PyTorch aside.
 
     A route that needs no package is made of PyTorch's operations, and each of those costs the host a call.
+    Batch norms are fused for the memory too: PyTorch's own are tried where that saves none.
     """
     served = {
         name
@@ -173,6 +181,8 @@ def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
     yield from (kind.name for kind in ROUTES if kind.package and kind.name in served)
     if ("library" if torch.backends.cudnn.enabled else "native") in served:
         yield ASIDE
+        if session.norms.only_takes_time():
+            yield OUT
 
 
 def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[], object]) -> dict[str, float]:

@@ -85,7 +85,7 @@ def patched(device: str) -> Iterator[None]:
         mock.patch.object(Launch, "compiled", lambda *_: Launcher()),
         patches.enabled(device, "triton", normalization="triton"),
     ):
-        session()._norms._choose = lambda problem, x: Kernels(problem, 0, target.units)
+        session().norms._choose = lambda problem, x: Kernels(problem, 0, target.units)
         yield
 
 

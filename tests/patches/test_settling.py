@@ -16,6 +16,7 @@ from torch import nn
 import patches
 from patches import dispatch, settling
 from patches.convolution.planfile import Card, PlanFile
+from patches.normalization.torch_only import TorchOnly
 from patches.settling import ASIDE, PLAN, quickest, winner
 
 
@@ -246,3 +247,42 @@ def test_a_step_has_a_name_by_its_problems_in_any_order(session: dispatch.Sessio
     other = replace(LAYER, batch=7)
     names = {session.planner.step_name(each) for each in ([LAYER, other], [other, LAYER, LAYER], [LAYER])}
     assert len(names) == 2
+
+
+@pytest.mark.skipif(torch.__version__.startswith("1."), reason="PyTorch 1 keeps its own batch norms")
+@pytest.mark.parametrize(("activation", "only_time"), [(nn.ReLU(), True), (nn.SiLU(), False)])
+def test_batch_norms_that_save_no_memory_are_left_to_pytorch_where_that_is_quicker(
+    monkeypatch: pytest.MonkeyPatch, activation: nn.Module, only_time: bool
+) -> None:
+    block = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), activation)
+    image = torch.randn(2, 1, 5, 5, requires_grad=True)
+    served = lambda setting, device, trusted: lambda problem, x: TorchOnly(problem)  # noqa: E731
+    monkeypatch.setattr(dispatch.normalizations, "chooser", served)
+    seen = [0, 0]
+
+    def counted() -> tuple[int, int]:
+        """Convolutions and batch norms of a step that were served."""
+        block(image).sum().backward()
+        report = patches.report()
+        before, seen[:] = tuple(seen), (report.calls, report.normalizations)
+        return seen[0] - before[0], seen[1] - before[1]
+
+    with patches.enabled("cpu", normalization="torch"):
+        session = dispatch.current()
+        assert session is not None and not session.norms.only_takes_time(), "none was seen"
+        assert counted() == (2, 1)
+        assert session.norms.only_takes_time() is only_time
+        with monkeypatch.context() as passing, torch.backends.cudnn.flags(enabled=False):
+            passing.setattr(session.planner, "trusted", lambda name, dtype: True)
+            offered = [*settling.ways(session, [LAYER])]
+        assert (settling.OUT in offered, ASIDE in offered) == (only_time, True)
+        session.use(settling.OUT)
+        assert counted() == (0, 0)
+        with patches.enabled("cpu"):
+            pass
+        assert counted() == (0, 0), "what was enabled before is enabled again, as it was"
+        session.use(ASIDE)
+        assert counted() == (0, 1)
+        session.use(PLAN)
+        assert counted() == (2, 1)
+    assert nn.Sequential.forward.__module__ == "torch.nn.modules.container"
