@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from called_again import CalledAgain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as trees
 
-from tests.patches.test_graphs import CalledAgain
 from toolkit.training import graphed, replay
 from toolkit.training.dense_loss import LEAST, DenseLoss, padded, places
 from toolkit.training.graphed import TARGETS, Recorder, add_targets
@@ -178,3 +180,24 @@ def test_what_is_quicker_serves_and_the_model_stays_as_it_was(
     assert not record(model, batch).whole and whole[-2:] == [False, False], "it is not tried again"
     assert all(each.grad is None for each in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class FailsToCompile(Exception):
+    """As Triton's errors: none of PyTorch's."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.cuda.OutOfMemoryError, FailsToCompile])
+def test_a_loss_that_cannot_be_recorded_leaves_the_network_in_the_graph(
+    model: Any, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    class FailsWithTheLoss(CalledAgain):
+        def __init__(self, module: nn.Module, example: Any, loss: Any, call: Any = None) -> None:
+            if call is not None:
+                raise kind("shared memory")
+            super().__init__(module, example, loss)
+
+    monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=FailsToCompile))
+    monkeypatch.setattr(graphed, "GraphedModule", FailsWithTheLoss)
+    batch = a_batch([1, 2, 3])
+    add_targets(batch)
+    assert not Recorder(judge=False)(model, batch).whole

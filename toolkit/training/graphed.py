@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as trees
 from ultralytics.nn.tasks import BaseModel
 
-from patches.graphs import GraphedModule, as_before
+from patches.graphs import GraphedModule, as_before, failures
 from patches.settling import timed
 from toolkit.training.dense_loss import DenseLoss, boxes, padded, places
 
@@ -126,7 +126,7 @@ class Recorder:
         if self._whole:
             try:
                 found = GraphedDetector(model, batch, whole=True)
-            except RuntimeError:
+            except failures():
                 found = None  # what it took is given back before the next one
             if found is not None and (not self._judge or _seconds(found, model, batch) < self._rival):
                 return found
