@@ -95,6 +95,8 @@ class GraphedModule:
         RuntimeError: the module does what a graph cannot hold, such as waiting for the card.
         torch.cuda.OutOfMemoryError: graphs keep the memory of a step to themselves, and less would be left
             for all else (validation, inputs of other sizes) than they take.
+        triton.errors.TritonError, subprocess.CalledProcessError: a kernel does not compile, or cannot be
+            launched. :func:`failures` names all of these.
     """
 
     def __init__(
