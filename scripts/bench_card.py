@@ -46,7 +46,7 @@ from patches import dispatch, graphs, settling, variables
 from patches.convolution.problem import ConvProblem
 from patches.convolution.registry import NAMES
 from patches.stopwatch import Stopwatch, described
-from toolkit.benchmark import accuracy, norm_accuracy, steps
+from toolkit.benchmark import accuracy, norm_accuracy, steps, whole_trainings
 from toolkit.benchmark.measure import (
     BASELINE,
     forced_route,
@@ -265,48 +265,17 @@ def _batch_norm(count: int) -> list[tuple[str, float, float]]:
     return list(norm_accuracy.compare(count))
 
 
-TRAININGS = {"fp32": "rx5600xt", "mixed": "thermal"}
-"""Preset by precision."""
-
-
 def trainings() -> Iterator[Row]:
     """Whole trainings of YOLOv8n, loader and validation included: seconds of the second of two epochs."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _toolkit(folder, "dataset sample data --scene street --train 3200 --val 320")
-        _toolkit(folder, "dataset prepare data")
-        for kind, preset in TRAININGS.items():
-            seconds = {}
-            for way, flag in (("no patches", " --no-patches"), ("patches", "")):
-                run = f"{preset}-{way.replace(' ', '-')}"
-                _toolkit(
-                    folder,
-                    f"train --data data --preset {preset} --model yolov8n.yaml --epochs 2 --batch 16 "
-                    f"--imgsz 640 --workers 8 --name {run}{flag}",
-                )
-                table = folder / "runs" / run / "results.csv"
-                first, second = (float(row.split(",")[1]) for row in table.read_text().splitlines()[1:3])
-                seconds[way] = second - first
-                yield f"second epoch, {kind}: {way}", f"{seconds[way]:.1f} s", ""
-            ratio = seconds["patches"] / seconds["no patches"]
-            yield f"second epoch, {kind}: patches / no patches", f"{ratio:.2f} x", ""
-
-
-def _toolkit(folder: Path, words: str) -> None:
-    """Call the toolkit in a folder; what it says is shown where it fails, so that the table stays one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", "toolkit", *words.split()]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"toolkit {words} ended with status {done.returncode}:\n{done.stdout[-2000:]}")
+    with tempfile.TemporaryDirectory() as folder:
+        whole_trainings.draw(Path(folder))
+        for kind, preset in whole_trainings.PRESETS.items():
+            seconds = whole_trainings.second_epochs(Path(folder), preset)
+            for way, taken in seconds.items():
+                yield f"second epoch, {kind}: {way}", f"{taken:.1f} s", ""
+            for way in ("no patches", "library-off"):
+                ratio = seconds["patches"] / seconds[way]
+                yield f"second epoch, {kind}: patches / {way}", f"{ratio:.2f} x", ""
 
 
 def precision() -> Iterator[Row]:
