@@ -89,9 +89,27 @@ def running(device: str, *, patched: bool = True, compiled: bool = False) -> Ite
         stack.enter_context(_output_to_stderr())
         if patched:
             stack.enter_context(patched_convolutions(torch_device(device).type))
+            stack.enter_context(_empty_tensors_left_empty())
             patches.ultralytics.apply()
             stack.callback(patches.ultralytics.restore)
         yield
+
+
+@contextmanager
+def _empty_tensors_left_empty() -> Iterator[None]:
+    """With deterministic algorithms PyTorch (2.2 or newer) fills each tensor that is made empty, for the
+    case that somebody reads what nobody wrote: one kernel more for each convolution and batch norm.
+    """
+    deterministic = getattr(torch.utils, "deterministic", None)
+    if deterministic is None:
+        yield
+        return
+    before = deterministic.fill_uninitialized_memory
+    deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        deterministic.fill_uninitialized_memory = before
 
 
 @contextmanager
