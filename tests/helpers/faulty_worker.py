@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from toolkit import cli
+from toolkit.dataset import pixels
 from toolkit.dataset.archive import ZipFrames
 from toolkit.training import trainer, worker
 
@@ -92,6 +93,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "slow_disk" in faults:
         ZipFrames.read = read_slowly  # type: ignore[method-assign]
+        pixels.store_for = lambda *_: None  # more frames than memory keeps
     trainer.LTDv2Trainer = Faulty  # type: ignore[misc]
     if sys.argv[1] == "train":
         cli.main()
