@@ -107,9 +107,29 @@ def test_a_loss_that_is_not_ultralytics_own_is_left_to_who_made_it(
     with monkeypatch.context() as changed:
         changed.setattr(model, "criterion", type("Own", (type(model.criterion),), {})(model))
         assert not graphed._agrees(model, batch)
+    with monkeypatch.context() as changed:  # as Ultralytics 8.4.100
+        for part in (
+            (model.criterion.one2many, model.criterion.one2one) if ends(model) else (model.criterion,)
+        ):
+            changed.delattr(part, "loss_names")
+        assert not graphed._agrees(model, batch)
+    with monkeypatch.context() as changed:
+        changed.setattr(graphed, "DenseLoss", TooMuch)
+        assert not graphed._agrees(model, batch)
     with monkeypatch.context() as changed:  # as another version of Ultralytics may
         changed.setattr(graphed.DenseLoss, "__call__", slightly_off(graphed.DenseLoss.__call__))
         assert not graphed._agrees(model, batch)
+
+
+def ends(model: Any) -> bool:
+    return hasattr(model.criterion, "one2one")
+
+
+class TooMuch(DenseLoss):
+    """There is not enough memory for all pairs."""
+
+    def __call__(self, *_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("out of memory")
 
 
 def slightly_off(call: Any) -> Any:
@@ -132,10 +152,13 @@ def test_batches_train_the_same_with_the_loss_in_the_graph(
     recorded: tuple[Any, Any, replay.NetworkGraph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, twin, graph = recorded
-    # More boxes than there are places have another graph recorded; an image less has none.
-    for number, counts in enumerate(([2, 0, 7], [1, 1, 1], [3, 20, 0], [0, 0, 0], [5, 5])):
+    # More boxes than there are places have another graph recorded; an image less has none, whatever it holds.
+    batches: list[list[int]] = [[40, 1], [2, 0, 7], [1, 1, 1], [3, 20, 0], [0, 0, 0], [50, 50], [9, 9, 9]]
+    replayed = []
+    for number, counts in enumerate(batches):
         batch = a_batch(counts, number)
         loss, items = graph.loss(mine, graph.ready(batch))
+        replayed.append("_Replay" in str(loss.grad_fn))
         assert TARGETS not in batch
         wanted, wanted_items = twin(batch)
         assert list(items) == list(wanted_items)
@@ -148,6 +171,7 @@ def test_batches_train_the_same_with_the_loss_in_the_graph(
         if hasattr(mine.criterion, "update"):  # the heads' shares move with the epochs
             for each in (mine, twin):
                 each.criterion.update()
+    assert replayed == [len(counts) == IMAGES for counts in batches]
     for (name, one), other in zip(mine.named_parameters(), twin.parameters(), strict=True):
         if other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -24,6 +24,9 @@ Ultralytics computes what is known here, and by much more where another version 
 SCALE = 1024.0
 """What losses are multiplied by before their gradients are compared: in float16 small ones would be zero."""
 
+OTHERWISE = (AttributeError, KeyError, TypeError)
+"""What comes of a release of Ultralytics whose losses are made of other parts."""
+
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The components of a loss with a gradient, and as they are shown, by name; as Ultralytics returns it."""
 
@@ -124,15 +127,18 @@ class Recorder:
             if self._whole and self._judge:
                 self._rival = _seconds(GraphedDetector(model, batch, whole=False), model, batch)
         if self._whole:
-            try:
-                found = GraphedDetector(model, batch, whole=True)
-            except failures():
-                found = None  # what it took is given back before the next one
-            if found is not None and (not self._judge or _seconds(found, model, batch) < self._rival):
+            found = self._recorded_whole(model, batch)
+            if found is not None:
                 return found
-            del found
-            self._whole = False
+            self._whole = False  # what it took is given back before the next one
         return GraphedDetector(model, batch, whole=False)
+
+    def _recorded_whole(self, model: Any, batch: Mapping[str, Tensor]) -> GraphedDetector | None:
+        try:
+            found = GraphedDetector(model, batch, whole=True)
+            return found if not self._judge or _seconds(found, model, batch) < self._rival else None
+        except failures():
+            return None
 
 
 def _criterion(model: Any) -> Any:
@@ -162,9 +168,18 @@ def _seconds(detector: GraphedDetector, model: nn.Module, batch: Mapping[str, Te
 def _agrees(model: Any, batch: Mapping[str, Tensor]) -> bool:
     """Whether the model's loss is Ultralytics' own, and the dense loss of a batch has the same gradients."""
     own = "loss" not in vars(model) and getattr(type(model), "loss", None) is BaseModel.loss
-    if not own or not DenseLoss.serves(criterion := _criterion(model)):
+    if not own or not DenseLoss.serves(_criterion(model)):
         return False
-    dense = DenseLoss(criterion)
+    try:
+        return _same_gradients(model, batch)
+    except OTHERWISE:
+        return False
+    except failures():  # memory that does not suffice for all pairs is one
+        return False
+
+
+def _same_gradients(model: Any, batch: Mapping[str, Tensor]) -> bool:
+    dense = DenseLoss(_criterion(model))
     if not len(batch["batch_idx"]):  # all of the loss is to be compared
         some: dict[str, Any] = {"img": batch["img"], **boxes(len(batch["img"]))}
         add_targets(some)

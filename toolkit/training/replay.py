@@ -37,7 +37,7 @@ class NetworkGraph:
         self._settled = Settled(False, "")
         self._record_event = record_event
         self._graph: GraphedDetector | None = None
-        self._record, self._places = Recorder(judge=True), 0
+        self._record, self._places, self._images = Recorder(judge=True), 0, 0
         self._take_back: Callable[[], None] = _nothing
 
     def settle(
@@ -45,7 +45,7 @@ class NetworkGraph:
     ) -> None:
         """Settle who computes, and whether by graphs; arguments of :func:`settle_convolutions`."""
         self._settled = settle_convolutions(model, images, half, graphs=may)
-        self.wanted = self._settled.graphed
+        self.wanted, self._images = self._settled.graphed, images[0]
 
     def ready(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A copy of a batch on the host, whose boxes are laid out where a graph needs them.
@@ -53,6 +53,8 @@ class NetworkGraph:
         Where it has too few places for them, another one is recorded.
         """
         batch = dict(batch)  # it may be needed again as it was
+        if len(batch["img"]) < self._images:
+            return batch  # the last of an epoch: few are like it
         if self.wanted or (self._graph is not None and self._graph.whole):
             places = add_targets(batch, self._places)
             if self._graph is not None and places > self._places:
@@ -67,7 +69,7 @@ class NetworkGraph:
             model: an Ultralytics detector in training mode; where a graph is wanted, without DDP around it.
             batch: of :meth:`ready`, now on the device.
         """
-        if self.wanted:
+        if self.wanted and len(batch["img"]) >= self._images:
             self.wanted = False
             self._graph = self._recorded(model, batch)
         graphed = self._graph
