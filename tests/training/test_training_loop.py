@@ -138,13 +138,19 @@ def test_memory_that_never_suffices_ends_the_training_after_three_smaller_batche
     assert torch.is_grad_enabled()
 
 
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the bar is given to show."""
+    found: list[str] = []
+    monkeypatch.setattr(loop.TQDM, "set_description", lambda _, line: found.append(line))
+    return found
+
+
 def test_the_last_line_of_the_bar_has_the_means_of_all_batches_before_the_last(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However rarely it is drawn in between."""
-    lines: list[str] = []
     monkeypatch.setattr(loop, "REDRAWN", 1e9)
-    monkeypatch.setattr(loop.TQDM, "set_description", lambda _, line: lines.append(line))
     trace = train(plan(data, tmp_path / "run", epochs=2))
     drawn = [line.split()[2:5] for line in lines if line.strip().startswith("2/2")]
     losses = [step.losses for step in trace.steps if step.epoch == 1][:-1]
@@ -154,10 +160,8 @@ def test_the_last_line_of_the_bar_has_the_means_of_all_batches_before_the_last(
 
 
 def test_the_bar_shows_each_batch_of_a_slow_card(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines: list[str] = []
     monkeypatch.setattr(loop, "REDRAWN", 0.0)
-    monkeypatch.setattr(loop.TQDM, "set_description", lambda _, line: lines.append(line))
     trace = train(plan(data, tmp_path / "run", epochs=1, val=False))
     assert len([line for line in lines if line.strip().startswith("1/1")]) == len(trace.steps)

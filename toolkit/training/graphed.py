@@ -39,6 +39,13 @@ def add_targets(batch: dict[str, Any], least: int = 0) -> int:
     return count
 
 
+def with_boxes(images: Tensor) -> dict[str, Tensor]:
+    """A batch of these images, on their device, with boxes that are made up and laid out for a graph."""
+    batch = {"img": images, **boxes(len(images))}
+    add_targets(batch)
+    return {name: each.to(images.device) for name, each in batch.items()}
+
+
 class GraphedDetector:
     """A detector, replayed for batches like the one that it was recorded with.
 
@@ -61,8 +68,7 @@ class GraphedDetector:
 
             def loss_of_some(outputs: Any) -> Tensor:
                 # Without any box, some losses need the gradients of fewer outputs.
-                some = {name: each.to(images.device) for name, each in boxes(len(images)).items()}
-                found: Tensor = model.loss({**batch, **some}, outputs)[0].sum()
+                found: Tensor = model.loss({**batch, **with_boxes(images)}, outputs)[0].sum()
                 return found
 
             self._graph = GraphedModule(model, images, loss_of_some)
@@ -181,9 +187,7 @@ def _agrees(model: Any, batch: Mapping[str, Tensor]) -> bool:
 def _same_gradients(model: Any, batch: Mapping[str, Tensor]) -> bool:
     dense = DenseLoss(_criterion(model))
     if not len(batch["batch_idx"]):  # all of the loss is to be compared
-        some: dict[str, Any] = {"img": batch["img"], **boxes(len(batch["img"]))}
-        add_targets(some)
-        batch = {name: each.to(batch["img"].device) for name, each in some.items()}
+        batch = with_boxes(batch["img"])
     gains = torch.tensor(dense.gains(), device=batch["img"].device)
     with as_before(model, batch["img"].device), torch.no_grad():
         outputs, form = trees.tree_flatten(model(batch["img"]))

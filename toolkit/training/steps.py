@@ -81,15 +81,12 @@ class DetectorStep:
     """
 
     def __init__(self, model: Any, images: tuple[int, int, int], autocast: torch.autocast) -> None:
-        from toolkit.training.dense_loss import boxes
-        from toolkit.training.graphed import add_targets
+        from toolkit.training.graphed import with_boxes
 
         self.model, self.autocast = model, autocast
         count, channels, size = images
         device = next(model.parameters()).device
-        batch = {"img": torch.rand(count, channels, size, size, device=device), **boxes(count)}
-        add_targets(batch)
-        self.batch = {name: each.to(device) for name, each in batch.items()}
+        self.batch = with_boxes(torch.rand(count, channels, size, size, device=device))
 
     def __call__(self) -> Tensor:
         """One step; the loss."""
