@@ -120,20 +120,27 @@ def settle(step: Callable[[], object]) -> str:
     return dispatch.settle(step)
 
 
-def rehearse(dtype: torch.dtype, device: str | torch.device | None = None) -> None:
-    """Begin the self-tests that the route "auto" will want on a GPU, in the background, and return at once.
+def rehearse(dtype: torch.dtype | str, device: str | torch.device | None = None) -> None:
+    """Begin the self-tests that the route "auto" will want on a GPU, in the background.
 
     To be called before a program imports, reads and builds what takes it seconds: the tests of a card that is
-    new are over the sooner, and one that is known costs nothing. Opens the device. Does nothing on a CPU.
+    new are over the sooner, and one that is known costs nothing. Imports torch and opens the device; before
+    either it starts processes that do the same, where dtype and device are given by name: best before the
+    program imports torch. Does nothing on a CPU.
 
     Args:
-        dtype: of the convolutions to come.
+        dtype: of the convolutions to come, or its name: "float16".
         device: as for :func:`enable`; its index, if it has one, is the GPU that is tested.
     """
-    from . import dispatch, rehearsal
+    from . import rehearsal
+
+    name, (kind, _, number) = str(dtype).removeprefix("torch."), str(device).partition(":")
+    if kind == "cuda":
+        rehearsal.begin(name, int(number or 0))
+    from . import dispatch
 
     if dispatch.kind_of(device) == "cuda":
-        rehearsal.rehearse(dtype, int(str(device).partition(":")[2] or 0))
+        rehearsal.rehearse(name, int(number or 0))
 
 
 def settle_graph(step: Callable[[], object], record: Callable[[], Callable[[], object]]) -> bool:

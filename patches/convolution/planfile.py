@@ -20,8 +20,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from .. import locks, variables
 from ..cache import cache_folder, trim
 from ..environment import amd_architectures
@@ -52,6 +50,8 @@ class Card:
     @classmethod
     def here(cls, device: str) -> Card:
         """The card that PyTorch uses now; initialises CUDA for a CUDA device."""
+        import torch
+
         if device == "cpu":
             architecture = platform.processor() or platform.machine()
         else:
@@ -76,12 +76,33 @@ class Card:
 
     def path(self) -> Path:
         """Where the plan of this card is kept; ``CONVROUTES_PLAN`` names another file or folder."""
-        setting = variables.PLAN.read()
-        named = setting and setting.value
-        if named and not os.path.isdir(named):  # noqa: PTH112 - Path.is_dir raises where one may not look
-            return Path(named)
+        place, is_folder = _place()
+        if not is_folder:
+            return place
         digest = hashlib.sha256(json.dumps([self.written(), version()]).encode()).hexdigest()[:12]
-        return Path(named or _own_folder()) / f"{digest}.json"
+        return place / f"{digest}.json"
+
+
+def _place() -> tuple[Path, bool]:
+    """The folder for plans, or the only plan; and whether it is the folder."""
+    setting = variables.PLAN.read()
+    named = setting and setting.value
+    # Path.is_dir raises where one may not look.
+    return Path(named or _own_folder()), not named or os.path.isdir(named)  # noqa: PTH112
+
+
+def is_known(test: str) -> bool:
+    """Whether a plan of these kernels, of whatever card, has a verdict on a self-test ("triton float16").
+
+    Asks no card and imports no torch.
+    """
+    place, is_folder = _place()
+    for path in place.glob("*.json") if is_folder else (place,):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            content = json.loads(path.read_text())
+            if content["version"] == version() and test in content["self_tests"]:
+                return True
+    return False
 
 
 def _own_folder() -> Path:

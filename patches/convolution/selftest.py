@@ -13,19 +13,18 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .. import children, hashing, startup
+from .. import hashing
 from ..environment import prepare
 from ..stopwatch import Stopwatch
+from . import processes
 from .registry import ROUTES
 
 if TYPE_CHECKING:
@@ -48,9 +47,6 @@ DTYPES = tuple(TOLERANCE)
 
 WATCH = Stopwatch()
 """In the child: what its seconds are spent on."""
-
-_BEGUN = "CONVROUTES_SELFTEST_BEGUN"
-"""Variable in which the child finds when it was started, by the monotonic clock of the system."""
 
 NOT_MEANT = "serves none of the problems of the self-test"
 """The reason of a route that is not meant for a dtype or a device: no fault of the card."""
@@ -108,53 +104,15 @@ def run(route: str, device: str, dtype: str = "float32", timeout: float = TIMEOU
         timeout: seconds after which the child is killed.
     """
     start = time.monotonic()
-    # The problems are small: threads cost more than they give, and several children may run at once.
-    # Only the route under test may be switched on in them.
-    environment = {"OMP_NUM_THREADS": "1", **children.environment(), startup.VARIABLE: "off"}
-    environment.update(_handed_down(device), **{_BEGUN: str(start)})
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        try:
-            child = subprocess.Popen(
-                children.command(__name__, route, device, dtype),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:  # no memory or no number left for a process
-            return SelfTestResult(route, False, f"could not start: {error}", time.monotonic() - start, True)
-        try:
-            code: int | None = child.wait(timeout)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _kill(child)
-        output.seek(0)
-        lines = output.read().splitlines()
+    try:
+        child = processes.taken(route, device, dtype) or processes.Process(route, device, dtype)
+    except OSError as error:  # no memory or no number left for a process
+        return SelfTestResult(route, False, f"could not start: {error}", time.monotonic() - start, True)
+    code, lines = child.finish(timeout)
     passed, reason, transient = _verdict(code, lines, timeout)
     return SelfTestResult(
-        route, passed, reason, time.monotonic() - start, transient, _phases(lines) if code == 0 else {}
+        route, passed, reason, time.monotonic() - child.begun, transient, _phases(lines) if code == 0 else {}
     )
-
-
-def _handed_down(device: str) -> dict[str, str]:
-    if "torch" not in sys.modules:
-        return {}
-    from .. import compiling
-
-    return compiling.handed_down(device)
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End the child and what it started; one that hangs inside the driver cannot be waited for."""
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(5)
 
 
 def _verdict(code: int | None, lines: list[str], timeout: float) -> tuple[bool, str, bool]:
@@ -191,8 +149,12 @@ def main() -> None:
     parser.add_argument("route")
     parser.add_argument("device")
     parser.add_argument("dtype", choices=sorted(TOLERANCE))
+    parser.add_argument(processes.EARLY, action="store_true", help="wait for a line before the test")
     options = parser.parse_args()
-    WATCH.add("start", time.monotonic() - float(os.environ.get(_BEGUN) or time.monotonic()))
+    if options.early:
+        global _early
+        _early = True
+    WATCH.add("start", time.monotonic() - float(os.environ.get(processes.BEGUN) or time.monotonic()))
     try:
         reason, transient = _examine(options.route, options.device, options.dtype), False
     except _CannotStart as error:
@@ -226,12 +188,15 @@ def _examine(name: str, device: str, dtype: str) -> str:
     except (ImportError, RuntimeError) as error:
         raise _CannotStart(f"not available: {error}") from error
     with _compiled_beside(name, device, getattr(torch, dtype)) as wait:
+        wait_until_wanted()
         if device != "cpu":
             open_device(device)
         problems = [each for each in problems_of(device, getattr(torch, dtype)) if route.supports(each)]
         if not problems:
             return NOT_MEANT
         for problem in problems:
+            with WATCH.during("references"):
+                _reference(replace(problem, channels_last=False))  # while the kernels are compiled
             with WATCH.during("waiting for compilers"):
                 wait(problem)
             with WATCH.during("tests"):
@@ -268,6 +233,18 @@ def _compiled_beside(route: str, device: str, dtype: torch.dtype) -> Iterator[Ca
         kept = stack.pop_all()
     with kept:
         yield lambda problem: wait(counts[problem])
+
+
+_early = False
+"""In the child: whether it was begun before anybody knew that its test is wanted."""
+
+
+def wait_until_wanted() -> None:
+    """In a child that was begun early, wait until the parent wants the test; end with one that never does."""
+    if _early:
+        with WATCH.during("waiting to be wanted"):
+            if not sys.stdin.readline():
+                sys.exit("not wanted")
 
 
 def open_device(device: str) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import compiling, hashing
-from ..convolution.selftest import TOLERANCE, WATCH, Poison, open_device, say
+from ..convolution.selftest import TOLERANCE, WATCH, Poison, open_device, say, wait_until_wanted
 from .operation import Implementation
 from .problem import NormProblem, Parameters
 
@@ -69,6 +69,7 @@ def examine(device: str, dtype: torch.dtype) -> str:
                 with hashing.beside():
                     work = jobs(problems(dtype), units)
                 wait = stack.enter_context(compiling.beside(work, target))
+            wait_until_wanted()
             open_device(device)
             with WATCH.during("waiting for compilers"):
                 wait(len(work))

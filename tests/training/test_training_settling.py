@@ -15,7 +15,7 @@ from torch import nn
 import patches
 from patches import dispatch
 from patches import settling as settling_ways
-from toolkit.training import graphed, replay, settling, worker
+from toolkit.training import graphed, replay, worker
 from toolkit.training.settling import Settled, settle_convolutions
 from toolkit.training.steps import DetectorStep
 
@@ -38,7 +38,7 @@ def test_a_new_card_is_tested_once_the_loaders_server_has_started_and_not_by_a_s
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(worker.loader, "start_server", lambda: done.append("server"))
-    monkeypatch.setattr(settling, "rehearse_convolutions", lambda device, amp: done.append(f"test {device}"))
+    monkeypatch.setattr(worker, "rehearse_convolutions", lambda device, amp: done.append(f"test {device}"))
     plan = SimpleNamespace(arguments={"workers": 2}, patches=True, device="0")
     worker._get_ready(plan, testing=True)
     assert done == ["server", "test 0"]

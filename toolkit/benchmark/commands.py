@@ -39,8 +39,9 @@ from toolkit.ltdv2 import TRAINING_IMAGES
 from toolkit.machine.device import patched_convolutions, resolve_device, running, torch_device
 from toolkit.settings import DEFAULT_PRESET
 from toolkit.training.model import check_model
+from toolkit.training.precision import mixed_precision
 from toolkit.training.preset import load_preset
-from toolkit.training.steps import CLASSES, TrainingStep, determinism, mixed_precision, run_steps
+from toolkit.training.steps import CLASSES, TrainingStep, determinism, run_steps
 
 GROWTH_LIMIT = 32 * 2**20
 """Bytes by which memory may differ between early and late steps of a stress test."""

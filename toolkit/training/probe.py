@@ -20,8 +20,9 @@ from toolkit.dataset.ultralytics import build_dataset, data_dictionary
 from toolkit.errors import ToolkitError
 from toolkit.machine.device import running, torch_device
 from toolkit.runs.plan import TrainingPlan
+from toolkit.training.precision import mixed_precision
 from toolkit.training.preset import configuration
-from toolkit.training.steps import TrainingStep, determinism, mixed_precision, run_steps
+from toolkit.training.steps import TrainingStep, determinism, run_steps
 
 SECONDS = 4.0
 """What the batches that are timed may take together, about, and one of them on a CPU at most."""

@@ -11,19 +11,7 @@ from torch import nn
 
 import patches
 from patches import dispatch
-from toolkit.training.steps import DetectorStep, half_precision, mixed_precision
-
-
-def rehearse_convolutions(device: str, amp: object) -> None:
-    """Begin the self-tests of a card that is new while the trainer gets ready (:func:`patches.rehearse`).
-
-    Args:
-        device: of the training, in Ultralytics' words; of several the first, whose kind the others are.
-        amp: Ultralytics' argument, by which the dtype of the convolutions goes.
-    """
-    if device != "cpu":
-        mixed = mixed_precision("cuda", amp if isinstance(amp, str) else bool(amp))
-        patches.rehearse(half_precision(amp) if mixed else torch.float32, f"cuda:{device.partition(',')[0]}")
+from toolkit.training.steps import DetectorStep
 
 
 @dataclass(frozen=True)

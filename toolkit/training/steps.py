@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.training.precision import half_name
+
 
 def run_steps(step: Callable[[], Tensor], count: int, device: str) -> Iterator[tuple[float, bool, int]]:
     """Run ``step`` many times: yield its seconds, whether its answer was finite, and the bytes held then."""
@@ -38,12 +40,8 @@ CLASSES = 4
 
 def half_precision(amp: object) -> torch.dtype:
     """What mixed precision computes in besides fp32, by Ultralytics' argument ``amp``."""
-    return torch.bfloat16 if amp == "bf16" else torch.float16
-
-
-def mixed_precision(device: str, amp: bool | str) -> bool:
-    """Whether Ultralytics trains so on a device ("cuda" or "cpu"), by its argument ``amp``."""
-    return device == "cuda" and amp not in (False, "fp32")
+    found: torch.dtype = getattr(torch, half_name(amp))
+    return found
 
 
 @contextmanager

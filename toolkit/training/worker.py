@@ -23,6 +23,7 @@ from toolkit.quiet import keep_libraries_quiet
 from toolkit.runs import events
 from toolkit.runs.folder import ORPHAN_GRACE, SPARE, Exit, Instructions, RunFiles
 from toolkit.runs.plan import TrainingPlan, read_plan
+from toolkit.training.precision import rehearse_convolutions
 
 
 class StopRequest:
@@ -122,13 +123,12 @@ def _get_ready(plan: TrainingPlan, *, testing: bool = False) -> None:
     Args:
         plan: of the run.
         testing: whether the first rank tests a new card meanwhile. Not before the server has started, which
-            hides the card from this process for a moment; nor in a process that may not be needed.
+            hides the card from this process for a moment, but before torch is imported; nor in a process that
+            may not be needed.
     """
     if plan.arguments.get("workers"):
         loader.start_server()
     if testing and plan.patches and _is_first():
-        from toolkit.training.settling import rehearse_convolutions
-
         rehearse_convolutions(plan.device, plan.arguments.get("amp", True))
     import toolkit.training.trainer  # noqa: F401
 
