@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import multiprocessing
 import os
 import statistics
@@ -42,10 +43,9 @@ keep_libraries_quiet()
 import torch
 
 import patches
-from patches import dispatch, graphs, settling, variables
+from patches import children, dispatch, graphs, variables
 from patches.convolution.problem import ConvProblem
 from patches.convolution.registry import NAMES
-from patches.stopwatch import Stopwatch, described
 from toolkit.benchmark import accuracy, norm_accuracy, steps, whole_trainings
 from toolkit.benchmark.measure import (
     BASELINE,
@@ -55,7 +55,6 @@ from toolkit.benchmark.measure import (
     missing_device,
     returned_and_done,
 )
-from toolkit.machine.eager import compiler_left_out
 from toolkit.training.steps import TrainingStep, determinism
 
 MIB, GIB = 2**20, 2**30
@@ -198,43 +197,13 @@ def _trained(step: Callable[[], TrainingStep], name: str, count: int = 30) -> tu
 
 def first_batch() -> Iterator[Row]:
     """From a fresh process, plan and cache to the first steps of YOLOv8n, and to the way it settles on."""
-    for precision in ("fp32", "mixed"):
+    for precision in PRECISIONS:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _alone(_first_batch, folder, precision, time.monotonic())
-
-
-def _first_batch(folder: str, precision: str, begun: float) -> list[Row]:
-    os.environ[variables.PLAN.name] = folder
-    os.environ["TRITON_CACHE_DIR"] = str(Path(folder) / "triton")
-    parts = Stopwatch()
-    parts.add("start of the process, imports", time.monotonic() - begun)
-    patches.rehearse(torch.float16 if precision == "mixed" else torch.float32, "cuda")
-    with parts.during("CUDA context"):
-        torch.zeros(1, device="cuda")
-        torch.cuda.synchronize()
-    with compiler_left_out(), patches.enabled("cuda"):
-        with parts.during("imports of Ultralytics, model"):
-            _, gradients = steps.steps("yolov8n", mixed=precision == "mixed")
-        session = dispatch.current()
-        assert session is not None
-        with parts.during("first steps"):
-            settling.find_out(session, gradients)
-            torch.cuda.synchronize()
-        whole = time.monotonic() - begun
-        with parts.during("settling"):
-            way = patches.settle(gradients)
-        planner = session.planner
-        title = f"YOLOv8n b16, {precision}"
-        rows = [
-            (f"process start to the first step, {title}", f"{whole:.1f} s", "25 s"),
-            ("its parts, and then", str(parts), way),
-            (f"of the first steps ({len(planner.file.choices)} problems)", str(planner.watch), ""),
-        ]
-        rows += [
-            (f"self-test: {name}", f"{each.seconds:.1f} s: {described(each.phases)}", each.reason)
-            for name, each in planner.file.verdicts.items()
-        ]
-        return rows
+            fresh = {variables.PLAN.name: folder, "TRITON_CACHE_DIR": str(Path(folder) / "triton")}
+            command = children.command("toolkit.benchmark.first_batch", precision, str(time.monotonic()))
+            environment = {**children.environment(), **fresh}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            yield from json.loads(done.stdout.splitlines()[-1])
 
 
 PRECISIONS = ("fp32", "mixed")
