@@ -24,7 +24,7 @@ DEVICES = [
 
 
 def graphed(module: nn.Module, example: Tensor, loss: Callable[[Any], Tensor]) -> GraphedModule:
-    return (GraphedModule if example.is_cuda else CalledAgain)(module, example, loss)
+    return (GraphedModule if example.is_cuda else CalledAgain)(module, example.clone(), loss)
 
 
 class Net(nn.Module):
@@ -89,6 +89,18 @@ def test_training_is_the_same_bit_for_bit(device: str, every: int) -> None:
     for name, value in net.state_dict().items():
         assert torch.equal(value, twin.state_dict()[name]), name
     assert net.idle.weight.grad is None, "a parameter that nothing depends on has no gradient"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_was_written_where_the_graph_reads_is_computed_as_what_is_copied_there(device: str) -> None:
+    net, twin, images = pair(device)
+    place = images[0].clone()
+    graph = (GraphedModule if place.is_cuda else CalledAgain)(net, place, loss_of)
+    assert graph.inputs[0].data_ptr() == place.data_ptr()
+    for number, each in enumerate(images):
+        found = graph(place.copy_(each) if number % 2 else each)["boxes"]
+        assert torch.equal(found, twin(each)["boxes"])
+        assert torch.equal(place, each)
 
 
 @pytest.mark.parametrize("device", DEVICES)

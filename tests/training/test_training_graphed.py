@@ -148,18 +148,29 @@ def recorded(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, rep
     return mine, deepcopy(model), graph
 
 
+def normalised(batch: dict[str, Any]) -> dict[str, Any]:
+    """As Ultralytics moves a batch to the device."""
+    return {**batch, "img": batch["img"].float() / 255}
+
+
 def test_batches_train_the_same_with_the_loss_in_the_graph(
     recorded: tuple[Any, Any, replay.NetworkGraph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, twin, graph = recorded
     # More boxes than there are places have another graph recorded; an image less has none, whatever it holds.
     batches: list[list[int]] = [[40, 1], [2, 0, 7], [1, 1, 1], [3, 20, 0], [0, 0, 0], [50, 50], [9, 9, 9]]
-    replayed = []
+    replayed, places = [], set()
     for number, counts in enumerate(batches):
         batch = a_batch(counts, number)
-        loss, items = graph.loss(mine, graph.ready(batch))
+        read = {**batch, "img": (batch["img"] * 255).to(torch.uint8)}
+        batch = normalised(read)
+        moved = graph.moved(read, normalised)
+        assert torch.equal(moved["img"], batch["img"])
+        loss, items = graph.loss(mine, moved)
+        if len(counts) == IMAGES:
+            places.add(moved["img"].data_ptr())
         replayed.append("_Replay" in str(loss.grad_fn))
-        assert TARGETS not in batch
+        assert TARGETS not in read
         wanted, wanted_items = twin(batch)
         assert list(items) == list(wanted_items)
         torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
@@ -172,6 +183,7 @@ def test_batches_train_the_same_with_the_loss_in_the_graph(
             for each in (mine, twin):
                 each.criterion.update()
     assert replayed == [len(counts) == IMAGES for counts in batches]
+    assert len(places) == 2, "of each graph one"
     for (name, one), other in zip(mine.named_parameters(), twin.parameters(), strict=True):
         if other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -2,8 +2,9 @@
 
 Ultralytics looks up which pairs of a true box and an anchor are candidates, and which anchors have a box in
 the end, and computes for those alone. The host has to wait for the card to learn how many they are, so no
-CUDA graph can hold it. Here each pair and each anchor is computed, and what is none counts nothing. The
-numbers of those that count come about as there; only the sums of the losses that are shown add more zeros.
+CUDA graph can hold it. Here each pair is computed, and as many anchors as could have a box, and what is none
+counts nothing. The numbers of those that count come about as there; only the sums of the losses that are
+shown add more zeros.
 """
 
 from __future__ import annotations
@@ -143,10 +144,12 @@ class _Part:
         classes = criterion.bce(scores, wanted.to(scores.dtype))
         if getattr(criterion, "class_weights", None) is not None:
             classes = classes * criterion.class_weights
-        weight = wanted.sum(-1, keepdim=True) * taken.unsqueeze(-1)
-        true = true / strides
-        overlap = _overlap_loss(found, true, taken, weight) / whole
-        shape = self._shape_loss(distances, anchors, true, weight, strides, size) / whole
+        at = _first(taken, self._assigner.topk * targets.shape[1])
+        weight = _rows(wanted, at).sum(-1, keepdim=True) * taken.gather(1, at).unsqueeze(-1)
+        anchors, strides = anchors[at], strides[at]
+        true = _rows(true, at) / strides
+        overlap = _overlap_loss(_rows(found, at), true, weight) / whole
+        shape = self._shape_loss(_rows(distances, at), anchors, true, weight, strides, size) / whole
         hyper = criterion.hyp
         loss = torch.stack(
             (
@@ -188,10 +191,25 @@ class _Part:
         return shared
 
 
-def _overlap_loss(found: Tensor, true: Tensor, taken: Tensor, weight: Tensor) -> Tensor:
+def _first(taken: Tensor, count: int) -> Tensor:
+    """Of each image the anchors that have a box, and others up to so many, which suffice: (images, count).
+
+    Each true box takes no more than the assigner's ``topk``.
+    """
+    return taken.to(torch.uint8).topk(min(count, taken.shape[1]), 1, sorted=False).indices
+
+
+def _rows(of: Tensor, at: Tensor) -> Tensor:
+    """Those of (images, anchors, numbers) at :func:`_first`."""
+    images, anchors, numbers = of.shape
+    first = torch.arange(images, device=at.device).unsqueeze(1) * anchors
+    return of.reshape(-1, numbers).index_select(0, (at + first).view(-1)).view(images, -1, numbers)
+
+
+def _overlap_loss(found: Tensor, true: Tensor, weight: Tensor) -> Tensor:
     """What the boxes that were assigned lack of covering their true ones (CIoU), times the weight, summed."""
     # Elsewhere a box is compared with itself: no gradient, and no number that is none.
-    found = torch.where(taken.unsqueeze(-1), found, true.to(found.dtype))
+    found = torch.where(weight > 0, found, true.to(found.dtype))
     lack: Tensor = ((1.0 - bbox_iou(found, true, xywh=False, CIoU=True)) * weight).sum()
     return lack
 

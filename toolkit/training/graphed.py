@@ -51,7 +51,7 @@ class GraphedDetector:
 
     Args:
         model: in training mode, on a card.
-        batch: on the card.
+        batch: on the card. It is where the graphs read from: each later batch overwrites it.
         whole: record the loss too; else Ultralytics computes it of the network's outputs.
 
     Attributes:
@@ -82,6 +82,11 @@ class GraphedDetector:
             lambda found: found[0].sum(),
             lambda images, targets, gains: loss(model(images), targets, gains),
         )
+
+    @property
+    def images(self) -> Tensor:
+        """Where the graphs read them: those of a batch that lie here are not copied."""
+        return self._graph.inputs[0]
 
     def accepts(self, batch: Mapping[str, Tensor]) -> bool:
         """Whether a batch on the card is like the one that was recorded with."""

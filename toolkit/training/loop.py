@@ -163,7 +163,7 @@ class LoopTrainer(GroupTrainer):
         """Gradients of a batch, added to those that wait for an update. Returns the batch on the device."""
         self._warm_up(self._batch_of_run())
         with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
-            batch = self.preprocess_batch(self.graph.ready(batch))
+            batch = self.graph.moved(batch, self.preprocess_batch)
             if self.args.compile:  # the loss apart compiles better
                 loss, self.loss_items = unwrap_model(self.model).loss(batch, self.model(batch["img"]))
             else:
@@ -231,7 +231,8 @@ class LoopTrainer(GroupTrainer):
             self._shown = now
             bar.set_description(self._describe(batch))
         if self.args.plots and self._batch_of_run() in self.plot_idx:
-            self.plot_training_samples(batch, self._batch_of_run())
+            # A thread draws them, and a graph's next batch lies where this one does.
+            self.plot_training_samples({**batch, "img": batch["img"].clone()}, self._batch_of_run())
 
     def _describe(self, batch: dict[str, Any]) -> str:
         where = (f"{self.epoch + 1}/{self.epochs}", f"{self._get_memory():.3g}G")

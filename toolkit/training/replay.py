@@ -15,6 +15,7 @@ from toolkit.training.memory import no_memory
 from toolkit.training.settling import Settled, settle_convolutions
 
 T = TypeVar("T")
+Move = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def alike(arguments: Any) -> bool:
@@ -47,12 +48,25 @@ class NetworkGraph:
         self._settled = settle_convolutions(model, images, half, graphs=may)
         self.wanted, self._images = self._settled.graphed, images[0]
 
-    def ready(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A copy of a batch on the host, whose boxes are laid out where a graph needs them.
+    def moved(self, batch: dict[str, Any], move: Move) -> dict[str, Any]:
+        """A copy of a batch on the device, whose images and boxes lie where a graph reads them.
 
-        Where it has too few places for them, another one is recorded.
+        Args:
+            batch: on the host; images are uint8, (N, C, H, W).
+            move: Ultralytics' ``preprocess_batch``, by which images become float32 in [0, 1].
         """
-        batch = dict(batch)  # it may be needed again as it was
+        batch = self._laid_out(dict(batch))  # it may be needed again as it was
+        images = batch["img"]
+        if self._graph is None or images.shape != self._graph.images.shape:
+            return move(batch)
+        # That divides into another tensor: two of float32, which a card keeps for good, beside the graph's.
+        there = images.to(self._graph.images.device, non_blocking=True)
+        batch = move({**batch, "img": images[:0]})
+        batch["img"] = self._graph.images.copy_(there).div_(255)
+        return batch
+
+    def _laid_out(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Lay out the boxes for a graph. Where it has too few places for them, another one is recorded."""
         if len(batch["img"]) < self._images:
             return batch  # the last of an epoch: few are like it
         if self.wanted or (self._graph is not None and self._graph.whole):
@@ -67,7 +81,7 @@ class NetworkGraph:
 
         Args:
             model: an Ultralytics detector in training mode; where a graph is wanted, without DDP around it.
-            batch: of :meth:`ready`, now on the device.
+            batch: of :meth:`moved`.
         """
         if self.wanted and len(batch["img"]) >= self._images:
             self.wanted = False
