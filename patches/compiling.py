@@ -12,11 +12,12 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -100,11 +101,11 @@ class Deviceless:
         return GPUTarget(self._target.backend, self._target.architecture, self._target.warp)
 
 
-_jobs: Sequence[Callable[[], object]] = ()
-"""What the processes of a pool inherit: a kernel cannot be sent."""
-
 _claims: Any = bytearray(256)
-"""Shared by the processes of a pool: what one of them has begun to build for all."""
+"""Shared by the processes that compile together: what one of them has begun to build for all."""
+
+_INDEX = struct.Struct("H")
+"""A job as it goes through a pipe; so few bytes are written and read whole."""
 
 
 def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
@@ -118,37 +119,83 @@ def compile_all(jobs: Sequence[Callable[[], object]], target: Target) -> None:
 
 @contextmanager
 def beside(jobs: Sequence[Callable[[], object]], target: Target) -> Iterator[Callable[[int], None]]:
-    """Run such jobs, in their order, while this process goes on: inside, it may open the device.
+    """Run such jobs, begun in their order, while this process goes on: inside, it may open the device.
 
-    Every process is forked before the first line inside runs. What nobody waited for is dropped at the end.
+    This process forks once, before the first line inside runs, and its fork forks the others: each begins as
+    soon as it is there, and nobody here waits for the last. What nobody waited for is dropped at the end.
 
     Yields:
-        What waits until as many jobs are done, counted from the first.
+        What waits until as many jobs are done, counted from the first; for all, where one killed its process.
     """
-    global _jobs, _claims
     trim_kernels()
-    context = multiprocessing.get_context("fork")
-    _jobs, _claims = jobs, context.RawArray("B", len(_claims))
-    pool = ProcessPoolExecutor(
-        min(len(jobs), os.cpu_count() or 1) or 1,
-        mp_context=context,
-        initializer=without_device,
-        initargs=(target,),
-    )
-    pending: list[Future[None]] = []
+    with ExitStack() as stack:
+        yield _begin(jobs, target, stack).wait if jobs else lambda count: None
 
-    def wait(count: int) -> None:
-        with suppress(BrokenProcessPool):
-            for each in pending[:count]:
-                each.result()
 
-    try:
-        with suppress(BrokenProcessPool):
-            pending += [pool.submit(_compile, index) for index in range(len(jobs))]
-        yield wait
-    finally:
-        pool.shutdown(cancel_futures=True)
-        _jobs = ()
+class _Compilers:
+    """What the process that wants kernels has of those that compile them.
+
+    Args:
+        done: pipe that each job comes out of when it is done, and that ends with the last process.
+    """
+
+    def __init__(self, done: int) -> None:
+        self._done, self._seen = done, set[int]()
+
+    def wait(self, count: int) -> None:
+        """Wait for the first jobs."""
+        while not self._seen.issuperset(range(count)):
+            read = os.read(self._done, 4096)
+            if not read:
+                return
+            self._seen.update(index for (index,) in _INDEX.iter_unpack(read))
+
+
+def _begin(jobs: Sequence[Callable[[], object]], target: Target, stack: ExitStack) -> _Compilers:
+    global _claims
+    shared = multiprocessing.get_context("fork").RawArray
+    _claims, dropped = shared("B", len(_claims)), shared("B", 1)
+    due, to_do = os.pipe()
+    done, finished = os.pipe()
+
+    def compile_what_is_due() -> None:
+        without_device(target)
+        while (read := os.read(due, _INDEX.size)) and not dropped[0]:
+            (index,) = _INDEX.unpack(read)
+            with suppress(Exception):
+                _build_launcher(jobs[index]())
+            os.write(finished, read)
+
+    def fork_compilers() -> None:
+        os.close(to_do)
+        os.close(done)
+        count = min(len(jobs), os.cpu_count() or 1)
+        for process in [_fork(compile_what_is_due) for _ in range(count)]:
+            os.waitpid(process, 0)
+
+    def end() -> None:
+        dropped[0] = 1
+        os.waitpid(first, 0)
+        os.close(done)
+
+    first = _fork(fork_compilers)
+    stack.callback(end)
+    os.close(due)
+    os.close(finished)
+    with suppress(BrokenPipeError):
+        os.write(to_do, b"".join(map(_INDEX.pack, range(len(jobs)))))
+    os.close(to_do)
+    return _Compilers(done)
+
+
+def _fork(call: Callable[[], None]) -> int:
+    """A process that makes a call and ends; its number."""
+    process = os.fork()
+    if not process:
+        with suppress(BaseException):
+            call()
+        os._exit(0)
+    return process
 
 
 def die_of_aborts() -> None:
@@ -166,11 +213,6 @@ def without_device(target: Target) -> None:
     from triton.runtime import driver
 
     driver.set_active(Deviceless(target))
-
-
-def _compile(index: int) -> None:
-    with suppress(Exception):
-        _build_launcher(_jobs[index]())
 
 
 _DRIVERS = {"cuda": ("nvidia", "CudaUtils", "CudaLauncher"), "hip": ("amd", "HIPUtils", "HIPLauncher")}

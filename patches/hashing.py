@@ -47,4 +47,6 @@ def _hash() -> None:
             known = getattr(importlib.import_module(module), "triton_key", None)
             if known is not None:
                 known()
-                return
+                break
+    with suppress(ImportError):
+        importlib.import_module("triton.compiler.code_generator")  # each fork would, for its first kernel

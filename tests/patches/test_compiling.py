@@ -107,6 +107,43 @@ def test_a_problem_is_tested_when_its_kernels_are_there_and_the_device_is_opened
     assert done.stdout.splitlines() == ["try: compiling", "wrong", "2 True True False"], done.stderr[-2000:]
 
 
+WITHOUT_SYMPY = """
+import sys, torch
+from patches.convolution.selftest import problems_of
+from patches.convolution.triton_kernels.ahead import jobs
+from patches.normalization import selftest as norms
+problems = [each for each in problems_of("cuda", torch.float32) if not each.transposed]
+assert jobs(problems[:8], 132) and norms.jobs(norms.problems(torch.float32), 132)
+assert "sympy" not in sys.modules
+"""
+
+
+def test_nothing_that_is_compiled_asks_for_sympy_which_takes_a_second_to_import() -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", WITHOUT_SYMPY], env=environment, check=True, timeout=300)
+
+
+DEATH = """
+import os, sys
+from pathlib import Path
+from patches import compiling
+def die():
+    os.kill(os.getpid(), 9)
+os.cpu_count = lambda: 2
+jobs = [die, *[Path(sys.argv[1], str(number)).touch for number in range(3)]]
+with compiling.beside(jobs, compiling.Target("cuda", 90, 32, 132)) as wait:
+    wait(len(jobs))
+"""
+
+
+def test_a_job_that_kills_its_process_takes_no_other_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", DEATH, str(tmp_path)], env=environment, check=True, timeout=300)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
 def test_what_a_device_is_is_handed_down_by_who_has_opened_it(monkeypatch: pytest.MonkeyPatch) -> None:
     known = compiling.Target("cuda", 90, 32, 132)
     monkeypatch.setattr(compiling, "_ask", lambda device: known)

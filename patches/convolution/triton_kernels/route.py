@@ -439,7 +439,8 @@ def _reduction(
     from .weight import reduce_partials
 
     pairs = math.prod(weight.shape[1:])
-    like = torch.empty_like(weight, device="meta")
+    # Compiled ahead it is dense, and asked for another like it PyTorch imports SymPy: a second or more.
+    like = weight if weight.is_meta else torch.empty_like(weight, device="meta")
     block = 32
     return builder.launch(
         reduce_partials,
