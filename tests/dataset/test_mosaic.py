@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from ultralytics.data.augment import Compose, v8_transforms
 
 from toolkit.dataset.index import DatasetIndex
 from toolkit.dataset.mosaic import PADDING, FusedMosaic, Tile, _span, render
-from toolkit.dataset.planes import new_canvas
+from toolkit.dataset.planes import Layers, channels_of, new_canvas
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
 from toolkit.dataset.views import Views
 
@@ -182,6 +183,11 @@ def test_brightness_and_mirroring_while_rendering_change_no_bit(
         return canvas
 
     np.testing.assert_array_equal(render(tiles, matrix, size, poisoned, factor, mirrored), expected)
+    apart = [replace(tile, frame=Layers([*map(np.copy, channels_of(tile.frame))])) for tile in tiles]
+    for tile in apart:
+        for plane in channels_of(tile.frame):
+            plane.flags.writeable = False
+    np.testing.assert_array_equal(render(apart, matrix, size, poisoned, factor, mirrored), expected)
 
 
 @pytest.mark.parametrize("views", ["now", "now,before,background"])

@@ -11,7 +11,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils.instance import Instances
 
 from toolkit.dataset.grey import GreyLetterBox
-from toolkit.dataset.planes import channels_of, new_canvas
+from toolkit.dataset.planes import Layers, channels_of, new_canvas
 
 sides = st.integers(1, 90)
 
@@ -54,3 +54,17 @@ def test_a_letterbox_is_ultralytics_bit_for_bit(
         np.testing.assert_array_equal(ours["instances"].bboxes, theirs["instances"].bboxes)
         assert ours["resized_shape"] == theirs["resized_shape"]
         assert ours["ratio_pad"] == theirs["ratio_pad"]
+
+
+def test_layers_are_their_channels_and_a_copy_of_them_is_an_array_that_may_be_written() -> None:
+    planes = list(np.random.default_rng(0).integers(0, 256, (3, 5, 7), np.uint8))
+    before = [plane.copy() for plane in planes]
+    layers = Layers(planes)
+    assert layers.shape == (5, 7, 3)
+    assert all(one is other for one, other in zip(channels_of(layers), planes, strict=True))
+    copied = layers.copy()
+    for channel, plane in zip(channels_of(copied), planes, strict=True):
+        assert channel.flags.c_contiguous
+        np.testing.assert_array_equal(channel, plane)
+    copied[...] = 0
+    np.testing.assert_array_equal(planes, before)

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ultralytics.cfg import get_cfg
 
-from toolkit.dataset import shared
+from toolkit.dataset import at_hand, shared
 from toolkit.dataset.index import DatasetIndex, load
+from toolkit.dataset.planes import channels_of
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.shared import SharedFrames, Store, store_for
 from toolkit.dataset.ultralytics import LTDv2Dataset, build_dataset, data_dictionary
@@ -79,6 +80,34 @@ def test_samples_are_those_of_decoded_frames_bit_for_bit(
             one, other = kept[i], decoded[i]
             torch.testing.assert_close(one["img"], other["img"], rtol=0, atol=0)
             torch.testing.assert_close(one["bboxes"], other["bboxes"], rtol=0, atol=0)
+
+
+def test_a_mosaic_samples_kept_frames_where_they_lie_and_decoded_ones_where_earlier_ones_lay(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_hand, "NEIGHBOURS", 2)
+    kept, decoded = make(index, "now,background"), decoding(monkeypatch, index, "now,background")
+    order = [(epoch * kept.order.span + kept.order.samples(epoch)).tolist() for epoch in range(3)]
+    for i in order[0]:
+        _ = kept[i]
+    assert not kept.at_hand.spare
+    frames_of, memory = [], []
+    for dataset in (kept, decoded):
+        places: set[int] = set()
+        for i in order[1] + order[2]:
+            _ = dataset[i]
+            for row, (layers, _, _) in dataset.at_hand.recent.items():
+                frame, background = channels_of(layers)
+                assert not background.flags.writeable
+                assert frame.flags.writeable == (dataset is decoded)
+                if dataset is kept:
+                    assert np.shares_memory(frame, kept.pixels.store.get(int(kept.images.rows[row])))
+                places.add(frame.ctypes.data)
+        frames_of.append(len(dataset.images.rows))
+        memory.append(len(places))
+    assert memory[0] == frames_of[0]
+    assert memory[1] <= at_hand.LANES * 3 + 3
+    assert memory[1] < frames_of[1]
 
 
 def test_workers_share_what_any_of_them_decoded(index: DatasetIndex) -> None:

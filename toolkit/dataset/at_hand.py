@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.dataset.order import EpochOrder
+from toolkit.dataset.planes import Grey, Layers, channels_of
 
 Array = npt.NDArray[Any]
 
-Loaded = tuple[Array, tuple[int, int], tuple[int, int]]
+Loaded = tuple[Grey | Layers, tuple[int, int], tuple[int, int]]
 """A frame, its size as recorded, and as enlarged to the longer side that is asked for."""
 
 LANES = 8
@@ -29,7 +30,7 @@ class AtHand:
         order: the samples of each epoch.
         images: their number without repetitions.
         batch: images a batch.
-        recycles: keep the memory of dropped frames for new ones, which are of one size then.
+        recycles: keep the memory of dropped frames for new ones, which are in layers of one size then.
 
     Attributes:
         recent: image -> frame, of the lane whose turn it is.
@@ -39,7 +40,7 @@ class AtHand:
         self._epochs, self.images, self.batch, self.recycles = order, images, batch, recycles
         self.recent: dict[int, Loaded] = {}
         self.lanes: dict[int, dict[int, Loaded]] = {}
-        self.spare: list[Array] = []
+        self.spare: list[Grey] = []
         self._order: tuple[int, Array, Array] | None = None
 
     def emptied(self) -> AtHand:
@@ -52,7 +53,8 @@ class AtHand:
         wanted, held = {drawn % self.images, *before}, self.lanes.get(lane, {})
         self.recent = {image: loaded for image, loaded in held.items() if image in wanted}
         if self.recycles:
-            self.spare += [loaded[0] for image, loaded in held.items() if image not in wanted]
+            dropped = (loaded[0] for image, loaded in held.items() if image not in wanted)
+            self.spare += [plane for each in dropped for plane in channels_of(each) if plane.flags.writeable]
         self.lanes[lane] = self.recent
         return before
 
@@ -73,13 +75,16 @@ class AtHand:
         before = (turns * LANES + lane) * self.batch + columns
         return lane, (order[before % size] % self.images).tolist()
 
-    def memory(self, shape: tuple[int, int, int]) -> Array:
-        """The memory that an earlier frame had, (height, width, channels), each channel in one piece.
+    def kept(self, plane: Grey) -> Grey:
+        """A channel in memory that stays: its own where it cannot be written, as in a store or a cache.
 
-        It is taken in blocks: a heap in which frames outlive the arrays made between them grows without need.
+        What was decoded for this sample is copied into the memory that an earlier frame had. That is taken in
+        blocks: a heap in which frames outlive the arrays made between them grows without need.
         """
-        if not self.spare or self.spare[-1].shape != shape:
-            height, width, count = shape
-            memory = np.empty((NEIGHBOURS + 1, count, height, width), np.uint8)
-            self.spare = [planes.transpose(1, 2, 0) for planes in memory]
-        return self.spare.pop()
+        if not plane.flags.writeable:
+            return plane
+        if not self.spare or self.spare[-1].shape != plane.shape:
+            self.spare = list(np.empty((NEIGHBOURS + 1, *plane.shape), np.uint8))
+        memory = self.spare.pop()
+        memory[...] = plane
+        return memory

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from toolkit.dataset.frames import FrameError
 from toolkit.dataset.frequency import Paste
 from toolkit.dataset.index import Split
+from toolkit.dataset.planes import Grey, Layers
 
 HOURS = 2
 """Between the frame that an object is from and the one that it is put into, at most, whatever the day."""
@@ -28,7 +29,6 @@ MARGIN = 4
 HIDDEN = 0.1
 """Part of an object that a patch may cover; where it would cover more, nothing is pasted."""
 
-Grey = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float64]
 
 
@@ -91,13 +91,13 @@ class Donors:
     def add_to(
         self,
         label: dict[str, Any],
-        image: Grey,
+        image: Grey | Layers,
         row: int,
         size: tuple[int, int],
         load: Callable[[int], Grey],
         classes: Sequence[int] | None = None,
         single_cls: bool = False,
-    ) -> Grey:
+    ) -> Grey | Layers:
         """:meth:`into`, with the objects added to the image's label as Ultralytics keeps it.
 
         Args:
@@ -118,8 +118,8 @@ class Donors:
         return image
 
     def into(
-        self, image: Grey, row: int, size: tuple[int, int], load: Callable[[int], Grey]
-    ) -> tuple[Grey, Boxes, npt.NDArray[np.int64]]:
+        self, image: Grey | Layers, row: int, size: tuple[int, int], load: Callable[[int], Grey]
+    ) -> tuple[Grey | Layers, Boxes, npt.NDArray[np.int64]]:
         """An image with objects pasted.
 
         Args:
@@ -133,7 +133,7 @@ class Donors:
         """
         own, _ = self.boxes(row)
         boxes, labels = np.empty((0, 4)), np.empty(0, np.int64)
-        pasted = image
+        pasted: Grey | None = None
         for donor, place in self.draw(row):
             others, kinds = self.boxes(donor)
             together = _overlap(others, others[place]) > 0
@@ -146,11 +146,11 @@ class Donors:
                 continue
             if source.shape[:2] != size or source.shape[2] != image.shape[2]:
                 continue
-            if pasted is image:
+            if pasted is None:
                 pasted = image.copy()
             _blend(source, pasted, patch, others[together])
             boxes, labels = np.vstack([boxes, others[together]]), np.append(labels, kinds[together])
-        return pasted, boxes, labels
+        return (image if pasted is None else pasted), boxes, labels
 
 
 def _overlap(boxes: Boxes, box: Boxes) -> npt.NDArray[np.float64]:

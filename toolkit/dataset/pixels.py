@@ -13,7 +13,7 @@ from toolkit.dataset.frames import FrameError, Frames
 from toolkit.dataset.index import Split
 from toolkit.dataset.joined import JoinedSplit
 from toolkit.dataset.mosaic import PADDING
-from toolkit.dataset.planes import Grey, channels_of, new_canvas
+from toolkit.dataset.planes import Grey, Layers, channels_of, new_canvas
 from toolkit.dataset.recent import RecentFrames
 from toolkit.dataset.shared import SharedFrames, Store, store_for
 from toolkit.dataset.views import Sources, Views
@@ -78,17 +78,19 @@ class Pixels:
         self.frames = self._open()
 
     def read(
-        self, row: int, size: Size, memory: Callable[[tuple[int, int, int]], Grey] | None = None
-    ) -> tuple[Grey, int]:
+        self, row: int, size: Size, kept: Callable[[Grey], Grey] | None = None
+    ) -> tuple[Grey | Layers, int]:
         """The channels of an image as recorded.
 
         Args:
             row: of the image in the split.
             size: that its annotations say.
-            memory: gives the memory for a shape; new memory by default.
+            kept: gives a channel's pixels in memory that stays; by default all channels are copied into one
+                array, which may be written.
 
         Returns:
-            (height, width, channels) uint8, and how many channels the frame itself stands in for.
+            (height, width, channels) uint8, in layers if they are ``kept``, and how many channels the frame
+            itself stands in for.
 
         Raises:
             FrameError: the frame does not decode or has another size.
@@ -97,8 +99,10 @@ class Pixels:
         if grey.shape != size:
             found, expected = ("{1} x {0}".format(*shape) for shape in (grey.shape, size))
             raise FrameError(self.frames.name(row), "has another size", found, f"{expected} pixels")
-        out = memory((*size, self.views.channels)) if memory is not None else None
-        return self.sources.stack(self.frames, row, grey, out=out)
+        if kept is None:
+            return self.sources.stack(self.frames, row, grey)
+        planes, stood_in = self.sources.planes(self.frames, row, grey)
+        return Layers([kept(plane) for plane in planes]), stood_in
 
     def recorded(self, row: int) -> Grey:
         """The channels of an image, whatever its size. Raises FrameError: its frame does not decode."""

@@ -94,7 +94,7 @@ def store_for(rows: int, touched: int, sizes: npt.NDArray[Any]) -> Store | None:
 
 
 class SharedFrames(FramesOf):
-    """Frames that are decoded when they are first asked for. Their pixels cannot be written afterwards.
+    """Frames that are decoded when they are first asked for. What the store has cannot be written.
 
     What does not decode is tried again whenever it is asked for.
 
@@ -108,8 +108,11 @@ class SharedFrames(FramesOf):
         self.store = store
 
     def grey(self, row: int) -> Grey:
-        pixels = self.store.get(row)
-        if pixels is None:
+        stored = self.store.get(row)
+        if stored is None:
             pixels = self.source.grey(row)
             self.store.put(row, pixels)
-        return pixels
+            stored = self.store.get(row)
+            if stored is None:
+                return pixels
+        return stored

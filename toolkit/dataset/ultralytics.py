@@ -34,7 +34,7 @@ from toolkit.dataset.joined import open_split
 from toolkit.dataset.mosaic import fuse
 from toolkit.dataset.paste import Donors
 from toolkit.dataset.pixels import Pixels
-from toolkit.dataset.planes import Grey
+from toolkit.dataset.planes import Grey, Layers
 from toolkit.dataset.skips import Skips
 from toolkit.dataset.views import PLAIN, Views
 from toolkit.errors import ToolkitError
@@ -316,9 +316,9 @@ class LTDv2Dataset(YOLODataset):
         if (held := self.at_hand.recent.get(i)) is not None:
             return held
         size = self.images.size(i)
-        memory = self.at_hand.memory if self.fused else None
-        image, self._stood_in = self.pixels.read(int(self.images.rows[i]), size, memory)
-        if not self.fused:
+        kept = self.at_hand.kept if self.fused else None
+        image, self._stood_in = self.pixels.read(int(self.images.rows[i]), size, kept)
+        if not isinstance(image, Layers):
             image = self.pixels.enlarged(image)
         loaded = image, size, self.pixels.enlarged_size(size)
         if self.augment:

@@ -131,21 +131,18 @@ class Sources:
         """Frames without a neighbour, by the word for it."""
         return {word: int((rows < 0).sum()) for word, rows in self.rows.items()}
 
-    def stack(self, frames: Frames, row: int, now: Grey, out: Grey | None = None) -> tuple[Grey, int]:
-        """The channels of an image.
+    def planes(self, frames: Frames, row: int, now: Grey) -> tuple[list[Grey], int]:
+        """The channels of an image, where they lie: those of a store, a cache or a file cannot be written.
 
         Args:
             frames: of the whole.
             row: of the image.
             now: its frame, (height, width).
-            out: where the channels are to be; new memory by default.
 
         Returns:
-            (height, width, channels) uint8, each channel in one piece of memory, and the number of channels
-            that the frame itself stands in for.
+            (height, width) uint8 of each channel, and the number of channels that the frame itself stands in
+            for.
         """
-        if self.views.is_plain and out is None:
-            return (now if now.flags.writeable else now.copy())[..., None], 0
         channels, stood_in = [], 0
         for word in self.views.words:
             other = now
@@ -158,8 +155,14 @@ class Sources:
                 else:
                     other = found
             channels.append(other)
-        planes = np.stack(channels, out=None if out is None else out.transpose(2, 0, 1))
-        return planes.transpose(1, 2, 0), stood_in
+        return channels, stood_in
+
+    def stack(self, frames: Frames, row: int, now: Grey) -> tuple[Grey, int]:
+        """:meth:`planes` as one array, (height, width, channels), which may be written."""
+        if self.views.is_plain:
+            return (now if now.flags.writeable else now.copy())[..., None], 0
+        channels, stood_in = self.planes(frames, row, now)
+        return np.stack(channels).transpose(1, 2, 0), stood_in
 
     def _background(self, row: int) -> Grey:
         if not self._pictures:
