@@ -29,23 +29,18 @@ WORKER_RETRIES = 3
 """Times that loader workers may die over one batch before the batch is left to the supervisor."""
 
 
-def derived_seed(*key: int) -> int:
-    """A 32-bit seed that depends on all of ``key`` (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
 SEEDS = 64
-"""Batches whose seeds are derived together: between two training steps the first takes ten times as long."""
+"""Batches whose seeds are derived together: it takes as long as to derive one."""
 
 
 def batch_seed(seed: int, epoch: int, batch: int) -> int:
-    """``derived_seed(seed, epoch, batch)``."""
+    """A 32-bit seed that depends on all three (numpy's SeedSequence)."""
     return _seeds(seed, epoch, batch // SEEDS)[batch % SEEDS]
 
 
 @lru_cache(maxsize=1)
 def _seeds(seed: int, epoch: int, block: int) -> tuple[int, ...]:
-    return tuple(derived_seed(seed, epoch, batch) for batch in range(block * SEEDS, (block + 1) * SEEDS))
+    return tuple(np.random.SeedSequence((seed, epoch, block)).generate_state(SEEDS).tolist())
 
 
 def seed_everything(seed: int) -> None:
@@ -58,8 +53,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - Ultralytics' transforms draw from the global generator
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
+    for generator in torch.cuda.default_generators:  # none before the first use of a card
+        generator.manual_seed(seed)
 
 
 class EpochSampler(Sampler[int]):
