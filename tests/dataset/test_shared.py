@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,19 @@ def test_frames_stay_only_where_all_ranks_have_the_room_and_sizes_are_one(
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     sizes["height"][4] = 41
     assert store_for(10, 1, sizes) is None
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_FSIZE], ids=["ulimit -v", "ulimit -f"])
+def test_frames_do_not_stay_where_the_process_may_not_have_so_much(limit: int) -> None:
+    sizes = np.zeros(2**20, [("height", "<u2"), ("width", "<u2")])
+    sizes["height"] = sizes["width"] = 2**10
+    assert store_for(len(sizes), 1, sizes) is not None
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (2**40, before[1]))  # of 2**40 pixels and as many marks as frames
+    try:
+        assert store_for(len(sizes), 1, sizes) is None
+    finally:
+        resource.setrlimit(limit, before)
 
 
 def test_validation_keeps_none_and_says_so(index: DatasetIndex) -> None:

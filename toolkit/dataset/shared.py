@@ -79,6 +79,8 @@ def _handed_over(frames: int, size: tuple[int, int], handle: Any) -> Store:
 def store_for(rows: int, touched: int, sizes: npt.NDArray[Any]) -> Store | None:
     """Memory for the frames of a training; None where they do not fit, or are not of one size.
 
+    Limits of the process (``ulimit -v``, ``ulimit -f``) may forbid what the machine has room for.
+
     Args:
         rows: of the split.
         touched: frames that will be asked for, at most.
@@ -90,7 +92,12 @@ def store_for(rows: int, touched: int, sizes: npt.NDArray[Any]) -> Store | None:
     size = int(different["height"][0]), int(different["width"][0])
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     _, free = memory()
-    return Store(rows, size) if ranks * touched * math.prod(size) <= SHARE * free else None
+    if ranks * touched * math.prod(size) > SHARE * free:
+        return None
+    try:
+        return Store(rows, size)
+    except OSError:
+        return None
 
 
 class SharedFrames(FramesOf):
