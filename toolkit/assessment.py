@@ -236,6 +236,8 @@ def _predicted(
 def named(place: Workspace, name: str, split: SplitName) -> Path:
     """Weights (``.pt``), or a file of predictions: by its name, or of a run what its best weights found.
 
+    Of a run without predictions of the split its best weights, which are still to find them.
+
     Raises:
         ToolkitError: see :meth:`Workspace.weights` and :meth:`Workspace.predictions`.
     """
@@ -243,6 +245,8 @@ def named(place: Workspace, name: str, split: SplitName) -> Path:
         return place.weights(name)
     origins = cache(provenance.origin_of)
     path = place.predictions(name, split, lambda file: _by_best(place, file, origins(file)))
+    if path.suffix == ".pt":
+        return path
     if path != Path(name):
         made_by = provenance.weights_of(path, origins(path), "")
         console.note(f"{name} is {path}" + (f", which {made_by} found" if made_by else ""))

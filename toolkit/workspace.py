@@ -251,10 +251,10 @@ class Workspace:
 
     def predictions(self, name: str, split: str, rank: Callable[[Path], int] = lambda _: 0) -> Path:
         """A predictions file: ``name`` itself, or of this split in the run of that name or folder the newest
-        of the highest ``rank``.
+        of the highest ``rank``. Of a run that has none, its best weights, which can make them.
 
         Raises:
-            ToolkitError: there is no such file or run, or the run has no predictions of the split.
+            ToolkitError: there is no such file or run, or the run has neither.
         """
         path = Path(name)
         if path.is_file():
@@ -267,13 +267,12 @@ class Workspace:
             kinds.append(run / f"{EVALUATION}-{split}" / "predictions.json")
         found = [kind for kind in kinds if kind.is_file()]
         if not found:
-            best = run / "weights" / BEST
+            if (best := run / "weights" / BEST).is_file():
+                return best
             raise ToolkitError(
                 f"no predictions in {run}" if run.is_dir() else f"no file or run {name}",
-                found="" if run.is_dir() else self._known_runs(),
-                expected=f"predictions of the split {split}"
-                + ("" if run.is_dir() else ", or a run that has them"),
-                fix=f"make some: toolkit predict {best} --split {split}" if best.is_file() else "",
+                found=f"no {BEST} either, which could make them" if run.is_dir() else self._known_runs(),
+                expected=f"predictions of the split {split}, or a run that has them",
             )
         return max(found, key=lambda path: (rank(path), path.stat().st_mtime_ns))
 

@@ -93,6 +93,19 @@ def test_strict_refuses_and_writes_nothing(sample: Path, toolkit: Command) -> No
     assert not list(sample.glob("*evaluation"))
 
 
+@pytest.mark.parametrize(
+    "flags", [["--tta"], ["--conf", "0.001"], ["--no-patches"], ["--imgsz", "640"], ["--max-det", "50"]]
+)
+def test_flags_for_weights_are_refused_with_predictions(
+    sample: Path, toolkit: Command, flags: list[str]
+) -> None:
+    predictions = sample / "runs/first/predictions-val.json"
+    result = toolkit("evaluate", predictions, *flags)
+    line = f"{flags[0]} is for weights: {predictions} is predicted already"
+    assert (result.status, line in result.err.replace("\n", " ")) == (2, True), result.err
+    assert not list(sample.rglob("scores.json"))
+
+
 def test_swapped_files_are_recognised(sample: Path, toolkit: Command) -> None:
     swapped = toolkit("evaluate", "data/sample/Valid.json", "--truth", "runs/first/predictions-val.json")
     assert swapped.status == 1
@@ -374,10 +387,36 @@ def test_compare_names_a_run_without_predictions(sample: Path, toolkit: Command)
     assert result.status == 1
     assert "no file or run second" in result.err
     assert "runs first" in result.err
-    assert "make some" not in result.err  # of weights that are not there
     (sample / "runs/first/predictions-val.json").unlink()
-    write(sample / "runs/first/weights/best.pt", {})
-    assert "make some: toolkit predict" in toolkit("compare", "first", "first").err
+    result = toolkit("compare", "first", "first")
+    assert (result.status, "no predictions in" in result.err, "no best.pt either" in result.err) == (
+        1,
+        True,
+        True,
+    )
+
+
+def test_compare_has_the_best_weights_of_a_run_without_predictions_make_them(
+    sample: Path, toolkit: Command, worse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*_: object) -> Detections:
+        asked.append(1)
+        return Detections.read(worse)
+
+    asked: list[int] = []
+    monkeypatch.setattr(Detector, "read", lambda path, classes: object())
+    monkeypatch.setattr(assessment, "opened", lambda wanted: None)
+    monkeypatch.setattr(prediction, "predict", predict)
+    second = shutil.copytree(sample / "runs/first", sample / "runs/second")
+    (second / "predictions-val.json").unlink()
+    write(second / "weights/best.pt", {})
+    for _ in range(2):
+        result = toolkit("compare", "first", "second", "--json")
+        assert result.status == 0, result.err
+        assert asked == [1], "once"
+    assert "predicting split val" not in result.err
+    assert json.loads(result.out)["differences"]["global_map_50"]["a"] == 1.0
+    assert provenance.origin_of(second / "evaluation/predictions.json") is not None
 
 
 def read_zip(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def compare(
         str,
         typer.Argument(
             metavar="A",
-            help="A run's folder or name, predictions, or weights, which predict first.",
+            help="A run's folder or name, predictions, or weights; what has not predicted yet does so first.",
             autocompletion=completion.compared,
         ),
     ],

@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.cli import completion
-from toolkit.cli.options import Agnostic, Conf, EngineChoice, Iou, MaxDet, Scored, number, refuse_flags
+from toolkit.cli.options import (
+    Agnostic,
+    Conf,
+    EngineChoice,
+    Iou,
+    MaxDet,
+    Scored,
+    given,
+    number,
+    refuse_flags,
+)
 
 if TYPE_CHECKING:
     from toolkit.assessment import Assessment, Task
 
+PREDICTING = ("imgsz", "batch", "device", "conf", "iou", "max_det", "agnostic", "tta", "no_patches")
+"""Parameters that say how weights predict."""
+
 
 # Long: the flags of a verb.
 def evaluate(
+    context: typer.Context,
     target: Annotated[
         str,
         typer.Argument(
@@ -79,6 +93,8 @@ def evaluate(
         refuse_flags(writing, "scores, which a sweep does not write")
         names = sweeping.parse(sweep)
     task = assessment.task(workspace.current(), target, split, truth, data, out)
+    if sweep is None and task.detector is None:
+        refuse_flags(given(context, PREDICTING), f"weights: {target} is predicted already")
     options = {
         "imgsz": imgsz,
         "batch": batch,

@@ -111,6 +111,13 @@ EngineChoice = Annotated[
 """Evaluators of the COCO protocol."""
 
 
+def given(context: typer.Context, names: Iterable[str]) -> dict[str, bool]:
+    """The flags of these parameters of the verb that runs, and whether each stood on the command line."""
+    flags = {each.name: each.opts[-1] for each in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {flags[name]: getattr(sources[name], "name", "") == "COMMANDLINE" for name in names}
+
+
 def refuse_flags(flags: Mapping[str, object], belongs: str) -> None:
     """Refuse flags that have no effect in this call.
 
