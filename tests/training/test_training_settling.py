@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 import patches
 from patches import dispatch
 from patches import settling as settling_ways
-from toolkit.training import graphed, replay, worker
+from toolkit.training import graphed, replay, settling, worker
 from toolkit.training.settling import Settled, settle_convolutions
 from toolkit.training.steps import DetectorStep
 
@@ -31,6 +32,26 @@ def test_a_step_runs_and_leaves_no_gradient() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     DetectorStep(model, (2, 1, 64), torch.autocast("cpu", enabled=False))()
     assert all(each.grad is None for each in model.parameters())
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "another"])
+def test_memory_that_a_step_to_judge_by_lacks_leaves_the_training_its_own_try(
+    monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """A smaller batch may do, and it is the loop that takes one."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError(f"{words} when calling it")
+
+    monkeypatch.setattr(settling, "DetectorStep", fails)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    model = nn.ParameterList([nn.Parameter(torch.zeros(1, device="meta"))])
+    if words == "another":
+        with pytest.raises(RuntimeError, match=words):
+            settle_convolutions(model, (2, 1, 64), torch.bfloat16)
+    else:
+        assert not settle_convolutions(model, (2, 1, 64), torch.bfloat16).graphed
 
 
 def test_a_new_card_is_tested_once_the_loaders_server_has_started_and_not_by_a_spare(

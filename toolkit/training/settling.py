@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import nn
 
 import patches
 from patches import dispatch
+from toolkit.training.memory import where_it_suffices
 from toolkit.training.steps import DetectorStep
 
 
@@ -51,7 +51,7 @@ def settle_convolutions(
     device = next(model.parameters()).device
     graphed, way, session = False, "", dispatch.current()
     if device.type != "cpu":
-        with suppress(torch.cuda.OutOfMemoryError), torch.random.fork_rng([device]):
+        with where_it_suffices(), torch.random.fork_rng([device]):
             autocast = torch.autocast(device.type, half, enabled=half is not None)
             step = DetectorStep(deepcopy(model).train(), images, autocast)
             patches.settle(step)
