@@ -184,26 +184,27 @@ def test_frames_stay_only_where_all_ranks_have_the_room_and_sizes_are_one(
     sizes = np.zeros(10, [("height", "<u2"), ("width", "<u2")])
     sizes["height"], sizes["width"] = 40, 50
     monkeypatch.setattr(shared, "memory", lambda: (10**9, int(2 * 7 * 2000 / shared.SHARE)))
-    assert store_for(10, 7, sizes) is not None
+    assert store_for(10, 7, sizes)[0] is not None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert store_for(10, 7, sizes) is not None
-    assert store_for(10, 8, sizes) is None
+    assert store_for(10, 7, sizes)[0] is not None
+    assert store_for(10, 8, sizes)[0] is None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert store_for(10, 7, sizes) is None
+    assert store_for(10, 7, sizes)[0] is None
+    assert store_for(10, 7, sizes, ranks=2)[0] is not None
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     sizes["height"][4] = 41
-    assert store_for(10, 1, sizes) is None
+    assert store_for(10, 1, sizes)[0] is None
 
 
 @pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_FSIZE], ids=["ulimit -v", "ulimit -f"])
 def test_frames_do_not_stay_where_the_process_may_not_have_so_much(limit: int) -> None:
     sizes = np.zeros(2**20, [("height", "<u2"), ("width", "<u2")])
     sizes["height"] = sizes["width"] = 2**10
-    assert store_for(len(sizes), 1, sizes) is not None
+    assert store_for(len(sizes), 1, sizes)[0] is not None
     before = resource.getrlimit(limit)
     resource.setrlimit(limit, (2**40, before[1]))  # of 2**40 pixels and as many marks as frames
     try:
-        assert store_for(len(sizes), 1, sizes) is None
+        assert store_for(len(sizes), 1, sizes)[0] is None
     finally:
         resource.setrlimit(limit, before)
 
@@ -213,6 +214,20 @@ def test_validation_keeps_none_and_says_so(index: DatasetIndex) -> None:
     assert dataset.pixels.store is None
     assert "memory" not in dataset.pixels.origin
     assert "fit into memory" in make(index).pixels.origin
+
+
+def test_what_does_not_fit_is_said_with_how_much_it_is(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = 288 * 384
+    monkeypatch.setattr(shared, "memory", lambda: (10**12, 3 * 10**9))
+    pixels = make(index).pixels
+    assert pixels.store is not None
+    assert f"once: {len(pixels.split) * frame / 1e9:.1f} GB fit into memory" in pixels.origin
+    monkeypatch.setattr(shared, "SHARE", 0.0)
+    refused = make(index).pixels
+    assert refused.store is None
+    assert "are more than the 0.0 that frames may take" in refused.origin
 
 
 def test_a_copy_that_no_process_is_started_with_is_empty_and_its_memory_goes(index: DatasetIndex) -> None:

@@ -13,6 +13,7 @@ from tiny_run import MODEL
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
 from toolkit.cli import main
+from toolkit.dataset import shared
 from toolkit.runs import heartbeat, reproduction
 from toolkit.runs.folder import RunFiles, Summary, write_json
 from toolkit.runs.heartbeat import Beat
@@ -118,6 +119,23 @@ def test_without_an_earlier_run_a_few_batches_are_tried_and_nothing_is_made(
         "GiB: RAM of",
     ):
         assert part in shown
+
+
+def test_the_memory_of_decoded_frames_is_said_for_all_ranks(
+    place: Workspace, tiny: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every image that the run shows in some epoch."""
+    monkeypatch.setattr(estimate, "_of_earlier_run", lambda *_: (estimate.Estimate(1.0, ""),) * 2)
+    monkeypatch.setattr(shared, "memory", lambda: (10**9, 4 * 10**7))
+    monkeypatch.setattr(TrainingPlan, "ranks", 2)
+    asked = structs.replace(tiny, every=2)
+    for share, words in (
+        (0.5, "each once: 0.0 GB in 2 ranks fit into memory"),
+        (0.2, "in 2 ranks are more than the 0.0 that frames may take"),
+    ):
+        monkeypatch.setattr(shared, "SHARE", share)
+        (line,) = (line for line in estimate.dry_run(place, asked).lines() if line.startswith("pixels"))
+        assert words in line, line
 
 
 def test_the_time_counts_batches_loading_and_validation(

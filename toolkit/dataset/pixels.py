@@ -32,16 +32,24 @@ class Pixels:
         augment: whether samples are augmented: they then come in any order, and the channels of an enlarged
             pixel lie together, where Ultralytics' steps are faster; else each channel is one piece of memory.
         images: that samples are made of; all by default.
+        ranks: see :func:`toolkit.dataset.shared.store_for`.
 
     Attributes:
         frames: of the split.
-        origin: in words, where the frames come from, archive or cache, and why.
+        origin: in words, where the frames come from, archive or cache, and why; in training also whether each
+            is decoded once.
         store: where decoded frames stay in training, if they fit into memory and come from no cache.
         sources: where the channels come from.
     """
 
     def __init__(
-        self, split: Split, views: Views, longer: int, augment: bool, images: int | None = None
+        self,
+        split: Split,
+        views: Views,
+        longer: int,
+        augment: bool,
+        images: int | None = None,
+        ranks: int | None = None,
     ) -> None:
         self.split, self.views, self.longer, self.augment = split, views, longer, augment
         self._parts = split.parts if isinstance(split, JoinedSplit) else [split]
@@ -49,17 +57,14 @@ class Pixels:
         self._cached = [cached for cached, _ in chosen]
         self.origin = "; ".join(dict.fromkeys(words for _, words in chosen))
         self.sources = Sources(views, self._parts, split)
-        self.store = self._new_store(len(split) if images is None else images)
-        if self.store is not None:
-            self.origin += "; each once: they fit into memory and stay"
+        self.store: Store | None = None
+        if augment and not all(self._cached):
+            touched = min(
+                len(split), (len(split) if images is None else images) * (1 + len(self.sources.rows))
+            )
+            self.store, words = store_for(len(split), touched, split.training.images, ranks)
+            self.origin += f"; each {words}"
         self.frames = self._open()
-
-    def _new_store(self, images: int) -> Store | None:
-        if not self.augment or all(self._cached):
-            return None
-        rows = len(self.split)
-        touched = min(rows, images * (1 + len(self.sources.rows)))
-        return store_for(rows, touched, self.split.training.images)
 
     def _open(self) -> Frames:
         frames = open_frames(self._parts, self._cached)

@@ -76,8 +76,10 @@ def _handed_over(frames: int, size: tuple[int, int], handle: Any) -> Store:
     return Store(frames, size, handle.detach())
 
 
-def store_for(rows: int, touched: int, sizes: npt.NDArray[Any]) -> Store | None:
-    """Memory for the frames of a training; None where they do not fit, or are not of one size.
+def store_for(
+    rows: int, touched: int, sizes: npt.NDArray[Any], ranks: int | None = None
+) -> tuple[Store | None, str]:
+    """Memory for the frames of a training; None where they do not fit, or are not of one size. Why, in words.
 
     Limits of the process (``ulimit -v``, ``ulimit -f``) may forbid what the machine has room for.
 
@@ -85,19 +87,21 @@ def store_for(rows: int, touched: int, sizes: npt.NDArray[Any]) -> Store | None:
         rows: of the split.
         touched: frames that will be asked for, at most.
         sizes: (n,) "height" and "width" of the frames.
+        ranks: on the machine, each of which keeps them; by default those that torchrun has started.
     """
     different = np.unique(sizes[["height", "width"]])
     if len(different) != 1:
-        return None
+        return None, "whenever it is shown: they are not of one size"
     size = int(different["height"][0]), int(different["width"][0])
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    _, free = memory()
-    if ranks * touched * math.prod(size) > SHARE * free:
-        return None
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks is None else ranks
+    wanted, room = ranks * touched * math.prod(size), SHARE * memory()[1]
+    words = f"{wanted / 1e9:.1f} GB" + (f" in {ranks} ranks" if ranks > 1 else "")
+    if wanted > room:
+        return None, f"whenever it is shown: {words} are more than the {room / 1e9:.1f} that frames may take"
     try:
-        return Store(rows, size)
-    except OSError:
-        return None
+        return Store(rows, size), f"once: {words} fit into memory and stay"
+    except OSError as error:
+        return None, f"whenever it is shown: no memory for {words}, {error.strerror}"
 
 
 class SharedFrames(FramesOf):

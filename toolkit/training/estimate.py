@@ -11,6 +11,9 @@ import msgspec
 
 from toolkit.console import duration
 from toolkit.dataset import index
+from toolkit.dataset.chosen import ChosenImages
+from toolkit.dataset.joined import open_split
+from toolkit.dataset.pixels import Pixels
 from toolkit.errors import ToolkitError
 from toolkit.machine.checks import GIB
 from toolkit.runs import health, heartbeat
@@ -70,6 +73,7 @@ class DryRun(msgspec.Struct, frozen=True):
         settings: by topic.
         missing: why there is no data to train with; empty if there is.
         images: that the run uses of each split.
+        frames: where those of the training come from, and whether they stay decoded in memory.
         time: for the whole run; without data for :data:`WITHOUT_DATA` training images.
         memory: on the device; on a CPU in RAM.
     """
@@ -80,6 +84,7 @@ class DryRun(msgspec.Struct, frozen=True):
     settings: dict[str, tuple[Setting, ...]]
     missing: str
     images: dict[str, int]
+    frames: str
     time: Estimate
     memory: Estimate
 
@@ -93,6 +98,7 @@ class DryRun(msgspec.Struct, frozen=True):
         else:
             images = ", ".join(f"{n:,} {name}" for name, n in self.images.items())
             yield f"data         {plan.data}: {images} ({source['data']})"
+            yield f"pixels       {self.frames}"
         for title, words in choices.lines(plan, source).items():
             yield f"{title:<12} {words}"
         if not plan.chooses:
@@ -154,20 +160,31 @@ def dry_run(place: Workspace, options: Options, resume: bool = False) -> DryRun:
     plan = (deciding.plan_resume if resume else deciding.plan)(place, options, opened)
     frames: index.DatasetIndex | None = None
     images: dict[str, int] = {}
+    origin = ""
     if not missing:
         try:
             frames = opened(plan.data)
         except ToolkitError as error:
             missing = error.line()
         else:
-            images = count_images(plan, frames)
+            images, origin = count_images(plan, frames), _origin(plan, frames)
     defaults = place.defaults(plan.data)
     expected = _of_earlier_run(plan, place.runs, frames, images) or _measured(plan, frames, images)
     if hours := plan.arguments.get("time"):
         expected = (Estimate(3600 * float(hours), "its argument time ends it"), expected[1])  # type: ignore[arg-type]
     sources = _sources(options, defaults, resume)
     settings = _settings(plan, sources, "run" if resume else "default")
-    return DryRun(plan, place.settings_files(plan.data), sources, settings, missing, images, *expected)
+    return DryRun(
+        plan, place.settings_files(plan.data), sources, settings, missing, images, origin, *expected
+    )
+
+
+def _origin(plan: TrainingPlan, frames: index.DatasetIndex) -> str:
+    """Where the frames of the training come from, and whether they stay decoded in memory."""
+    split, options = open_split(frames, plan.source("train")), configuration(plan)
+    rows = plan.subset("train").rows(split)
+    chosen = ChosenImages(split, rows, options.fraction, options.classes, bool(options.single_cls))
+    return Pixels(split, plan.views, int(options.imgsz), True, len(chosen), plan.ranks).origin
 
 
 def _sources(options: Options, defaults: Defaults, resume: bool) -> dict[str, str]:
