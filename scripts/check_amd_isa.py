@@ -6,14 +6,15 @@
     python3 scripts/check_amd_isa.py --sample 1000
 
 Every variant of a kernel that the routes choose for the layers in scripts/layers (YOLOv8n and YOLO11n, with
-80 classes and with the challenge's four) goes through Triton's own AMD backend down to the code object, in
-NCHW and in channels_last and as else models store what they hand it (``ConvProblem.formats``), whatever the
-batch and the card's number of compute units. So does every variant that the route's self-test launches. All
-as it would on a card: with buffer operations off, and with the 32-bit pointer range that a launch on tensors
-under 2 GB carries. All targets compile fp32. One of each generation also compiles fp16, bf16 where it has it,
-kernels of 5 x 5 and 7 x 7 and odd numbers of channels (not in bf16), and each kind of layer with 64-bit
-offsets (in fp32). What the route refuses on AMD (``spills_on_amd``) is left out. The kernels of batch norm
-and activation follow, for the same layers and for each kind in their self-test.
+80 classes and with the challenge's four, for images of 480 to 1280 pixels) goes through Triton's own AMD
+backend down to the code object, in NCHW and in channels_last and as else models store what they hand it
+(``ConvProblem.formats``), whatever the batch and the card's number of compute units. So does every variant
+that the route's self-test launches. All as it would on a card: with buffer operations off, and with the
+32-bit pointer range that a launch on tensors under 2 GB carries. All targets compile fp32. One of each
+generation also compiles fp16, bf16 where it has it, kernels of 5 x 5 and 7 x 7 and odd numbers of channels
+(not in bf16), and each kind of layer with 64-bit offsets (in fp32). What the route refuses on AMD
+(``spills_on_amd``) is left out. The kernels of batch norm and activation follow, for the same layers and for
+each kind in their self-test.
 
 It fails on a spill, on more than 256 vector registers, on more than 64 KiB of LDS, on a buffer store for
 gfx101x, on an instruction that the target lacks (the assembler refuses it), on aligned activations that no
@@ -33,6 +34,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,9 @@ WHOLE = "gfx1010"
 
 MODELS = ("yolov8n", "yolo11n")
 CLASSES = 4
+# Sides of images in the toolkit's presets, pixels; the layers were recorded at the second.
+SIZES = (480, 640, 960, 1280)
+RECORDED = 640
 # Of the card: with one, no tile is too large to fill it; with very many, all are.
 COMPUTE_UNITS = (1, 2**20)
 # Makes every tensor of an 80 x 80 layer longer than 2^31 elements, so that its offsets need 64 bits.
@@ -141,10 +146,11 @@ class NormJob:
 def problems(architecture: str) -> list[ConvProblem]:
     """What is compiled for an architecture."""
     models = [
-        problem
+        of_images(problem, size)
         for model in MODELS
         for recorded in load_layers(LAYERS / f"{model}.json", 1, "cuda", torch.float32)
         for problem in (recorded, with_classes(recorded))
+        for size in SIZES
     ]
     found = list(models)
     if architecture in GENERATIONS:
@@ -176,6 +182,12 @@ def layer(
     )  # fmt: skip
 
 
+def of_images(layer: ConvProblem, size: int) -> ConvProblem:
+    """The layer as it is for images of another size than they had when it was recorded."""
+    height, width = (side * size // RECORDED for side in (layer.height, layer.width))
+    return replace(layer, height=height, width=width)
+
+
 def with_classes(layer: ConvProblem) -> ConvProblem:
     """The layer as it is in a model of ``CLASSES`` classes: the class branch is 64 channels wide, not 80."""
 
@@ -193,8 +205,6 @@ def with_classes(layer: ConvProblem) -> ConvProblem:
 
 def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
     """All of the work for some architectures, every variant of a kernel once."""
-    from patches.convolution.triton_kernels.ahead import variant
-
     unique: dict[tuple[Any, ...], Job] = {}
     for architecture in architectures:
         for problem, units, winograd in product(problems(architecture), COMPUTE_UNITS, (False, True)):
@@ -202,10 +212,18 @@ def jobs(architectures: Iterable[str], table: str = "RDNA") -> list[Job]:
                 continue
             for formats in problem.formats:
                 job = Job(architecture, problem, units, table=table, winograd=winograd, formats=formats)
-                for index, launch in enumerate(launches(job)):
-                    key = (architecture, problem.dtype, variant(launch))
-                    unique.setdefault(key, replace(job, index=index))
+                alike = job if architecture in WITHOUT_PACKED_DOT else replace(job, architecture="")
+                for index, found in enumerate(_variants(alike)):
+                    unique.setdefault((architecture, problem.dtype, found), replace(job, index=index))
     return list(unique.values())
+
+
+@cache
+def _variants(job: Job) -> list[Any]:
+    """The variants of a job's launches, which all cards but those without packed dot products share."""
+    from patches.convolution.triton_kernels.ahead import variant
+
+    return [variant(launch) for launch in launches(job)]
 
 
 def launches(job: Job) -> list[Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from patches.convolution.native import Native
 from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.convolution.triton_kernels import route, tiles, transformed
 from patches.convolution.triton_kernels.ahead import Recorder, variant
+from patches.normalization.launches import Kernels
+from patches.normalization.problem import NormProblem, Parameters
 from toolkit.training.steps import DetectorStep
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_amd_isa.py"
@@ -251,6 +255,71 @@ def test_the_kernels_of_batch_norm_are_checked_in_every_dtype_and_layout(check: 
         for dtype in (torch.float32, torch.float16):
             for channels_last in (False, True):
                 assert {(dtype, channels_last, each) for each in ("silu", "relu", "hardswish")} <= found
+
+
+class ListingNorm:
+    """Computes no batch norm, and keeps what the kernels would launch for ``BATCH`` images."""
+
+    BATCH, UNITS = 16, 36
+
+    def __init__(self, problem: NormProblem, found: set[tuple[object, ...]]) -> None:
+        self.problem, self.found = problem, found
+        self.kernels = Kernels(dataclasses.replace(problem, batch=self.BATCH), 0, self.UNITS)
+
+    def forward(self, x: Tensor, held: Parameters) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self._list(*self.kernels._build_forward(self._of_all(x), self._of_all(x), held))
+        return torch.zeros_like(x), ()
+
+    def backward(
+        self, x: Tensor, grad: Tensor, held: Parameters, kept: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self._list(*self.kernels._build_backward(self._of_all(x), self._of_all(grad))[:2])
+        weight = held.weight
+        assert weight is not None
+        return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+
+    def _of_all(self, images: Tensor) -> Tensor:
+        """As many images, stored as these are."""
+        shape = (self.BATCH, *images.shape[1:])
+        return torch.empty_strided(shape, images.stride(), dtype=images.dtype, device="meta")
+
+    def _list(self, *launches: Any) -> None:
+        self.found |= {(self.problem.dtype, variant(launch)) for launch in launches}
+
+
+@pytest.mark.parametrize("size", [480, 640])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "channels", "classes"), [("yolov8n", 3, 80), ("yolo11n", 1, 4)])
+def test_a_training_launches_no_batch_norm_that_was_not_compiled(
+    check: ModuleType,
+    name: str,
+    channels: int,
+    classes: int,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    size: int,
+) -> None:
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import DetectionModel
+
+    model = DetectionModel(f"{name}.yaml", ch=channels, nc=classes, verbose=False).train()
+    model.to(memory_format=layout).args = get_cfg()
+    found: set[tuple[object, ...]] = set()
+    with patches.enabled("cpu", normalization="torch"):
+        session = dispatch.current()
+        assert session is not None
+        session.native = Blank()  # type: ignore[assignment]
+        session.norms._choose = lambda problem, _: ListingNorm(problem, found)
+        amp = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        DetectorStep(model, (1, channels, size), amp)()
+    assert {kind for kind, _ in found} == {dtype}
+    assert {kind[0] for _, kind in found} == {"statistics", "normalise", "gradient_sums", "input_gradient"}
+    known = {
+        (job.problem.dtype, variant(Kernels(job.problem, 0, job.units).launches()[job.index][0]))
+        for job in check.norm_jobs(["gfx1010"])
+    }
+    assert found <= known
 
 
 def test_a_kernel_of_batch_norm_passes_and_is_described(check: ModuleType) -> None:
