@@ -97,7 +97,7 @@ class LoopTrainer(GroupTrainer):
         self.close()
 
     def _announce(self) -> None:
-        LOGGER.info(_announcement(self))
+        LOGGER.info(_announcement(self, self.args.fraction, self.args.imgsz))
         if self.args.close_mosaic:
             first = (self.epochs - self.args.close_mosaic) * len(self.train_loader)
             self.plot_idx.extend([first, first + 1, first + 2])
@@ -285,13 +285,12 @@ class LoopTrainer(GroupTrainer):
             self.stop |= due and self.epoch >= self.epochs
 
 
-def _announcement(trainer: LoopTrainer) -> str:
+def _announcement(trainer: LoopTrainer, fraction: float, size: int) -> str:
     """What Ultralytics says before the first epoch."""
-    args = trainer.args
-    train, val = len(trainer.train_loader.dataset), len(trainer.test_loader.dataset)
-    length = f"{args.time} hours" if args.time else f"{trainer.epochs} epochs"
+    length = f"{trainer.args.time} hours" if trainer.args.time else f"{trainer.epochs} epochs"
     return (
-        f"Using {train} train, {val} val images for fraction={args.fraction} at imgsz={args.imgsz}\n"
+        f"Using {len(trainer.train_loader.dataset)} train, {len(trainer.test_loader.dataset)} val images for "
+        f"fraction={fraction} at imgsz={size}\n"
         f"Using {trainer.train_loader.num_workers * (trainer.world_size or 1)} dataloader workers\n"
         f"Logging results to {colorstr('bold', trainer.save_dir)}\n"
         f"Starting training for {length}..."
