@@ -25,6 +25,7 @@ from .convolution.native import call_backward, call_forward, record_forward, swi
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
 from .convolution.routes import available
+from .convolution.statistics import Summing, answer, asked
 from .convolution.tuning import Planner
 from .ledger import Entry, Ledger
 from .normalization import routes as normalizations
@@ -84,10 +85,10 @@ class Session:
         self.norms = Server(
             device, normalizations.chooser(self.normalization, device, self._trusts), self.note
         )
+        self._is_fused = partial(normalizations.is_fused, self.normalization, device, self._trusts)
         self._attachment = Attachment(self.norms, normalizations.may_attach(self.normalization, device))
         self._switch = miopen.Switch(vendor, device)
-        served = self._switch.may_serve
-        names = [each for each in NAMES if each != "library" or served or self.route == each]
+        names = [each for each in NAMES if each != "library" or self._switch.may_serve or self.route == each]
         self.routes = available(names, column_budget, self.route, self.note)
         self.native, self._blank = self.routes["native"], Blank()
         self._planners: dict[int, Planner] = {}
@@ -169,12 +170,13 @@ class Session:
             return self._pass_on(call_forward, x, weight, *settings)
         if entry.is_row:
             x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+        forward = _forward(entry, problem, route, self._is_fused) if asked() else route.forward
         try:
             if _is_guarded(self.device, x):
                 with _guard(self.device, x):
-                    out = route.forward(problem, x, weight, bias)
+                    out = forward(problem, x, weight, bias)
             else:
-                out = route.forward(problem, x, weight, bias)
+                out = forward(problem, x, weight, bias)
         except Exception as error:
             out = self._recover(route, error, lambda: self.native.forward(problem, x, weight, bias))
         return out.squeeze(2) if entry.is_row else out
@@ -302,6 +304,23 @@ class Session:
                 self.note(f"route {route.name} raised {type(error).__name__} ({error}) and is struck off")
                 self.ledger.strike(route)
         return result
+
+
+def _forward(
+    entry: Entry, problem: ConvProblem, route: Route, is_fused: Callable[[torch.dtype], bool]
+) -> Callable[..., Tensor]:
+    """The route's forward pass; where it can, and a batch norm reads them, one that leaves statistics."""
+    if entry.answering is None:
+        able = isinstance(route, Summing) and not entry.is_row and route.sums(problem)
+        entry.answering = partial(_answering, route) if able and is_fused(problem.dtype) else route.forward
+    return entry.answering
+
+
+def _answering(route: Any, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The forward pass of a ``Summing`` route; the statistics go to who asked."""
+    out, statistics = route.forward_with_statistics(problem, x, weight)
+    answer(out, statistics)
+    return out
 
 
 def _is_guarded(device: str, x: Tensor) -> bool:

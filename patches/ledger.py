@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from .convolution.problem import ConvProblem, Route
 from .report import FallThrough, ProblemUse, Report
@@ -18,15 +21,17 @@ class Entry:
         problem, route: None for a call that goes to PyTorch's own kernels untouched.
         reason: why it does; empty otherwise.
         is_row: whether it is 1-d, and the problem that of images with a single row.
+        answering: the forward pass for who asks for statistics; None while nobody has.
     """
 
-    __slots__ = ("backward", "forward", "is_row", "problem", "reason", "route")
+    __slots__ = ("answering", "backward", "forward", "is_row", "problem", "reason", "route")
 
     def __init__(
         self, problem: ConvProblem | None, route: Route | None, reason: str, is_row: bool = False
     ) -> None:
         self.problem, self.route, self.reason, self.is_row = problem, route, reason, is_row
         self.forward = self.backward = 0
+        self.answering: Callable[..., Tensor] | None = None
 
 
 class Ledger:

@@ -336,7 +336,7 @@ def compile_norm(job: NormJob) -> Kernel:
             signature[name], constants[(len(tensors) + index,)] = "constexpr", value
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-    aligned = launch.constants["ALIGN"] > 1
+    aligned = launch.constants.get("ALIGN", 1) > 1
     return compile_source(
         job.architecture,
         launch,

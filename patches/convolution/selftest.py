@@ -347,11 +347,14 @@ def _compare(route: Route, problem: ConvProblem, device: str) -> str:
         x, weight, grad = (each.contiguous(memory_format=format) for each, format in stored)
         with torch.inference_mode(), Poison():
             say(f"forward of {how}")
-            values: list[Tensor | None] = [route.forward(problem, x, weight, bias if problem.bias else None)]
+            out, wrong = _forward(route, problem, x, weight, bias if problem.bias else None)
+            values: list[Tensor | None] = [out]
             _synchronise(device)
             say(f"backward of {how}")
             values.extend(route.backward(problem, grad, x, weight, (True, True, problem.bias)))
             _synchronise(device)
+            if wrong():
+                return f"statistics of {how} are wrong"
         names = ("output", "input gradient", "weight gradient", "bias gradient")
         for name, value, truth in zip(names, values, truths):  # noqa: B905 - no bias gradient without a bias
             if value is None or value.shape != truth.shape or value.dtype != problem.dtype:
@@ -360,6 +363,27 @@ def _compare(route: Route, problem: ConvProblem, device: str) -> str:
             if not error <= TOLERANCE[str(problem.dtype).removeprefix("torch.")]:
                 return f"{name} of {how} is wrong: relative error {error:.1e}"
     return ""
+
+
+def _forward(
+    route: Route, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Callable[[], bool]]:
+    """The output, and what says, once it is there, whether the statistics that a route left are wrong."""
+    from .statistics import Summing, TileStatistics
+
+    if not isinstance(route, Summing) or not route.sums(problem):
+        return route.forward(problem, x, weight, bias), lambda: False
+    out, left = route.forward_with_statistics(problem, x, weight)
+
+    def wrong() -> bool:
+        truth = TileStatistics.of(out.cpu(), left.pixels).table
+        table = left.table.cpu().double()
+        if table.shape != truth.shape:
+            return True
+        errors = (table - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return not bool((errors <= TOLERANCE["float32"]).all())
+
+    return out, wrong
 
 
 @lru_cache(maxsize=1)

@@ -199,6 +199,47 @@ def statistics(
     tl.store(to + 2 * programs * channels, count, mask=live)
 
 
+@triton.jit(do_not_specialize=["channels", "pixels", "each", "tiles", "share"])
+def join_statistics(
+    table, saved, channels, pixels, each, tiles, share, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr
+):
+    """What ``statistics`` writes, from what a convolution left of its output's.
+
+    Args:
+        table: float32, (2, tiles, channels); see ``patches.convolution.statistics``.
+        pixels: of all images; each: of them in a tile, in the last what is left.
+        tiles: of a channel; share: how many of them a program takes.
+    """
+    channel = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    live = channel < channels
+    first = tl.program_id(1) * share
+    last = tl.minimum(first + share, tiles)
+    centre = tl.load(table + first * channels + channel, mask=live, other=0.0)
+    count = (tl.minimum(last * each, pixels) - first * each).to(tl.float32)
+    once = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    for tile in range(first, last, BLOCK_A):
+        row = tile + tl.arange(0, BLOCK_A)
+        there = (row < last)[:, None] & live[None, :]
+        number = tl.minimum(pixels - row * each, each).to(tl.float32)
+        mean = tl.load(table + row[:, None] * channels + channel[None, :], mask=there, other=0.0)
+        once += tl.where(there, (mean - centre[None, :]) * number[:, None], 0.0)
+    mean_of_all = centre + tl.sum(once, axis=0) / count
+    squared = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    for tile in range(first, last, BLOCK_A):
+        row = tile + tl.arange(0, BLOCK_A)
+        there = (row < last)[:, None] & live[None, :]
+        number = tl.minimum(pixels - row * each, each).to(tl.float32)
+        at = table + row[:, None] * channels + channel[None, :]
+        apart = tl.load(at, mask=there, other=0.0) - mean_of_all[None, :]
+        own = tl.load(at + tiles * channels, mask=there, other=0.0)
+        squared += tl.where(there, own + apart * apart * number[:, None], 0.0)
+    programs = tl.num_programs(1)
+    to = saved + 2 * channels + tl.program_id(1) * channels + channel
+    tl.store(to, mean_of_all, mask=live)
+    tl.store(to + programs * channels, tl.sum(squared, axis=0), mask=live)
+    tl.store(to + 2 * programs * channels, count, mask=live)
+
+
 @triton.jit
 def joined(partial, splits, channel, live, channels, count, CHUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Mean and (biased) variance of all programs' parts."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..convolution.statistics import TileStatistics
 from .problem import NormProblem, Parameters
 
 
@@ -40,8 +41,14 @@ class Shapes(NamedTuple):
 PLANES = Shapes(Shape(2048, 8, 4), Shape(4096, 8, 4))
 CHANNELS_LAST = Shapes(Shape(4096, 8, 1), Shape(4096, 8, 4))
 
+JOINING = Shape(1024, 4, 1)
+"""Of the kernel that joins the statistics of a convolution's tiles, which are a few thousand numbers."""
+
 MOST_SPLITS = 256
 """Programs that share a channel: every writing program adds up what they found."""
+
+JOINED = (64, 16)
+"""Tiles and channels of a convolution's statistics that are joined at once."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,12 @@ def _named(tensor: str, at: tuple[int, int]) -> dict[str, float]:
     return {f"{tensor}_row": at[0], f"{tensor}_channel": at[1]}
 
 
+def joining(channels: int, tiles: int) -> Cut:
+    """How the statistics of so many tiles become those of at most 64 programs, which are read at once."""
+    share = -(-tiles // (64 * JOINED[0])) * JOINED[0]
+    return Cut(*JOINED, tiles, -(-channels // JOINED[1]), share, -(-tiles // share))
+
+
 class Kernels:
     """The four launches of a problem on one device; an ``Implementation``.
 
@@ -137,17 +150,16 @@ class Kernels:
         self._shapes = CHANNELS_LAST if p.channels_last else PLANES
         self.reducing = cut(p, self._shapes.reducing, units, MOST_SPLITS)
         self.writing = cut(p, self._shapes.writing, units, 2**15)
-        # Mean and inverse deviation, and behind them what programs pass on, forward and then backward.
-        self._floats = (2 + 3 * self.reducing.splits) * p.channels
         self.chunk = 64
         self._moves = p.training and p.tracked
         self._forward: dict[Any, Any] = {}
         self._backward: dict[Any, Any] = {}
 
-    def forward(self, x: Tensor, held: Parameters) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See :class:`~patches.normalization.operation.Implementation`."""
         out = torch.empty_like(x)
-        saved = x.new_empty(self._floats, dtype=torch.float32)
         weight, running = held.weight, held.running_mean
         key = (
             x.data_ptr() & 15,
@@ -155,13 +167,15 @@ class Kernels:
             held.eps,
             None if weight is None else weight.dtype,
             None if running is None else running.dtype,
+            None if tiles is None else tiles.pixels,
         )
         launches = self._forward.get(key)
         if launches is None:
-            launches = self._forward[key] = self._build_forward(x, out, held)
-        reduce, write = launches
+            launches = self._forward[key] = self._build_forward(x, out, held, tiles)
+        reduce, write, floats = launches
+        saved = x.new_empty(floats, dtype=torch.float32)
         if reduce is not None:
-            reduce(x, saved)
+            reduce(x if tiles is None else tiles.table, saved)
         write(x, weight, held.bias, running, held.running_var, held.batches, saved, out)
         if self._moves:
             # The kernel wrote where autograd does not see it.
@@ -193,12 +207,13 @@ class Kernels:
         p = self.problem
         x = torch.empty(p.batch, p.channels, p.height, p.width, dtype=p.dtype, device="meta")
         x = x.to(memory_format=p.memory_format)
-        channel, saved = torch.empty(p.channels, device="meta"), torch.empty(self._floats, device="meta")
+        channel = torch.empty(p.channels, device="meta")
         weight = channel if p.affine else None
         running = channel if p.tracked else None
         batches = torch.empty((), dtype=torch.int64, device="meta") if p.tracked else None
         held = Parameters(weight, weight, running, running, batches, 0.1, 1e-5)
-        reduce, write = self._build_forward(x, x, held)
+        reduce, write, floats = self._build_forward(x, x, held)
+        saved = torch.empty(floats, device="meta")
         made: list[tuple[Any, tuple[Tensor | None, ...]]] = []
         if reduce is not None:
             made.append((reduce, (x, saved)))
@@ -206,6 +221,9 @@ class Kernels:
         reduce, write, _ = self._build_backward(x, x)
         made.append((reduce, (x, x, weight, weight, saved)))
         made.append((write, (x, x, weight, weight, saved, weight, weight, x)))
+        if p.training:
+            table = torch.empty(2, 1, p.channels, device="meta")
+            made.append((self._join(TileStatistics(table, p.count)), (table, saved)))
         return made
 
     def _launch(
@@ -217,7 +235,24 @@ class Kernels:
         grid = (c.groups, c.splits, 1)
         return Launch(kernel, grid, scalars, constants, warps=shape.warps, device=self.index)
 
-    def _build_forward(self, x: Tensor, out: Tensor, held: Parameters) -> tuple[Any, Any]:
+    def _join(self, tiles: TileStatistics) -> Any:
+        """The launch that joins what a convolution left of its output's statistics."""
+        from . import kernels
+
+        p, c = self.problem, joining(self.problem.channels, tiles.table.shape[1])
+        scalars = {
+            "channels": p.channels, "pixels": p.count, "each": tiles.pixels, "tiles": c.tiles,
+            "share": c.share,
+        }  # fmt: skip
+        return self._launch(kernels.join_statistics, c, JOINING, scalars, {})
+
+    def _build_forward(
+        self, x: Tensor, out: Tensor, held: Parameters, tiles: TileStatistics | None = None
+    ) -> tuple[Any, Any, int]:
+        """The launches that sum and that write, and how many floats they and the backward pass share.
+
+        Mean and inverse deviation, and behind them what programs pass on, forward and then backward.
+        """
         from . import kernels
 
         p, common = self.problem, self._sizes()
@@ -225,22 +260,25 @@ class Kernels:
         assert at is not None, "the input is dense"
         align = _alignment(p.channels_last, self.inner, (x, at), (out, at))
         layout = {"CHANNELS_LAST": p.channels_last, "ALIGN": align}
-        reduce = None
-        if p.training:
+        reduce, splits = None, self.reducing.splits
+        if p.training and tiles is not None:
+            reduce, splits = self._join(tiles), joining(p.channels, tiles.table.shape[1]).splits
+        elif p.training:
             c = self.reducing
             scalars = {**common, **_named("x", at), "tiles": c.tiles, "share": c.share}
             reduce = self._launch(kernels.statistics, c, self._shapes.reducing, scalars, layout)
         c = self.writing
         scalars = {
             **common, **_named("x", at), **_named("out", at), "tiles": c.tiles, "share": c.share,
-            "splits": self.reducing.splits, "count": float(p.count), "momentum": float(held.momentum),
+            "splits": splits, "count": float(p.count), "momentum": float(held.momentum),
             "eps": float(held.eps), "slope": float(p.slope),
         }  # fmt: skip
         constants = {
             "TRAINING": p.training, "AFFINE": p.affine, "TRACKED": p.tracked, "ACTIVATION": p.activation,
             **layout, "CHUNK": self.chunk,
         }  # fmt: skip
-        return reduce, self._launch(kernels.normalise, c, self._shapes.writing, scalars, constants)
+        write = self._launch(kernels.normalise, c, self._shapes.writing, scalars, constants)
+        return reduce, write, (2 + 3 * max(splits, self.reducing.splits)) * p.channels
 
     def _build_backward(self, x: Tensor, grad: Tensor) -> tuple[Any, Any, torch.memory_format | None]:
         from . import kernels

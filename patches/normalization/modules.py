@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
+from ..convolution.statistics import TileStatistics, with_statistics
 from ..graphs import recording
 from .operation import ComputationError, Implementation, apply
 from .problem import NormProblem, Parameters
@@ -77,16 +78,29 @@ class Server:
         note: told what a person should know.
 
     Attributes:
+        asks: whether convolutions are asked for the statistics of their output.
         served: calls that the operation served.
     """
 
     def __init__(self, device: str, choose: Choose, note: Callable[[str], None]) -> None:
+        self.asks = True
         self.device, self._choose, self._note = device, choose, note
         self._known: dict[Any, Implementation | None] = {}
         self.served = 0
 
-    def __call__(self, norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor | None:
-        """act(norm(x)), or None when PyTorch is to do it. Not to be asked where :func:`disturbed` says so."""
+    def wants_statistics(self, norm: nn.Module, activation: nn.Module) -> bool:
+        """Whether a batch norm would take the statistics of its input from who computes that."""
+        return (
+            self.asks and norm.training and type(norm) is nn.BatchNorm2d and type(activation) in ACTIVATIONS
+        )
+
+    def __call__(
+        self, norm: nn.Module, activation: nn.Module, x: Tensor, tiles: TileStatistics | None = None
+    ) -> Tensor | None:
+        """act(norm(x)), or None when PyTorch is to do it. Not to be asked where :func:`disturbed` says so.
+
+        ``tiles`` has the statistics of ``x``, where somebody left them.
+        """
         kind = ACTIVATIONS.get(type(activation))
         if (
             kind is None
@@ -131,8 +145,8 @@ class Server:
         try:
             if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
                 with torch.cuda.device(x.device):
-                    return apply(x, held, by)
-            return apply(x, held, by)
+                    return apply(x, held, by, tiles)
+            return apply(x, held, by, tiles)
         except ComputationError as error:
             self._recover(key, by, error.__cause__)
             return None
@@ -224,8 +238,11 @@ def _is_watched(inside: dict[str, Any]) -> bool:
     )
 
 
-def _convolve(conv: nn.Module, x: Tensor) -> Any:
-    """``conv(x)``, without the ways through Python that change nothing for a plain convolution."""
+def _convolve(conv: nn.Module, x: Tensor, summed: bool) -> tuple[Any, TileStatistics | None]:
+    """``conv(x)``, without the ways through Python that change nothing for a plain convolution.
+
+    With ``summed``, the output's statistics too where such a one left them.
+    """
     inside, held = conv.__dict__, conv._parameters
     weight = held.get("weight")
     if (
@@ -236,8 +253,8 @@ def _convolve(conv: nn.Module, x: Tensor) -> Any:
         or inside["padding_mode"] != "zeros"
         or (nn.Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward) != _CONVOLVES
     ):
-        return conv(x)
-    return F.conv2d(
+        return conv(x), None
+    given = (
         x,
         weight,
         held["bias"],
@@ -246,6 +263,7 @@ def _convolve(conv: nn.Module, x: Tensor) -> Any:
         inside["dilation"],
         inside["groups"],
     )
+    return with_statistics(F.conv2d, *given) if summed else (F.conv2d(*given), None)
 
 
 def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -259,8 +277,8 @@ def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., A
         conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
         if conv is None or norm is None or activation is None:
             return original(self, x)
-        x = _convolve(conv, x)
-        served = serve(norm, activation, x)
+        x, tiles = _convolve(conv, x, serve.wants_statistics(norm, activation))
+        served = serve(norm, activation, x, tiles)
         return activation(norm(x)) if served is None else served
 
     return forward

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..convolution.statistics import TileStatistics
 from . import torch_only
 from .problem import NormProblem, Parameters
 
@@ -31,8 +32,13 @@ class Implementation(Protocol):
         """What it computes."""
         ...
 
-    def forward(self, x: Tensor, held: Parameters) -> tuple[Tensor, Kept]:
-        """The output, and what the backward pass needs beside ``x``; moves the running statistics."""
+    def forward(
+        self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+    ) -> tuple[Tensor, Kept]:
+        """The output, and what the backward pass needs beside ``x``; moves the running statistics.
+
+        ``tiles`` has the statistics of ``x``, for who would read it to find them.
+        """
         ...
 
     def backward(self, x: Tensor, grad: Tensor, held: Parameters, kept: Kept) -> Gradients:
@@ -44,9 +50,11 @@ class ComputationError(Exception):
     """An implementation could not compute a problem; the cause says why."""
 
 
-def _computed(x: Tensor, held: Parameters, by: Implementation) -> tuple[Tensor, Kept]:
+def _computed(
+    x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics | None
+) -> tuple[Tensor, Kept]:
     try:
-        return by.forward(x, held)
+        return by.forward(x, held, tiles)
     except Exception as error:
         raise ComputationError from error
 
@@ -60,8 +68,9 @@ class _Operation(torch.autograd.Function):
         bias: Tensor | None,
         held: Parameters,
         by: Implementation,
+        tiles: TileStatistics | None,
     ) -> Tensor:
-        out, kept = _computed(x, held, by)
+        out, kept = _computed(x, held, by, tiles)
         ctx.save_for_backward(x, weight, bias, *kept)
         ctx.by, ctx.eps = by, held.eps
         return out
@@ -74,7 +83,7 @@ class _Operation(torch.autograd.Function):
         else:
             held = Parameters(weight, bias, None, None, None, 0.0, ctx.eps)
             found = ctx.by.backward(x, grad, held, kept)
-        return (*found, None, None)
+        return (*found, None, None, None)
 
 
 def _differentiable(
@@ -101,8 +110,11 @@ def _differentiable(
         )
 
 
-def apply(x: Tensor, held: Parameters, by: Implementation) -> Tensor:
+def apply(x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics | None = None) -> Tensor:
     """act(batch_norm(x)) by an implementation, recorded by autograd where a gradient is wanted.
+
+    Args:
+        tiles: the statistics of ``x``, where somebody has them.
 
     Raises:
         ComputationError: the implementation failed.
@@ -114,7 +126,7 @@ def apply(x: Tensor, held: Parameters, by: Implementation) -> Tensor:
         or (bias is not None and bias.requires_grad)
     )
     if wanted:
-        out: Tensor = _Operation.apply(x, weight, bias, held, by)
+        out: Tensor = _Operation.apply(x, weight, bias, held, by, tiles)
         return out
     with torch.no_grad():
-        return _computed(x, held, by)[0]
+        return _computed(x, held, by, tiles)[0]

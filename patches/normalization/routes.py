@@ -44,6 +44,19 @@ def self_tests(setting: str, device: str) -> tuple[str, ...]:
     return (SELF_TEST,) if fused else ()
 
 
+def is_fused(
+    setting: str, device: str, trusted: Callable[[str, torch.dtype], bool], dtype: torch.dtype
+) -> bool:
+    """Whether the Triton kernels compute the batch norms of a dtype; arguments as of :func:`chooser`."""
+    return (
+        setting in ("auto", "triton")
+        and device == "cuda"
+        and importlib.util.find_spec("triton") is not None
+        and dtype in _HALVES
+        and trusted(SELF_TEST, dtype)
+    )
+
+
 def chooser(
     setting: str, device: str, trusted: Callable[[str, torch.dtype], bool]
 ) -> Callable[[NormProblem, Tensor], Implementation | None]:
@@ -54,11 +67,9 @@ def chooser(
         device: "cuda" or "cpu".
         trusted: whether a self-test passed in a dtype on the card in use.
     """
-    triton = importlib.util.find_spec("triton") is not None
 
     def choose(problem: NormProblem, x: Tensor) -> Implementation | None:
-        fused = setting in ("auto", "triton") and device == "cuda" and triton and problem.dtype in _HALVES
-        if fused and trusted(SELF_TEST, problem.dtype):
+        if is_fused(setting, device, trusted, problem.dtype):
             from ..convolution import triton_kernels
             from .launches import Kernels
 

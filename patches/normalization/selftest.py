@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import compiling, hashing
 from ..convolution.selftest import TOLERANCE, WATCH, Poison, open_device, say, wait_until_wanted
+from ..convolution.statistics import TileStatistics
 from .operation import Implementation
 from .problem import NormProblem, Parameters
 
@@ -97,15 +98,26 @@ def jobs(problems: Iterable[NormProblem], units: int) -> list[Callable[[], objec
 
 
 def compare(by: Implementation, device: str) -> str:
-    """Run forward and backward against float64 on the CPU; what is wrong, or nothing."""
+    """Run forward and backward against float64 on the CPU; what is wrong, or nothing.
+
+    In training once more with the statistics as a convolution would leave them.
+    """
+    found = _compare(by, device, told=False)
+    return found or (_compare(by, device, told=True) if by.problem.training else "")
+
+
+def _compare(by: Implementation, device: str, told: bool) -> str:
     p = by.problem
     x, grad, held = operands(p)
     truths = reference(p, x, grad, held)
+    # Short runs, of which several programs find some.
+    left = TileStatistics.of(x, 16)
+    tiles = TileStatistics(left.table.float().to(device), left.pixels) if told else None
     x, grad = (each.to(device).contiguous(memory_format=p.memory_format) for each in (x, grad))
     held = held.to(device)
     with torch.inference_mode(), Poison():
-        say(f"forward of {p}")
-        out, kept = by.forward(x, held)
+        say(f"forward of {p}{', told its statistics' * told}")
+        out, kept = by.forward(x, held, tiles)
         say(f"backward of {p}")
         gradients = by.backward(x, grad, held, kept)
     values = (out, *gradients, *((held.running_mean, held.running_var) if p.training else (None, None)))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from patches.convolution.problem import ConvProblem, Gradients
+from patches.convolution.statistics import TileStatistics
 from patches.convolution.triton_kernels import tiles
-from patches.convolution.triton_kernels.route import Builder
+from patches.convolution.triton_kernels.route import Builder, TritonRoute
 from patches.normalization.launches import Cut, Kernels, Shape
 from patches.normalization.problem import NormProblem
 
@@ -164,7 +165,7 @@ class EmulatedBuilder(Builder):
         super().__init__(0, tiles.Tiles(units, table), upcast=upcast, winograd=winograd)
         self.settings = settings
 
-    def _upcasts(self, p: ConvProblem) -> bool:
+    def upcasts(self, p: ConvProblem) -> bool:
         """As on the card, though the tensors are on a processor."""
         return self.upcast and p.dtype == torch.float16
 
@@ -199,6 +200,14 @@ class EmulatedRoute:
 
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._builder.forward(problem, x, weight, bias)(x, weight, bias)
+
+    def sums(self, problem: ConvProblem) -> bool:
+        return not self._builder.winograd and TritonRoute().sums(problem)
+
+    def forward_with_statistics(
+        self, problem: ConvProblem, x: Tensor, weight: Tensor
+    ) -> tuple[Tensor, TileStatistics]:
+        return self._builder.forward_with_statistics(problem, x, weight)(x, weight)
 
     def backward(
         self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]

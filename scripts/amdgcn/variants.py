@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patches.convolution.problem import ConvProblem, Formats
+from patches.convolution.statistics import TileStatistics
 from patches.convolution.triton_kernels import route
 from patches.convolution.triton_kernels.ahead import launches, variant
 from patches.convolution.triton_kernels.tiles import RDNA, Tiles
@@ -115,6 +116,7 @@ def wide_offsets(wide: bool) -> Iterator[None]:
         route._wide = before
 
 
+STATISTICS = "statistics of the output"
 PASSES = ("output", "gradient of input", "gradient of weight", "gradient of weight")
 """The pass in which the route "triton" makes each of its launches."""
 
@@ -150,12 +152,23 @@ def operands(p: ConvProblem, formats: Formats | None = None, seed: int = 0) -> O
 
 
 def compute(
-    emulated: EmulatedRoute, p: ConvProblem, given: Operands, wanted: str | None = None
+    emulated: EmulatedRoute,
+    p: ConvProblem,
+    given: Operands,
+    wanted: str | None = None,
+    summed: bool = False,
 ) -> dict[str, Tensor]:
-    """Output and gradients; with ``wanted``, one of ``PASSES``, those of that pass alone."""
+    """Output and gradients; with ``wanted``, one of ``PASSES``, those of that pass alone.
+
+    With ``summed`` the output's statistics too, where the route leaves them: as left, and in float64.
+    """
     x, weight, bias, grad = given
     found: dict[str, Tensor | None] = {}
-    if wanted in (None, PASSES[0]):
+    if wanted in (None, PASSES[0]) and summed and emulated.sums(p):
+        out, left = emulated.forward_with_statistics(p, x, weight)
+        found[PASSES[0]] = out
+        found[STATISTICS] = torch.stack((left.table, TileStatistics.of(out, left.pixels).table))
+    elif wanted in (None, PASSES[0]):
         found[PASSES[0]] = emulated.forward(p, x, weight, bias)
     needs = (wanted in (None, PASSES[1]), wanted in (None, PASSES[2]), p.bias and wanted in (None, PASSES[2]))
     if any(needs):
@@ -170,10 +183,12 @@ def errors(
     wanted: str | None = None,
     formats: Formats | None = None,
 ) -> dict[str, float]:
-    """Relative errors, in the Frobenius norm, of the output and the gradients against float64."""
+    """Relative errors, in the Frobenius norm, of output, its statistics and the gradients against float64."""
     given = operands(problem, formats)
     truths = _truths(problem, *given)
-    found = compute(emulated, problem, given, wanted)
+    found = compute(emulated, problem, given, wanted, summed=True)
+    if STATISTICS in found:
+        found[STATISTICS], truths[STATISTICS] = found[STATISTICS]
     return {name: _error(value, truths[name]) for name, value in found.items()}
 
 

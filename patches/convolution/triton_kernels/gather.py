@@ -7,6 +7,10 @@ written into s * s phases (one program id axis), and within a phase only every s
 shift is a constant, so a phase is a stride-1 gather over its own taps and no product with a structural zero
 is formed.
 
+The forward pass can leave the statistics of its output for a batch norm behind it, while the output is still
+in registers: a mean and a sum of squares for each tile and channel, joined by who reads them (see
+``patches.convolution.statistics``). Whether it does is an argument, so that it costs no further variant.
+
 Integers are never specialized: a variant for sizes divisible by 16 and another for 1 would compile a kernel
 again for a neighbouring shape. What alignment gives is passed as a constant instead (``ALIGN``).
 """
@@ -31,12 +35,31 @@ def first_tap(phase, padding, dilation, K: tl.constexpr, S: tl.constexpr):
     return first
 
 
+@triton.jit
+def leave_statistics(
+    partial, value, live, m_live, first, total, at, size, BLOCK_N: tl.constexpr, AXIS: tl.constexpr
+):
+    """Mean of each channel in a tile, and the sum of squared distances from it.
+
+    Args:
+        value: of the tile, as stored; live: which pixels there are, along AXIS; m_live: which channels.
+        first: pixel of the tile; total: pixels.
+        at: where the channels' means go; their sums go ``size`` further.
+    """
+    there = tl.expand_dims(live, 1 - AXIS)
+    number = tl.minimum(total - first, BLOCK_N).to(tl.float32)
+    mean = tl.sum(tl.where(there, value, 0.0), axis=AXIS) * (1.0 / number)
+    apart = tl.where(there, value - tl.expand_dims(mean, AXIS), 0.0)
+    tl.store(partial + at, mean, mask=m_live)
+    tl.store(partial + at + size, tl.sum(apart * apart, axis=AXIS), mask=m_live)
+
+
 # Long: a kernel is one function.
 @triton.jit(
     do_not_specialize=[
         "batch", "channels", "filters", "src_h", "src_w", "out_h", "out_w", "src_n", "src_c",
         "src_y", "src_x", "out_n", "out_c", "out_y", "out_x", "weight_g", "weight_t", "weight_k",
-        "weight_m", "pad_h", "pad_w", "dil_h", "dil_w",
+        "weight_m", "pad_h", "pad_w", "dil_h", "dil_w", "sums",
     ]
 )  # fmt: skip
 def gather_gemm(
@@ -44,6 +67,7 @@ def gather_gemm(
     weight,
     bias,
     out,
+    partial,
     batch,
     channels,
     filters,
@@ -67,6 +91,7 @@ def gather_gemm(
     pad_w,
     dil_h,
     dil_w,
+    sums,
     KH: tl.constexpr,
     KW: tl.constexpr,
     SH: tl.constexpr,
@@ -98,9 +123,11 @@ def gather_gemm(
     Program ids: (tiles of channels x tiles of pixels of all images, group, phase; forward has one phase).
 
     Args:
+        partial: float32, (2, tiles of pixels, groups * filters), for ``sums``.
         channels, filters: channels read and written, each within one group.
         src_*, out_*: sizes and strides (elements) of the tensor read and written; weight_g, _t, _k, _m:
             strides of the weight over groups, taps, channels read and channels written.
+        sums: whether to leave the output's statistics; of the forward pass without a bias.
         STEP_H, STEP_W: distance between the taps of one phase, stride / gcd(stride, dilation).
         FLAT: k runs over channels and taps together, for few channels; without it, over channels within a
             tap.
@@ -346,3 +373,18 @@ def gather_gemm(
         at = tl.max_contiguous(tl.multiple_of(out_at, ALIGN), BLOCK_N)[None, :]
         at = at + tl.multiple_of(m_out * out_c, ALIGN)[:, None]
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=live[None, :] & m_live[:, None])
+    if not TRANSPOSED and not HAS_BIAS:
+        if sums:
+            width = filters * tl.num_programs(1)
+            leave_statistics(
+                partial,
+                acc.to(out.dtype.element_ty).to(tl.float32),
+                live,
+                m_live,
+                (tile // m_tiles) * BLOCK_N,
+                total,
+                (tile // m_tiles) * width + group * filters + m,
+                tl.num_programs(0) // m_tiles * width,
+                BLOCK_N,
+                0 if CHANNELS_LAST else 1,
+            )

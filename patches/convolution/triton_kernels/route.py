@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...environment import amd_architectures
 from ..problem import ConvProblem
-from . import depthwise, transformed
-from .layout import Numbers, alignment, linear, named, reach, vector, weight_layout
+from ..statistics import TileStatistics
+from . import dense, depthwise, transformed
+from .layout import Numbers, alignment, is_pointwise, linear, named, reach
 from .tiles import split_evenly
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .tiles import Tiles
 
 Forward = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Summed = Callable[[Tensor, Tensor], "tuple[Tensor, TileStatistics]"]
 Backward = Callable[[Tensor, Tensor, Tensor], "tuple[Tensor | None, Tensor | None, Tensor | None]"]
 
 # Groups of at most this many channels read go to the kernels without a matrix product: a tile is at least 16
@@ -50,6 +52,7 @@ class TritonRoute:
         self._tiles = tiles
         self._builders: dict[tuple[int, torch.dtype], Builder] = {}
         self._forward: dict[Any, Forward] = {}
+        self._summing: dict[Any, Summed] = {}
         self._backward: dict[Any, Backward] = {}
 
     def supports(self, problem: ConvProblem) -> bool:
@@ -86,6 +89,29 @@ class TritonRoute:
             call = self._builder(x).forward(problem, x, weight, bias)
             _remember(self._forward, key, call)
         return call(x, weight, bias)
+
+    def sums(self, problem: ConvProblem) -> bool:
+        """See ``statistics.Summing.sums``: of these kernels, ``gather_gemm`` does."""
+        few = problem.groups > 1 and problem.channels_in // problem.groups <= GROUPED_CHANNELS
+        return not (few or problem.bias or problem.transposed)
+
+    def forward_with_statistics(
+        self, problem: ConvProblem, x: Tensor, weight: Tensor
+    ) -> tuple[Tensor, TileStatistics]:
+        """See ``statistics.Summing.forward_with_statistics``."""
+        key = (
+            problem,
+            x.stride(),
+            weight.stride(),
+            x.data_ptr() & 15,
+            weight.data_ptr() & 15,
+            x.device.index,
+        )
+        call = self._summing.get(key)
+        if call is None:
+            call = self._builder(x).forward_with_statistics(problem, x, weight)
+            _remember(self._summing, key, call)
+        return call(x, weight)
 
     def backward(
         self, problem: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
@@ -130,6 +156,10 @@ class WinogradRoute(TritonRoute):
     def supports(self, problem: ConvProblem) -> bool:
         """See ``Route.supports``."""
         return transformed.suits(problem) and super().supports(problem) and self._has_tiles(problem.dtype)
+
+    def sums(self, problem: ConvProblem) -> bool:
+        """See ``statistics.Summing.sums``: ``winograd_gather`` does not."""
+        return False
 
     def _has_tiles(self, dtype: torch.dtype) -> bool:
         return (self._tiles or tiles_for(1, dtype)).table.winograd is not None
@@ -222,13 +252,28 @@ class Builder:
         shape = (p.batch, p.channels_out, *p.output_size)
         out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=p.memory_format)
         plain = p.adjoint if p.transposed else p
-        pack, launch = self._gather(plain, x, out, weight, bias is not None, transposed=p.transposed)
+        pack, launch, _ = self._gather(plain, x, out, weight, bias is not None, transposed=p.transposed)
         strides = out.stride()
 
         def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             out = x.new_empty_strided(shape, strides)
             launch(x, weight if pack is None else pack(weight), bias, out)
             return out
+
+        return call
+
+    def forward_with_statistics(self, p: ConvProblem, x: Tensor, weight: Tensor) -> Summed:
+        shape = (p.batch, p.channels_out, *p.output_size)
+        out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=p.memory_format)
+        pack, launch, pixels = self._gather(p, x, out, weight, False, transposed=False, sums=True)
+        strides = out.stride()
+        sizes = (2, -(-p.batch * shape[2] * shape[3] // pixels), p.channels_out)
+
+        def call(x: Tensor, weight: Tensor) -> tuple[Tensor, TileStatistics]:
+            out = x.new_empty_strided(shape, strides)
+            table = x.new_empty(sizes, dtype=torch.float32)
+            launch(x, weight if pack is None else pack(weight), None, out, table)
+            return out, TileStatistics(table, pixels)
 
         return call
 
@@ -241,7 +286,7 @@ class Builder:
         pack, gather = None, None
         if needs[0]:
             plain = p.adjoint if p.transposed else p
-            pack, gather = self._gather(plain, grad, out, weight, False, transposed=not p.transposed)
+            pack, gather, _ = self._gather(plain, grad, out, weight, False, transposed=not p.transposed)
         weigh = self._weights(p, grad, x, weight, needs)
 
         def call(
@@ -286,14 +331,14 @@ class Builder:
 
         return Launch(kernel, grid, scalars, constants, warps=warps, stages=stages, device=self.index)
 
-    def _upcasts(self, p: ConvProblem) -> bool:
+    def upcasts(self, p: ConvProblem) -> bool:
         # On a CPU, where Triton's interpreter multiplies the bits of bf16 as integers.
         interpreted = p.device == "cpu" and p.dtype == torch.bfloat16
         return interpreted or (self.upcast and p.dtype == torch.float16)
 
-    def _narrow(self, p: ConvProblem, alignment: int) -> int:
+    def narrow(self, p: ConvProblem, alignment: int) -> int:
         """Where fp16 becomes fp32 on the way, 16 bytes at once would need too many registers."""
-        return min(alignment, 4) if self._upcasts(p) else alignment
+        return min(alignment, 4) if self.upcasts(p) else alignment
 
     def _offsets(self, *tensors: Tensor) -> tuple[bool, int]:
         """Whether offsets need 64 bits; and where they do not, ITEM of the kernels."""
@@ -303,7 +348,6 @@ class Builder:
         wide = _wide(*tensors) or any(reach(t) >= (2**32 - 2**24) // item for t in tensors)
         return wide, 0 if wide else item
 
-    # Long: one launch, and what each of its kernel's integers is.
     def _gather(
         self,
         p: ConvProblem,
@@ -313,69 +357,39 @@ class Builder:
         has_bias: bool,
         *,
         transposed: bool,
-    ) -> tuple[Callable[[Tensor], Tensor] | None, Any]:
-        """The copy of the weight to make first (None: none), and the launch from ``src`` to ``out``."""
-        from .gather import gather_gemm
+        sums: bool = False,
+    ) -> tuple[Callable[[Tensor], Tensor] | None, Any, int]:
+        """The copy of the weight to make first (None: none), and the launch from ``src`` to ``out``.
 
-        (kh, kw), (sh, sw), (dh, dw) = p.kernel, p.stride, p.dilation
+        With ``sums`` (see ``TritonRoute.sums``) it takes a table of statistics as well. The last value is the
+        pixels of a row of that table.
+        """
+        sh, sw = p.stride
         channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
         if transposed:
             channels, filters = filters, channels
         wide, item = self._offsets(src, out)
         if self.winograd and transformed.suits(p) and not wide:
-            return transformed.gather(self, p, src, out, weight, has_bias, transposed)
+            return *transformed.gather(self, p, src, out, weight, has_bias, transposed), 0
         activations = {"src": src, "out": out}
         numbers = Numbers.of(p, channels, filters, activations, activations)
-        phases = sh * sw if transposed else 1
         pixels = (
             -(-out.shape[2] // sh) * -(-out.shape[3] // sw) if transposed else out.shape[2] * out.shape[3]
         )
 
         if channels <= GROUPED_CHANNELS and p.groups > 1:
-            return None, depthwise.gather(
+            launch = depthwise.gather(
                 self, p, numbers, weight, pixels, wide=wide, has_bias=has_bias, transposed=transposed
             )
-
-        flat = channels < 16 and kh * kw > 1 and phases == 1
-        channels_last = p.channels_last and src.stride(1) == 1
-        pointwise = _pointwise(p, src, out)
-        align = alignment(channels_last, pointwise, p.groups, src, out)
-        tile = self.tiles.gather(
-            filters,
-            p.batch * pixels,
-            channels,
-            p.groups * phases,
-            flat=flat,
-            wide=wide,
-            channels_last=channels_last,
-            aligned=align > 1,
-        )
-        pack, w_strides, unit, weight_align = weight_layout(weight, p.groups, flat, transposed, channels_last)
-        launch = self.launch(
-            gather_gemm,
-            (-(-filters // tile.m) * -(-p.batch * pixels // tile.n), p.groups, phases),
-            {
-                **numbers.sizes, **numbers.planes, **numbers.strides, **named("weight", "gtkm", w_strides),
-                **numbers.shifts,
-            },
-            {
-                "KH": kh, "KW": kw, "SH": sh, "SW": sw,
-                "STEP_H": sh // math.gcd(sh, dh) if transposed else 1,
-                "STEP_W": sw // math.gcd(sw, dw) if transposed else 1,
-                "TRANSPOSED": transposed, "HAS_BIAS": has_bias, "FLAT": flat, "POINTWISE": pointwise,
-                "EVEN_K": not flat and channels % tile.k == 0, "CHANNELS_LAST": channels_last,
-                "ALIGN": self._narrow(p, align),
-                "WEIGHT_ALIGN": self._narrow(p, weight_align),
-                "FILTERS_ALIGN": vector(weight) if filters % vector(weight) == 0 else 1,
-                "UNIT": unit, "WIDE": wide, "UPCAST": self._upcasts(p),
-                "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
-                "BLOCKED": self.tiles.table.blocked and p.dtype == torch.float32 and self.precision == "ieee",
-                "ITEM": item, "FULL": item > 0 and filters % tile.m == 0,
-                "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
-            },
-            warps=tile.warps, stages=tile.stages,
+            return None, launch, 0
+        pack, launch, block = dense.gather(
+            self, p, numbers, src, out, weight, pixels,
+            wide=wide, item=item, has_bias=has_bias, transposed=transposed, sums=sums,
         )  # fmt: skip
-        return pack, launch
+        if sums:
+            return pack, launch, block
+        unused = src.new_empty(0, dtype=torch.float32)  # the kernel is compiled for an address
+        return pack, lambda *tensors: launch(*tensors, unused), block
 
     def _weight(self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> Any:
         """The call that gives the gradients of weight and (or None) bias."""
@@ -396,7 +410,7 @@ class Builder:
                 filters, pairs, pixels, p.groups, wide=wide, channels_last=channels_last
             )
             share, splits = split_evenly(pixels, splits, tile.k)
-            pointwise = _pointwise(p, x, grad)
+            pointwise = is_pointwise(p, x, grad)
             launch = self.launch(
                 weight_gradient,
                 (-(-filters // tile.m) * -(-pairs // tile.n), p.groups, splits),
@@ -408,9 +422,9 @@ class Builder:
                     "KH": kh, "KW": kw, "SH": sh, "SW": sw, "HAS_BIAS": has_bias,
                     "POINTWISE": pointwise, "ONE_TAP": channels % tile.n == 0,
                     "CHANNELS_LAST": channels_last,
-                    "GRAD_ALIGN": self._narrow(p, alignment(channels_last, linear(grad), p.groups, grad)),
-                    "ALIGN": self._narrow(p, alignment(True, True, p.groups, x)) if channels_last else 1,
-                    "WIDE": wide, "UPCAST": self._upcasts(p),
+                    "GRAD_ALIGN": self.narrow(p, alignment(channels_last, linear(grad), p.groups, grad)),
+                    "ALIGN": self.narrow(p, alignment(True, True, p.groups, x)) if channels_last else 1,
+                    "WIDE": wide, "UPCAST": self.upcasts(p),
                     "PRECISION": self.precision if p.dtype == torch.float32 else "ieee",
                     "ITEM": item, "FULL": item > 0 and filters % tile.m == 0,
                     "WARPS": min(tile.warps, tile.k // 4) if item else 0,
@@ -457,12 +471,6 @@ def _reduction(
 def _wide(*tensors: Tensor) -> bool:
     """Whether an offset into one of the tensors can pass 2^31, with room for a tile beyond the end."""
     return any(reach(t) >= 2**31 - 2**22 for t in tensors)
-
-
-def _pointwise(p: ConvProblem, src: Tensor, out: Tensor) -> bool:
-    """Whether every pixel is made of the one in its place, and pixels need no coordinates."""
-    alone = (*p.kernel, *p.stride, *p.padding) == (1, 1, 1, 1, 0, 0) and src.shape[2:] == out.shape[2:]
-    return alone and linear(src) and linear(out)
 
 
 def _bias_alone(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[None, Tensor]:
