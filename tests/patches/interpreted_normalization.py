@@ -10,11 +10,14 @@ import pytest
 import torch
 from convolution_cases import poison
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from normalization_cases import assert_correct, in_layout, problems
+from torch import Tensor
 
+from patches.convolution.statistics import TileStatistics
 from patches.normalization import launches
 from patches.normalization.launches import Kernels, Shape, Shapes
-from patches.normalization.problem import ACTIVATIONS, NormProblem
+from patches.normalization.problem import ACTIVATIONS, NormProblem, Parameters
 from patches.normalization.selftest import operands, reference
 
 __all__ = ["poison"]
@@ -27,6 +30,21 @@ PLAIN = NormProblem(3, 24, 8, 8, torch.float32)
 def kernels(p: NormProblem, units: int = 4) -> Kernels:
     """The kernels of a problem for a card of a few compute units."""
     return Kernels(p, 0, units)
+
+
+class Told(Kernels):
+    """Kernels that never read their input to find its statistics: they are told those of runs of pixels."""
+
+    def __init__(self, p: NormProblem, pixels: int) -> None:
+        super().__init__(p, 0, 4)
+        self._pixels = pixels
+
+    def forward(
+        self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        assert tiles is None
+        table = TileStatistics.of(x, self._pixels).table.float()
+        return super().forward(x, held, TileStatistics(table, self._pixels))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
@@ -119,3 +137,36 @@ def test_the_running_statistics_tell_autograd_that_they_moved() -> None:
     before = held.running_mean._version
     kernels(PLAIN).forward(x, held)
     assert held.running_mean._version > before
+
+
+def test_who_is_told_the_statistics_launches_nothing_that_finds_them() -> None:
+    told, x = Told(PLAIN, 16), operands(PLAIN)[0]
+    told.forward(x, operands(PLAIN)[2])
+    ((reduce, _, _),) = told._forward.values()
+    assert reduce.kernel.__name__ == "join_statistics"
+
+
+@seed(20261129)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(problems((torch.float32, torch.float16, torch.bfloat16)), st.integers(1, 200))
+def test_any_batch_norm_that_is_told_its_statistics_agrees_with_float64(p: NormProblem, pixels: int) -> None:
+    assert_correct(Told(replace(p, training=True), pixels))
+
+
+def test_the_statistics_of_very_many_tiles_are_joined_by_many_programs() -> None:
+    p = replace(PLAIN, batch=9, channels=3, height=33, width=31)
+    joined = launches.joining(p.channels, -(-p.count // 2))
+    assert joined.splits > 32 and joined.share > launches.JOINED[0]
+    assert_correct(Told(p, 2))
+
+
+def test_told_statistics_keep_the_digits_of_a_mean_far_from_zero() -> None:
+    x, _, held = operands(PLAIN)
+    x = x + 4096.0
+    expected = reference(PLAIN, x, torch.ones_like(x), held)[0]
+    assert expected is not None
+    out, _ = Told(PLAIN, 16).forward(x, held)
+    plain = torch.nn.functional.silu(
+        torch.nn.functional.batch_norm(x, None, None, held.weight, held.bias, True, 0, held.eps)
+    )
+    assert (out - expected).norm() <= 2 * (plain - expected).norm()
