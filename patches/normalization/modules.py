@@ -291,16 +291,19 @@ def sequential_forward(serve: Server, original: Callable[..., Any]) -> Callable[
     def forward(self: Any, input: Any) -> Any:
         if disturbed():
             return original(self, input)
-        modules = iter(self)
-        for module in modules:
-            if type(module) is nn.BatchNorm2d:
-                after = next(modules, None)
-                served = None if after is None else serve(module, after, input)
+        tiles = None
+        inside = list(self)
+        modules = zip(inside, [*inside[1:], None], [*inside[2:], None, None])  # noqa: B905 - or it is empty
+        for module, after, behind in modules:
+            if type(module) is nn.BatchNorm2d and after is not None:
+                served, tiles = serve(module, after, input, tiles), None
                 if served is None:
                     input = module(input)
-                    input = input if after is None else after(input)
                 else:
                     input = served
+                    next(modules)
+            elif type(module) is nn.Conv2d and behind is not None and serve.wants_statistics(after, behind):
+                input, tiles = _convolve(module, input, True)
             else:
                 input = module(input)
         return input

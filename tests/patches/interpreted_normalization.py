@@ -4,6 +4,9 @@ its own by test_normalization.py, because the interpreter is chosen for a whole 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,10 +15,12 @@ from convolution_cases import poison
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from normalization_cases import assert_correct, in_layout, problems
-from torch import Tensor
+from torch import Tensor, nn
 
-from patches.convolution.statistics import TileStatistics
-from patches.normalization import launches
+import patches
+from patches import dispatch
+from patches.convolution.statistics import TileStatistics, answer, asked, with_statistics
+from patches.normalization import launches, routes
 from patches.normalization.launches import Kernels, Shape, Shapes
 from patches.normalization.problem import ACTIVATIONS, NormProblem, Parameters
 from patches.normalization.selftest import operands, reference
@@ -170,3 +175,178 @@ def test_told_statistics_keep_the_digits_of_a_mean_far_from_zero() -> None:
         torch.nn.functional.batch_norm(x, None, None, held.weight, held.bias, True, 0, held.eps)
     )
     assert (out - expected).norm() <= 2 * (plain - expected).norm()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Blocks by both kinds of kernels; what the batch norms of the test found their statistics by."""
+    names: list[str] = []
+
+    class Noting(Kernels):
+        def forward(
+            self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            names.append("read" if tiles is None else "left")
+            return super().forward(x, held, tiles)
+
+    monkeypatch.setattr(routes, "chooser", lambda *_: lambda p, x: Noting(p, 0, 4))
+    monkeypatch.setattr(routes, "is_fused", lambda *_: True)
+    with patches.enabled("cpu", route="triton", normalization="triton"):
+        yield names
+
+
+def block(conv: nn.Conv2d | None = None) -> nn.Sequential:
+    """Convolution, batch norm, activation."""
+    torch.manual_seed(0)
+    conv = conv or nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.SiLU())
+
+
+X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+
+
+def learn(model: nn.Module, x: Tensor = X) -> list[Tensor]:
+    """Output, gradients of input and parameters, and what the norms remember."""
+    model.zero_grad()
+    leaf = x.detach().requires_grad_()
+    out = model(leaf)
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    gradients = [each.grad.clone() for each in (leaf, *model.parameters()) if each.grad is not None]
+    return [out.detach(), *gradients, *(each.clone() for each in model.buffers())]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_a_block_learns_from_what_its_convolution_left(launched: list[str], channels_last: bool) -> None:
+    model = block()
+    x = X.contiguous(memory_format=torch.channels_last) if channels_last else X
+    truth = copy.deepcopy(model).double()
+    found = [learn(model, x) for _ in range(2)]
+    assert launched == ["left", "left"]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][:-3], found[1][:-3], strict=True)), "the same bits"
+    with patches.enabled("cpu", normalization="off"):
+        assert_same(found[0], learn(truth, X.double()))
+
+
+def twice() -> nn.Module:
+    model = block()
+    return nn.Sequential(*model, nn.BatchNorm2d(8), nn.ReLU())
+
+
+def hooked() -> nn.Module:
+    model = block()
+    model[0].register_forward_hook(lambda module, given, out: out.mul_(2))
+    return model
+
+
+def watched() -> nn.Module:
+    model = block()
+    model[1].register_forward_hook(lambda module, given, out: out * 2)
+    return model
+
+
+def frozen() -> nn.Module:
+    model = block()
+    model[1].eval()
+    return model
+
+
+def shared() -> nn.Module:
+    class Two(nn.Module):
+        """Changes what a convolution returned before a norm takes it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.rest = block()[0], block()[1:]
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.rest(self.conv(x).mul_(3))
+            return out
+
+    return Two()
+
+
+WAYS = {
+    "another norm behind the block": (twice, ["left", "read"]),
+    "a hook on the convolution": (hooked, ["read"]),
+    "a hook on the norm": (watched, []),
+    "frozen statistics": (frozen, ["read"]),
+    "an output changed in between": (shared, ["read"]),
+    "a bias": (lambda: block(nn.Conv2d(3, 8, 3)), ["read"]),
+    "a depthwise convolution": (lambda: block(nn.Conv2d(3, 6, 3, groups=3, bias=False)), ["read"]),
+    "another padding": (
+        lambda: block(nn.Conv2d(3, 8, 3, bias=False, padding=1, padding_mode="reflect")),
+        ["read"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_is_no_plain_block_computes_what_it_did(name: str, launched: list[str]) -> None:
+    make, expected = WAYS[name]
+    model = make()
+    truth = copy.deepcopy(model).double()
+    found = learn(model)
+    assert launched == expected
+    with patches.enabled("cpu", normalization="off"):
+        assert_same(found, learn(truth, X.double()))
+
+
+def test_evaluation_and_a_session_that_asks_for_nothing_read_the_output(launched: list[str]) -> None:
+    model = block()
+    model.eval()(X)
+    with torch.no_grad():
+        model.train()(X)
+    session = dispatch.current()
+    assert session is not None
+    session.norms.asks = False
+    model(X)
+    assert launched == ["read", "left", "read"]
+
+
+def test_autocast_leaves_the_statistics_of_what_is_stored(launched: list[str]) -> None:
+    model, plain = block(), block()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(X)
+    with patches.enabled("cpu", normalization="off"), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = plain(X)
+    assert launched == ["left"]
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(model[1].running_var, plain[1].running_var, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpointed_block_computes_it_again(launched: list[str]) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    whole, part = block(), block()
+    found = learn(whole)
+    leaf = X.clone().requires_grad_()
+    out = checkpoint(part, leaf, use_reentrant=False)
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    assert launched == ["left"] * 3
+    assert torch.equal(out, found[0]) and torch.equal(leaf.grad, found[1])
+
+
+def test_an_answer_counts_for_its_own_tensor_in_its_own_thread() -> None:
+    out, other = torch.ones(1), torch.ones(1)
+    told = TileStatistics(torch.ones(2, 1, 1), 1)
+
+    def answering(returned: Tensor) -> Tensor:
+        assert asked()
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(asked).result()
+        answer(out, told)
+        assert not asked()
+        return returned
+
+    assert with_statistics(answering, out) == (out, told)
+    assert with_statistics(answering, other) == (other, None)
+    assert with_statistics(lambda: out) == (out, None)
+    with pytest.raises(ZeroDivisionError):
+        with_statistics(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert not asked()
