@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem, Gradients
+from patches.convolution.statistics import TileStatistics
 
 
 class Hanging(Gemm):
@@ -123,6 +124,23 @@ class WrongBehindAnAttention(Gemm):
     def forward(self, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wrong = not x.is_contiguous(memory_format=problem.memory_format)
         return super().forward(problem, x, weight, bias) * (1 + wrong)
+
+
+class WrongStatistics(Gemm):
+    """A kernel that leaves squares that are a little off."""
+
+    name = "wrongstatistics"
+
+    def sums(self, problem: ConvProblem) -> bool:
+        return not problem.bias
+
+    def forward_with_statistics(
+        self, problem: ConvProblem, x: Tensor, weight: Tensor
+    ) -> tuple[Tensor, TileStatistics]:
+        out = self.forward(problem, x, weight, None)
+        left = TileStatistics.of(out, 100)
+        left.table[1] *= 1.001 if problem.channels_last else 1.0
+        return out, left
 
 
 class Misshapen(Gemm):

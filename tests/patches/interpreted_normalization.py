@@ -23,7 +23,7 @@ from patches.convolution.statistics import TileStatistics, answer, asked, with_s
 from patches.normalization import launches, routes
 from patches.normalization.launches import Kernels, Shape, Shapes
 from patches.normalization.problem import ACTIVATIONS, NormProblem, Parameters
-from patches.normalization.selftest import operands, reference
+from patches.normalization.selftest import compare, operands, reference
 
 __all__ = ["poison"]
 
@@ -350,3 +350,17 @@ def test_an_answer_counts_for_its_own_tensor_in_its_own_thread() -> None:
     with pytest.raises(ZeroDivisionError):
         with_statistics(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert not asked()
+
+
+@pytest.mark.parametrize("table", [0, 1], ids=["mean", "sum of squares"])
+def test_the_self_test_notices_statistics_that_are_read_wrongly(table: int) -> None:
+    class Misreading(Kernels):
+        def forward(
+            self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            if tiles is not None:
+                tiles.table[table] *= 1.001
+            return super().forward(x, held, tiles)
+
+    assert "is wrong" in compare(Misreading(PLAIN, 0, 4), "cpu")
+    assert compare(kernels(PLAIN), "cpu") == ""

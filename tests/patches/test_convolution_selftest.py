@@ -26,6 +26,7 @@ BAD = {
     "Silent": "relative error nan",
     "Wrong": "weight gradient of",
     "Raising": "no kernel image for this card",
+    "WrongStatistics": "statistics of 2x24x21x19 -> 24, 3x3 stride 1 pad 1 groups 24, float32 channels_last",
     "Misshapen": "has the wrong form",
     "WrongFromAHead": "weight gradient of 2x40x21x19 -> 72, 1x1 stride 1 bias",
     "WrongBehindAnAttention": "output of 2x64x21x19 -> 64, 1x1 stride 1, float32 channels_last, input NCHW",
