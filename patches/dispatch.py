@@ -318,6 +318,7 @@ def _forward(
 
 def _answering(route: Any, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The forward pass of a ``Summing`` route; the statistics go to who asked."""
+    out: Tensor
     out, statistics = route.forward_with_statistics(problem, x, weight)
     answer(out, statistics)
     return out
