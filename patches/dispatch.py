@@ -25,7 +25,7 @@ from .convolution.native import call_backward, call_forward, record_forward, swi
 from .convolution.problem import ConvProblem, Gradients, Route
 from .convolution.registry import NAMES
 from .convolution.routes import available
-from .convolution.statistics import Summing, answer, asked
+from .convolution.statistics import QUESTION, Summing, answering
 from .convolution.tuning import Planner
 from .ledger import Entry, Ledger
 from .normalization import routes as normalizations
@@ -170,7 +170,9 @@ class Session:
             return self._pass_on(call_forward, x, weight, *settings)
         if entry.is_row:
             x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-        forward = _forward(entry, problem, route, self._is_fused) if asked() else route.forward
+        forward = route.forward
+        if QUESTION.open:
+            forward = entry.answering or _answering(entry, problem, route, self._is_fused)
         try:
             if _is_guarded(self.device, x):
                 with _guard(self.device, x):
@@ -306,22 +308,14 @@ class Session:
         return result
 
 
-def _forward(
+def _answering(
     entry: Entry, problem: ConvProblem, route: Route, is_fused: Callable[[torch.dtype], bool]
 ) -> Callable[..., Tensor]:
-    """The route's forward pass; where it can, and a batch norm reads them, one that leaves statistics."""
-    if entry.answering is None:
-        able = isinstance(route, Summing) and not entry.is_row and route.sums(problem)
-        entry.answering = partial(_answering, route) if able and is_fused(problem.dtype) else route.forward
+    """The route's forward pass for who asks for statistics: where a batch norm reads them, it leaves some."""
+    entry.answering = route.forward
+    if isinstance(route, Summing) and not entry.is_row and route.sums(problem) and is_fused(problem.dtype):
+        entry.answering = partial(answering, route)
     return entry.answering
-
-
-def _answering(route: Any, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The forward pass of a ``Summing`` route; the statistics go to who asked."""
-    out: Tensor
-    out, statistics = route.forward_with_statistics(problem, x, weight)
-    answer(out, statistics)
-    return out
 
 
 def _is_guarded(device: str, x: Tensor) -> bool:

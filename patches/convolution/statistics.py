@@ -53,32 +53,34 @@ class Summing(Protocol):
         ...
 
 
-class _Asked(threading.local):
-    """What a thread wants to know, and the answer."""
+class Question(threading.local):
+    """What a thread wants to know, and the answer.
+
+    Attributes:
+        open: whether the next convolution is to leave statistics.
+        answer: its output, and what it left.
+    """
 
     open = False
     answer: tuple[Tensor, TileStatistics] | None = None
 
 
-_asked = _Asked()
+QUESTION = Question()
 
 
-def asked() -> bool:
-    """Whether the next convolution of this thread is to leave statistics."""
-    return _asked.open
-
-
-def answer(out: Tensor, statistics: TileStatistics) -> None:
-    """Leave the statistics of an output for who asked."""
-    _asked.open, _asked.answer = False, (out, statistics)
+def answering(route: Summing, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A route's forward pass, of which the statistics go to who asked."""
+    out, statistics = route.forward_with_statistics(problem, x, weight)
+    QUESTION.open, QUESTION.answer = False, (out, statistics)
+    return out
 
 
 def with_statistics(convolve: Callable[..., Tensor], *args: object) -> tuple[Tensor, TileStatistics | None]:
     """The output of a call, and its statistics where it came from a convolution that left them."""
-    _asked.open = True
+    QUESTION.open = True
     try:
         out = convolve(*args)
-        found = _asked.answer
+        found = QUESTION.answer
     finally:
-        _asked.open, _asked.answer = False, None
+        QUESTION.open, QUESTION.answer = False, None
     return out, found[1] if found is not None and found[0] is out else None

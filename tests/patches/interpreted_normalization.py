@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from convolution_cases import PLAIN as CONVOLUTION
 from convolution_cases import poison
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 import patches
 from patches import dispatch
-from patches.convolution.statistics import TileStatistics, answer, asked, with_statistics
+from patches.convolution.problem import ConvProblem
+from patches.convolution.statistics import QUESTION, TileStatistics, answering, with_statistics
 from patches.normalization import launches, routes
 from patches.normalization.launches import Kernels, Shape, Shapes
 from patches.normalization.problem import ACTIVATIONS, NormProblem, Parameters
@@ -152,7 +154,7 @@ def test_who_is_told_the_statistics_launches_nothing_that_finds_them() -> None:
 
 
 @seed(20261129)
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(problems((torch.float32, torch.float16, torch.bfloat16)), st.integers(1, 200))
 def test_any_batch_norm_that_is_told_its_statistics_agrees_with_float64(p: NormProblem, pixels: int) -> None:
     assert_correct(Told(replace(p, training=True), pixels))
@@ -336,20 +338,27 @@ def test_an_answer_counts_for_its_own_tensor_in_its_own_thread() -> None:
     out, other = torch.ones(1), torch.ones(1)
     told = TileStatistics(torch.ones(2, 1, 1), 1)
 
-    def answering(returned: Tensor) -> Tensor:
-        assert asked()
+    class Told:
+        def sums(self, problem: ConvProblem) -> bool:
+            return True
+
+        def forward_with_statistics(self, *_: object) -> tuple[Tensor, TileStatistics]:
+            return out, told
+
+    def convolve(returned: Tensor) -> Tensor:
+        assert QUESTION.open
         with ThreadPoolExecutor(1) as pool:
-            assert not pool.submit(asked).result()
-        answer(out, told)
-        assert not asked()
+            assert not pool.submit(lambda: QUESTION.open).result()
+        assert answering(Told(), CONVOLUTION, out, out, None) is out
+        assert not QUESTION.open, "the first convolution answers"
         return returned
 
-    assert with_statistics(answering, out) == (out, told)
-    assert with_statistics(answering, other) == (other, None)
+    assert with_statistics(convolve, out) == (out, told)
+    assert with_statistics(convolve, other) == (other, None)
     assert with_statistics(lambda: out) == (out, None)
     with pytest.raises(ZeroDivisionError):
         with_statistics(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
-    assert not asked()
+    assert not QUESTION.open and QUESTION.answer is None
 
 
 @pytest.mark.parametrize("table", [0, 1], ids=["mean", "sum of squares"])

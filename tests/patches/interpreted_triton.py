@@ -218,7 +218,7 @@ def test_a_kind_of_convolution_leaves_the_statistics_of_its_output(name: str) ->
 
 
 @seed(20261129)
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(problems((torch.float32, torch.float16, torch.bfloat16)))
 def test_any_convolution_leaves_the_statistics_of_its_output(problem: ConvProblem) -> None:
     p = replace(problem, bias=False)

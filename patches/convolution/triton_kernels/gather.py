@@ -47,7 +47,7 @@ def leave_statistics(
         at: where the channels' means go; their sums go ``size`` further.
     """
     there = tl.expand_dims(live, 1 - AXIS)
-    number = tl.minimum(total - first, BLOCK_N).to(tl.float32)
+    number = tl.minimum(total - first, BLOCK_N).to(tl.int32).to(tl.float32)
     mean = tl.sum(tl.where(there, value, 0.0), axis=AXIS) * (1.0 / number)
     apart = tl.where(there, value - tl.expand_dims(mean, AXIS), 0.0)
     tl.store(partial + at, mean, mask=m_live)

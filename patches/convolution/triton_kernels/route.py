@@ -252,12 +252,13 @@ class Builder:
         shape = (p.batch, p.channels_out, *p.output_size)
         out = torch.empty(shape, dtype=p.dtype, device="meta", memory_format=p.memory_format)
         plain = p.adjoint if p.transposed else p
-        pack, launch, _ = self._gather(plain, x, out, weight, bias is not None, transposed=p.transposed)
+        pack, launch, pixels = self._gather(plain, x, out, weight, bias is not None, transposed=p.transposed)
+        table = _unused(x, pixels)
         strides = out.stride()
 
         def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             out = x.new_empty_strided(shape, strides)
-            launch(x, weight if pack is None else pack(weight), bias, out)
+            launch(x, weight if pack is None else pack(weight), bias, out, *table)
             return out
 
         return call
@@ -286,7 +287,8 @@ class Builder:
         pack, gather = None, None
         if needs[0]:
             plain = p.adjoint if p.transposed else p
-            pack, gather, _ = self._gather(plain, grad, out, weight, False, transposed=not p.transposed)
+            pack, gather, pixels = self._gather(plain, grad, out, weight, False, transposed=not p.transposed)
+            table = _unused(x, pixels)
         weigh = self._weights(p, grad, x, weight, needs)
 
         def call(
@@ -295,7 +297,7 @@ class Builder:
             grad_x = grad_weight = grad_bias = None
             if gather is not None:
                 grad_x = x.new_empty_strided(shape, strides)
-                gather(grad, weight if pack is None else pack(weight), None, grad_x)
+                gather(grad, weight if pack is None else pack(weight), None, grad_x, *table)
             if weigh is not None:
                 grad_weight, grad_bias = weigh(grad, x, weight)
             return grad_x, grad_weight if needs[1] else None, grad_bias
@@ -361,8 +363,8 @@ class Builder:
     ) -> tuple[Callable[[Tensor], Tensor] | None, Any, int]:
         """The copy of the weight to make first (None: none), and the launch from ``src`` to ``out``.
 
-        With ``sums`` (see ``TritonRoute.sums``) it takes a table of statistics as well. The last value is the
-        pixels of a row of that table.
+        The last value is the pixels of a row of the table of statistics that the launch takes as well, and
+        fills with ``sums`` (see ``TritonRoute.sums``); 0: it takes none.
         """
         sh, sw = p.stride
         channels, filters = p.channels_in // p.groups, p.channels_out // p.groups
@@ -382,14 +384,10 @@ class Builder:
                 self, p, numbers, weight, pixels, wide=wide, has_bias=has_bias, transposed=transposed
             )
             return None, launch, 0
-        pack, launch, block = dense.gather(
+        return dense.gather(
             self, p, numbers, src, out, weight, pixels,
             wide=wide, item=item, has_bias=has_bias, transposed=transposed, sums=sums,
         )  # fmt: skip
-        if sums:
-            return pack, launch, block
-        unused = src.new_empty(0, dtype=torch.float32)  # the kernel is compiled for an address
-        return pack, lambda *tensors: launch(*tensors, unused), block
 
     def _weight(self, p: ConvProblem, grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> Any:
         """The call that gives the gradients of weight and (or None) bias."""
@@ -471,6 +469,11 @@ def _reduction(
 def _wide(*tensors: Tensor) -> bool:
     """Whether an offset into one of the tensors can pass 2^31, with room for a tile beyond the end."""
     return any(reach(t) >= 2**31 - 2**22 for t in tensors)
+
+
+def _unused(like: Tensor, pixels: int) -> tuple[Tensor, ...]:
+    """The table of statistics for a launch that takes one and fills none: its kernel expects an address."""
+    return (like.new_empty(0, dtype=torch.float32),) if pixels else ()
 
 
 def _bias_alone(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[None, Tensor]:
