@@ -170,9 +170,7 @@ class Session:
             return self._pass_on(call_forward, x, weight, *settings)
         if entry.is_row:
             x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-        forward = route.forward
-        if QUESTION.open:
-            forward = entry.answering or _answering(entry, problem, route, self._is_fused)
+        forward = _answering(entry, problem, route, self._is_fused) if QUESTION.open else route.forward
         try:
             if _is_guarded(self.device, x):
                 with _guard(self.device, x):
@@ -312,9 +310,11 @@ def _answering(
     entry: Entry, problem: ConvProblem, route: Route, is_fused: Callable[[torch.dtype], bool]
 ) -> Callable[..., Tensor]:
     """The route's forward pass for who asks for statistics: where a batch norm reads them, it leaves some."""
-    entry.answering = route.forward
-    if isinstance(route, Summing) and not entry.is_row and route.sums(problem) and is_fused(problem.dtype):
-        entry.answering = partial(answering, route)
+    if entry.answering is None:
+        entry.answering = route.forward
+        asked = not entry.is_row and is_fused(problem.dtype)
+        if asked and isinstance(route, Summing) and route.sums(problem):
+            entry.answering = partial(answering, route)
     return entry.answering
 
 

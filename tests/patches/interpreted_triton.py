@@ -18,7 +18,6 @@ from convolution_cases import (
     assert_correct,
     poison,
     problems,
-    relative_error,
     tensors,
     transposed_problems,
 )
@@ -27,7 +26,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from patches.convolution.problem import ConvProblem
-from patches.convolution.statistics import TileStatistics
 from patches.convolution.triton_kernels import TritonRoute, WinogradRoute, route
 from patches.convolution.triton_kernels.tiles import RDNA, Tile, Tiles
 
@@ -183,81 +181,3 @@ def test_many_splits_of_the_pixels_are_summed() -> None:
 
     p = replace(PLAIN, batch=3, channels_in=1, channels_out=4, height=20, width=20, bias=True)
     assert_correct(TritonRoute(tiles=Split(4)), p)
-
-
-class Short(Tiles):
-    """Tiles of few pixels, so that small outputs have many."""
-
-    def gather(self, *sizes: int, **_: bool) -> Tile:
-        return Tile(16, 16, 16, 1, 1)
-
-
-def assert_statistics_are_right(served: TritonRoute, p: ConvProblem) -> int:
-    """What the forward pass leaves is what its output has, and the output what it was; how many tiles."""
-    x, weight, _, _ = tensors(p)
-    with torch.inference_mode():
-        out, left = served.forward_with_statistics(p, x, weight)
-        assert torch.equal(out, served.forward(p, x, weight, None))
-    truth = TileStatistics.of(out, left.pixels).table
-    assert left.table.dtype == torch.float32
-    assert left.table.shape == truth.shape
-    largest = float(out.double().abs().max())
-    for name, table, expected in zip(("mean", "sum of squares"), left.table, truth, strict=True):
-        # A mean may be near zero: what was lost counts against the values.
-        size = max(float(expected.norm()), largest if name == "mean" else 1e-6 * largest**2)
-        assert (table - expected).norm() <= 5e-7 * size, f"{name} of {p}"
-    return left.table.shape[1]
-
-
-SUMMED = [name for name, p in KINDS.items() if TritonRoute().sums(replace(p, bias=False))]
-
-
-@pytest.mark.parametrize("name", SUMMED)
-def test_a_kind_of_convolution_leaves_the_statistics_of_its_output(name: str) -> None:
-    assert_statistics_are_right(TritonRoute(), replace(KINDS[name], bias=False))
-
-
-@seed(20261129)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-@given(problems((torch.float32, torch.float16, torch.bfloat16)))
-def test_any_convolution_leaves_the_statistics_of_its_output(problem: ConvProblem) -> None:
-    p = replace(problem, bias=False)
-    if TritonRoute().sums(p):
-        assert_statistics_are_right(TritonRoute(tiles=Short(4)), p)
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
-def test_statistics_of_many_tiles_that_nothing_fills(channels_last: bool) -> None:
-    p = replace(
-        PLAIN, batch=3, channels_in=17, channels_out=37, height=9, width=7, channels_last=channels_last
-    )
-    assert assert_statistics_are_right(TritonRoute(tiles=Short(4)), p) == 12
-
-
-def test_64_bit_offsets_leave_the_same_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route, "_wide", lambda *tensors: True)
-    assert_statistics_are_right(TritonRoute(tiles=Short(4)), replace(PLAIN, channels_out=20))
-
-
-def test_a_mean_far_from_zero_costs_the_squares_no_digits() -> None:
-    p = replace(POINTWISE, channels_out=20, height=12, width=11)
-    x, weight, _, _ = tensors(p)
-    out, left = TritonRoute().forward_with_statistics(p, x + 1000.0, weight)
-    truth = TileStatistics.of(out, left.pixels).table
-    assert out.mean((0, 2, 3)).abs().median() > 100 * out.std((0, 2, 3)).median()
-    assert relative_error(left.table[1], truth[1]) < 1e-6
-
-
-def test_who_adds_a_bias_or_has_other_kernels_leaves_none() -> None:
-    assert TritonRoute().sums(PLAIN)
-    for p in (KINDS["depthwise"], KINDS["transposed"], replace(PLAIN, bias=True)):
-        assert not TritonRoute().sums(p)
-    assert not WinogradRoute(tiles=Tiles(4, RDNA)).sums(PLAIN)
-
-
-def test_what_is_not_finite_is_not_hidden_by_the_border() -> None:
-    x, weight, _, _ = tensors(PLAIN)
-    weight[3] = float("inf")
-    _, left = TritonRoute().forward_with_statistics(PLAIN, x, weight)
-    assert left.table[:, :, 3].isnan().all()
-    assert left.table[:, :, :3].isfinite().all() and left.table[:, :, 4:].isfinite().all()

@@ -64,7 +64,8 @@ def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
 
 
 @pytest.mark.slow
-def test_the_kernels_agree_with_float64_under_the_interpreter() -> None:
+@pytest.mark.parametrize("file", ["interpreted_normalization.py", "interpreted_statistics.py"])
+def test_the_kernels_agree_with_float64_under_the_interpreter(file: str) -> None:
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
     environment = {
         **os.environ, "PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
@@ -76,7 +77,7 @@ def test_the_kernels_agree_with_float64_under_the_interpreter() -> None:
         "-q",
         "-p",
         "no:cacheprovider",
-        str(HERE / "interpreted_normalization.py"),
+        str(HERE / file),
     ]
     done = subprocess.run(
         command, env=environment, cwd=HERE.parent.parent, capture_output=True, text=True, timeout=560
