@@ -266,8 +266,8 @@ class ListingNorm:
         self.problem, self.found = problem, found
         self.kernels = Kernels(dataclasses.replace(problem, batch=self.BATCH), 0, self.UNITS)
 
-    def forward(self, x: Tensor, held: Parameters) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self._list(*self.kernels._build_forward(self._of_all(x), self._of_all(x), held))
+    def forward(self, x: Tensor, held: Parameters, _: object = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self._list(*self.kernels._build_forward(self._of_all(x), self._of_all(x), held)[:2])
         return torch.zeros_like(x), ()
 
     def backward(
