@@ -135,7 +135,7 @@ def rehearse(dtype: torch.dtype | str, device: str | torch.device | None = None)
     from . import rehearsal
 
     name, (kind, _, number) = str(dtype).removeprefix("torch."), str(device).partition(":")
-    if kind == "cuda":
+    if kind == "cuda" and (not number or number.isdecimal()):
         rehearsal.begin(name, int(number or 0))
     from . import dispatch
 

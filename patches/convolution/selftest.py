@@ -459,4 +459,6 @@ class Poison:
 
 
 if __name__ == "__main__":
-    main()
+    from . import selftest  # what other modules import, and not a second one beside it
+
+    selftest.main()

@@ -12,7 +12,7 @@ import torch
 from test_convolution_plan import CARD, Examiner
 
 import patches
-from patches import dispatch, rehearsal
+from patches import compiling, dispatch, rehearsal
 from patches.convolution import planfile, processes, selftest
 from patches.convolution.planfile import PlanFile
 from patches.convolution.problem import Route
@@ -117,3 +117,24 @@ def test_a_test_that_began_early_tests_nothing_when_its_parent_is_gone() -> None
     assert process._child.wait(120) == 1
     process._child.stdin = None
     assert process.finish(1.0) == (1, ["not wanted"])
+
+
+def test_the_batch_norm_s_test_waits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="it is of Triton's kernels")
+    monkeypatch.setenv(compiling.HANDED_DOWN, json.dumps(["cuda", 90, 32, 132]))
+    process = processes.Process("fused batch norm", "cuda:0", "float16", early=True)
+    assert process._child.stdin is not None
+    process._child.stdin.close()
+    assert process._child.wait(240) == 1
+    process._child.stdin = None
+    status, said = process.finish(1.0)
+    assert (status, said[-1]) == (1, "not wanted"), said
+
+
+def test_nothing_begins_for_a_device_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(rehearsal, "begin", lambda *given: begun.append(given))
+    for device in ("cuda:-1", "cuda:x"):
+        with pytest.raises(ValueError, match="expected one of"):
+            patches.rehearse("float16", device)
+    assert not begun
