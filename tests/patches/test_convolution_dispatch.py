@@ -216,9 +216,9 @@ def test_every_way_to_call_conv2d_is_served_by_the_route(call: Callable[[Tensor,
         assert passed() == {}
     for value, truth in zip(values, expected, strict=True):
         assert value.stride() == truth.stride()
-        torch.testing.assert_close(value, truth, rtol=2e-2, atol=2e-2) if call is CALLS[
-            "half"
-        ] else torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-4)
+        # Sums of bfloat16 are rounded at their own size, and by each processor's kernels in another order.
+        error = 2**-6 * float(truth.abs().max()) if call is CALLS["half"] else 1e-4
+        torch.testing.assert_close(value, truth, rtol=1e-4, atol=error)
 
 
 ODD_STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
