@@ -93,7 +93,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "slow_disk" in faults:
         ZipFrames.read = read_slowly  # type: ignore[method-assign]
-        pixels.store_for = lambda *_: None  # more frames than memory keeps
+        pixels.store_for = lambda *_: (None, "")  # more frames than memory keeps
     trainer.LTDv2Trainer = Faulty  # type: ignore[misc]
     if sys.argv[1] == "train":
         cli.main()
