@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -102,21 +102,24 @@ def compare(by: Implementation, device: str) -> str:
 
     In training once more with the statistics as a convolution would leave them.
     """
-    found = _compare(by, device, told=False)
-    return found or (_compare(by, device, told=True) if by.problem.training else "")
+    x, grad, held = operands(by.problem)
+    truths = reference(by.problem, x, grad, held)
+    found = _compare(by, device, truths, None)
+    if found or not by.problem.training:
+        return found
+    left = TileStatistics.of(x, 16)  # short runs, of which several programs find some
+    return _compare(by, device, truths, TileStatistics(left.table.float().to(device), left.pixels))
 
 
-def _compare(by: Implementation, device: str, told: bool) -> str:
+def _compare(
+    by: Implementation, device: str, truths: Sequence[Tensor | None], tiles: TileStatistics | None
+) -> str:
     p = by.problem
-    x, grad, held = operands(p)
-    truths = reference(p, x, grad, held)
-    # Short runs, of which several programs find some.
-    left = TileStatistics.of(x, 16)
-    tiles = TileStatistics(left.table.float().to(device), left.pixels) if told else None
+    x, grad, held = operands(p)  # anew: running statistics move
     x, grad = (each.to(device).contiguous(memory_format=p.memory_format) for each in (x, grad))
     held = held.to(device)
     with torch.inference_mode(), Poison():
-        say(f"forward of {p}{', told its statistics' * told}")
+        say(f"forward of {p}{', told its statistics' * (tiles is not None)}")
         out, kept = by.forward(x, held, tiles)
         say(f"backward of {p}")
         gradients = by.backward(x, grad, held, kept)

@@ -198,6 +198,16 @@ def test_the_self_test_launches_nothing_that_was_not_compiled(check: ModuleType,
     assert by.found <= compiled(check, "gfx1010")
 
 
+def detector(name: str, channels: int, classes: int, layout: torch.memory_format) -> Any:
+    """A new one of Ultralytics', in training mode."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.nn.tasks import DetectionModel
+
+    model: Any = DetectionModel(f"{name}.yaml", ch=channels, nc=classes, verbose=False).train()
+    model.to(memory_format=layout).args = get_cfg()
+    return model
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("name", "channels", "classes"), [("yolov8n", 3, 80), ("yolo11n", 1, 4)])
@@ -209,11 +219,7 @@ def test_a_training_launches_nothing_that_was_not_compiled(
     dtype: torch.dtype,
     layout: torch.memory_format,
 ) -> None:
-    from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
-
-    model = DetectionModel(f"{name}.yaml", ch=channels, nc=classes, verbose=False).train()
-    model.to(memory_format=layout).args = get_cfg()
+    model = detector(name, channels, classes, layout)
     by = Listing(Blank())
     with patches.enabled("cpu", normalization="off"):
         session = dispatch.current()
@@ -300,11 +306,7 @@ def test_a_training_launches_no_batch_norm_that_was_not_compiled(
     layout: torch.memory_format,
     size: int,
 ) -> None:
-    from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
-
-    model = DetectionModel(f"{name}.yaml", ch=channels, nc=classes, verbose=False).train()
-    model.to(memory_format=layout).args = get_cfg()
+    model = detector(name, channels, classes, layout)
     found: set[tuple[object, ...]] = set()
     with patches.enabled("cpu", normalization="torch"):
         session = dispatch.current()
