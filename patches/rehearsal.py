@@ -11,7 +11,10 @@ import threading
 from . import COLUMN_BUDGET, variables
 from .convolution import planfile, processes
 
-EARLY = {"triton": variables.ROUTE, "fused batch norm": variables.NORMALIZATION}
+EARLY = {
+    "triton": (variables.ROUTE,),
+    "fused batch norm": (variables.ROUTE, variables.NORMALIZATION),
+}
 """The tests that begin early, because the route "auto" wants them on any card and they have many kernels; by
 what can set them aside."""
 
@@ -25,9 +28,8 @@ def begin(dtype: str, index: int = 0) -> None:
     """
     if importlib.util.find_spec("triton") is None:
         return
-    for test, variable in EARLY.items():
-        forced = variable.read()
-        if not (forced and forced.value != "auto") and not planfile.is_known(f"{test} {dtype}"):
+    for test, settings in EARLY.items():
+        if not any(map(_is_forced, settings)) and not planfile.is_known(f"{test} {dtype}"):
             processes.begin(test, f"cuda:{index}", dtype)
 
 
@@ -42,6 +44,12 @@ def rehearse(dtype: str, index: int = 0) -> threading.Thread:
     return thread
 
 
+def _is_forced(variable: variables.Variable) -> bool:
+    """Whether the environment names something other than the choice of the patches."""
+    forced = variable.read()
+    return forced is not None and forced.value != "auto"
+
+
 def _test(dtype: str, index: int) -> None:
     """By a session of its own, which serves nothing: verdicts reach the other one through the plan's file.
 
@@ -53,8 +61,7 @@ def _test(dtype: str, index: int) -> None:
     from .dispatch import Session
 
     try:
-        forced = variables.ROUTE.read()
-        if forced and forced.value != "auto":
+        if _is_forced(variables.ROUTE):
             return
         session = Session("cuda", "auto", COLUMN_BUDGET)
         with torch.cuda.device(index):

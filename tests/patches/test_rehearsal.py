@@ -75,7 +75,7 @@ rehearsal.begin("float16", 1)
 """
 
 
-@pytest.mark.parametrize("case", ["new", "known", "other kernels", "damaged", "forced"])
+@pytest.mark.parametrize("case", ["new", "known", "other kernels", "damaged", "forced", "norms forced"])
 def test_what_has_kernels_to_compile_begins_before_torch_is_imported_unless_a_plan_has_its_verdict(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,13 +84,16 @@ def test_what_has_kernels_to_compile_begins_before_torch_is_imported_unless_a_pl
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     if case == "forced":
         monkeypatch.setenv("CONVROUTES_ROUTE", "gemm")
+    elif case == "norms forced":
+        monkeypatch.setenv("CONVROUTES_NORMALIZATION", "off")
     elif case != "new":
         known = {"triton float16": {}, "fused batch norm float32": {}}
         version = planfile.version() if case == "known" else "another"
         text = json.dumps({"version": version, "self_tests": known})
         (tmp_path / "plan.json").write_text(text[: 10 if case == "damaged" else None])
     done = subprocess.run([sys.executable, "-c", EARLY], check=True, stdout=subprocess.PIPE, text=True)
-    wanted = ["fused batch norm"] if case in ("known", "forced") else ["triton", "fused batch norm"]
+    begun = {"known": ["fused batch norm"], "forced": [], "norms forced": ["triton"]}
+    wanted = begun.get(case, ["triton", "fused batch norm"])
     assert done.stdout.splitlines() == [f"{test} cuda:1 float16 True False" for test in wanted]
 
 
