@@ -82,10 +82,8 @@ class Session:
         vendor = miopen.setting(vendor)
         if (self.route, vendor) == ("library", "off"):
             raise ValueError("route 'library' is the vendor's, and vendor is 'off': leave one of them out")
-        self.norms = Server(
-            device, normalizations.chooser(self.normalization, device, self._trusts), self.note
-        )
-        self._is_fused = partial(normalizations.is_fused, self.normalization, device, self._trusts)
+        self._is_fused = normalizations.fused_dtypes(self.normalization, device, self._trusts)
+        self.norms = Server(device, normalizations.chooser(self.normalization, self._is_fused), self.note)
         self._attachment = Attachment(self.norms, normalizations.may_attach(self.normalization, device))
         self._switch = miopen.Switch(vendor, device)
         names = [each for each in NAMES if each != "library" or self._switch.may_serve or self.route == each]

@@ -44,32 +44,32 @@ def self_tests(setting: str, device: str) -> tuple[str, ...]:
     return (SELF_TEST,) if fused else ()
 
 
-def is_fused(
-    setting: str, device: str, trusted: Callable[[str, torch.dtype], bool], dtype: torch.dtype
-) -> bool:
-    """Whether the Triton kernels compute the batch norms of a dtype; arguments as of :func:`chooser`."""
-    return (
-        setting in ("auto", "triton")
-        and device == "cuda"
-        and importlib.util.find_spec("triton") is not None
-        and dtype in _HALVES
-        and trusted(SELF_TEST, dtype)
-    )
-
-
-def chooser(
+def fused_dtypes(
     setting: str, device: str, trusted: Callable[[str, torch.dtype], bool]
-) -> Callable[[NormProblem, Tensor], Implementation | None]:
-    """Who computes a problem on the device of a tensor; None: PyTorch.
+) -> Callable[[torch.dtype], bool]:
+    """Whether the Triton kernels compute the batch norms of a dtype; Triton is looked for once, now.
 
     Args:
         setting: one of :data:`~patches.variables.NORMALIZATIONS`.
         device: "cuda" or "cpu".
         trusted: whether a self-test passed in a dtype on the card in use.
     """
+    tests = self_tests(setting, device)
+    return lambda dtype: bool(tests) and dtype in _HALVES and all(trusted(each, dtype) for each in tests)
+
+
+def chooser(
+    setting: str, is_fused: Callable[[torch.dtype], bool]
+) -> Callable[[NormProblem, Tensor], Implementation | None]:
+    """Who computes a problem on the device of a tensor; None: PyTorch.
+
+    Args:
+        setting: one of :data:`~patches.variables.NORMALIZATIONS`.
+        is_fused: of :func:`fused_dtypes`.
+    """
 
     def choose(problem: NormProblem, x: Tensor) -> Implementation | None:
-        if is_fused(setting, device, trusted, problem.dtype):
+        if is_fused(problem.dtype):
             from ..convolution import triton_kernels
             from .launches import Kernels
 

@@ -178,7 +178,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return super().forward(x, held, tiles)
 
     monkeypatch.setattr(routes, "chooser", lambda *_: lambda p, x: Noting(p, 0, 4))
-    monkeypatch.setattr(routes, "is_fused", lambda *_: True)
+    monkeypatch.setattr(routes, "fused_dtypes", lambda *_: lambda dtype: True)
     with patches.enabled("cpu", route="triton", normalization="triton"):
         yield names
 

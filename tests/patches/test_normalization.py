@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import subprocess
 import sys
@@ -304,11 +305,18 @@ def test_a_card_is_trusted_by_a_test_of_its_own(monkeypatch: pytest.MonkeyPatch)
         return False
 
     p, x = NormProblem(2, 8, 4, 4, torch.float16), torch.zeros(1)
-    choose = routes.chooser("auto", "cuda", trusted)
     pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    looked: list[str] = []
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: looked.append(name) or find(name))
+    is_fused = routes.fused_dtypes("auto", "cuda", trusted)
+    choose = routes.chooser("auto", is_fused)
     assert isinstance(choose(p, x), TorchOnly)
     assert asked == [("fused batch norm", torch.float16)]
-    assert routes.chooser("triton", "cuda", trusted)(p, x) is None
+    assert routes.chooser("triton", is_fused)(p, x) is None
+    assert looked == ["triton"], "once, however many problems there are"
+    for setting, device in (("off", "cuda"), ("torch", "cuda"), ("auto", "cpu")):
+        assert not routes.fused_dtypes(setting, device, lambda test, dtype: True)(torch.float16)
     with torch.no_grad():
         assert choose(p, x) is None, "nothing is saved where nothing is kept"
 

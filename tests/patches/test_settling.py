@@ -256,7 +256,7 @@ def test_batch_norms_that_save_no_memory_are_left_to_pytorch_where_that_is_quick
 ) -> None:
     block = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), activation)
     image = torch.randn(2, 1, 5, 5, requires_grad=True)
-    served = lambda setting, device, trusted: lambda problem, x: TorchOnly(problem)  # noqa: E731
+    served = lambda setting, is_fused: lambda problem, x: TorchOnly(problem)  # noqa: E731
     monkeypatch.setattr(dispatch.normalizations, "chooser", served)
     seen = [0, 0]
 
