@@ -32,7 +32,7 @@ from .normalization import routes as normalizations
 from .normalization.modules import Attachment, Server
 from .overrides import Overrides
 from .report import Report
-from .settling import ASIDE, OUT, PLAN, SURVEY
+from .settling import ASIDE, PLAN, SURVEY, described, parted
 
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _log = logging.getLogger(str(__package__))
@@ -130,6 +130,7 @@ class Session:
             route=self.route,
             notes=tuple(self.notes),
             normalizations=self.norms.served,
+            way="" if self.way == PLAN else described(self.way),
         )
 
     def _convolution(
@@ -238,7 +239,7 @@ class Session:
             return self.ledger.entries.get(key) or self.ledger.add(key, self._decide(key, x, weight))
 
     def _decide(self, key: tuple[Any, ...], x: Tensor, weight: Tensor) -> Entry:
-        self._attachment.attach()  # Ultralytics may have been imported since
+        self._attachment.follow()  # Ultralytics may have been imported since
         problem = problem_of(Call(*key), (x.layout, weight.layout), self.device)
         if isinstance(problem, str):
             return Entry(None, None, problem)
@@ -261,8 +262,8 @@ class Session:
                 return self.native
             if self.way == SURVEY:
                 return self._blank
-            single = self.routes.get(self.way)
-            if single and single.supports(problem) and self.planner.trusted(self.way, problem.dtype):
+            single = self.routes.get(parted(self.way)[0])
+            if single and single.supports(problem) and self.planner.trusted(single.name, problem.dtype):
                 return single
             return self.planner.choose(problem)
         wanted = self.routes.get(self.route, self.native)
@@ -278,7 +279,7 @@ class Session:
         return wanted if trusted else self.native
 
     def use(self, way: str) -> None:
-        """Let the plan, a single route or PyTorch itself serve from now on."""
+        """Let the plan, a single route or PyTorch itself serve from now on, with fused norms or PyTorch's."""
         if way == self.way or not self.installed:
             return
         with self._deciding:
@@ -289,8 +290,9 @@ class Session:
             self._let_serve()
 
     def _let_serve(self) -> None:
-        (self._overrides.take_out if self.way in (ASIDE, OUT) else self._overrides.put)()
-        (self._attachment.detach if self.way == OUT else self._attachment.attach)()
+        convolutions, fused = parted(self.way)
+        (self._overrides.take_out if convolutions == ASIDE else self._overrides.put)()
+        (self._attachment.attach if fused else self._attachment.detach)()
 
     def _recover(self, route: Route, error: Exception, again: Callable[[], T]) -> T:
         """Serve a call that ``route`` failed; if PyTorch's own kernels can, never use ``route`` again."""

@@ -40,6 +40,7 @@ class Report:
         notes: what a person should know, oldest first: a forced route, a route struck off and why.
         further: calls, forward and backward, by route, of problems that became too many to list.
         normalizations: batch norms that were computed together with the activation behind them.
+        way: who serves since ``patches.settle``, in words; empty where the plan's choices do.
     """
 
     enabled: bool
@@ -50,6 +51,7 @@ class Report:
     notes: tuple[str, ...] = ()
     further: tuple[tuple[str, int], ...] = ()
     normalizations: int = 0
+    way: str = ""
 
     @property
     def calls(self) -> int:
@@ -68,6 +70,8 @@ class Report:
             return "convolution patches: never enabled"
         state = "on" if self.enabled else "off"
         lines = [f"convolution patches: {state}, {self.device}, route {self.route}, {self.calls:,} calls"]
+        if self.way:
+            lines.append(f"  by what a training step takes: {self.way}")
         lines += [f"  {route}: {calls:,} calls" for route, calls in self.by_route().items()]
         if self.problems:
             lines.append(f"  {'forward':>9} {'backward':>9}  {'route':<8} problem")

@@ -2,7 +2,8 @@
 
 A layer in a loop says little about the host: handing a call to PyTorch's own kernels costs more than calling
 them, and on a quick card a step waits for the host. So the step by the plan's choices is timed against the
-step by each single route, and against PyTorch without the overrides.
+step by each single route, and against PyTorch without the overrides. The quickest is then timed against
+itself with PyTorch's own batch norms, because a fused one costs the host more than PyTorch's on some cards.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ PLAN = "plan"
 ASIDE = "aside"
 """PyTorch's own convolutions: the overrides take themselves out."""
 
-OUT = "out"
-"""PyTorch's own convolutions and batch norms: all that was replaced takes itself out."""
+OWN_NORMS = " with PyTorch's norms"
+"""Behind the name of a way: its batch norms are PyTorch's own, and none is fused with what stands behind it.
+
+Behind :data:`ASIDE` that is PyTorch itself: all that was replaced takes itself out."""
 
 SURVEY = "survey"
 """No way of its own: nobody computes anything while the problems of a step are found out (``blank``)."""
@@ -37,14 +40,17 @@ SURVEY = "survey"
 WAYS = {
     PLAN: "the plan's choices stay",
     ASIDE: "PyTorch's own convolutions serve, the overrides are out",
-    OUT: "PyTorch's own convolutions and batch norms serve",
+    ASIDE + OWN_NORMS: "PyTorch's own convolutions and batch norms serve, all that was replaced is out",
 }
-"""What is said of a way that won."""
+"""What is said of a way that won, where :func:`described` has no rule."""
 
-ROUNDS, MOST, SECONDS = 9, 30, 10.0
+ROUNDS, MOST = 9, 30
 """Every way is timed once a round, so that a processor shared with others slows all of them alike: those that
-are close after the first number of rounds up to the second one. No round begins after so many seconds, but
-three are taken."""
+are close after the first number of rounds up to the second one."""
+
+SECONDS, NORM_SECONDS = 10.0, 5.0
+"""No round of ways, and none with PyTorch's own batch norms, begins after so many seconds, but three of each
+are taken."""
 
 CLOSE = 1.06
 """Two ways whose times have at most this ratio are not told apart by the first rounds: on a host shared with
@@ -53,6 +59,10 @@ others, two measurements of one way by as many differed by 5 %."""
 GAIN = 0.98
 """A way replaces the plan's choices when it takes at most this part of their time: smaller differences are
 within what two measurements of the same step differ by."""
+
+MEMORY_GAIN = 1 / 1.03
+"""PyTorch's batch norms replace fused ones that save memory when a step takes at most this part of the time:
+a user of a small card wants the memory, and nobody is to wait more than 3 % longer for it."""
 
 
 def settle(session: Session, step: Callable[[], object]) -> str:
@@ -66,11 +76,31 @@ def settle(session: Session, step: Callable[[], object]) -> str:
         if problems:
             file, choices = session.planner.file, (PLAN, *ways(session, problems))
             with file.testing():
-                name = session.planner.step_name(problems)
-                way = file.steps.get(name) or judge(session, name, choices, step)
+                name = step_name(session, problems)
+                known = file.steps.get(name, "")
+                # Nothing is known, or a way that another version had, or that is trusted no more.
+                way = known if parted(known)[0] in choices else judge(session, name, choices, step)
     finally:
         session.use(way)
     return way
+
+
+def parted(way: str) -> tuple[str, bool]:
+    """Who computes the convolutions by a way, and whether its batch norms are fused."""
+    convolutions = way.removesuffix(OWN_NORMS)
+    return convolutions, convolutions == way
+
+
+def described(way: str) -> str:
+    """A way that serves, in words."""
+    convolutions, fused = parted(way)
+    said = WAYS.get(way) or WAYS.get(convolutions, f"route {convolutions} serves alone")
+    return said if fused or way in WAYS else f"{said}, batch norms are PyTorch's own"
+
+
+def step_name(session: Session, problems: Iterable[ConvProblem]) -> str:
+    """The name in the file of a training step: another where the batch norms are asked for otherwise."""
+    return f"{session.planner.step_name(problems)} batch norm {session.normalization}"
 
 
 EAGER = "eager"
@@ -90,11 +120,15 @@ def settle_graph(
         step()
         problems = session.ledger.problems()
         session.use(settled)
-        name = f"{session.planner.step_name(problems)} {settled} graph"
-        choices = (PLAN, *ways(session, problems)) if session.route == "auto" else (settled,)
+        name = f"{step_name(session, problems)} {settled} graph"
+        offered = (PLAN, *ways(session, problems)) if session.route == "auto" else ()
+        # In a graph norms cost the host nothing: only a way that serves without fused ones is tried so.
+        choices = tuple(dict.fromkeys((*offered, settled)))
         file = session.planner.file
         with file.testing():
-            found = file.steps.get(name) or _judge_graph(session, name, choices, step, record)
+            found = file.steps.get(name, "")
+            if found not in (EAGER, *choices):
+                found = _judge_graph(session, name, choices, step, record)
         way = settled if found == EAGER else found
     finally:
         session.use(way)
@@ -120,7 +154,9 @@ def _judge_graph(
             session.note(f"no CUDA graph of a training step: {type(error).__name__}: {found}")
             return EAGER
         del replay
-    best = min(set(seconds) - {EAGER}, key=seconds.__getitem__)
+    by_graph = {each: taken for each, taken in seconds.items() if each != EAGER}
+    fused = min((each for each in by_graph if parted(each)[1]), key=by_graph.__getitem__)
+    best = winner(by_graph, fused, norm_gain(session))
     way = best if seconds[best] <= GRAPH_GAIN * seconds[EAGER] else EAGER
     session.planner.file.remember({}, {}, {name: way})
     costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
@@ -158,20 +194,45 @@ def find_out(session: Session, step: Callable[[], object]) -> None:
 
 
 def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[[], object]) -> str:
-    """Time a step by each way, and remember the best."""
+    """Time a step by each way, the best ones without fused batch norms too, and remember the best."""
     seconds = quickest(choices, session.use, step)
-    way = winner(seconds)
-    session.planner.file.remember({}, {}, {name: way})
+    way, complete = winner(seconds), True
+    if session.normalization == "auto" and session.norms.serves():
+        try:
+            seconds = {**seconds, **_without_norms(session, seconds, way, step)}
+        except RuntimeError as error:  # PyTorch's keep more: the memory may suffice another time
+            found, complete = str(error).partition("\n")[0], False
+            session.note(f"no training step with PyTorch's own batch norms: {type(error).__name__}: {found}")
+        way = winner(seconds, way, norm_gain(session))
+    if complete:
+        session.planner.file.remember({}, {}, {name: way})
     costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
-    session.note(f"a training step by {costs}: {WAYS.get(way, f'route {way} serves alone')}")
+    session.note(f"a training step by {costs}: {described(way)}")
     return way
+
+
+def _without_norms(
+    session: Session, seconds: Mapping[str, float], way: str, step: Callable[[], object]
+) -> dict[str, float]:
+    """Seconds of a step with PyTorch's own batch norms by ``way``, by those close to the best, and by
+    :data:`ASIDE`: fused norms serve some better than others, so that another one may be the best without.
+    """
+    limit = CLOSE * min(seconds.values())
+    tried = [each for each, taken in seconds.items() if taken <= limit or each in (way, ASIDE)]
+    found = quickest([way, *(each + OWN_NORMS for each in tried)], session.use, step, NORM_SECONDS)
+    scale = seconds[way] / found.pop(way)
+    return {each: taken * scale for each, taken in found.items()}
+
+
+def norm_gain(session: Session) -> float:
+    """The part of a step's time at which PyTorch's batch norms replace fused ones."""
+    return GAIN if session.norms.only_takes_time() else MEMORY_GAIN
 
 
 def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
     """What could serve every problem alone: trusted routes with kernels of their own, and PyTorch aside.
 
     A route that needs no package is made of PyTorch's operations, and each of those costs the host a call.
-    Batch norms are fused for the memory too: PyTorch's own are tried where that saves none.
     """
     served = {
         name
@@ -181,47 +242,50 @@ def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
     yield from (kind.name for kind in ROUTES if kind.package and kind.name in served)
     if ("library" if torch.backends.cudnn.enabled else "native") in served:
         yield ASIDE
-        if session.norms.only_takes_time():
-            yield OUT
 
 
-def quickest(ways: Iterable[str], use: Callable[[str], None], step: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a step by each way: the plan's median, the others by their median ratio to it in a round.
+def quickest(
+    ways: Iterable[str], use: Callable[[str], None], step: Callable[[], object], limit: float = SECONDS
+) -> dict[str, float]:
+    """Seconds of a step by each way: the first's median, the others by their median ratio to it in a round.
 
     Args:
-        ways: names; :data:`PLAN` first.
+        ways: names; first the one that the others are to replace.
         use: makes a way the one that serves.
         step: forward and backward.
+        limit: seconds after which no round begins.
     """
     ways = list(ways)
+    first = ways[0]
     found: dict[str, list[float]] = {way: [] for way in ways}
     begun = time.perf_counter()
     for turn in range(MOST):
-        if turn > 2 and time.perf_counter() - begun > SECONDS:
+        if turn > 2 and time.perf_counter() - begun > limit:
             break
         if turn == ROUNDS:
-            ratios = _to_plan(found)
+            ratios = _to_first(found)
             close = [way for way in ways if ratios[way] <= CLOSE * min(ratios.values())]
             if len(close) == 1:
                 break
-            ways = [PLAN, *(way for way in close if way != PLAN)]
+            ways = [first, *(way for way in close if way != first)]
         for way in ways if turn % 2 else reversed(ways):
             use(way)
             step()
             found[way].append(_once(step))
-    plan = statistics.median(found[PLAN])
-    return {way: ratio * plan for way, ratio in _to_plan(found).items()}
+    median = statistics.median(found[first])
+    return {way: ratio * median for way, ratio in _to_first(found).items()}
 
 
-def _to_plan(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Medians, over the rounds of a way, of its time to that by the plan."""
-    return {way: statistics.median(map(operator.truediv, each, found[PLAN])) for way, each in found.items()}
+def _to_first(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Medians, over the rounds of a way, of its time to that of the first."""
+    first = next(iter(found.values()))
+    return {way: statistics.median(map(operator.truediv, each, first)) for way, each in found.items()}
 
 
-def winner(seconds: Mapping[str, float]) -> str:
-    """The quickest way; the plan's choices unless another is quicker by more than chance."""
+def winner(seconds: Mapping[str, float], way: str = PLAN, gain: float = GAIN) -> str:
+    """The quickest way; ``way`` unless that takes at most the part ``gain`` of its time."""
     best = min(seconds, key=seconds.__getitem__)
-    return best if seconds[best] <= GAIN * seconds[PLAN] else PLAN
+    return best if seconds[best] <= gain * seconds[way] else way
 
 
 def _wait() -> None:

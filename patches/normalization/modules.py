@@ -151,6 +151,10 @@ class Server:
             self._recover(key, by, error.__cause__)
             return None
 
+    def serves(self) -> bool:
+        """Whether any norm that came is computed together with its activation."""
+        return any(by is not None for by in self._known.values())
+
     def only_takes_time(self) -> bool:
         """Whether norms are served, and none with an activation that PyTorch keeps a tensor more for."""
         served = {kind for (_, _, _, _, kind, *_), by in self._known.items() if by is not None}
@@ -320,12 +324,17 @@ class Attachment:
     """
 
     def __init__(self, serve: Server, wanted: bool) -> None:
-        self._serve, self._wanted = serve, wanted
+        self._serve, self._wanted, self._attached = serve, wanted, False
         self._originals: dict[type, Callable[..., Any]] = {}
 
     def attach(self) -> None:
-        """Replace what can be replaced by now (Ultralytics may be imported later); cheap the next time."""
-        if not self._wanted:
+        """Replace what can be replaced by now."""
+        self._attached = self._wanted
+        self.follow()
+
+    def follow(self) -> None:
+        """Replace what was imported since, as Ultralytics may be, while the rest is replaced; cheap."""
+        if not self._attached:
             return
         self._replace(nn.Sequential, "torch.nn.modules.container", sequential_forward)
         module = sys.modules.get("ultralytics.nn.modules.conv")
@@ -348,3 +357,4 @@ class Attachment:
             if getattr(vars(owner)["forward"], "__wrapped__", None) is original:
                 owner.forward = original  # type: ignore[attr-defined]
         self._originals.clear()
+        self._attached = False

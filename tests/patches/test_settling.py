@@ -17,7 +17,7 @@ import patches
 from patches import dispatch, settling
 from patches.convolution.planfile import Card, PlanFile
 from patches.normalization.torch_only import TorchOnly
-from patches.settling import ASIDE, PLAN, quickest, winner
+from patches.settling import ASIDE, OWN_NORMS, PLAN, quickest, winner
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,12 @@ def test_a_way_replaces_the_plan_when_it_is_quicker_by_more_than_chance(
     seconds: dict[str, float], chosen: str
 ) -> None:
     assert winner(seconds) == chosen
+
+
+def test_another_way_is_replaced_by_as_much_as_is_asked_for() -> None:
+    seconds = {PLAN: 1.2, "triton": 1.0, ASIDE: 0.96}
+    assert winner(seconds, "triton", 0.95) == "triton"
+    assert winner(seconds, "triton", 0.97) == ASIDE
 
 
 def test_a_busy_processor_slows_all_ways_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,20 +255,160 @@ def test_a_step_has_a_name_by_its_problems_in_any_order(session: dispatch.Sessio
     assert len(names) == 2
 
 
+Settles = Callable[..., tuple[str, set[str]]]
+
+
+@pytest.fixture
+def settles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Settles]:
+    """What a new session settles on, as on a card, where a step takes so many ms by each way; and by which
+    ways it was timed. What is not on the clock has no memory."""
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(settling, "find_out", lambda session, step: None)
+    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton", ASIDE]))
+
+    def settle(
+        clock: dict[str, float], saves: bool = True, fused: bool = True, normalization: str = "auto"
+    ) -> tuple[str, set[str]]:
+        patches.enable("cpu", normalization=normalization)
+        session, now, timed = dispatch.current(), [0.0], set[str]()
+        assert session is not None and session.planner.file.path == tmp_path / "plan.json"
+
+        def step() -> None:
+            timed.add(session.way)
+            if session.way not in clock:
+                raise torch.cuda.OutOfMemoryError("out of memory\nand more")
+            now[0] += clock[session.way] / 1000
+
+        with monkeypatch.context() as card:
+            card.setattr(settling.time, "perf_counter", lambda: now[0])
+            card.setattr(session, "device", "cuda")
+            card.setattr(session.ledger, "problems", lambda: {LAYER})
+            card.setattr(session.norms, "serves", lambda: fused)
+            card.setattr(session.norms, "only_takes_time", lambda: not saves)
+            found = patches.settle(step)
+        assert found == session.way
+        return found, timed
+
+    yield settle
+    patches.disable()
+
+
+def steps_of(path: Path) -> dict[str, str]:
+    return PlanFile(path, Card.here("cpu"), print).steps
+
+
+FUSED = {PLAN: 100.0, "triton": 90.0, ASIDE: 120.0}
+"""Milliseconds with fused norms: one way is the best by far."""
+
+SLOW = {ASIDE + OWN_NORMS: 130.0}
+
+
+@pytest.mark.parametrize(
+    ("clock", "saves", "way"),
+    [
+        ({**FUSED, **SLOW, "triton" + OWN_NORMS: 0.98 * 90}, True, "triton"),
+        ({**FUSED, **SLOW, "triton" + OWN_NORMS: 0.96 * 90}, True, "triton" + OWN_NORMS),
+        ({**FUSED, **SLOW, "triton" + OWN_NORMS: 0.975 * 90}, True, "triton"),
+        ({**FUSED, **SLOW, "triton" + OWN_NORMS: 0.975 * 90}, False, "triton" + OWN_NORMS),
+        ({**FUSED, **SLOW, "triton" + OWN_NORMS: 0.985 * 90}, False, "triton"),
+        ({**FUSED, "triton" + OWN_NORMS: 89.0, ASIDE + OWN_NORMS: 80.0}, True, ASIDE + OWN_NORMS),
+    ],
+)
+def test_fused_norms_stay_unless_pytorch_s_are_quicker_by_what_their_memory_is_worth(
+    settles: Settles, clock: dict[str, float], saves: bool, way: str
+) -> None:
+    assert settles(clock, saves) == (way, set(clock)), "and by no way that is not close to the best"
+
+
+def test_a_way_that_is_close_may_be_the_best_without_fused_norms(settles: Settles) -> None:
+    fused = {PLAN: 100.0, "triton": 99.0, ASIDE: 105.0}
+    clock = {**fused, PLAN + OWN_NORMS: 97.5, "triton" + OWN_NORMS: 95.0, ASIDE + OWN_NORMS: 99.0}
+    assert settles(clock) == ("triton" + OWN_NORMS, set(clock))
+
+
+def test_norms_are_not_timed_where_none_is_fused_or_they_were_asked_for_by_name(settles: Settles) -> None:
+    assert settles(FUSED, fused=False) == ("triton", set(FUSED))
+    assert settles(FUSED, normalization="torch") == ("triton", set(FUSED))
+
+
+def test_a_way_without_fused_norms_is_said_remembered_and_read_again(
+    settles: Settles, tmp_path: Path
+) -> None:
+    clock, wanted = {**FUSED, **SLOW, "triton" + OWN_NORMS: 80.0}, "triton" + OWN_NORMS
+    assert settles(clock)[0] == wanted
+    (note,) = patches.report().notes
+    costs = "plan 100.0 ms, triton 90.0 ms, aside 120.0 ms, triton with PyTorch's norms 80.0 ms"
+    said = "route triton serves alone, batch norms are PyTorch's own"
+    assert note == f"a training step by {costs}, aside with PyTorch's norms 130.0 ms: {said}"
+    assert f"\n  by what a training step takes: {said}\n" in str(patches.report())
+    assert [*steps_of(tmp_path / "plan.json").values()] == [wanted]
+    assert settles({}) == (wanted, set()), "another session timed it again"
+    assert patches.report().way == said
+    # By other norms it is another step.
+    assert settles(FUSED, fused=False, normalization="off") == ("triton", set(FUSED))
+    assert sorted(steps_of(tmp_path / "plan.json").values()) == ["triton", wanted]
+
+
+def test_a_way_that_an_older_version_remembered_is_judged_anew(settles: Settles, tmp_path: Path) -> None:
+    assert settles(FUSED, fused=False)[0] == "triton"
+    path = tmp_path / "plan.json"
+    PlanFile(path, Card.here("cpu"), print).remember({}, {}, dict.fromkeys(steps_of(path), "out"))
+    assert [*steps_of(path).values()] == ["out"]
+    assert settles(FUSED, fused=False) == ("triton", set(FUSED))
+    assert [*steps_of(path).values()] == ["triton"]
+
+
+def test_norms_stay_fused_where_the_memory_does_not_suffice_for_pytorch_s(
+    settles: Settles, tmp_path: Path
+) -> None:
+    assert settles(FUSED) == ("triton", {*FUSED, ASIDE + OWN_NORMS})
+    note, judged = patches.report().notes
+    assert note == "no training step with PyTorch's own batch norms: OutOfMemoryError: out of memory"
+    assert judged.endswith("aside 120.0 ms: route triton serves alone")
+    assert not (tmp_path / "plan.json").exists(), "another time the memory may suffice"
+
+
+@pytest.mark.parametrize(
+    ("own", "way"), [(0.0049, "triton"), (0.0047, "triton" + OWN_NORMS), (0.0080, "triton")]
+)
+def test_a_graph_has_fused_norms_unless_those_that_serve_are_quicker_by_their_worth(
+    session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: float, way: str
+) -> None:
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton", ASIDE]))
+    settled = "triton" + OWN_NORMS
+    graphs = {PLAN: 0.006, "triton": 0.005, ASIDE: 0.008, settled: own}
+    recorded: list[str] = []
+
+    def record() -> Callable[[], object]:
+        recorded.append(session.way)
+        return lambda: session.way
+
+    def step() -> None:
+        convolutions()
+
+    monkeypatch.setattr(settling, "timed", lambda call: 0.01 if call is step else graphs[session.way])
+    for _ in range(2):
+        session.use(settled)
+        assert settling.settle_graph(session, step, record)
+        assert (session.way, recorded) == (way, list(graphs))
+
+
 @pytest.mark.skipif(torch.__version__.startswith("1."), reason="PyTorch 1 keeps its own batch norms")
 @pytest.mark.parametrize(("activation", "only_time"), [(nn.ReLU(), True), (nn.SiLU(), False)])
-def test_batch_norms_that_save_no_memory_are_left_to_pytorch_where_that_is_quicker(
+def test_a_way_without_fused_norms_leaves_them_to_pytorch_until_another_serves(
     monkeypatch: pytest.MonkeyPatch, activation: nn.Module, only_time: bool
 ) -> None:
     block = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), activation)
-    image = torch.randn(2, 1, 5, 5, requires_grad=True)
+    original = nn.Sequential.forward
     served = lambda setting, is_fused: lambda problem, x: TorchOnly(problem)  # noqa: E731
     monkeypatch.setattr(dispatch.normalizations, "chooser", served)
     seen = [0, 0]
 
-    def counted() -> tuple[int, int]:
+    def counted(size: int = 5) -> tuple[int, int]:
         """Convolutions and batch norms of a step that were served."""
-        block(image).sum().backward()
+        block(torch.randn(2, 1, size, size, requires_grad=True)).sum().backward()
         report = patches.report()
         before, seen[:] = tuple(seen), (report.calls, report.normalizations)
         return seen[0] - before[0], seen[1] - before[1]
@@ -270,19 +416,21 @@ def test_batch_norms_that_save_no_memory_are_left_to_pytorch_where_that_is_quick
     with patches.enabled("cpu", normalization="torch"):
         session = dispatch.current()
         assert session is not None and not session.norms.only_takes_time(), "none was seen"
+        assert not session.norms.serves()
         assert counted() == (2, 1)
         assert session.norms.only_takes_time() is only_time
-        with monkeypatch.context() as passing, torch.backends.cudnn.flags(enabled=False):
-            passing.setattr(session.planner, "trusted", lambda name, dtype: True)
-            offered = [*settling.ways(session, [LAYER])]
-        assert (settling.OUT in offered, ASIDE in offered) == (only_time, True)
-        session.use(settling.OUT)
+        assert session.norms.serves()
+        session.use(ASIDE + OWN_NORMS)
         assert counted() == (0, 0)
+        assert nn.Sequential.forward is original, "PyTorch itself"
         with patches.enabled("cpu"):
             pass
         assert counted() == (0, 0), "what was enabled before is enabled again, as it was"
         session.use(ASIDE)
         assert counted() == (0, 1)
+        session.use(PLAN + OWN_NORMS)
+        assert counted() == (2, 0)
+        assert counted(size=6) == (2, 0), "nor are norms replaced where a new problem comes"
         session.use(PLAN)
         assert counted() == (2, 1)
-    assert nn.Sequential.forward.__module__ == "torch.nn.modules.container"
+    assert nn.Sequential.forward is original
