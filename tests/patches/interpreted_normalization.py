@@ -11,13 +11,14 @@ import torch
 from convolution_cases import poison
 from hypothesis import HealthCheck, given, seed, settings
 from normalization_cases import assert_correct, in_layout, problems
+from quick_interpreter import quick_interpreter
 
 from patches.normalization import launches
 from patches.normalization.launches import Kernels, Shape, Shapes
 from patches.normalization.problem import ACTIVATIONS, NormProblem
 from patches.normalization.selftest import operands, reference
 
-__all__ = ["poison"]
+__all__ = ["poison", "quick_interpreter"]
 
 pytestmark = pytest.mark.usefixtures("poison")
 

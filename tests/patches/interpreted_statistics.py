@@ -19,6 +19,7 @@ from convolution_cases import PLAIN as CONVOLUTION
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from normalization_cases import assert_correct
+from quick_interpreter import quick_interpreter
 from torch import Tensor, nn
 
 import patches
@@ -32,7 +33,7 @@ from patches.normalization.launches import Kernels
 from patches.normalization.problem import NormProblem, Parameters
 from patches.normalization.selftest import compare, operands, reference
 
-__all__ = ["poison"]
+__all__ = ["poison", "quick_interpreter"]
 
 pytestmark = pytest.mark.usefixtures("poison")
 

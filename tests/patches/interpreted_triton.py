@@ -23,13 +23,14 @@ from convolution_cases import (
 )
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from quick_interpreter import quick_interpreter
 from torch import Tensor
 
 from patches.convolution.problem import ConvProblem
 from patches.convolution.triton_kernels import TritonRoute, WinogradRoute, route
 from patches.convolution.triton_kernels.tiles import RDNA, Tile, Tiles
 
-__all__ = ["poison"]
+__all__ = ["poison", "quick_interpreter"]
 
 pytestmark = pytest.mark.usefixtures("poison")
 
