@@ -22,7 +22,7 @@ __all__ = ["poison", "quick_interpreter"]
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-PLAIN = NormProblem(3, 24, 8, 8, torch.float32)
+PLAIN = NormProblem(3, 12, 8, 8, torch.float32)
 
 
 def kernels(p: NormProblem, units: int = 4) -> Kernels:
@@ -52,11 +52,11 @@ def test_any_batch_norm_agrees_with_float64(problem: NormProblem) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
 def test_many_programs_share_a_channel(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for layout in ("PLANES", "CHANNELS_LAST"):
-        monkeypatch.setattr(launches, layout, Shapes(Shape(32, 1, 4), Shape(256, 1, 1)))
-    p = replace(PLAIN, batch=5, channels=3, height=23, width=21, channels_last=channels_last)
-    assert kernels(p, 200).reducing.splits > launches.Kernels(p, 0, 1).chunk
-    assert_correct(kernels(p, 200))
+    for layout, programs in (("PLANES", 4), ("CHANNELS_LAST", 2)):
+        monkeypatch.setattr(launches, layout, Shapes(Shape(16, 1, programs), Shape(256, 1, 1)))
+    p = replace(PLAIN, batch=5, channels=2, height=19, width=11, channels_last=channels_last)
+    assert kernels(p, 40).reducing.splits > launches.Kernels(p, 0, 1).chunk
+    assert_correct(kernels(p, 40))
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])

@@ -57,7 +57,7 @@ def test_any_transposed_convolution_agrees_with_float64(problem: ConvProblem) ->
 @seed(20261128)
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(
-    channels=st.tuples(st.integers(16, 40), st.sampled_from([16, 19, 24, 32, 61, 64])),
+    channels=st.tuples(st.integers(16, 24), st.sampled_from([16, 19, 24, 32, 61, 64])),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     batch=st.integers(1, 3),
