@@ -69,8 +69,9 @@ $(ISA)/.installed:
 	$(PIP) install --no-deps --target $(ISA) triton==$(ISA_TRITON)
 	touch $@
 
+# In the order of the folders: files of few tests, which xdist would put last, are the long ones.
 unit: setup  ## the test suite; ARGS="-k name" narrows it, JOBS=1 runs it in one process
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 wheel: setup  ## build two wheels into dist/: the toolkit, and patches/ alone, which serves any program
 	$(PIP) wheel -q --no-deps --wheel-dir dist . ./patches

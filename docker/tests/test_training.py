@@ -102,7 +102,7 @@ def test_a_stopped_training_is_saved_and_goes_on(prepared: Path, client: docker.
 
 
 def test_the_demo_on_read_only_data_leaves_a_submission_that_the_caller_owns(workspace: Path) -> None:
-    sample = ["toolkit", "dataset", "sample", "data", "--train=320", "--val=48", "--test=54"]
+    sample = ["toolkit", "dataset", "sample", "data", "--train=48", "--val=16", "--test=18"]
     assert call(command("run", workspace, "--writable-data", *sample), workspace).returncode == 0
     demo = ["/opt/ltdv2/scripts/demo", "data", "runs/demo"]
     assert call(command("run", workspace, *demo), workspace).returncode == 0

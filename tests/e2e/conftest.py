@@ -45,6 +45,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         "NETWORK_LOG": str(log),
         "TOOLKIT_WORKSPACE": str(workspace),
         "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",  # beside other tests a second thread mostly waits
     }
     data, run = workspace / "data" / "demo", workspace / "runs" / "demo"
     result = subprocess.run(
