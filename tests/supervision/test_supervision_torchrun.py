@@ -272,7 +272,7 @@ def test_a_run_that_is_given_up_ends_torchrun_too_and_goes_on_when_it_is_resumed
             file.write(bytes(200))
     files = RunFiles(tmp_path / "runs" / "mine")
     rules = "[health.disk]\nlimit = 1e9\n"
-    ended = own_torchrun(tmp_path, broken, rules=rules, restarts=5, faults="slow:*! slow:*@1!", epochs=20)
+    ended = own_torchrun(tmp_path, broken, rules=rules, restarts=5, faults="slow:*! slow:*@1!", epochs=12)
     assert ended.returncode
     assert happened(files)[0] == ("disk", "noted")
     assert happened(files)[-1] == ("bad_frames", "given up")
@@ -295,7 +295,7 @@ def test_a_run_that_is_given_up_ends_torchrun_too_and_goes_on_when_it_is_resumed
     assert refused.returncode == Exit.FAILED
     assert [line[:26] for line in refused.stderr.splitlines()] == ["error: run mine was given "]
     shutil.copy(data / "frames.zip", broken / "frames.zip")
-    own_torchrun(tmp_path, broken, "--resume", epochs=20).check_returncode()
+    own_torchrun(tmp_path, broken, "--resume", epochs=12).check_returncode()
     assert state_of(files) == "finished"
 
 
