@@ -15,8 +15,8 @@ PROOF       ?= timm torchvision diffusers segmentation ranks quantization yolo
 JOBS        ?= 2
 # Variants for AMD cards that `make isa` compiles, beside all of gfx1010, and executes, others every day;
 # `make isa-all` compiles all, `make amdgcn` executes all.
-COMPILED    ?= 600
-SAMPLE      ?= 300
+COMPILED    ?= 200
+SAMPLE      ?= 200
 
 # The Triton that the images for AMD cards hold; the environment's own is the one of its torch.
 ISA_TRITON := $(shell sed -n 's/^TRITON=//p' docker/profiles/rdna1.env)

@@ -2,7 +2,7 @@
 """Execute the variants that `make isa` compiles, each on the smallest problem that needs it.
 
     python3 scripts/execute_amd_kernels.py --arch gfx1010
-    python3 scripts/execute_amd_kernels.py --sample 300
+    python3 scripts/execute_amd_kernels.py --sample 200
     python3 scripts/execute_amd_kernels.py --record build/executed.txt
 
 Each runs as machine code of its card on this processor (scripts/amdgcn) and is held against float64. Fails
