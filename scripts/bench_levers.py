@@ -144,9 +144,18 @@ LEVERS |= {
     "AdamW, P2 head": Lever(arguments=ADAMW, options=P2),
     "AdamW, P2 head at 640 px": Lever(arguments={**ADAMW, "imgsz": 640}, options=P2),
     "AdamW, P2 head at 960 px": Lever(arguments={**ADAMW, "imgsz": 960}, options=P2),
+    "AdamW, YOLOv8s, P2 head at 960 px": Lever(
+        arguments={**ADAMW, "imgsz": 960}, options={"model": "yolov8s-p2.yaml"}
+    ),
+    "AdamW, YOLOv8m, P2 head at 960 px": Lever(
+        arguments={**ADAMW, "imgsz": 960}, options={"model": "yolov8m-p2.yaml"}
+    ),
     "AdamW, rare": Lever(arguments=ADAMW, options={"repeat": RARE}),
     "AdamW, P2 head at 640 px, rare": Lever(
         arguments={**ADAMW, "imgsz": 640}, options={**P2, "repeat": RARE}
+    ),
+    "AdamW, P2 head at 640 px, rare, every 10th": Lever(
+        arguments={**ADAMW, "imgsz": 640}, options={**P2, "repeat": RARE, "every": 10}
     ),
     "AdamW, P2 head at 960 px, rare": Lever(
         arguments={**ADAMW, "imgsz": 960}, options={**P2, "repeat": RARE}
