@@ -60,7 +60,9 @@ def steps(model: str, mixed: bool) -> Steps:
     if model in DETECTORS:
         batch, channels, size = DETECTORS[model]
         whole = TrainingStep(f"{model}.yaml", batch, size, "cuda", channels, mixed, channels_last=mixed)
-        return whole, DetectorStep(whole.model, (batch, channels, size), whole.autocast)
+        gradients = DetectorStep(whole.model, (batch, channels, size), whole.autocast)
+        gradients.batch = whole.batch  # as a trainer, which holds one batch
+        return whole, gradients
     return _classifier(model, mixed)
 
 
