@@ -143,22 +143,27 @@ def _judge_graph(
     record: Callable[[], Callable[[], object]],
 ) -> str:
     """Time the step, and by each way a graph of it: the way of the quickest graph, or :data:`EAGER`."""
-    seconds = {EAGER: timed(step)}
+    seconds, complete = {EAGER: timed(step)}, True
     for way in choices:
         session.use(way)
         try:
             replay = record()
             seconds[way] = timed(replay)
         except graphs.failures() as error:  # memory that does not suffice is one: it may another time
-            found = str(error).partition("\n")[0]
-            session.note(f"no CUDA graph of a training step: {type(error).__name__}: {found}")
-            return EAGER
+            found, fused = str(error).partition("\n")[0], parted(way)[1]
+            what = "" if fused else " with PyTorch's own batch norms"
+            session.note(f"no CUDA graph of a training step{what}: {type(error).__name__}: {found}")
+            if fused:
+                return EAGER
+            complete = False  # PyTorch's keep more: a graph with fused ones may have its place
+            continue
         del replay
     by_graph = {each: taken for each, taken in seconds.items() if each != EAGER}
-    fused = min((each for each in by_graph if parted(each)[1]), key=by_graph.__getitem__)
-    best = winner(by_graph, fused, norm_gain(session))
+    first = min((each for each in by_graph if parted(each)[1]), key=by_graph.__getitem__)
+    best = winner(by_graph, first, norm_gain(session))
     way = best if seconds[best] <= GRAPH_GAIN * seconds[EAGER] else EAGER
-    session.planner.file.remember({}, {}, {name: way})
+    if complete:
+        session.planner.file.remember({}, {}, {name: way})
     costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
     session.note(
         f"a training step {costs}, all but the first as a CUDA graph: "

@@ -395,6 +395,32 @@ def test_a_graph_has_fused_norms_unless_those_that_serve_are_quicker_by_their_wo
         assert (session.way, recorded) == (way, list(graphs))
 
 
+def test_a_graph_has_fused_norms_where_the_memory_does_not_suffice_for_one_with_pytorch_s(
+    session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton"]))
+    graphs = {PLAN: 0.006, "triton": 0.005}
+
+    def record() -> Callable[[], object]:
+        if session.way not in graphs:
+            raise torch.cuda.OutOfMemoryError("out of memory\nand more")
+        return lambda: session.way
+
+    def step() -> None:
+        convolutions()
+
+    monkeypatch.setattr(settling, "timed", lambda call: 0.01 if call is step else graphs[session.way])
+    session.use("triton" + OWN_NORMS)
+    assert settling.settle_graph(session, step, record)
+    assert session.way == "triton"
+    note, judged = session.notes[-2:]
+    what = "no CUDA graph of a training step with PyTorch's own batch norms"
+    assert note == f"{what}: OutOfMemoryError: out of memory"
+    assert judged.endswith("the graph by triton serves")
+    assert session.planner.file.steps == {}, "another time the memory may suffice"
+
+
 @pytest.mark.skipif(torch.__version__.startswith("1."), reason="PyTorch 1 keeps its own batch norms")
 @pytest.mark.parametrize(("activation", "only_time"), [(nn.ReLU(), True), (nn.SiLU(), False)])
 def test_a_way_without_fused_norms_leaves_them_to_pytorch_until_another_serves(
