@@ -163,13 +163,21 @@ def _judge_graph(
     best = winner(by_graph, first, norm_gain(session))
     way = best if seconds[best] <= GRAPH_GAIN * seconds[EAGER] else EAGER
     if complete:
-        session.planner.file.remember({}, {}, {name: way})
+        _remember(session, name, way)
     costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
     session.note(
         f"a training step {costs}, all but the first as a CUDA graph: "
         + ("no graph serves" if way == EAGER else f"the graph by {way} serves")
     )
     return way
+
+
+def _remember(session: Session, name: str, way: str) -> None:
+    """Remember who serves a step, unless a self-test will be repeated at the next start: what it keeps out now
+    may serve better then."""
+    file = session.planner.file
+    if not any(each.transient for each in file.verdicts.values()):
+        file.remember({}, {}, {name: way})
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -210,7 +218,7 @@ def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[
             session.note(f"no training step with PyTorch's own batch norms: {type(error).__name__}: {found}")
         way = winner(seconds, way, norm_gain(session))
     if complete:
-        session.planner.file.remember({}, {}, {name: way})
+        _remember(session, name, way)
     costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
     session.note(f"a training step by {costs}: {described(way)}")
     return way

@@ -16,6 +16,7 @@ from torch import nn
 import patches
 from patches import dispatch, settling
 from patches.convolution.planfile import Card, PlanFile
+from patches.convolution.selftest import SelfTestResult
 from patches.normalization.torch_only import TorchOnly
 from patches.settling import ASIDE, OWN_NORMS, PLAN, quickest, winner
 
@@ -367,6 +368,22 @@ def test_norms_stay_fused_where_the_memory_does_not_suffice_for_pytorch_s(
     assert note == "no training step with PyTorch's own batch norms: OutOfMemoryError: out of memory"
     assert judged.endswith("aside 120.0 ms: route triton serves alone")
     assert not (tmp_path / "plan.json").exists(), "another time the memory may suffice"
+
+
+def test_a_way_is_not_remembered_while_a_self_test_is_to_be_repeated(
+    settles: Settles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    verdict = SelfTestResult("fused batch norm", False, "not enough memory", 1.0, transient=True)
+
+    def find_out(session: dispatch.Session, step: object) -> None:
+        session.planner.file.verdicts["fused batch norm float32"] = verdict
+
+    with monkeypatch.context() as today:
+        today.setattr(settling, "find_out", find_out)
+        assert settles(FUSED, fused=False) == ("triton", set(FUSED))
+    assert not (tmp_path / "plan.json").exists()
+    clock = {**FUSED, **SLOW, "triton" + OWN_NORMS: 80.0}
+    assert settles(clock) == ("triton" + OWN_NORMS, set(clock)), "another start has norms to time"
 
 
 @pytest.mark.parametrize(
