@@ -173,8 +173,8 @@ def _judge_graph(
 
 
 def _remember(session: Session, name: str, way: str) -> None:
-    """Remember who serves a step, unless a self-test will be repeated at the next start: what it keeps out now
-    may serve better then."""
+    """Remember who serves a step, unless a self-test is repeated at the next start: what it keeps out now may
+    serve better then."""
     file = session.planner.file
     if not any(each.transient for each in file.verdicts.values()):
         file.remember({}, {}, {name: way})
