@@ -99,8 +99,10 @@ def described(way: str) -> str:
 
 
 def step_name(session: Session, problems: Iterable[ConvProblem]) -> str:
-    """The name in the file of a training step: another where the batch norms are asked for otherwise."""
-    return f"{session.planner.step_name(problems)} batch norm {session.normalization}"
+    """The name in the file of a training step: another where the batch norms are asked for otherwise, or are
+    fused with other activations, which keep more or less memory."""
+    fused = "+".join(sorted(session.norms.kinds())) or "none"
+    return f"{session.planner.step_name(problems)} batch norm {session.normalization} fused {fused}"
 
 
 EAGER = "eager"

@@ -151,13 +151,17 @@ class Server:
             self._recover(key, by, error.__cause__)
             return None
 
+    def kinds(self) -> set[str]:
+        """The activations that any norm that came is computed together with."""
+        return {kind for (_, _, _, _, kind, *_), by in self._known.items() if by is not None}
+
     def serves(self) -> bool:
         """Whether any norm that came is computed together with its activation."""
-        return any(by is not None for by in self._known.values())
+        return bool(self.kinds())
 
     def only_takes_time(self) -> bool:
         """Whether norms are served, and none with an activation that PyTorch keeps a tensor more for."""
-        served = {kind for (_, _, _, _, kind, *_), by in self._known.items() if by is not None}
+        served = self.kinds()
         return bool(served) and served <= {"relu", "identity"}  # the next layer keeps a ReLU's output
 
     def forget(self) -> None:

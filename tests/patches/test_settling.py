@@ -256,6 +256,23 @@ def test_a_step_has_a_name_by_its_problems_in_any_order(session: dispatch.Sessio
     assert len(names) == 2
 
 
+@pytest.mark.skipif(torch.__version__.startswith("1."), reason="PyTorch 1 keeps its own batch norms")
+def test_a_step_has_another_name_where_norms_are_fused_with_other_activations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = lambda setting, is_fused: lambda problem, x: TorchOnly(problem)  # noqa: E731
+    monkeypatch.setattr(dispatch.normalizations, "chooser", served)
+    names = []
+    for activations in ([], [nn.ReLU()], [nn.SiLU()], [nn.SiLU(), nn.ReLU()], [nn.ReLU(), nn.SiLU()]):
+        with patches.enabled("cpu", normalization="torch"):
+            session = dispatch.current()
+            assert session is not None
+            for activation in activations:
+                nn.Sequential(nn.BatchNorm2d(2), activation)(torch.randn(2, 2, 5, 5))
+            names.append(settling.step_name(session, [LAYER]))
+    assert len(set(names)) == 4 and names[-1] == names[-2]
+
+
 Settles = Callable[..., tuple[str, set[str]]]
 
 
