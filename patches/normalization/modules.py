@@ -79,11 +79,12 @@ class Server:
 
     Attributes:
         asks: whether convolutions are asked for the statistics of their output.
+        attached: whether the replaced methods ask; somebody may hold one that is no longer in its place.
         served: calls that the operation served.
     """
 
     def __init__(self, device: str, choose: Choose, note: Callable[[str], None]) -> None:
-        self.asks = True
+        self.asks, self.attached = True, False
         self.device, self._choose, self._note = device, choose, note
         self._known: dict[Any, Implementation | None] = {}
         self.served = 0
@@ -279,7 +280,7 @@ def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., A
 
     @functools.wraps(original)
     def forward(self: Any, x: Tensor) -> Any:
-        if disturbed():
+        if disturbed() or not serve.attached:
             return original(self, x)
         inside = self._modules
         conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
@@ -297,7 +298,7 @@ def sequential_forward(serve: Server, original: Callable[..., Any]) -> Callable[
 
     @functools.wraps(original)
     def forward(self: Any, input: Any) -> Any:
-        if disturbed():
+        if disturbed() or not serve.attached:
             return original(self, input)
         tiles = None
         inside = list(self)
@@ -328,17 +329,17 @@ class Attachment:
     """
 
     def __init__(self, serve: Server, wanted: bool) -> None:
-        self._serve, self._wanted, self._attached = serve, wanted, False
+        self._serve, self._wanted = serve, wanted
         self._originals: dict[type, Callable[..., Any]] = {}
 
     def attach(self) -> None:
         """Replace what can be replaced by now."""
-        self._attached = self._wanted
+        self._serve.attached = self._wanted
         self.follow()
 
     def follow(self) -> None:
         """Replace what was imported since, as Ultralytics may be, while the rest is replaced; cheap."""
-        if not self._attached:
+        if not self._serve.attached:
             return
         self._replace(nn.Sequential, "torch.nn.modules.container", sequential_forward)
         module = sys.modules.get("ultralytics.nn.modules.conv")
@@ -361,4 +362,4 @@ class Attachment:
             if getattr(vars(owner)["forward"], "__wrapped__", None) is original:
                 owner.forward = original  # type: ignore[attr-defined]
         self._originals.clear()
-        self._attached = False
+        self._serve.attached = False

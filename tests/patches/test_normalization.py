@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import subprocess
@@ -264,6 +265,36 @@ def test_a_forward_that_somebody_else_replaced_stays(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(nn.Sequential, "forward", theirs)
     with patches.enabled("cpu", normalization="torch"):
         assert nn.Sequential.forward is theirs
+
+
+def test_a_forward_that_somebody_else_wrapped_serves_only_while_it_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nn.Sequential, "forward", nn.Sequential.forward)
+    layers, images = block(), torch.randn(2, 3, 9, 9)
+
+    def came() -> int:
+        before = calls()
+        layers(images)
+        return calls() - before
+
+    with patches.enabled("cpu", normalization="torch"):
+        ours, session = nn.Sequential.forward, dispatch.current()
+        assert session is not None
+
+        @functools.wraps(ours)
+        def theirs(self: nn.Sequential, input: Tensor) -> object:
+            return ours(self, input)
+
+        nn.Sequential.forward = theirs  # type: ignore[method-assign, assignment]
+        wanted = came()
+        assert wanted > 0
+        session.use("plan with PyTorch's norms")
+        assert came() == 0
+        session.use("plan")
+        assert came() == wanted
+    assert came() == 0, "although theirs calls ours"
+    assert nn.Sequential.forward is theirs
 
 
 def test_one_setting_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
