@@ -121,8 +121,9 @@ def check_form(options: Options) -> None:
         ToolkitError: see :func:`own`; any name may be a class.
     """
     words = ",".join(filter(None, (options.repeat, options.paste))).split(",")
-    named = dict.fromkeys(word.rpartition("=")[0].strip() for word in words)
-    typed = msgspec.structs.replace(LTDV2, classes=dict(enumerate(named, 1)))
+    names = ((word.rpartition("=")[0] if "=" in word else word).strip() for word in words)
+    named = dict(enumerate(dict.fromkeys(filter(None, names)), 1))
+    typed = msgspec.structs.replace(LTDV2, classes=named or LTDV2.classes)
     own(msgspec.structs.replace(options, months=None, val_months=None), typed)
 
 
