@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
@@ -21,7 +22,7 @@ from toolkit.evaluation.truth import GroundTruth, answers_of
 from toolkit.ltdv2 import SplitName
 from toolkit.machine import checks
 from toolkit.runs import health
-from toolkit.workspace import BEST, Workspace, is_other_data
+from toolkit.workspace import BEST, Workspace, is_other_data, record_of
 
 if TYPE_CHECKING:
     from toolkit.dataset.index import DatasetIndex
@@ -215,7 +216,9 @@ def assess(
     provenance.record_subject(wanted.folder / "scores.json", of)
     if origin is not None and origin.split == wanted.split and wanted.published:
         hashes = origin.weights_sha256, wanted.truth_sha256()
-        provenance.record(wanted.folder / "scores.json", wanted.split, origin.weights, *hashes)
+        provenance.record(
+            wanted.folder / "scores.json", wanted.split, origin.weights, *hashes, flags=origin.flags
+        )
     return Assessment(truth, detections, scores, index)
 
 
@@ -226,21 +229,29 @@ def _predicted(
     from toolkit import prediction  # here: predictions are scored without PyTorch
 
     assert wanted.detector is not None
-    detections = prediction.predict(wanted.detector, index, wanted.split, options_of(wanted, fields))
-    written = wanted.folder / PREDICTIONS
+    options = options_of(wanted, fields)
+    detections = prediction.predict(wanted.detector, index, wanted.split, options)
+    written, path = wanted.folder / PREDICTIONS, wanted.path
     detections.write(written)
-    path = wanted.path
-    return detections, provenance.record(written, wanted.split, path.name, provenance.sha256(path))
+    digest, flags = provenance.sha256(path), options.flags()
+    return detections, provenance.record(written, wanted.split, path.name, digest, flags=flags)
 
 
-def named(place: Workspace, name: str, split: SplitName) -> Path:
-    """Weights (``.pt``), or a file of predictions: by its name, or of a run what its best weights found.
+def named(place: Workspace, names: Iterable[str], split: SplitName) -> list[Path]:
+    """Weights (``.pt``) or files of predictions: by their names, or of a run what its best weights found.
 
-    Of a run without predictions of the split its best weights, which are still to find them.
+    Of a run without predictions of the split its best weights, which are still to find them. Says which of
+    them :func:`warn_of_seen` finds.
 
     Raises:
         ToolkitError: see :meth:`Workspace.weights` and :meth:`Workspace.predictions`.
     """
+    found = [_named(place, name, split) for name in names]
+    warn_of_seen(place, found, split)
+    return found
+
+
+def _named(place: Workspace, name: str, split: SplitName) -> Path:
     if Path(name).suffix == ".pt":
         return place.weights(name)
     origins = cache(provenance.origin_of)
@@ -249,7 +260,9 @@ def named(place: Workspace, name: str, split: SplitName) -> Path:
         return path
     if path != Path(name):
         made_by = provenance.weights_of(path, origins(path), "")
-        console.note(f"{name} is {path}" + (f", which {made_by} found" if made_by else ""))
+        console.note(
+            f"{name} is {path}" + (f", which {made_by} found" if made_by else "") + _how(origins(path))
+        )
         run = place.run_of(path)
         if run is not None and _by_best(place, path, origins(path)) == _OTHERS:
             console.warn(
@@ -257,6 +270,10 @@ def named(place: Workspace, name: str, split: SplitName) -> Path:
                 f"{run / 'weights' / BEST}"
             )
     return path
+
+
+def _how(origin: provenance.Origin | None) -> str:
+    return f" with {origin.flags}" if origin is not None and origin.flags else ""
 
 
 _OTHERS, _UNKNOWN, _BEST = range(3)
@@ -294,7 +311,22 @@ def predictions_of(place: Workspace, path: Path, split: SplitName, data: Path | 
         checks.writable(wanted.folder)
         console.note(f"predicting split {split} of {wanted.data} with {wanted.path}, for {written}")
         _predicted(wanted, opened(wanted), {})
+    elif how := _how(origin):
+        console.note(f"{wanted.path} found {written}{how}")
     return written
+
+
+def warn_of_seen(place: Workspace, paths: Iterable[Path], split: SplitName) -> None:
+    """Say which of these weights and predictions are of runs that trained on the split that scores them."""
+    for run in dict.fromkeys(filter(None, map(place.run_of, paths))):
+        record = None
+        with suppress(ToolkitError):  # of a run without its record nothing is known
+            record = record_of(run)
+        if record is not None and split in record.train_on:
+            console.warn(
+                f"run {run.name} was trained on split {split} too: scores on it say what the weights "
+                "remember, not what they find in other frames"
+            )
 
 
 def data_of_all(place: Workspace, paths: Sequence[Path], data: Path | None = None) -> Path | None:

@@ -203,12 +203,12 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def detections_of(row: Row, data: Path, predict: Predict) -> Detections:
-    """What a run finds in the validation split: as predicted before by the same weights, else now."""
+    """What a run finds in the validation split: as the same weights did before without flags, or now."""
     path = own_evaluation(row.files.run) / "predictions.json"
     weights = row.files.best
     sha256 = provenance.sha256(weights)
     origin = provenance.origin_of(path)
-    if origin is not None and (origin.split, origin.weights_sha256) == ("val", sha256):
+    if origin is not None and (origin.split, origin.weights_sha256, origin.flags) == ("val", sha256, ""):
         return Detections.read(console.reading(path))
     found = predict(weights, data)
     path.parent.mkdir(parents=True, exist_ok=True)

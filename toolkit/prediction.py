@@ -67,6 +67,15 @@ class PredictionOptions:
     patches: bool = True
     bad_frames: float = BAD_FRAMES
 
+    def flags(self) -> str:
+        """What a command takes to find the same again; nothing for what it does by itself."""
+        by_itself = PredictionOptions()
+        return " ".join(
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {value:g}")
+            for name in ("imgsz", "conf", "iou", "max_det", "agnostic", "tta")
+            if (value := getattr(self, name)) != getattr(by_itself, name)
+        )
+
 
 def predict(
     weights: Path | Detector,

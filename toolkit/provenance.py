@@ -26,6 +26,7 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
         split: the split that was predicted.
         weights, weights_sha256: the checkpoint's name and hash.
         truth_sha256: of the truth, beside scores.
+        flags: how the weights predicted, where not as they do by themselves.
     """
 
     sha256: str
@@ -33,6 +34,7 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     weights: str
     weights_sha256: str
     truth_sha256: str = ""
+    flags: str = ""
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -78,13 +80,15 @@ def _subject(scores: Path) -> Path:
     return scores.with_name(scores.name + ".subject")
 
 
-def record(file: Path, split: str, weights: str, weights_sha256: str, truth_sha256: str = "") -> Origin:
+def record(
+    file: Path, split: str, weights: str, weights_sha256: str, truth_sha256: str = "", flags: str = ""
+) -> Origin:
     """Write the origin of ``file`` beside it.
 
     Raises:
         ToolkitError: it cannot be written.
     """
-    origin = Origin(sha256(file), split, weights, weights_sha256, truth_sha256)
+    origin = Origin(sha256(file), split, weights, weights_sha256, truth_sha256, flags)
     with replacing(_beside(file)) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(origin)) + b"\n")
     return origin

@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -59,11 +60,13 @@ class RunRecord(msgspec.Struct, frozen=True):
         data: LTDv2's files.
         job: the rendezvous id, where torchrun began it.
         begun: seconds since 1970.
+        train_on: splits that it trains on.
     """
 
     data: str
     job: str = ""
     begun: float = 0.0
+    train_on: tuple[str, ...] = ("train",)
 
     @staticmethod
     def read(run: Path) -> RunRecord:
@@ -84,13 +87,26 @@ class RunRecord(msgspec.Struct, frozen=True):
             raise ToolkitError(
                 f"cannot read {path}", found=reason(error), expected="a run's record"
             ) from error
-        return RunRecord(environment.plan.data, environment.job, environment.begun)
+        plan = environment.plan
+        return RunRecord(plan.data, environment.job, environment.begun, plan.train_on)
+
+
+def record_of(run: Path) -> RunRecord:
+    """:meth:`RunRecord.read`, which several questions of one command share until the file changes."""
+    files = [file for name in (ENVIRONMENT, "run.json") if (file := run / name).is_file()]
+    return _record_of(run, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@lru_cache(maxsize=64)
+def _record_of(run: Path, _changed: tuple[int, ...]) -> RunRecord:
+    return RunRecord.read(run)
 
 
 class _Plan(msgspec.Struct):
     """The part of a plan that a :class:`RunRecord` holds."""
 
     data: str
+    train_on: tuple[str, ...] = ("train",)
 
 
 class _Environment(msgspec.Struct):
@@ -342,7 +358,7 @@ class Workspace:
         """The data that belongs to a weights or predictions file: the flag, its run's data, the default."""
         run = self.run_of(path)
         if flag is None and run is not None:
-            recorded = Path(RunRecord.read(run).data)
+            recorded = Path(record_of(run).data)
             if recorded.is_dir():
                 console.detail(f"the data is {recorded}, of run {run.name}")
                 return recorded
@@ -380,7 +396,7 @@ def _split_of(truth: Path, data: Path | None) -> str | None:
 
 def is_other_data(run: Path, data: Path) -> bool:
     """Whether a run was trained on data that is still there, and that is not this."""
-    recorded = Path(RunRecord.read(run).data)
+    recorded = Path(record_of(run).data)
     return recorded.is_dir() and not recorded.samefile(data)
 
 

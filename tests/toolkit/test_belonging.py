@@ -17,6 +17,8 @@ from toolkit import provenance
 from toolkit.dataset.own import origin
 from toolkit.ltdv2 import ANNOTATIONS, SplitName
 from toolkit.vocabulary import Vocabulary
+from toolkit.weights import Detector
+from toolkit.workspace import ENVIRONMENT
 
 VAL = templates.template("development")[:6].tolist()
 TEST = templates.template("testing")[:6].tolist()
@@ -187,3 +189,37 @@ def test_each_file_is_hashed_once_in_an_evaluation(
         inputs = {path: times for path, times in hashed.items() if "evaluation" not in str(path)}
         assert set(inputs.values()) == {1}, inputs
         assert len(inputs) == 2
+
+
+def test_scores_of_frames_that_a_run_trained_on_are_called_so(two: Path, toolkit: Command) -> None:
+    run = two / "runs/first"
+    file = found_by(run / "predictions-val.json", run / "weights/best.pt", "best.pt", age=0)
+    other = shutil.copy(file, two / "other.json")
+    (run / "run.json").unlink()
+    for trained_on in (["train"], ["train", "val"]):
+        write(run / ENVIRONMENT, {"plan": {"data": str(two / "data/one"), "train_on": trained_on}})
+        for words in (
+            ("evaluate", file),
+            ("compare", "first", other),
+            ("ensemble", file, file, "--weights", "validation"),
+        ):
+            result = toolkit(*words)
+            assert result.status == 0, result.err
+            assert result.err.count("run first was trained on split val too") == ("val" in trained_on)
+    assert "was trained on" not in toolkit("ensemble", file, file).err
+
+
+def test_what_was_found_by_other_flags_is_said(
+    two: Path, toolkit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "read", lambda path, classes: object())
+    run = two / "runs/first"
+    file = found_by(run / "evaluation/predictions.json", run / "weights/best.pt", None, age=0)
+    other = shutil.copy(file, two / "other.json")
+    digest = provenance.sha256(run / "weights/best.pt")
+    for flags in ("", "--imgsz 33 --tta"):
+        provenance.record(file, "val", "best.pt", digest, flags=flags)
+        for named in ("first", "runs/first/weights/best.pt"):
+            result = toolkit("compare", named, other)
+            assert result.status == 0, result.err
+            assert ("--imgsz 33 --tta" in result.err) == bool(flags)

@@ -113,7 +113,10 @@ def test_a_call_that_does_not_parse_is_one_line_and_status_2(
         ("train --frames now,befor", "'befor' is no channel of a sample"),
         ("train --repeat motorcycle=0 --dry-run", "repeats no class"),
         ("train --repeat motorcycle", "expected such as motorcycle=8: motorcycle, each 1 to 1000"),
-        ("train --repeat =8", "expected such as motorcycle=8,bicycle=2: person, bicycle, motorcycle, vehicle, each"),
+        (
+            "train --repeat =8",
+            "expected such as motorcycle=8,bicycle=2: person, bicycle, motorcycle, vehicle, each",
+        ),
         ("train --paste anything=2", "'anything=2' pastes nothing"),
         ("train --paste bicycle=0.1,", "expected such as bicycle=0.3: bicycle, each once"),
         ("train --subset 0%", "'0%' is no part of a dataset"),

@@ -23,7 +23,7 @@ from rich.console import Console
 from tiny_run import plan as training_plan
 
 from submission import Detections
-from toolkit import console, drift
+from toolkit import console, drift, provenance
 from toolkit.dataset.prepare import prepare
 from toolkit.dataset.sample import write_sample
 from toolkit.dataset.subset import Subset
@@ -31,7 +31,7 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.scoring import score
 from toolkit.evaluation.truth import GroundTruth
 from toolkit.runs.folder import RunFiles, write_json
-from toolkit.workspace import Workspace
+from toolkit.workspace import Workspace, own_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,17 @@ def test_other_weights_are_predicted_again(place: Workspace, data: Path) -> None
     rows = drift.plan(place, data, "feb")
     drift.matrix(rows, data, "jan", predict, resamples=10)
     rows[0].files.best.write_bytes(b"other weights")
+    drift.matrix(rows, data, "jan", predict, resamples=10)
+    assert predict.asked == ["drift-feb"] * 2
+
+
+def test_what_flags_found_is_predicted_again(place: Workspace, data: Path) -> None:
+    predict = Predictor()
+    drift.train_all(drift.plan(place, data, "feb"), data, [], Trainer(place, data))
+    rows = drift.plan(place, data, "feb")
+    drift.matrix(rows, data, "jan", predict, resamples=10)
+    found = own_evaluation(rows[0].files.run) / "predictions.json"
+    provenance.record(found, "val", "best.pt", provenance.sha256(rows[0].files.best), flags="--tta")
     drift.matrix(rows, data, "jan", predict, resamples=10)
     assert predict.asked == ["drift-feb"] * 2
 

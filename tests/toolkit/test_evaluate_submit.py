@@ -315,6 +315,21 @@ def test_compare_predicts_with_weights_once(
     assert toolkit("compare", "first", "nothing.pt").status == 1
 
 
+def test_an_evaluation_notes_the_flags_that_found_its_boxes(
+    sample: Path, toolkit: Command, worse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Detector, "read", lambda path, classes: object())
+    monkeypatch.setattr(assessment, "opened", lambda wanted: None)
+    monkeypatch.setattr(prediction, "predict", lambda *_: Detections.read(worse))
+    write(sample / "runs/first/weights/best.pt", {})
+    for words, flags in (((), ""), (("--imgsz", "33"), "--imgsz 33")):
+        result = toolkit("evaluate", "first", *words)
+        assert result.status == 0, result.err
+        for name in ("predictions.json", "scores.json"):
+            origin = provenance.origin_of(sample / "runs/first/evaluation" / name)
+            assert origin is not None and origin.flags == flags, name
+
+
 @pytest.mark.parametrize("names", [("first", "soup.pt"), ("soup.pt", "first")])
 def test_what_is_of_no_run_is_compared_on_the_data_of_what_is(
     sample: Path, toolkit: Command, worse: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]

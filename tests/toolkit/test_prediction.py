@@ -276,3 +276,9 @@ def test_a_rider_stays_on_the_machine_unless_suppression_is_agnostic(frames: Dat
 def test_places_are_counted_within_each_class() -> None:
     assert place_in_class(torch.tensor([0, 2, 0, 0, 2])).tolist() == [0, 0, 1, 2, 1]
     assert place_in_class(torch.empty(0, dtype=torch.long)).tolist() == []
+
+
+def test_flags_are_those_that_find_the_same_again() -> None:
+    assert PredictionOptions(batch=2, device="cpu", workers=1, patches=False).flags() == ""
+    told = PredictionOptions(imgsz=33, conf=0.25, iou=0.5, max_det=7, agnostic=True, tta=True).flags()
+    assert told == "--imgsz 33 --conf 0.25 --iou 0.5 --max-det 7 --agnostic --tta"

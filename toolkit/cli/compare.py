@@ -49,7 +49,7 @@ def compare(
     from toolkit.evaluation.truth import GroundTruth, answers_of
 
     place = workspace.current()
-    named = [assessment.named(place, name, split) for name in (a, b)]
+    named = assessment.named(place, (a, b), split)
     data = assessment.data_of_all(place, named, data)
     paths = [assessment.predictions_of(place, path, split, data) for path in named]
     both = [Detections.read(console.reading(path)) for path in paths]

@@ -39,9 +39,9 @@ def ensemble(
     """
     from submission import Detections
     from submission.validate import check_same_images, check_values
-    from toolkit import belonging, console, workspace
+    from toolkit import assessment, belonging, console, workspace
     from toolkit.errors import CallError
-    from toolkit.evaluation.ensemble import FusionOptions, fuse, weights_by_class
+    from toolkit.evaluation.ensemble import LEAST_TRUST, FusionOptions, fuse, weights_by_class
 
     require_place(out, ".json", predictions)
     by_validation = weights == "validation"
@@ -49,11 +49,13 @@ def ensemble(
         raise CallError("--scores is read with `--weights validation` alone")
     trust = _numbers(weights) if weights and not by_validation else None
     require_predictions(predictions)
-    by_class = None
+    place, by_class = workspace.current(), None
     if by_validation:
+        assessment.warn_of_seen(place, scores or predictions, "val")
         by_class = weights_by_class(scores or [_scores_of(path) for path in predictions])
+        if all(trusted == LEAST_TRUST for each in by_class.values() for trusted in each):
+            console.warn("no class has an AP above 0 in any scores.json: every file is trusted alike")
     sets = [Detections.read(console.reading(path)) for path in predictions]
-    place = workspace.current()
     classes = belonging.classes_of(place, place.of_a_run(predictions), lambda: sets[0].image_ids)
     for line in check_same_images(dict(zip(map(str, predictions), sets, strict=True))):
         console.warn(f"{line}; fused as if nothing was found there, which lowers the others' scores")

@@ -92,9 +92,11 @@ def evaluate(
         writing = {"--json": json, "--report": report, "--tables": tables, "--strict": strict}
         refuse_flags(writing, "scores, which a sweep does not write")
         names = sweeping.parse(sweep)
-    task = assessment.task(workspace.current(), target, split, truth, data, out)
+    place = workspace.current()
+    task = assessment.task(place, target, split, truth, data, out)
     if sweep is None and task.detector is None:
         refuse_flags(given(context, PREDICTING), f"weights: {target} is predicted already")
+    assessment.warn_of_seen(place, [task.path], split)
     options = {
         "imgsz": imgsz,
         "batch": batch,

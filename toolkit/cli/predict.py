@@ -173,7 +173,8 @@ def _predict_split(
     allowed = health.of(place, frames).frames_allowed() if bad_frames is None else bad_frames
     detections = prediction.predict(detector, frames, split, replace(options, bad_frames=allowed))
     detections.write(target)
-    provenance.record(target, split, checkpoint.name, provenance.sha256(checkpoint))
+    digest, flags = provenance.sha256(checkpoint), options.flags()
+    provenance.record(target, split, checkpoint.name, digest, flags=flags)
     if split == "test" and not vocabulary.of_data(frames).is_own:  # the challenge takes its own frames alone
         console.note(f"next: `toolkit submit {quote(str(target))} --zip`")
     return target

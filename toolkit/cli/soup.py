@@ -38,7 +38,7 @@ def soup(
     Example: [bold]toolkit soup runs/a runs/b runs/c[/bold]
     Example: [bold]toolkit soup runs/a/weights/best.pt runs/a/weights/epoch40.pt --out soup.pt[/bold]
     """
-    from toolkit import console, ltdv2, prediction, workspace
+    from toolkit import assessment, console, ltdv2, prediction, workspace
     from toolkit import soup as soups
     from toolkit.evaluation.scoring import score
     from toolkit.evaluation.truth import GroundTruth
@@ -48,6 +48,7 @@ def soup(
     place = workspace.current()
     paths = [path for source in sources for path in _checkpoints(place, source)]
     refuse_source(out, paths)
+    assessment.warn_of_seen(place, paths, "val")
     source = place.data_of(place.of_a_run(paths), data)
     truth = GroundTruth.read(source / ltdv2.ANNOTATIONS["val"])
     options = prediction.PredictionOptions(
