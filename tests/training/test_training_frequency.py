@@ -127,7 +127,7 @@ def test_a_dry_run_and_a_start_say_what_an_epoch_shows(
 ) -> None:
     planned = estimate.dry_run(place, options(data, every=4, train_on="train,val", save_period=1))
     lines = "\n".join(planned.lines())
-    assert "every 4. frame of a clip (flag)" in lines
+    assert "one frame in 4 of each clip (flag)" in lines
     assert "nothing is left to choose by" in lines
     assert "of the last epoch, validated every 4 epochs and after the last" in lines
     assert planned.images["train"] == 13, "a quarter of 44 and 8"

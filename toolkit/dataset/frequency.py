@@ -75,7 +75,7 @@ class Frequency(msgspec.Struct, frozen=True):
 
     def words(self, classes: Classes) -> str:
         """For a person, who knows the classes by their names."""
-        words = [f"every {self.every}. frame of a clip"] if self.every > 1 else []
+        words = [f"one frame in {self.every} of each clip"] if self.every > 1 else []
         words += [f"frames with a {classes[label]} {n} times" for label, n in self.repeat.items()]
         return ", ".join(words) or "every frame once"
 
