@@ -138,6 +138,35 @@ def test_a_way_that_was_judged_is_remembered_and_a_failure_leaves_the_plan(
     assert session.planner.file.steps == {name: "triton"}
 
 
+def settle_graphs(
+    session: dispatch.Session,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    eager: float,
+    graphs: dict[str, float],
+) -> tuple[Callable[[], bool], list[str]]:
+    """What judges a step of so many seconds by graphs of so many, and the ways that were recorded.
+
+    The ways with fused norms are offered. Of a way without seconds the graph has no place.
+    """
+    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
+    offered = [way for way in graphs if way != PLAN and not way.endswith(OWN_NORMS)]
+    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(offered))
+    recorded: list[str] = []
+
+    def record() -> Callable[[], object]:
+        recorded.append(session.way)
+        if session.way not in graphs:
+            raise torch.cuda.OutOfMemoryError("out of memory\nand more")
+        return lambda: session.way
+
+    def step() -> None:
+        convolutions()
+
+    monkeypatch.setattr(settling, "timed", lambda call: eager if call is step else graphs[session.way])
+    return lambda: settling.settle_graph(session, step, record), recorded
+
+
 @pytest.mark.parametrize(
     ("eager", "graphs", "served", "way"),
     [
@@ -155,23 +184,12 @@ def test_a_graph_serves_where_it_brings_a_tenth_and_is_remembered(
     served: bool,
     way: str,
 ) -> None:
-    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
-    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton", ASIDE]))
-    recorded: list[str] = []
-
-    def record() -> Callable[[], object]:
-        recorded.append(session.way)
-        return lambda: session.way
-
-    def step() -> None:
-        convolutions()
-
-    monkeypatch.setattr(settling, "timed", lambda call: eager if call is step else graphs[session.way])
+    settle, recorded = settle_graphs(session, monkeypatch, tmp_path, eager, graphs)
     session.use(ASIDE)
-    assert settling.settle_graph(session, step, record) is served
+    assert settle() is served
     assert (session.way, recorded) == (way, [PLAN, "triton", ASIDE])
     session.use(ASIDE)
-    assert settling.settle_graph(session, step, record) is served
+    assert settle() is served
     assert (session.way, len(recorded)) == (way, 3), "what was judged is remembered"
 
 
@@ -409,44 +427,21 @@ def test_a_way_is_not_remembered_while_a_self_test_is_to_be_repeated(
 def test_a_graph_has_fused_norms_unless_those_that_serve_are_quicker_by_their_worth(
     session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: float, way: str
 ) -> None:
-    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
-    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton", ASIDE]))
     settled = "triton" + OWN_NORMS
     graphs = {PLAN: 0.006, "triton": 0.005, ASIDE: 0.008, settled: own}
-    recorded: list[str] = []
-
-    def record() -> Callable[[], object]:
-        recorded.append(session.way)
-        return lambda: session.way
-
-    def step() -> None:
-        convolutions()
-
-    monkeypatch.setattr(settling, "timed", lambda call: 0.01 if call is step else graphs[session.way])
+    settle, recorded = settle_graphs(session, monkeypatch, tmp_path, 0.01, graphs)
     for _ in range(2):
         session.use(settled)
-        assert settling.settle_graph(session, step, record)
+        assert settle()
         assert (session.way, recorded) == (way, list(graphs))
 
 
 def test_a_graph_has_fused_norms_where_the_memory_does_not_suffice_for_one_with_pytorch_s(
     session: dispatch.Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("CONVROUTES_PLAN", str(tmp_path / "plan.json"))
-    monkeypatch.setattr(settling, "ways", lambda session, problems: iter(["triton"]))
-    graphs = {PLAN: 0.006, "triton": 0.005}
-
-    def record() -> Callable[[], object]:
-        if session.way not in graphs:
-            raise torch.cuda.OutOfMemoryError("out of memory\nand more")
-        return lambda: session.way
-
-    def step() -> None:
-        convolutions()
-
-    monkeypatch.setattr(settling, "timed", lambda call: 0.01 if call is step else graphs[session.way])
+    settle, _ = settle_graphs(session, monkeypatch, tmp_path, 0.01, {PLAN: 0.006, "triton": 0.005})
     session.use("triton" + OWN_NORMS)
-    assert settling.settle_graph(session, step, record)
+    assert settle()
     assert session.way == "triton"
     note, judged = session.notes[-2:]
     what = "no CUDA graph of a training step with PyTorch's own batch norms"
