@@ -71,7 +71,7 @@ class PredictionOptions:
         """What a command takes to find the same again; nothing for what it does by itself."""
         by_itself = PredictionOptions()
         return " ".join(
-            f"--{name.replace('_', '-')}" + ("" if value is True else f" {value:g}")
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
             for name in ("imgsz", "conf", "iou", "max_det", "agnostic", "tta")
             if (value := getattr(self, name)) != getattr(by_itself, name)
         )

@@ -282,3 +282,4 @@ def test_flags_are_those_that_find_the_same_again() -> None:
     assert PredictionOptions(batch=2, device="cpu", workers=1, patches=False).flags() == ""
     told = PredictionOptions(imgsz=33, conf=0.25, iou=0.5, max_det=7, agnostic=True, tta=True).flags()
     assert told == "--imgsz 33 --conf 0.25 --iou 0.5 --max-det 7 --agnostic --tta"
+    assert PredictionOptions(conf=0.1234567).flags() == "--conf 0.1234567", "all digits"
