@@ -29,7 +29,8 @@ from .convolution.statistics import QUESTION, Summing, answering
 from .convolution.tuning import Planner
 from .ledger import Entry, Ledger
 from .normalization import routes as normalizations
-from .normalization.modules import Attachment, Server
+from .normalization.attachment import Attachment
+from .normalization.modules import Server
 from .overrides import Overrides
 from .report import Report
 from .settling import ASIDE, PLAN, SURVEY, described, parted

@@ -156,10 +156,16 @@ class Kernels:
         self._backward: dict[Any, Any] = {}
 
     def forward(
-        self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+        self,
+        x: Tensor,
+        held: Parameters,
+        tiles: TileStatistics | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See :class:`~patches.normalization.operation.Implementation`."""
-        out = torch.empty_like(x)
+        place = None if out is None else (out.stride(), out.data_ptr() & 15)
+        if out is None:
+            out = torch.empty_like(x)
         weight, running = held.weight, held.running_mean
         key = (
             x.data_ptr() & 15,
@@ -168,6 +174,7 @@ class Kernels:
             None if weight is None else weight.dtype,
             None if running is None else running.dtype,
             None if tiles is None else tiles.pixels,
+            place,
         )
         launches = self._forward.get(key)
         if launches is None:
@@ -256,9 +263,11 @@ class Kernels:
         from . import kernels
 
         p, common = self.problem, self._sizes()
-        at = strides(x, p.channels_last)
-        assert at is not None, "the input is dense"
-        align = _alignment(p.channels_last, self.inner, (x, at), (out, at))
+        at, to = strides(x, p.channels_last), strides(out, p.channels_last)
+        assert at is not None and to is not None, (
+            "the input is dense, the output is channels of such a tensor"
+        )
+        align = _alignment(p.channels_last, self.inner, (x, at), (out, to))
         layout = {"CHANNELS_LAST": p.channels_last, "ALIGN": align}
         reduce, splits = None, self.reducing.splits
         if p.training and tiles is not None:
@@ -269,7 +278,7 @@ class Kernels:
             reduce = self._launch(kernels.statistics, c, self._shapes.reducing, scalars, layout)
         c = self.writing
         scalars = {
-            **common, **_named("x", at), **_named("out", at), "tiles": c.tiles, "share": c.share,
+            **common, **_named("x", at), **_named("out", to), "tiles": c.tiles, "share": c.share,
             "splits": splits, "count": float(p.count), "momentum": float(held.momentum),
             "eps": float(held.eps), "slope": float(p.slope),
         }  # fmt: skip

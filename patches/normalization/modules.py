@@ -9,7 +9,6 @@ SyncBatchNorm, a graph being traced or compiled) goes the way that PyTorch goes.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn.modules import module as modules
 
 from ..convolution.statistics import TileStatistics, with_statistics
 from ..graphs import recording
+from .concatenation import Part
 from .operation import ComputationError, Implementation, apply
 from .problem import NormProblem, Parameters
 
@@ -79,12 +79,13 @@ class Server:
 
     Attributes:
         asks: whether convolutions are asked for the statistics of their output.
+        joins: whether concatenations are made in place.
         attached: whether the replaced methods ask; somebody may hold one that is no longer in its place.
         served: calls that the operation served.
     """
 
     def __init__(self, device: str, choose: Choose, note: Callable[[str], None]) -> None:
-        self.asks, self.attached = True, False
+        self.asks, self.joins, self.attached = True, True, False
         self.device, self._choose, self._note = device, choose, note
         self._known: dict[Any, Implementation | None] = {}
         self.served = 0
@@ -96,19 +97,24 @@ class Server:
         )
 
     def __call__(
-        self, norm: nn.Module, activation: nn.Module, x: Tensor, tiles: TileStatistics | None = None
+        self,
+        norm: nn.Module,
+        activation: nn.Module,
+        x: Tensor,
+        tiles: TileStatistics | None = None,
+        part: Part | None = None,
     ) -> Tensor | None:
         """act(norm(x)), or None when PyTorch is to do it. Not to be asked where :func:`disturbed` says so.
 
-        ``tiles`` has the statistics of ``x``, where somebody left them.
+        ``tiles`` has the statistics of ``x``, where somebody left them; ``part`` says where that belongs.
         """
         kind = ACTIVATIONS.get(type(activation))
         if (
             kind is None
             or type(norm) is not nn.BatchNorm2d
             or type(x) is not Tensor
-            or _is_watched(norm.__dict__)
-            or _is_watched(activation.__dict__)
+            or is_watched(norm.__dict__)
+            or is_watched(activation.__dict__)
         ):
             return None
         parameters, buffers = norm._parameters, norm._buffers
@@ -144,13 +150,23 @@ class Server:
             norm.eps,
         )
         try:
-            if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
-                with torch.cuda.device(x.device):
-                    return apply(x, held, by, tiles)
-            return apply(x, held, by, tiles)
+            return self._compute(x, held, by, tiles, part)
         except ComputationError as error:
             self._recover(key, by, error.__cause__)
             return None
+
+    def _compute(
+        self,
+        x: Tensor,
+        held: Parameters,
+        by: Implementation,
+        tiles: TileStatistics | None,
+        part: Part | None,
+    ) -> Tensor:
+        if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
+            with torch.cuda.device(x.device):
+                return apply(x, held, by, tiles, part)
+        return apply(x, held, by, tiles, part)
 
     def kinds(self) -> set[str]:
         """The activations that any norm that came is computed together with."""
@@ -235,7 +251,7 @@ def disturbed() -> bool:
     return False
 
 
-def _is_watched(inside: dict[str, Any]) -> bool:
+def is_watched(inside: dict[str, Any]) -> bool:
     """Whether a module has a ``forward`` of its own, compiled or not, or hooks, by its ``__dict__``."""
     return bool(
         "forward" in inside
@@ -247,25 +263,31 @@ def _is_watched(inside: dict[str, Any]) -> bool:
     )
 
 
+def is_plain(conv: nn.Module | None) -> bool:
+    """Whether a convolution is one call of an operator, which nobody watches or changes."""
+    if type(conv) is not nn.Conv2d:
+        return False
+    inside, held = conv.__dict__, conv._parameters
+    return (
+        held.get("weight") is not None
+        and "bias" in held
+        and not is_watched(inside)
+        and inside["padding_mode"] == "zeros"
+        and (nn.Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward) == _CONVOLVES
+    )
+
+
 def _convolve(conv: nn.Module, x: Tensor, summed: bool) -> tuple[Any, TileStatistics | None]:
     """``conv(x)``, without the ways through Python that change nothing for a plain convolution.
 
     With ``summed``, the output's statistics too where such a one left them.
     """
-    inside, held = conv.__dict__, conv._parameters
-    weight = held.get("weight")
-    if (
-        weight is None
-        or "bias" not in held
-        or type(conv) is not nn.Conv2d
-        or _is_watched(inside)
-        or inside["padding_mode"] != "zeros"
-        or (nn.Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward) != _CONVOLVES
-    ):
+    if not is_plain(conv):
         return conv(x), None
-    given = (
+    inside, held = conv.__dict__, conv._parameters
+    given: tuple[Any, ...] = (
         x,
-        weight,
+        held["weight"],
         held["bias"],
         inside["stride"],
         inside["padding"],
@@ -273,6 +295,20 @@ def _convolve(conv: nn.Module, x: Tensor, summed: bool) -> tuple[Any, TileStatis
         inside["groups"],
     )
     return with_statistics(F.conv2d, *given) if summed else (F.conv2d(*given), None)
+
+
+def convolved(
+    serve: Server,
+    conv: nn.Module,
+    norm: nn.Module,
+    activation: nn.Module,
+    x: Tensor,
+    part: Part | None = None,
+) -> Any:
+    """``activation(norm(conv(x)))``; ``part`` says where that belongs, if anywhere."""
+    x, tiles = _convolve(conv, x, serve.wants_statistics(norm, activation))
+    served = serve(norm, activation, x, tiles, part)
+    return activation(norm(x)) if served is None else served
 
 
 def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -286,9 +322,7 @@ def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., A
         conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
         if conv is None or norm is None or activation is None:
             return original(self, x)
-        x, tiles = _convolve(conv, x, serve.wants_statistics(norm, activation))
-        served = serve(norm, activation, x, tiles)
-        return activation(norm(x)) if served is None else served
+        return convolved(serve, conv, norm, activation, x)
 
     return forward
 
@@ -318,48 +352,3 @@ def sequential_forward(serve: Server, original: Callable[..., Any]) -> Callable[
         return input
 
     return forward
-
-
-class Attachment:
-    """The replaced ``forward`` methods, and how to put the original ones back.
-
-    Args:
-        serve: who is asked at every batch norm with an activation behind it.
-        wanted: whether anything is replaced at all.
-    """
-
-    def __init__(self, serve: Server, wanted: bool) -> None:
-        self._serve, self._wanted = serve, wanted
-        self._originals: dict[type, Callable[..., Any]] = {}
-
-    def attach(self) -> None:
-        """Replace what can be replaced by now."""
-        self._serve.attached = self._wanted
-        self.follow()
-
-    def follow(self) -> None:
-        """Replace what was imported since, as Ultralytics may be, while the rest is replaced; cheap."""
-        if not self._serve.attached:
-            return
-        self._replace(nn.Sequential, "torch.nn.modules.container", sequential_forward)
-        module = sys.modules.get("ultralytics.nn.modules.conv")
-        conv = None if module is None else vars(module).get("Conv")
-        if conv is not None:
-            self._replace(conv, "ultralytics.nn.modules.conv", conv_forward)
-
-    def _replace(self, owner: type, home: str, make: Callable[..., Callable[..., Any]]) -> None:
-        if owner in self._originals:
-            return
-        original: Callable[..., Any] = vars(owner)["forward"]
-        if getattr(original, "__module__", "") != home or hasattr(original, "__wrapped__"):
-            return  # somebody else replaced it: theirs stays
-        self._originals[owner] = original
-        owner.forward = make(self._serve, original)  # type: ignore[attr-defined]
-
-    def detach(self) -> None:
-        """Put the original methods back, where nobody else has replaced ours since."""
-        for owner, original in self._originals.items():
-            if getattr(vars(owner)["forward"], "__wrapped__", None) is original:
-                owner.forward = original  # type: ignore[attr-defined]
-        self._originals.clear()
-        self._serve.attached = False

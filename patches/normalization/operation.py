@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..convolution.statistics import TileStatistics
 from . import torch_only
+from .concatenation import Part
 from .problem import NormProblem, Parameters
 
 Kept = Sequence[Tensor]
@@ -33,11 +34,16 @@ class Implementation(Protocol):
         ...
 
     def forward(
-        self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+        self,
+        x: Tensor,
+        held: Parameters,
+        tiles: TileStatistics | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Kept]:
         """The output, and what the backward pass needs beside ``x``; moves the running statistics.
 
-        ``tiles`` has the statistics of ``x``, for who would read it to find them.
+        ``tiles`` has the statistics of ``x``, for who would read it to find them. ``out`` is where the output
+        is to be written: channels of a tensor in the problem's memory format.
         """
         ...
 
@@ -51,10 +57,10 @@ class ComputationError(Exception):
 
 
 def _computed(
-    x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics | None
+    x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics | None, part: Part | None
 ) -> tuple[Tensor, Kept]:
     try:
-        return by.forward(x, held, tiles)
+        return by.forward(x, held, tiles, None if part is None else part.like(x))
     except Exception as error:
         raise ComputationError from error
 
@@ -69,8 +75,9 @@ class _Operation(torch.autograd.Function):
         held: Parameters,
         by: Implementation,
         tiles: TileStatistics | None,
+        part: Part | None,
     ) -> Tensor:
-        out, kept = _computed(x, held, by, tiles)
+        out, kept = _computed(x, held, by, tiles, part)
         ctx.save_for_backward(x, weight, bias, *kept)
         ctx.by, ctx.eps = by, held.eps
         return out
@@ -83,7 +90,7 @@ class _Operation(torch.autograd.Function):
         else:
             held = Parameters(weight, bias, None, None, None, 0.0, ctx.eps)
             found = ctx.by.backward(x, grad, held, kept)
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
 
 
 def _differentiable(
@@ -110,11 +117,18 @@ def _differentiable(
         )
 
 
-def apply(x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics | None = None) -> Tensor:
+def apply(
+    x: Tensor,
+    held: Parameters,
+    by: Implementation,
+    tiles: TileStatistics | None = None,
+    part: Part | None = None,
+) -> Tensor:
     """act(batch_norm(x)) by an implementation, recorded by autograd where a gradient is wanted.
 
     Args:
         tiles: the statistics of ``x``, where somebody has them.
+        part: where the output belongs, if anywhere; it goes there if it fits.
 
     Raises:
         ComputationError: the implementation failed.
@@ -126,7 +140,7 @@ def apply(x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics
         or (bias is not None and bias.requires_grad)
     )
     if wanted:
-        out: Tensor = _Operation.apply(x, weight, bias, held, by, tiles)
+        out: Tensor = _Operation.apply(x, weight, bias, held, by, tiles, part)
         return out
     with torch.no_grad():
-        return _computed(x, held, by, tiles)[0]
+        return _computed(x, held, by, tiles, part)[0]

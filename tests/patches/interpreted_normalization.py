@@ -47,7 +47,7 @@ def test_a_kind_of_batch_norm_agrees_with_float64(
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(problems((torch.float32, torch.float16, torch.bfloat16)))
 def test_any_batch_norm_agrees_with_float64(problem: NormProblem) -> None:
-    assert_correct(kernels(problem))
+    assert_correct(kernels(problem), wider=problem.batch % 2 == 0)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
@@ -60,7 +60,7 @@ def test_many_programs_share_a_channel(channels_last: bool, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
-def test_a_slice_of_a_wider_gradient_is_read_in_place(channels_last: bool) -> None:
+def test_slices_of_wider_tensors_are_read_and_written_in_place(channels_last: bool) -> None:
     assert_correct(kernels(replace(PLAIN, channels_last=channels_last)), wider=True)
 
 

@@ -126,11 +126,15 @@ class Told(Kernels):
         self._pixels = pixels
 
     def forward(
-        self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+        self,
+        x: Tensor,
+        held: Parameters,
+        tiles: TileStatistics | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         assert tiles is None
         table = TileStatistics.of(x, self._pixels).table.float()
-        return super().forward(x, held, TileStatistics(table, self._pixels))
+        return super().forward(x, held, TileStatistics(table, self._pixels), out)
 
 
 def test_who_is_told_the_statistics_launches_nothing_that_finds_them() -> None:
@@ -173,10 +177,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     class Noting(Kernels):
         def forward(
-            self, x: Tensor, held: Parameters, tiles: TileStatistics | None = None
+            self,
+            x: Tensor,
+            held: Parameters,
+            tiles: TileStatistics | None = None,
+            out: Tensor | None = None,
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
             names.append("read" if tiles is None else "left")
-            return super().forward(x, held, tiles)
+            return super().forward(x, held, tiles, out)
 
     monkeypatch.setattr(routes, "chooser", lambda *_: lambda p, x: Noting(p, 0, 4))
     monkeypatch.setattr(routes, "fused_dtypes", lambda *_: lambda dtype: True)

@@ -8,6 +8,7 @@ from convolution_cases import relative_error
 from hypothesis import strategies as st
 from torch import Tensor
 
+from patches.normalization.concatenation import Part, Whole
 from patches.normalization.operation import Implementation, apply
 from patches.normalization.problem import ACTIVATIONS, NormProblem, Parameters
 from patches.normalization.selftest import NAMES, operands, reference
@@ -59,19 +60,28 @@ def assert_correct(by: Implementation, seed: int = 0, wider: bool = False) -> No
     """Run forward and backward through autograd and compare everything with float64.
 
     Args:
-        wider: hand in an output gradient that is a slice of a tensor of twice the channels.
+        wider: output and output gradient are slices of tensors of twice the channels.
     """
     p = by.problem
     x, grad, held = operands(p, seed)
     expected = reference(p, x, grad, held)
     usual = pytorch(p, x, grad, held)
     x, grad = in_layout(p, x), in_layout(p, grad)
+    part = None
     if wider:
+        whole = Whole(2 * p.channels)
+        beside, part = whole.room(0, x), Part(whole, p.channels)
+        assert beside is not None
+        beside.fill_(7)
         grad = in_layout(p, torch.cat((torch.zeros_like(grad), grad), 1))[:, p.channels :]
     leaves = [each.requires_grad_() for each in (x, held.weight, held.bias) if each is not None]
-    out = apply(x, held, by)
+    out = apply(x, held, by, part=part)
     gradients = torch.autograd.grad(out, leaves, grad)
-    assert out.dtype == p.dtype and out.stride() == x.stride()
+    assert out.dtype == p.dtype
+    if part is None:
+        assert out.stride() == x.stride()
+    else:
+        assert part.whole.has(part.first, out) and bool((beside == 7).all())
     values = (out, *gradients, *(() if p.affine else (None, None)), held.running_mean, held.running_var)
     for name, value, truth in zip(NAMES, values, expected, strict=True):
         if value is None or truth is None:

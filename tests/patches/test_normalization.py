@@ -92,7 +92,7 @@ def test_the_kernels_agree_with_float64_under_the_interpreter(file: str) -> None
 @settings(max_examples=100, deadline=None, database=None)
 @given(problems((torch.float64, torch.float32, torch.float16, torch.bfloat16)))
 def test_any_batch_norm_from_pytorchs_kernels_agrees_with_float64(problem: NormProblem) -> None:
-    assert_correct(TorchOnly(problem))
+    assert_correct(TorchOnly(problem), wider=problem.batch % 2 == 0)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
