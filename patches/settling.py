@@ -212,7 +212,7 @@ def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[
     """Time a step by each way, the best ones without fused batch norms too, and remember the best."""
     seconds = quickest(choices, session.use, step)
     way, complete = winner(seconds), True
-    if session.normalization == "auto" and session.norms.serves():
+    if session.normalization == "auto" and session.norms.kinds():
         try:
             seconds = {**seconds, **_without_norms(session, seconds, way, step)}
         except RuntimeError as error:  # PyTorch's keep more: the memory may suffice another time

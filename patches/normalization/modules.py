@@ -172,10 +172,6 @@ class Server:
         """The activations that any norm that came is computed together with."""
         return {kind for (_, _, _, _, kind, *_), by in self._known.items() if by is not None}
 
-    def serves(self) -> bool:
-        """Whether any norm that came is computed together with its activation."""
-        return bool(self.kinds())
-
     def only_takes_time(self) -> bool:
         """Whether norms are served, and none with an activation that PyTorch keeps a tensor more for."""
         served = self.kinds()

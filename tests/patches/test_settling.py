@@ -320,7 +320,7 @@ def settles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Settles
             card.setattr(settling.time, "perf_counter", lambda: now[0])
             card.setattr(session, "device", "cuda")
             card.setattr(session.ledger, "problems", lambda: {LAYER})
-            card.setattr(session.norms, "serves", lambda: fused)
+            card.setattr(session.norms, "kinds", lambda: {"silu"} if fused else set())
             card.setattr(session.norms, "only_takes_time", lambda: not saves)
             found = patches.settle(step)
         assert found == session.way
@@ -471,10 +471,10 @@ def test_a_way_without_fused_norms_leaves_them_to_pytorch_until_another_serves(
     with patches.enabled("cpu", normalization="torch"):
         session = dispatch.current()
         assert session is not None and not session.norms.only_takes_time(), "none was seen"
-        assert not session.norms.serves()
+        assert not session.norms.kinds()
         assert counted() == (2, 1)
         assert session.norms.only_takes_time() is only_time
-        assert session.norms.serves()
+        assert session.norms.kinds()
         session.use(ASIDE + OWN_NORMS)
         assert counted() == (0, 0)
         assert nn.Sequential.forward is original, "PyTorch itself"

@@ -28,7 +28,7 @@ from patches.convolution.triton_kernels import route, tiles, transformed
 from patches.convolution.triton_kernels.ahead import Recorder, variant
 from patches.normalization.launches import Kernels
 from patches.normalization.problem import NormProblem, Parameters
-from toolkit.training.steps import DetectorStep
+from toolkit.training.steps import DetectorStep, random_batch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_amd_isa.py"
 LAYER = ConvProblem(8, 64, 80, 80, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, torch.float32, "cuda", False)
@@ -226,7 +226,7 @@ def test_a_training_launches_nothing_that_was_not_compiled(
         assert session is not None
         session.native = by  # type: ignore[assignment]
         amp = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        DetectorStep(model, (1, channels, 640), amp)()
+        DetectorStep(model, random_batch((1, channels, 640), "cpu"), amp)()
     assert len(by.found) > 30
     assert {found for found, _ in by.found} == {dtype}
     assert by.found <= compiled(check, "gfx1010")
@@ -272,9 +272,12 @@ class ListingNorm:
         self.problem, self.found = problem, found
         self.kernels = Kernels(dataclasses.replace(problem, batch=self.BATCH), 0, self.UNITS)
 
-    def forward(self, x: Tensor, held: Parameters, _: object = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self._list(*self.kernels._build_forward(self._of_all(x), self._of_all(x), held)[:2])
-        return torch.zeros_like(x), ()
+    def forward(
+        self, x: Tensor, held: Parameters, _: object = None, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        to = torch.zeros_like(x) if out is None else out.zero_()
+        self._list(*self.kernels._build_forward(self._of_all(x), self._of_all(to), held)[:2])
+        return to, ()
 
     def backward(
         self, x: Tensor, grad: Tensor, held: Parameters, kept: Sequence[Tensor]
@@ -314,7 +317,7 @@ def test_a_training_launches_no_batch_norm_that_was_not_compiled(
         session.native = Blank()  # type: ignore[assignment]
         session.norms._choose = lambda problem, _: ListingNorm(problem, found)
         amp = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-        DetectorStep(model, (1, channels, size), amp)()
+        DetectorStep(model, random_batch((1, channels, size), "cpu"), amp)()
     assert {kind for kind, _ in found} == {dtype}
     assert {kind[0] for _, kind in found} == {"statistics", "normalise", "gradient_sums", "input_gradient"}
     known = {

@@ -18,7 +18,7 @@ from patches import dispatch
 from patches import settling as settling_ways
 from toolkit.training import graphed, replay, settling, worker
 from toolkit.training.settling import Settled, settle_convolutions
-from toolkit.training.steps import DetectorStep
+from toolkit.training.steps import DetectorStep, random_batch
 
 
 def test_a_step_runs_and_leaves_no_gradient() -> None:
@@ -30,7 +30,7 @@ def test_a_step_runs_and_leaves_no_gradient() -> None:
     before = deepcopy(model.state_dict())
     settle_convolutions(model, (2, 1, 64), None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    DetectorStep(model, (2, 1, 64), torch.autocast("cpu", enabled=False))()
+    DetectorStep(model, random_batch((2, 1, 64), "cpu"), torch.autocast("cpu", enabled=False))()
     assert all(each.grad is None for each in model.parameters())
 
 

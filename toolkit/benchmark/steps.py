@@ -60,9 +60,7 @@ def steps(model: str, mixed: bool) -> Steps:
     if model in DETECTORS:
         batch, channels, size = DETECTORS[model]
         whole = TrainingStep(f"{model}.yaml", batch, size, "cuda", channels, mixed, channels_last=mixed)
-        gradients = DetectorStep(whole.model, (batch, channels, size), whole.autocast)
-        gradients.batch = whole.batch  # as a trainer, which holds one batch
-        return whole, gradients
+        return whole, DetectorStep(whole.model, whole.batch, whole.autocast)
     return _classifier(model, mixed)
 
 

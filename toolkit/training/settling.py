@@ -11,7 +11,7 @@ from torch import nn
 import patches
 from patches import dispatch
 from toolkit.training.memory import where_it_suffices
-from toolkit.training.steps import DetectorStep
+from toolkit.training.steps import DetectorStep, random_batch
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def settle_convolutions(
     if device.type != "cpu":
         with where_it_suffices(), torch.random.fork_rng([device]):
             autocast = torch.autocast(device.type, half, enabled=half is not None)
-            step = DetectorStep(deepcopy(model).train(), images, autocast)
+            step = DetectorStep(deepcopy(model).train(), random_batch(images, device), autocast)
             patches.settle(step)
             way = "" if session is None else session.way
             graphed = graphs and patches.settle_graph(step, step.recorded)

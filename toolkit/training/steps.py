@@ -69,22 +69,25 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic = library
 
 
+def random_batch(images: tuple[int, int, int], device: torch.device | str) -> dict[str, Tensor]:
+    """A batch as a loader makes it: images, channels, and side of the square images in pixels."""
+    from toolkit.training.graphed import with_boxes
+
+    count, channels, size = images
+    return with_boxes(torch.rand(count, channels, size, size, device=device))
+
+
 class DetectorStep:
-    """Forward and backward of an Ultralytics detector on random images.
+    """Forward and backward of an Ultralytics detector.
 
     Args:
         model: in training mode, on its device.
-        images: images a step, channels, and side of the square images in pixels.
+        batch: what its loss is computed of (:func:`random_batch`).
         autocast: what the loss is computed under.
     """
 
-    def __init__(self, model: Any, images: tuple[int, int, int], autocast: torch.autocast) -> None:
-        from toolkit.training.graphed import with_boxes
-
-        self.model, self.autocast = model, autocast
-        count, channels, size = images
-        device = next(model.parameters()).device
-        self.batch = with_boxes(torch.rand(count, channels, size, size, device=device))
+    def __init__(self, model: Any, batch: dict[str, Tensor], autocast: torch.autocast) -> None:
+        self.model, self.batch, self.autocast = model, batch, autocast
 
     def __call__(self) -> Tensor:
         """One step; the loss."""
@@ -152,7 +155,7 @@ class TrainingStep(DetectorStep):
             parameter.requires_grad_(parameter.dtype.is_floating_point)
         self.optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
         autocast = torch.autocast(device, enabled=amp)
-        super().__init__(detector, (batch, channels, image_size), autocast)
+        super().__init__(detector, random_batch((batch, channels, image_size), device), autocast)
 
     def _run(self, loss_of: Callable[[dict[str, Tensor]], Any]) -> Tensor:
         self.optimizer.zero_grad()
