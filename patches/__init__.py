@@ -77,7 +77,9 @@ def enable(
         normalization: how a batch norm and the activation behind it are computed in Ultralytics' ``Conv``
             and in ``torch.nn.Sequential``: "auto" (on a GPU as one operation that keeps half as much for the
             backward pass, by fused kernels where they passed their self-test; on the CPU as PyTorch does),
-            "off", "torch" (the operation, from PyTorch's own kernels) or "triton".
+            "off", "torch" (the operation, from PyTorch's own kernels) or "triton". On a card of at most 8 GiB
+            a convolution behind it computes its input again for the backward pass, instead of keeping it:
+            ``CONVROUTES_RECOMPUTE`` says "on", "off" or "auto", which is this.
         vendor: whether the vendor's library may serve: "auto" (cuDNN: convolutions that it serves best,
             and the rest as PyTorch does; MIOpen: the same on RDNA3, RDNA4 and CDNA with ROCm 6 or newer,
             convolutions and batch norm each where its self-test passes, and nothing elsewhere), "off"

@@ -79,12 +79,12 @@ class Session:
         self.route = variables.ROUTE.choose("route", route, ("auto", *NAMES))
         if self.route != route and (forced := variables.ROUTE.read()):
             self.note(f"{forced.name}={self.route} overrules route {route!r}{forced.advice}")
-        self.normalization = normalizations.setting(normalization)
-        vendor = miopen.setting(vendor)
+        self.normalization, vendor = normalizations.setting(normalization), miopen.setting(vendor)
         if (self.route, vendor) == ("library", "off"):
             raise ValueError("route 'library' is the vendor's, and vendor is 'off': leave one of them out")
         self._is_fused = normalizations.fused_dtypes(self.normalization, device, self._trusts)
-        self.norms = Server(device, normalizations.chooser(self.normalization, self._is_fused), self.note)
+        choose = normalizations.chooser(self.normalization, self._is_fused)
+        self.norms = Server(device, choose, self.note, normalizations.recomputing(device))
         self._attachment = Attachment(self.norms, normalizations.may_attach(self.normalization, device))
         self._switch = miopen.Switch(vendor, device)
         names = [each for each in NAMES if each != "library" or self._switch.may_serve or self.route == each]

@@ -206,6 +206,7 @@ def _switches(switches: Mapping[str, str]) -> Iterator[Finding]:
         **dict.fromkeys(variables.NORMALIZATION, variables.NORMALIZATIONS),
         variables.VENDOR.name: variables.VENDORS,
         variables.GRAPH.name: variables.GRAPHS,
+        variables.RECOMPUTE.name: variables.RECOMPUTES,
     }
     for name, value in switches.items():
         expected = [each for each in choices.get(name, ()) if each]

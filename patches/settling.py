@@ -100,8 +100,10 @@ def described(way: str) -> str:
 
 def step_name(session: Session, problems: Iterable[ConvProblem]) -> str:
     """The name in the file of a training step: another where the batch norms are asked for otherwise, or are
-    fused with other activations, which keep more or less memory."""
+    fused with other activations, or their outputs computed again, which keeps more or less memory."""
     fused = "+".join(sorted(session.norms.kinds())) or "none"
+    if session.norms.recomputes:
+        fused += " recomputed"
     return f"{session.planner.step_name(problems)} batch norm {session.normalization} fused {fused}"
 
 

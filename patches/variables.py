@@ -64,6 +64,9 @@ VENDOR = Variable("CONVROUTES_VENDOR")
 GRAPH = Variable("CONVROUTES_GRAPH")
 """Says whether ``settle_graph`` may choose CUDA graphs."""
 
+RECOMPUTE = Variable("CONVROUTES_RECOMPUTE")
+"""Says whether a convolution's backward pass computes the output of a fused batch norm again."""
+
 PLAN = Variable("CONVROUTES_PLAN", "TOOLKIT_CONV_PLAN")
 """Names the file of the plan, or the folder for plans."""
 
@@ -76,5 +79,8 @@ VENDORS = ("auto", "off", "on")
 GRAPHS = ("auto", "off")
 """Where they are quicker, or never."""
 
-KERNELS = (*ROUTE, *NORMALIZATION, VENDOR.name, GRAPH.name)
+RECOMPUTES = ("auto", "on", "off")
+"""On cards with little memory, wherever batch norms are fused, or never."""
+
+KERNELS = (*ROUTE, *NORMALIZATION, VENDOR.name, GRAPH.name, RECOMPUTE.name)
 """The names, old and new, of what chooses the kernels that compute."""

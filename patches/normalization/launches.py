@@ -68,6 +68,22 @@ class Cut:
     splits: int
 
 
+def _forward_key(
+    x: Tensor, held: Parameters, pixels: int | None, place: tuple[Any, ...] | None = None
+) -> tuple[Any, ...]:
+    """What decides, for one problem, how a forward pass is launched."""
+    weight, running = held.weight, held.running_mean
+    return (
+        x.data_ptr() & 15,
+        held.momentum,
+        held.eps,
+        None if weight is None else weight.dtype,
+        None if running is None else running.dtype,
+        pixels,
+        place,
+    )
+
+
 def cut(p: NormProblem, shape: Shape, units: int, most: int) -> Cut:
     """Tiles of about ``shape.elements``, and as many programs as fill ``units`` compute units."""
     if p.channels_last:
@@ -154,6 +170,8 @@ class Kernels:
         self._moves = p.training and p.tracked
         self._forward: dict[Any, Any] = {}
         self._backward: dict[Any, Any] = {}
+        # By their dtype, for outputs computed again: the kernel moves statistics, which have moved already.
+        self._unread: dict[Any, tuple[Tensor | None, ...]] = {}
 
     def forward(
         self,
@@ -167,15 +185,7 @@ class Kernels:
         if out is None:
             out = torch.empty_like(x)
         weight, running = held.weight, held.running_mean
-        key = (
-            x.data_ptr() & 15,
-            held.momentum,
-            held.eps,
-            None if weight is None else weight.dtype,
-            None if running is None else running.dtype,
-            None if tiles is None else tiles.pixels,
-            place,
-        )
+        key = _forward_key(x, held, None if tiles is None else tiles.pixels, place)
         launches = self._forward.get(key)
         if launches is None:
             launches = self._forward[key] = self._build_forward(x, out, held, tiles)
@@ -208,6 +218,25 @@ class Kernels:
         reduce(x, grad, weight, bias, saved)
         write(x, grad, weight, bias, saved, grad_weight, grad_bias, grad_x)
         return grad_x, grad_weight, grad_bias
+
+    def again(
+        self, x: Tensor, held: Parameters, kept: Sequence[Tensor], pixels: int | None, summed: bool
+    ) -> Tensor:
+        """See :class:`~patches.normalization.operation.Implementation`."""
+        saved, out = kept[0], torch.empty_like(x)
+        key = _forward_key(x, held, pixels)
+        launches = self._forward.get(key)
+        if launches is None:  # the forward pass was told its statistics, and those are gone
+            launches = self._forward[key] = self._build_forward(x, out, held)
+        reduce, write, _ = launches
+        if not summed:
+            reduce(x, saved)
+        unread = self._unread.get(key[4])
+        if unread is None:
+            unread = tuple(None if each is None else torch.empty_like(each) for each in held[2:5])
+            self._unread[key[4]] = unread
+        write(x, held.weight, held.bias, *unread, saved, out)
+        return out
 
     def launches(self) -> list[tuple[Any, tuple[Tensor | None, ...]]]:
         """What both passes launch, and with what, on tensors without data; for compiling ahead."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
 from ..convolution.statistics import TileStatistics, with_statistics
@@ -22,6 +23,7 @@ from ..graphs import recording
 from .concatenation import Part
 from .operation import ComputationError, Implementation, apply
 from .problem import NormProblem, Parameters
+from .recomputing import let_go
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
@@ -45,13 +47,22 @@ def _never() -> bool:
 def _has_global_hook() -> bool:
     """Whether a hook is on all modules of the process."""
     return bool(
-        modules._global_forward_hooks or modules._global_forward_pre_hooks or modules._global_backward_hooks
+        modules._global_forward_hooks
+        or modules._global_forward_pre_hooks
+        or modules._global_backward_hooks
+        or modules._global_backward_pre_hooks
     )
+
+
+def _differentiates_forward() -> bool:
+    """Whether forward-mode derivatives are being computed."""
+    return forward_ad._current_level >= 0
 
 
 _compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
 _unusual: tuple[Callable[[], Any], ...] = (
     _has_global_hook,
+    _differentiates_forward,
     torch._C._get_tracing_state,
     *(
         getattr(torch._C, name)
@@ -63,7 +74,8 @@ _unusual: tuple[Callable[[], Any], ...] = (
         if hasattr(torch._C, name)
     ),
 )
-"""Hooks on all modules, a trace being recorded, transforms (vmap), modes (fake tensors, counting flops)."""
+"""Hooks on all modules, forward-mode derivatives, a trace being recorded, transforms (vmap), modes (fake
+tensors, counting flops)."""
 
 _CONVOLVES = (nn.Module.__call__, nn.Conv2d.forward, nn.Conv2d._conv_forward)
 """What a convolution that nobody has changed goes through before it is one call of an operator."""
@@ -76,16 +88,26 @@ class Server:
         device: "cuda" or "cpu".
         choose: who computes a problem on the device of a tensor; None: PyTorch.
         note: told what a person should know.
+        recompute: whether the next convolution computes outputs on the device of a tensor again; asked once.
 
     Attributes:
         asks: whether convolutions are asked for the statistics of their output.
         joins: whether concatenations are made in place.
         attached: whether the replaced methods ask; somebody may hold one that is no longer in its place.
+        recomputes: what ``recompute`` said; None before the first norm.
         served: calls that the operation served.
     """
 
-    def __init__(self, device: str, choose: Choose, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        device: str,
+        choose: Choose,
+        note: Callable[[str], None],
+        recompute: Callable[[Tensor], bool] = lambda _: False,
+    ) -> None:
         self.asks, self.joins, self.attached = True, True, False
+        self.recomputes: bool | None = None
+        self._recompute = recompute
         self.device, self._choose, self._note = device, choose, note
         self._known: dict[Any, Implementation | None] = {}
         self.served = 0
@@ -115,6 +137,7 @@ class Server:
             or type(x) is not Tensor
             or is_watched(norm.__dict__)
             or is_watched(activation.__dict__)
+            or "weight" not in norm._parameters  # a replica of nn.DataParallel
         ):
             return None
         parameters, buffers = norm._parameters, norm._buffers
@@ -165,17 +188,18 @@ class Server:
     ) -> Tensor:
         if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
             with torch.cuda.device(x.device):
-                return apply(x, held, by, tiles, part)
-        return apply(x, held, by, tiles, part)
+                return apply(x, held, by, tiles, part, bool(self.recomputes))
+        return apply(x, held, by, tiles, part, bool(self.recomputes))
 
     def kinds(self) -> set[str]:
         """The activations that any norm that came is computed together with."""
         return {kind for (_, _, _, _, kind, *_), by in self._known.items() if by is not None}
 
     def only_takes_time(self) -> bool:
-        """Whether norms are served, and none with an activation that PyTorch keeps a tensor more for."""
+        """Whether norms are served, and for none of them PyTorch keeps a tensor more."""
         served = self.kinds()
-        return bool(served) and served <= {"relu", "identity"}  # the next layer keeps a ReLU's output
+        # The next layer keeps a ReLU's output, unless it computes that again.
+        return bool(served) and not self.recomputes and served <= {"relu", "identity"}
 
     def forget(self) -> None:
         """Let who computes each problem be decided anew."""
@@ -195,6 +219,8 @@ class Server:
             self._known.clear()
         problem = self._problem(kind, key[5], norm, x)
         by = None if problem is None else self._choose(problem, x)
+        if by is not None and self.recomputes is None:
+            self.recomputes = self._recompute(x)
         self._known[key] = by
         return by
 
@@ -290,7 +316,9 @@ def _convolve(conv: nn.Module, x: Tensor, summed: bool) -> tuple[Any, TileStatis
         inside["dilation"],
         inside["groups"],
     )
-    return with_statistics(F.conv2d, *given) if summed else (F.conv2d(*given), None)
+    out, tiles = with_statistics(F.conv2d, *given) if summed else (F.conv2d(*given), None)
+    let_go(x, out)
+    return out, tiles
 
 
 def convolved(
@@ -341,8 +369,9 @@ def sequential_forward(serve: Server, original: Callable[..., Any]) -> Callable[
                 else:
                     input = served
                     next(modules)
-            elif type(module) is nn.Conv2d and behind is not None and serve.wants_statistics(after, behind):
-                input, tiles = _convolve(module, input, True)
+            elif type(module) is nn.Conv2d:
+                summed = behind is not None and serve.wants_statistics(after, behind)
+                input, tiles = _convolve(module, input, summed)
             else:
                 input = module(input)
         return input

@@ -17,6 +17,7 @@ from ..convolution.statistics import TileStatistics
 from . import torch_only
 from .concatenation import Part
 from .problem import NormProblem, Parameters
+from .recomputing import Recipe
 
 Kept = Sequence[Tensor]
 Gradients = tuple[Tensor, "Tensor | None", "Tensor | None"]
@@ -51,6 +52,17 @@ class Implementation(Protocol):
         """Gradients of input, weight and bias; the latter None when not affine."""
         ...
 
+    def again(self, x: Tensor, held: Parameters, kept: Kept, pixels: int | None, summed: bool) -> Tensor:
+        """The output of a forward pass in training once more, bit for bit; running statistics stay.
+
+        Args:
+            kept: what that pass returned.
+            pixels: of the tiles whose statistics it was told; None: it found the statistics itself.
+            summed: whether no backward pass got ``kept`` since. Otherwise the statistics are found anew, and
+                may differ by rounding.
+        """
+        ...
+
 
 class ComputationError(Exception):
     """An implementation could not compute a problem; the cause says why."""
@@ -76,10 +88,15 @@ class _Operation(torch.autograd.Function):
         by: Implementation,
         tiles: TileStatistics | None,
         part: Part | None,
+        recomputed: bool,
     ) -> Tensor:
         out, kept = _computed(x, held, by, tiles, part)
         ctx.save_for_backward(x, weight, bias, *kept)
         ctx.by, ctx.eps = by, held.eps
+        ctx.recipe = ctx.sums = None
+        if recomputed and part is None and by.problem.training:
+            ctx.recipe = Recipe(by, x, held, kept, tiles, out)
+            ctx.sums = ctx.recipe.sums
         return out
 
     @staticmethod
@@ -89,8 +106,10 @@ class _Operation(torch.autograd.Function):
             found = _differentiable(ctx.by.problem, x, weight, bias, grad, kept, ctx.eps)
         else:
             held = Parameters(weight, bias, None, None, None, 0.0, ctx.eps)
+            if ctx.sums is not None:
+                ctx.sums.there = False
             found = ctx.by.backward(x, grad, held, kept)
-        return (*found, None, None, None, None)
+        return (*found, None, None, None, None, None)
 
 
 def _differentiable(
@@ -123,12 +142,14 @@ def apply(
     by: Implementation,
     tiles: TileStatistics | None = None,
     part: Part | None = None,
+    recomputed: bool = False,
 ) -> Tensor:
     """act(batch_norm(x)) by an implementation, recorded by autograd where a gradient is wanted.
 
     Args:
         tiles: the statistics of ``x``, where somebody has them.
         part: where the output belongs, if anywhere; it goes there if it fits.
+        recomputed: whether a convolution that reads the output may compute it again (``recomputing``).
 
     Raises:
         ComputationError: the implementation failed.
@@ -140,7 +161,7 @@ def apply(
         or (bias is not None and bias.requires_grad)
     )
     if wanted:
-        out: Tensor = _Operation.apply(x, weight, bias, held, by, tiles, part)
+        out: Tensor = _Operation.apply(x, weight, bias, held, by, tiles, part, recomputed)
         return out
     with torch.no_grad():
         return _computed(x, held, by, tiles, part)[0]

@@ -16,6 +16,10 @@ from .torch_only import TorchOnly
 SELF_TEST = "fused batch norm"
 """What the self-test of the Triton kernels is called."""
 
+SMALL = 8 * 2**30
+"""Bytes of a card in all, up to which outputs are computed again: so small a card gains images of a batch by
+it, or a larger model, while others would only lose time."""
+
 _HALVES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -26,6 +30,21 @@ def setting(wanted: str) -> str:
         ValueError: it is none of them.
     """
     return variables.NORMALIZATION.choose("normalization", wanted, variables.NORMALIZATIONS)
+
+
+def recomputing(device: str) -> Callable[[Tensor], bool]:
+    """Whether outputs on the device of a tensor are computed again for the next convolution's backward pass.
+
+    Args:
+        device: "cuda" or "cpu".
+
+    Raises:
+        ValueError: the environment says what nobody understands.
+    """
+    found = variables.RECOMPUTE.choose("recompute", "auto", variables.RECOMPUTES)
+    if found == "auto" and device == "cuda":
+        return lambda x: torch.cuda.get_device_properties(x.device).total_memory <= SMALL
+    return lambda _: found == "on"
 
 
 def may_attach(setting: str, device: str) -> bool:

@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, given, seed, settings
 from normalization_cases import assert_correct, in_layout, problems
 from quick_interpreter import quick_interpreter
 
+from patches.convolution.statistics import TileStatistics
 from patches.normalization import launches
 from patches.normalization.launches import Kernels, Shape, Shapes
+from patches.normalization.operation import apply
 from patches.normalization.problem import ACTIVATIONS, NormProblem
+from patches.normalization.recomputing import let_go
 from patches.normalization.selftest import operands, reference
 
 __all__ = ["poison", "quick_interpreter"]
@@ -120,3 +123,67 @@ def test_the_running_statistics_tell_autograd_that_they_moved() -> None:
     before = held.running_mean._version
     kernels(PLAIN).forward(x, held)
     assert held.running_mean._version > before
+
+
+@pytest.fixture
+def many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is summed has other parts than what a convolution tells."""
+    for layout, programs in (("PLANES", 4), ("CHANNELS_LAST", 2)):
+        monkeypatch.setattr(launches, layout, Shapes(Shape(16, 1, programs), Shape(256, 1, 1)))
+
+
+FEW = replace(PLAIN, batch=2, channels=3, height=4)
+"""For many programs, each of which takes the interpreter its time."""
+
+
+def told(x: torch.Tensor) -> TileStatistics:
+    """The statistics of a tensor as a convolution leaves them."""
+    left = TileStatistics.of(x, 16)
+    return TileStatistics(left.table.float(), left.pixels)
+
+
+@pytest.mark.usefixtures("many_programs")
+@pytest.mark.parametrize("asked", [False, True], ids=["found", "told"])
+@pytest.mark.parametrize("tracked", [False, True], ids=["untracked", "tracked"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+def test_an_output_is_computed_again_bit_for_bit(channels_last: bool, tracked: bool, asked: bool) -> None:
+    p = replace(FEW, channels_last=channels_last, tracked=tracked, dtype=torch.float16)
+    x, grad, held = operands(p)
+    x, by, tiles = in_layout(p, x), kernels(p), told(x) if asked else None
+    assert by.reducing.splits > 1
+    out, kept = by.forward(x, held, tiles)
+    moving = [each for each in held[2:5] if each is not None]
+    moved = [(each.clone(), each._version) for each in moving]
+    saved, pixels = kept[0].clone(), tiles.pixels if tiles else None
+    again = by.again(x, held, kept, pixels, True)
+    assert torch.equal(again, out) and again.stride() == out.stride() and again is not out
+    assert torch.equal(kept[0].nan_to_num(), saved.nan_to_num()), "the backward pass finds what it did"
+    first = by.backward(x, grad, held, kept)
+    torch.testing.assert_close(by.again(x, held, kept, None, False), out)
+    assert torch.equal(by.again(x, held, kept, None, True), by.again(x, held, kept, None, False))
+    for one, other in zip(first, by.backward(x, grad, held, kept), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
+    for each, (value, version) in zip(moving, moved, strict=True):
+        assert torch.equal(each, value) and each._version == version
+
+
+@pytest.mark.usefixtures("many_programs")
+@pytest.mark.parametrize("asked", [False, True], ids=["found", "told"])
+def test_convolutions_compute_their_input_again_for_every_backward_pass(asked: bool) -> None:
+    x, _, held = operands(FEW)
+    weight = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    found = []
+    for recomputed in (False, True):
+        by = kernels(FEW)
+        out = apply(x.requires_grad_(), held, by, told(x.detach()) if asked else None, recomputed=recomputed)
+        both = torch.nn.functional.conv2d(out, weight), torch.nn.functional.conv2d(out, 2 * weight)
+        for each in both:
+            let_go(out, each)
+        del out, each
+        loss = both[0].square().sum() + both[1].sum()
+        del both
+        found.append([torch.autograd.grad(loss, (x, weight), retain_graph=True) for _ in range(2)])
+    (kept, _), (first, second) = found
+    assert all(map(torch.equal, kept, first))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -150,6 +150,8 @@ def test_a_time_limit_is_no_reason_to_install_another_torch() -> None:
         ("CONVROUTES_VENDOR", "never", Verdict.LIMITS),
         ("CONVROUTES_GRAPH", "off", Verdict.FINE),
         ("CONVROUTES_GRAPH", "on", Verdict.LIMITS),
+        ("CONVROUTES_RECOMPUTE", "on", Verdict.FINE),
+        ("CONVROUTES_RECOMPUTE", "yes", Verdict.LIMITS),
         ("TOOLKIT_CONV_ROUTE", "never", Verdict.LIMITS),
         ("TRITON_CACHE_DIR", "never", Verdict.FINE),
     ],
