@@ -20,7 +20,7 @@ class Attachment:
 
     def __init__(self, serve: Server, wanted: bool) -> None:
         self._serve, self._wanted = serve, wanted
-        self._originals: dict[type, Callable[..., Any]] = {}
+        self._replaced: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {}
         self._blocks = Blocks(serve)
 
     def attach(self) -> None:
@@ -34,22 +34,22 @@ class Attachment:
             return
         for name, (home, _) in KNOWN.items():
             owner = vars(sys.modules[home]).get(name) if home in sys.modules else None
-            if owner is not None and owner not in self._originals:
+            if owner is not None and owner not in self._replaced:
                 self._replace(name, owner)
 
     def _replace(self, name: str, owner: Any) -> None:
         original = vars(owner).get("forward")
         if not is_known(name, original):
             return  # it does something else, or somebody else replaced it: theirs stays
-        self._originals[owner] = original
-        owner.forward = self._blocks.replaced(name, original)
-        self._blocks.learn(name, owner.forward)
+        ours = owner.forward = self._blocks.replaced(name, original)
+        self._replaced[owner] = ours, original
+        self._blocks.learn(name, ours)
 
     def detach(self) -> None:
         """Put the original methods back, where nobody else has replaced ours since."""
-        for owner, original in self._originals.items():
-            if getattr(vars(owner)["forward"], "__wrapped__", None) is original:
+        for owner, (ours, original) in self._replaced.items():
+            if vars(owner)["forward"] is ours:
                 owner.forward = original  # type: ignore[attr-defined]
-        self._originals.clear()
+        self._replaced.clear()
         self._blocks.forget()
         self._serve.attached = False

@@ -2,8 +2,11 @@
 
 ``C2f``, ``RepNCSPELAN4`` and ``C3``, and what inherits their ``forward``, as ``C3k2`` does, concatenate what
 their own convolutions wrote, for a last one to read. Here each of these is told where its output belongs.
-Calls, their order and their numbers are those of the original; a block with something that is not plain, or
-whose ``forward`` reads otherwise than it did when this was written, goes the original's way.
+Calls, their order and their numbers are those of the original.
+
+Parts share memory with the whole, are strided, and must not change. So a block goes the original's way
+unless all that reads a part is known, plain, and watched by nobody: convolutions, and sums with what they
+make of it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch  # torch.jit.script looks up what an original calls here
 from torch import Tensor, nn
 
 from .concatenation import Part, Whole, add, join
@@ -84,7 +88,10 @@ KNOWN = {
 }
 """The module of each class that is served, and what its ``forward`` does (Ultralytics 8.4.190, torch 2)."""
 
-_CALL = nn.Module.__call__
+READERS = {"Bottleneck": ("cv1",), "C3": ("cv1", "cv2"), "C2f": ("cv1",), "RepNCSPELAN4": ("cv1",)}
+"""Which modules of a block read what it is handed. A ``Bottleneck`` also adds it."""
+
+_CALLS = (nn.Module.__call__, nn.Module._call_impl)
 
 
 @functools.cache
@@ -116,90 +123,95 @@ class Blocks:
 
     def __init__(self, serve: Server) -> None:
         self._serve = serve
-        self._ways: dict[Forward, Way] = {}
-        self._learnable: dict[str, Way] = {
+        self._names: dict[Forward, str] = {}
+        self._ways: dict[str, Way] = {
             "Conv": self._conv,
             "Sequential": self._sequential,
             "Bottleneck": self._bottleneck,
-            "C3": self.c3,
-            "C2f": functools.partial(self.split, inner=lambda module: module.m, last="cv2"),
+            "C3": self._c3,
+            "C2f": functools.partial(self._split, inner=lambda module: module.m, last="cv2"),
             "RepNCSPELAN4": functools.partial(
-                self.split, inner=lambda module: (module.cv2, module.cv3), last="cv4"
+                self._split, inner=lambda module: (module.cv2, module.cv3), last="cv4"
             ),
         }
 
     def learn(self, name: str, forward: Forward) -> None:
         """Tell modules with this ``forward``, that of the class of this name, where their output belongs."""
-        self._ways[forward] = self._learnable[name]
+        self._names[forward] = name
 
     def forget(self) -> None:
         """Tell nobody any more."""
-        self._ways.clear()
-
-    def knows(self, forward: Forward) -> bool:
-        """Whether modules with this ``forward`` are told."""
-        return forward in self._ways
+        self._names.clear()
 
     def replaced(self, name: str, original: Forward) -> Forward:
         """``forward`` of a class in place of the original; of "Bottleneck", who needs none, that one."""
-        serve, way = self._serve, self._learnable[name]
+        serve, way = self._serve, self._ways[name]
         if name in ("Sequential", "Conv"):
             return (sequential_forward if name == "Sequential" else conv_forward)(serve, original)
         if name == "Bottleneck":
             return original
 
         @functools.wraps(original)
-        def forward(module: Any, x: Tensor) -> Any:
+        def forward(module: Any, x: torch.Tensor) -> Any:
             if disturbed() or not serve.attached or not serve.joins:
                 return original(module, x)
             out = way(module, x, None)
-            return original(module, x) if out is None else out
+            return original(module, x) if out is NotImplemented else out
 
         return forward
 
-    def _into(self, module: nn.Module, x: Tensor, part: Part | None) -> Any:
+    def _name(self, module: Any) -> str:
+        """The class of :data:`KNOWN` that a module computes as, if nobody changes or watches its calls."""
+        kind = type(module)
+        name = self._names.get(getattr(kind, "forward", None), "")  # type: ignore[arg-type]
+        plain = name and (kind.__call__, kind._call_impl) == _CALLS and not is_watched(module.__dict__)
+        return name if plain else ""
+
+    def _reads_plainly(self, module: Any) -> bool:
+        """Whether plain convolutions and sums are all that reads what a module is handed."""
+        name = self._name(module)
+        if name == "Conv":
+            return is_plain(module._modules.get("conv"))
+        if name == "Sequential":
+            return len(module) > 0 and self._reads_plainly(module[0])
+        return bool(name) and all(self._reads_plainly(getattr(module, each)) for each in READERS[name])
+
+    def _into(self, module: Any, x: Tensor, part: Part | None) -> Any:
         """``module(x)``, in the place of a part where it can be written there."""
-        way = self._ways.get(type(module).forward)
-        if (
-            part is None
-            or way is None
-            or is_watched(module.__dict__)
-            or nn.Module.__call__ is not _CALL
-            or (out := way(module, x, part)) is None
-        ):
-            return module(x)
-        return out
+        name = "" if part is None else self._name(module)
+        out = self._ways[name](module, x, part) if name else NotImplemented
+        return module(x) if out is NotImplemented else out
 
     def _conv(self, module: Any, x: Tensor, part: Part | None) -> Any:
         inside = module._modules
         conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
         if conv is None or norm is None or activation is None:
-            return None
+            return NotImplemented
         return convolved(self._serve, conv, norm, activation, x, part)
 
     def _sequential(self, module: Any, x: Tensor, part: Part | None) -> Any:
         inside = list(module)
-        if not inside or not self.knows(type(inside[-1]).forward):
-            return None  # also: its batch norms are fused by its own forward
+        if any(self._name(each) == "" for each in inside):
+            return NotImplemented  # of convolution, batch norm and activation, its own forward makes one
         for each in inside[:-1]:
             x = each(x)
-        return self._into(inside[-1], x, part)
+        return self._into(inside[-1], x, part) if inside else NotImplemented
 
     def _bottleneck(self, module: Any, x: Tensor, part: Part | None) -> Any:
         if not module.add:
             return self._into(module.cv2, module.cv1(x), part)
         return add(x, module.cv2(module.cv1(x)), part)
 
-    def c3(self, module: Any, x: Tensor, part: Part | None) -> Any:
-        """``C3``: the outputs of two branches."""
+    def _c3(self, module: Any, x: Tensor, part: Part | None) -> Any:
+        """The outputs of two branches."""
         whole = self._whole(module.cv3)
         if whole is None:
-            return None
+            return NotImplemented
         one = self._into(module.m, module.cv1(x), Part(whole, 0))
-        other = self._into(module.cv2, x, Part(whole, one.shape[1]))
+        other = self._into(module.cv2, x, whole.after(one))
         return self._into(module.cv3, join(whole, (one, other)), part)
 
-    def split(
+    def _split(
         self,
         module: Any,
         x: Tensor,
@@ -208,24 +220,21 @@ class Blocks:
         inner: Callable[[Any], Sequence[nn.Module]],
         last: str,
     ) -> Any:
-        """``C2f``: both halves of the first convolution's output, and what a chain makes of the second."""
-        end = getattr(module, last)
+        """Both halves of the first convolution's output, and what a chain makes of the second."""
+        chain, end = inner(module), getattr(module, last)
         whole = self._whole(end)
-        if whole is None:
-            return None
-        parts = list(self._into(module.cv1, x, Part(whole, 0)).chunk(2, 1))
-        first = sum(each.shape[1] for each in parts)
-        for each in inner(module):
-            parts.append(self._into(each, parts[-1], Part(whole, first)))
-            first += parts[-1].shape[1]
+        if whole is None or not all(map(self._reads_plainly, chain)):
+            return NotImplemented
+        y = self._into(module.cv1, x, Part(whole, 0))
+        after, parts = whole.after(y), list(y.chunk(2, 1))
+        for each in chain:
+            parts.append(self._into(each, parts[-1], after))
+            after = after and after.behind(parts[-1])
         return self._into(end, join(whole, parts), part)
 
     def _whole(self, last: Any) -> Whole | None:
-        """What a last convolution reads; None where somebody else may see or change that."""
-        if (
-            not self.knows(type(last).forward)
-            or is_watched(last.__dict__)
-            or not is_plain(last._modules.get("conv"))
-        ):
+        """What a last convolution is to read; None where somebody else may see or change that."""
+        if self._name(last) != "Conv" or not self._reads_plainly(last):
             return None
-        return Whole(last.conv.in_channels)
+        weight = last.conv.weight
+        return Whole(weight.shape[1] * last.conv.groups)

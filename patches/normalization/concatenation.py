@@ -2,7 +2,8 @@
 
 What is kept for the backward passes of those who read a part is then that tensor, which the reader of the
 whole keeps anyway. The tensors that share the memory are no views of each other to autograd: it would check
-one version for all, while each is written once, before anybody reads it.
+one version for all, while each is written once, before anybody reads it. Who calls :func:`join` vouches that
+nobody changes them afterwards (``blocks``).
 """
 
 from __future__ import annotations
@@ -24,40 +25,27 @@ class Whole:
     def __init__(self, channels: int) -> None:
         self.channels = channels
         self.tensor: Tensor | None = None
+        self._stored = torch.contiguous_format
         self._like: tuple[Any, ...] = ()
         self._start = self._step = 0
 
-    def takes(self, first: int, x: Tensor) -> bool:
-        """Whether a part like ``x`` has its place from channel ``first`` on."""
-        shape = x.shape
-        return (
-            len(shape) == 4
-            and first + shape[1] <= self.channels
-            and (self.tensor is None or (shape[0], shape[2], shape[3], x.dtype, x.device) == self._like)
-        )
-
     def room(self, first: int, x: Tensor) -> Tensor | None:
-        """Where a part like ``x`` is to be written, a tensor like it; None where it does not belong here.
+        """Where a part like ``x`` is to be written from channel ``first`` on; None where it does not fit.
 
         Args:
             x: (batch, channels of the part, height, width); the first one decides how all lie in memory.
         """
-        if not self.takes(first, x):
+        if x.dim() != 4 or first + x.shape[1] > self.channels:
             return None
         if self.tensor is None:
             if x.is_contiguous():
                 self._make(x, torch.contiguous_format)
             elif x.is_contiguous(memory_format=torch.channels_last):
                 self._make(x, torch.channels_last)
-        return None if self.tensor is None else channels_of(self.tensor, first, x.shape[1])
-
-    def _make(self, x: Tensor, stored: torch.memory_format) -> None:
-        n, _, height, width = x.shape
-        to = torch.empty(
-            (n, self.channels, height, width), dtype=x.dtype, device=x.device, memory_format=stored
-        )
-        self.tensor, self._like = to, (n, height, width, to.dtype, to.device)
-        self._start, self._step = to.data_ptr(), to.stride(1) * to.element_size()
+        to = self.tensor
+        if to is None or not self._takes(first, x) or not x.is_contiguous(memory_format=self._stored):
+            return None
+        return channels_of(to, first, x.shape[1])
 
     def has(self, first: int, x: Tensor) -> bool:
         """Whether ``x`` is what was written from channel ``first`` on."""
@@ -65,8 +53,32 @@ class Whole:
             self.tensor is not None
             and x.data_ptr() == self._start + first * self._step
             and x.stride() == self.tensor.stride()
-            and self.takes(first, x)
+            and self._takes(first, x)
         )
+
+    def takes(self, first: int, x: Tensor) -> bool:
+        """Whether ``x`` was written from channel ``first`` on, or may be copied there as ``cat`` would."""
+        return self._takes(first, x) and (self.has(first, x) or x.is_contiguous(memory_format=self._stored))
+
+    def after(self, x: Tensor) -> Part | None:
+        """The place behind a first part; None where that was not written here: then all is to be copied."""
+        return Part(self, x.shape[1]) if self.has(0, x) else None
+
+    def _takes(self, first: int, x: Tensor) -> bool:
+        shape = x.shape
+        return (
+            len(shape) == 4
+            and first + shape[1] <= self.channels
+            and (shape[0], shape[2], shape[3], x.dtype, x.device) == self._like
+        )
+
+    def _make(self, x: Tensor, stored: torch.memory_format) -> None:
+        n, _, height, width = x.shape
+        to = torch.empty(
+            (n, self.channels, height, width), dtype=x.dtype, device=x.device, memory_format=stored
+        )
+        self.tensor, self._stored, self._like = to, stored, (n, height, width, to.dtype, to.device)
+        self._start, self._step = to.data_ptr(), to.stride(1) * to.element_size()
 
 
 class Part(NamedTuple):
@@ -78,6 +90,10 @@ class Part(NamedTuple):
     def like(self, x: Tensor) -> Tensor | None:
         """See :meth:`Whole.room`."""
         return self.whole.room(self.first, x)
+
+    def behind(self, x: Tensor) -> Part:
+        """The place behind ``x``, the part that belongs here."""
+        return Part(self.whole, self.first + x.shape[1])
 
 
 def channels_of(t: Tensor, first: int, count: int) -> Tensor:
@@ -93,7 +109,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, part: Part) -> Tensor:
-        return torch.add(a, b, out=part.like(b))
+        return torch.add(a, b, out=part.like(b))  # without room: a tensor of its own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -122,7 +138,6 @@ def add(a: Tensor, b: Tensor, part: Part | None) -> Tensor:
         or type(a) is not Tensor
         or type(b) is not Tensor
         or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device)
-        or not part.whole.takes(part.first, b)
     ):
         return a + b
     found: Tensor = _Sum.apply(a, b, part)
@@ -132,7 +147,8 @@ def add(a: Tensor, b: Tensor, part: Part | None) -> Tensor:
 def join(whole: Whole, parts: Sequence[Tensor]) -> Tensor:
     """``torch.cat(parts, 1)``, without a copy of the parts that were written in place.
 
-    Whoever reads it must not change it: readers of a part have kept that for their backward passes.
+    Whoever reads it must not change it: readers of a part have kept that for their backward passes. Where a
+    part neither lies in its place nor lies as the whole does, it is ``cat`` that decides how the answer lies.
     """
     counts, elsewhere, first = [], [], 0
     for index, each in enumerate(parts):
