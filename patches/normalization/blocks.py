@@ -91,6 +91,10 @@ KNOWN = {
 READERS = {"Bottleneck": ("cv1",), "C3": ("cv1", "cv2"), "C2f": ("cv1",), "RepNCSPELAN4": ("cv1",)}
 """Which modules of a block read what it is handed. A ``Bottleneck`` also adds it."""
 
+LEAST = 16 * 2**20
+"""Bytes of the smallest whole that is written in place: the host needs longer for that than for a copy, about
+0.1 ms a block, which a smaller one is not worth."""
+
 _CALLS = (nn.Module.__call__, nn.Module._call_impl)
 
 
@@ -204,7 +208,7 @@ class Blocks:
 
     def _c3(self, module: Any, x: Tensor, part: Part | None) -> Any:
         """The outputs of two branches."""
-        whole = self._whole(module.cv3)
+        whole = self._whole(module.cv3, x)
         if whole is None:
             return NotImplemented
         one = self._into(module.m, module.cv1(x), Part(whole, 0))
@@ -222,7 +226,7 @@ class Blocks:
     ) -> Any:
         """Both halves of the first convolution's output, and what a chain makes of the second."""
         chain, end = inner(module), getattr(module, last)
-        whole = self._whole(end)
+        whole = self._whole(end, x)
         if whole is None or not all(map(self._reads_plainly, chain)):
             return NotImplemented
         y = self._into(module.cv1, x, Part(whole, 0))
@@ -232,9 +236,11 @@ class Blocks:
             after = after and after.behind(parts[-1])
         return self._into(end, join(whole, parts), part)
 
-    def _whole(self, last: Any) -> Whole | None:
-        """What a last convolution is to read; None where somebody else may see or change that."""
-        if self._name(last) != "Conv" or not self._reads_plainly(last):
+    def _whole(self, last: Any, x: Tensor) -> Whole | None:
+        """What a last convolution is to read, of as many pixels as ``x``; None where that is too small, or
+        somebody else may see or change it."""
+        if self._name(last) != "Conv" or not is_plain(last._modules.get("conv")) or x.dim() != 4:
             return None
-        weight = last.conv.weight
-        return Whole(weight.shape[1] * last.conv.groups)
+        channels = last.conv.weight.shape[1] * last.conv.groups
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        return Whole(channels) if channels * pixels * x.element_size() >= LEAST else None

@@ -30,6 +30,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_whole_is_too_small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(blocks, "LEAST", 0)
+        yield
+
+
 @pytest.fixture
 def served() -> Iterator[None]:
     """Fused on the CPU; what is not written is NaN."""
@@ -139,6 +146,18 @@ def test_every_part_is_written_in_place(kind: str, monkeypatch: pytest.MonkeyPat
         assert not asked
     else:
         assert asked and "aten::cat" not in {each.key for each in profile.key_averages()}
+
+
+@pytest.mark.usefixtures("served")
+def test_a_small_whole_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "LEAST", 16 * 5 * 4 * 2 * 8)
+    made: list[Whole] = []
+    monkeypatch.setattr(blocks, "Whole", lambda channels: made.append(Whole(channels)) or made[-1])
+    model, x = example(), image()
+    model(x[:, :, :4])
+    assert not made
+    model(x)
+    assert len(made) == 1 and made[0].tensor is not None
 
 
 @pytest.mark.usefixtures("served")

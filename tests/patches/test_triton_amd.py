@@ -26,6 +26,7 @@ from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem, Gradients, Route
 from patches.convolution.triton_kernels import route, tiles, transformed
 from patches.convolution.triton_kernels.ahead import Recorder, variant
+from patches.normalization import blocks
 from patches.normalization.launches import Kernels
 from patches.normalization.problem import NormProblem, Parameters
 from toolkit.training.steps import DetectorStep, random_batch
@@ -218,7 +219,9 @@ def test_a_training_launches_nothing_that_was_not_compiled(
     classes: int,
     dtype: torch.dtype,
     layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(blocks, "LEAST", 0)
     model = detector(name, channels, classes, layout)
     by = Listing(Blank())
     with patches.enabled("cpu", normalization="torch"):
@@ -309,7 +312,9 @@ def test_a_training_launches_no_batch_norm_that_was_not_compiled(
     dtype: torch.dtype,
     layout: torch.memory_format,
     size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(blocks, "LEAST", 0)
     model = detector(name, channels, classes, layout)
     found: set[tuple[object, ...]] = set()
     with patches.enabled("cpu", normalization="torch"):
