@@ -106,10 +106,10 @@ def settle(step: Callable[[], object]) -> str:
 
     The step is timed by the plan's choice for each convolution, by the Triton route alone, and by PyTorch
     without the overrides. Where batch norms are fused, the quickest, those close to it and PyTorch are timed
-    with PyTorch's own batch norms as well: these serve where they save 3 % of the time and more, or 2 % where
-    fused ones save no memory. The quickest serves from now on, and is remembered beside the plan. A few
-    seconds the first time, one step from then on. Does nothing for another route, and nothing on a CPU;
-    fused norms stay where they were asked for by name.
+    with PyTorch's own batch norms as well: these serve where they save 2 % of the time and more. The quickest
+    serves from now on, and is remembered beside the plan. A few seconds the first time, one step from then
+    on. Does nothing for another route, and nothing on a CPU; fused norms stay where they were asked for by
+    name, and where outputs are computed again because memory is short.
 
     Args:
         step: forward and backward of a batch like those to come. It runs many times, so it must leave the

@@ -57,12 +57,8 @@ CLOSE = 1.06
 others, two measurements of one way by as many differed by 5 %."""
 
 GAIN = 0.98
-"""A way replaces the plan's choices when it takes at most this part of their time: smaller differences are
-within what two measurements of the same step differ by."""
-
-MEMORY_GAIN = 1 / 1.03
-"""PyTorch's batch norms replace fused ones that save memory when a step takes at most this part of the time:
-a user of a small card wants the memory, and nobody is to wait more than 3 % longer for it."""
+"""A way replaces the plan's choices, and PyTorch's batch norms fused ones, when it takes at most this part of
+their time: smaller differences are within what two measurements of the same step differ by."""
 
 
 def settle(session: Session, step: Callable[[], object]) -> str:
@@ -164,7 +160,7 @@ def _judge_graph(
         del replay
     by_graph = {each: taken for each, taken in seconds.items() if each != EAGER}
     first = min((each for each in by_graph if parted(each)[1]), key=by_graph.__getitem__)
-    best = winner(by_graph, first, norm_gain(session))
+    best = winner(by_graph, first)
     way = best if seconds[best] <= GRAPH_GAIN * seconds[EAGER] else EAGER
     if complete:
         _remember(session, name, way)
@@ -211,16 +207,19 @@ def find_out(session: Session, step: Callable[[], object]) -> None:
 
 
 def judge(session: Session, name: str, choices: tuple[str, ...], step: Callable[[], object]) -> str:
-    """Time a step by each way, the best ones without fused batch norms too, and remember the best."""
+    """Time a step by each way, the best ones without fused batch norms too, and remember the best.
+
+    Where outputs are computed again, memory is short, and fused ones stay.
+    """
     seconds = quickest(choices, session.use, step)
     way, complete = winner(seconds), True
-    if session.normalization == "auto" and session.norms.kinds():
+    if session.normalization == "auto" and session.norms.kinds() and not session.norms.recomputes:
         try:
             seconds = {**seconds, **_without_norms(session, seconds, way, step)}
         except RuntimeError as error:  # PyTorch's keep more: the memory may suffice another time
             found, complete = str(error).partition("\n")[0], False
             session.note(f"no training step with PyTorch's own batch norms: {type(error).__name__}: {found}")
-        way = winner(seconds, way, norm_gain(session))
+        way = winner(seconds, way)
     if complete:
         _remember(session, name, way)
     costs = ", ".join(f"{each} {taken * 1e3:.1f} ms" for each, taken in seconds.items())
@@ -239,11 +238,6 @@ def _without_norms(
     found = quickest([way, *(each + OWN_NORMS for each in tried)], session.use, step, NORM_SECONDS)
     scale = seconds[way] / found.pop(way)
     return {each: taken * scale for each, taken in found.items()}
-
-
-def norm_gain(session: Session) -> float:
-    """The part of a step's time at which PyTorch's batch norms replace fused ones."""
-    return GAIN if session.norms.only_takes_time() else MEMORY_GAIN
 
 
 def ways(session: Session, problems: Iterable[ConvProblem]) -> Iterator[str]:
@@ -299,10 +293,10 @@ def _to_first(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {way: statistics.median(map(operator.truediv, each, first)) for way, each in found.items()}
 
 
-def winner(seconds: Mapping[str, float], way: str = PLAN, gain: float = GAIN) -> str:
-    """The quickest way; ``way`` unless that takes at most the part ``gain`` of its time."""
+def winner(seconds: Mapping[str, float], way: str = PLAN) -> str:
+    """The quickest way; ``way`` unless that takes at most the part :data:`GAIN` of its time."""
     best = min(seconds, key=seconds.__getitem__)
-    return best if seconds[best] <= gain * seconds[way] else way
+    return best if seconds[best] <= GAIN * seconds[way] else way
 
 
 def _wait() -> None:

@@ -195,12 +195,6 @@ class Server:
         """The activations that any norm that came is computed together with."""
         return {kind for (_, _, _, _, kind, *_), by in self._known.items() if by is not None}
 
-    def only_takes_time(self) -> bool:
-        """Whether norms are served, and for none of them PyTorch keeps a tensor more."""
-        served = self.kinds()
-        # The next layer keeps a ReLU's output, unless it computes that again.
-        return bool(served) and not self.recomputes and served <= {"relu", "identity"}
-
     def forget(self) -> None:
         """Let who computes each problem be decided anew."""
         self._known.clear()

@@ -444,13 +444,6 @@ def test_the_card_is_asked_once() -> None:
     assert len(asked) == 1 and serve.recomputes
 
 
-def test_a_fused_relu_saves_memory_where_its_output_goes() -> None:
-    for recomputed in (False, True):
-        serve = Server("cpu", lambda p, x: TorchOnly(p), print, lambda _, answer=recomputed: answer)  # type: ignore[misc]
-        serve(nn.BatchNorm2d(3), nn.ReLU(), images())
-        assert serve.only_takes_time() is not recomputed
-
-
 def test_a_step_that_computes_more_is_judged_anew() -> None:
     names = []
     for value in ("off", "on"):
