@@ -46,7 +46,7 @@ import patches
 from patches import children, dispatch, graphs, variables
 from patches.convolution.problem import ConvProblem
 from patches.convolution.registry import NAMES
-from toolkit.benchmark import accuracy, norm_accuracy, steps, whole_trainings
+from toolkit.benchmark import accuracy, kept, norm_accuracy, steps, whole_trainings
 from toolkit.benchmark.measure import (
     BASELINE,
     forced_route,
@@ -226,6 +226,16 @@ def models(names: Sequence[str] = steps.MODELS, precisions: Sequence[str] = PREC
             yield f"{model}: auto / the best of the others", f"{found['auto'].ratio / best:.2f} x", "1.03 x"
 
 
+def memory() -> Iterator[Row]:
+    """Steps as CUDA graphs that concatenate in place or by copies, and keep outputs or compute them again."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for model in steps.DETECTORS:
+        for precision in PRECISIONS:
+            for each in kept.compare(model, precision == "mixed"):
+                figures = f"{each.seconds * 1e3:.2f} ms, peak {each.peak / GIB:.3f} GiB"
+                yield f"{model}, {precision}: {each.way}", figures, ""
+
+
 def batch_norm() -> Iterator[Row]:
     """Error of the fused batch norm against float64 on 200 random problems, beside PyTorch's own."""
     for name, ratio, largest in _alone(_batch_norm, 200):
@@ -354,6 +364,7 @@ SECTIONS = {
         training,
         fits,
         models,
+        memory,
         trainings,
         host,
         host_steps,
@@ -370,7 +381,8 @@ MINUTES = {
     "convolutions": 2,
     "training": 4,
     "fits": 1,
-    "models": 8,
+    "models": 10,
+    "memory": 2,
     "trainings": 8,
     "host": 1,
     "host_steps": 1.5,

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import patches
+from patches import dispatch
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem
-from toolkit.benchmark import winograd
+from toolkit.benchmark import kept, winograd
 from toolkit.benchmark.measure import returned_and_done
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_card.py"
@@ -107,4 +109,26 @@ def test_a_dry_call_needs_no_card_and_counts_the_models_that_are_asked_for() -> 
         "| `python3 scripts/bench_card.py host`",
         "| all of it",
     ]
-    assert [row[1] for row in rows] == ["0.5 min", "1.0 min", "1.5 min"]
+    assert [row[1] for row in rows] == ["0.6 min", "1.0 min", "1.6 min"]
+
+
+def test_each_way_to_keep_what_a_step_needs_serves_when_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool | None]] = []
+
+    def step() -> None:
+        session = dispatch.current()
+        assert session is not None
+        seen.append((session.norms.joins, session.norms.recomputes))
+
+    enable = patches.enable
+    monkeypatch.setattr(kept, "ROUNDS", 3)
+    monkeypatch.setattr(kept, "TrainingStep", lambda *_, **__: step)
+    monkeypatch.setattr(kept.patches, "enable", lambda *_: enable("cpu", "native"))
+    monkeypatch.setattr(kept, "_recorded", lambda step: (step, len(seen)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = list(kept.compare("yolov8n", True))
+    ways = [(False, False), (True, False), (False, True), (True, True)]
+    turns = [each for each in ways for _ in range(2)]
+    assert seen == [*ways, *turns[::-1], *turns, *turns[::-1]]
+    assert [(each.way, each.peak) for each in found] == [*zip(kept.WAYS, (1, 2, 3, 4), strict=True)]
+    assert dispatch.current() is None
