@@ -226,8 +226,9 @@ class Kernels:
         saved, out = kept[0], torch.empty_like(x)
         key = _forward_key(x, held, pixels)
         launches = self._forward.get(key)
-        if launches is None:  # the forward pass was told its statistics, and those are gone
-            launches = self._forward[key] = self._build_forward(x, out, held)
+        if launches is None:  # the forward pass was told its statistics: what it left is not for this launch
+            launches, summed = self._build_forward(x, out, held), False
+            self._forward[key] = launches
         reduce, write, _ = launches
         if not summed:
             reduce(x, saved)

@@ -8,8 +8,10 @@ so that the activation needs no inverse.
 PyTorch knows whether a kept tensor was changed in place; it does not ask where one is computed again. Changes
 of what that reads (the norm's input, weight and bias) raise here, in PyTorch's words. An output that is
 changed before the convolution reads it is kept, as always. Changed afterwards, it is computed as it was when
-it was read: the gradient is right where PyTorch would have raised. What ``Tensor.data`` changes behind
-autograd's back, nobody sees.
+it was read: the gradient is right where PyTorch would have raised. What moves these tensors behind
+autograd's back raises too (``Module.half``, another ``Tensor.data``, FSDP around single blocks); what is
+written through ``data``, nobody sees. On a CPU the bits are the same only while PyTorch has as many threads
+as in the forward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..convolution.statistics import TileStatistics
@@ -71,7 +74,10 @@ class Recipe:
         self._x, self._kept = weakref.ref(x), [weakref.ref(each) for each in kept]
         self.sums = Sums(None if tiles is None else tiles.pixels)
         self._out, self._at, self._version = weakref.ref(out), out.data_ptr(), out._version
-        self._read = [None if each is None else each._version for each in (x, held.weight, held.bias)]
+        self._read = [
+            None if each is None else (each._version, each.data_ptr(), each.dtype)
+            for each in (x, held.weight, held.bias)
+        ]
 
     def makes(self, x: Tensor) -> bool:
         """Whether it makes this very tensor, as it is now."""
@@ -93,25 +99,29 @@ class Recipe:
         out = self._out()
         if out is not None and out._version == self._version:
             return out  # somebody keeps it
-        for each, version in zip((x, self._held.weight, self._held.bias), self._read):  # noqa: B905 - quicker
-            if each is None:
-                continue
-            if each._version != version:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace "
-                    f"operation: [{each.type()} {[*each.shape]}], which a batch norm read, is at version "
-                    f"{each._version}; expected version {version} instead"
-                )
-            if not each.untyped_storage().nbytes():
-                raise RuntimeError(
-                    "a parameter of a batch norm was freed before the backward pass, as FSDP does: set "
-                    "CONVROUTES_RECOMPUTE=off"
-                )
+        for each, was in zip((x, self._held.weight, self._held.bias), self._read):  # noqa: B905 - quicker
+            if each is not None and was != (each._version, each.data_ptr(), each.dtype):
+                raise RuntimeError(_changed(each, was))
         sums = self.sums
-        there = sums.there
-        if not there:
-            sums.pixels, sums.there = None, True
-        return self._by.again(x, self._held, kept, sums.pixels, there)
+        if sums.there:
+            return self._by.again(x, self._held, kept, sums.pixels, True)
+        out = self._by.again(x, self._held, kept, None, False)
+        sums.pixels, sums.there = None, True
+        return out
+
+
+def _changed(t: Tensor, was: tuple[int, int, torch.dtype] | None) -> str:
+    """What happened to a tensor, in PyTorch's words where it has any."""
+    version = was[0] if was else 0
+    what = f"[{t.type()} {[*t.shape]}], which a batch norm read"
+    if not t.untyped_storage().nbytes():
+        return f"{what}, was freed before the backward pass, as FSDP does: set CONVROUTES_RECOMPUTE=off"
+    if t._version == version:
+        return f"{what}, was moved or converted before the backward pass: set CONVROUTES_RECOMPUTE=off"
+    return (
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        f"{what}, is at version {t._version}; expected version {version} instead"
+    )
 
 
 Ingredients = tuple[Recipe, Tensor, Sequence[Tensor]]
@@ -121,7 +131,8 @@ def _restored(kept: Ingredients | Tensor) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
     recipe, x, others = kept
-    return recipe.again(x, others)
+    with torch.no_grad():
+        return recipe.again(x, others)
 
 
 def let_go(x: Tensor, out: Tensor) -> None:

@@ -187,3 +187,37 @@ def test_convolutions_compute_their_input_again_for_every_backward_pass(asked: b
     assert all(map(torch.equal, kept, first))
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("many_programs")
+def test_what_a_told_pass_left_is_not_read_by_a_launch_that_was_not_told() -> None:
+    x, _, held = operands(FEW)
+    tiles, by = told(x), kernels(FEW)
+    out, kept = by.forward(x, held, tiles)
+    by._forward.clear()  # as if the card's kernels had been asked for otherwise
+    again = by.again(x, held, kept, tiles.pixels + 1, True)
+    torch.testing.assert_close(again, out)
+
+
+@pytest.mark.usefixtures("many_programs")
+def test_memory_that_does_not_suffice_once_leaves_the_next_try_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _, held = operands(FEW)
+    weight = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    out = apply(x.requires_grad_(), held, kernels(FEW), recomputed=True)
+    read = torch.nn.functional.conv2d(out, weight)
+    let_go(out, read)
+    beside = (out * 2).sum()
+    del out
+    loss = read.square().sum()
+    del read
+    right = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    torch.autograd.grad(beside, x, retain_graph=True)  # the sums are gone
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as moment:
+        moment.setattr(torch, "empty_like", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.autograd.grad(loss, weight, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, weight, retain_graph=True)[0], right)

@@ -331,6 +331,50 @@ def test_a_parameter_that_was_freed_raises() -> None:
         learn(model, out)
 
 
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize(
+    "change", [lambda norm: norm.half(), lambda norm: setattr(norm.weight, "data", torch.ones(3))]
+)
+def test_a_parameter_that_was_moved_or_converted_raises(change: Callable[[nn.Module], object]) -> None:
+    norm, conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+    out = nn.Sequential(norm, nn.SiLU(), conv)(images())
+    change(norm)
+    with pytest.raises(RuntimeError, match="was moved or converted before the backward pass"):
+        torch.autograd.grad(out.sum(), conv.weight)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_running_statistics_of_another_dtype_change_no_bit(affine: bool, dtype: torch.dtype) -> None:
+    norm = nn.BatchNorm2d(3, affine=affine)
+    model = nn.Sequential(norm, nn.SiLU(), nn.Conv2d(3, 4, 3).to(dtype))
+    assert both(model, images().to(dtype).requires_grad_()) == 1
+
+
+def test_what_is_computed_again_for_second_derivatives_records_nothing() -> None:
+    def penalty(value: str) -> list[Tensor]:
+        with setting(value) as made:
+            torch.manual_seed(0)
+            norm, conv = nn.Sequential(nn.BatchNorm2d(3), nn.SiLU()), nn.Sequential(nn.Conv2d(3, 2, 1))
+            x = images().requires_grad_()
+            out = norm(x)
+            loss, scale = conv(out).square().sum(), torch.ones_like(x).requires_grad_()
+
+            def inner(scale: Tensor) -> Tensor:
+                return (torch.autograd.grad(loss, x, create_graph=True)[0] * scale).sum()
+
+            found = checkpoint(inner, scale, use_reentrant=False)
+            del out
+            found.backward()
+        assert bool(made) is (value == "on")
+        return [
+            each.grad for each in (scale, x, *norm.parameters(), *conv.parameters()) if each.grad is not None
+        ]
+
+    for one, other in zip(penalty("on"), penalty("off"), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def offloaded(model: nn.Module, x: Tensor) -> Tensor:
     with torch.autograd.graph.save_on_cpu():
         return model(x)  # type: ignore[no-any-return]
