@@ -25,7 +25,6 @@ from .concatenation import Part, Whole, add, join
 from .modules import (
     Server,
     conv_forward,
-    convolved,
     disturbed,
     is_plain,
     is_watched,
@@ -129,7 +128,7 @@ class Blocks:
         self._serve = serve
         self._names: dict[Forward, str] = {}
         self._ways: dict[str, Way] = {
-            "Conv": self._conv,
+            "Conv": lambda module, x, part: type(module).forward(module, x, part),
             "Sequential": self._sequential,
             "Bottleneck": self._bottleneck,
             "C3": self._c3,
@@ -185,13 +184,6 @@ class Blocks:
         name = "" if part is None else self._name(module)
         out = self._ways[name](module, x, part) if name else NotImplemented
         return module(x) if out is NotImplemented else out
-
-    def _conv(self, module: Any, x: Tensor, part: Part | None) -> Any:
-        inside = module._modules
-        conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
-        if conv is None or norm is None or activation is None:
-            return NotImplemented
-        return convolved(self._serve, conv, norm, activation, x, part)
 
     def _sequential(self, module: Any, x: Tensor, part: Part | None) -> Any:
         inside = list(module)

@@ -44,25 +44,20 @@ def _never() -> bool:
     return False
 
 
-def _has_global_hook() -> bool:
-    """Whether a hook is on all modules of the process."""
+def _is_followed() -> bool:
+    """Whether a hook is on all modules of the process, or forward-mode derivatives are being computed."""
     return bool(
         modules._global_forward_hooks
         or modules._global_forward_pre_hooks
         or modules._global_backward_hooks
         or modules._global_backward_pre_hooks
+        or forward_ad._current_level >= 0
     )
-
-
-def _differentiates_forward() -> bool:
-    """Whether forward-mode derivatives are being computed."""
-    return forward_ad._current_level >= 0
 
 
 _compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
 _unusual: tuple[Callable[[], Any], ...] = (
-    _has_global_hook,
-    _differentiates_forward,
+    _is_followed,
     torch._C._get_tracing_state,
     *(
         getattr(torch._C, name)
@@ -164,32 +159,17 @@ class Server:
             return None
         self.served += 1
         held = Parameters(
-            weight,
-            parameters["bias"],
-            running,
-            buffers["running_var"],
-            buffers["num_batches_tracked"],
-            norm.momentum or 0.0,
-            norm.eps,
-        )
+            weight, parameters["bias"], running, buffers["running_var"], buffers["num_batches_tracked"],
+            norm.momentum or 0.0, norm.eps,
+        )  # fmt: skip
         try:
-            return self._compute(x, held, by, tiles, part)
+            if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
+                with torch.cuda.device(x.device):
+                    return apply(x, held, by, tiles, part, bool(self.recomputes))
+            return apply(x, held, by, tiles, part, bool(self.recomputes))
         except ComputationError as error:
             self._recover(key, by, error.__cause__)
             return None
-
-    def _compute(
-        self,
-        x: Tensor,
-        held: Parameters,
-        by: Implementation,
-        tiles: TileStatistics | None,
-        part: Part | None,
-    ) -> Tensor:
-        if self.device == "cuda" and x.get_device() != torch._C._cuda_getDevice():
-            with torch.cuda.device(x.device):
-                return apply(x, held, by, tiles, part, bool(self.recomputes))
-        return apply(x, held, by, tiles, part, bool(self.recomputes))
 
     def kinds(self) -> set[str]:
         """The activations that any norm that came is computed together with."""
@@ -311,36 +291,25 @@ def _convolve(conv: nn.Module, x: Tensor, summed: bool) -> tuple[Any, TileStatis
         inside["groups"],
     )
     out, tiles = with_statistics(F.conv2d, *given) if summed else (F.conv2d(*given), None)
-    let_go(x, out)
+    if getattr(x.grad_fn, "recipe", None) is not None:
+        let_go(x, out)
     return out, tiles
 
 
-def convolved(
-    serve: Server,
-    conv: nn.Module,
-    norm: nn.Module,
-    activation: nn.Module,
-    x: Tensor,
-    part: Part | None = None,
-) -> Any:
-    """``activation(norm(conv(x)))``; ``part`` says where that belongs, if anywhere."""
-    x, tiles = _convolve(conv, x, serve.wants_statistics(norm, activation))
-    served = serve(norm, activation, x, tiles, part)
-    return activation(norm(x)) if served is None else served
-
-
 def conv_forward(serve: Server, original: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward`` of Ultralytics' Conv."""
+    """``forward`` of Ultralytics' Conv; a block that concatenates says in which part its output belongs."""
 
     @functools.wraps(original)
-    def forward(self: Any, x: Tensor) -> Any:
+    def forward(self: Any, x: Tensor, part: Part | None = None) -> Any:
         if disturbed() or not serve.attached:
             return original(self, x)
         inside = self._modules
         conv, norm, activation = inside.get("conv"), inside.get("bn"), inside.get("act")
         if conv is None or norm is None or activation is None:
             return original(self, x)
-        return convolved(serve, conv, norm, activation, x)
+        x, tiles = _convolve(conv, x, serve.wants_statistics(norm, activation))
+        served = serve(norm, activation, x, tiles, part)
+        return activation(norm(x)) if served is None else served
 
     return forward
 
