@@ -43,9 +43,7 @@ class Whole:
             elif x.is_contiguous(memory_format=torch.channels_last):
                 self._make(x, torch.channels_last)
         to = self.tensor
-        if to is None or not self._takes(first, x) or not x.is_contiguous(memory_format=self._stored):
-            return None
-        return channels_of(to, first, x.shape[1])
+        return channels_of(to, first, x.shape[1]) if to is not None and self.takes(first, x) else None
 
     def has(self, first: int, x: Tensor) -> bool:
         """Whether ``x`` is what was written from channel ``first`` on."""
@@ -53,18 +51,18 @@ class Whole:
             self.tensor is not None
             and x.data_ptr() == self._start + first * self._step
             and x.stride() == self.tensor.stride()
-            and self._takes(first, x)
+            and self._fits(first, x)
         )
 
     def takes(self, first: int, x: Tensor) -> bool:
-        """Whether ``x`` was written from channel ``first`` on, or may be copied there as ``cat`` would."""
-        return self._takes(first, x) and (self.has(first, x) or x.is_contiguous(memory_format=self._stored))
+        """Whether ``x``, a part from channel ``first`` on, may be copied there: it lies as the whole does."""
+        return self._fits(first, x) and x.is_contiguous(memory_format=self._stored)
 
     def after(self, x: Tensor) -> Part | None:
         """The place behind a first part; None where that was not written here: then all is to be copied."""
         return Part(self, x.shape[1]) if self.has(0, x) else None
 
-    def _takes(self, first: int, x: Tensor) -> bool:
+    def _fits(self, first: int, x: Tensor) -> bool:
         shape = x.shape
         return (
             len(shape) == 4
@@ -87,7 +85,7 @@ class Part(NamedTuple):
     whole: Whole
     first: int
 
-    def like(self, x: Tensor) -> Tensor | None:
+    def room(self, x: Tensor) -> Tensor | None:
         """See :meth:`Whole.room`."""
         return self.whole.room(self.first, x)
 
@@ -109,7 +107,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, part: Part) -> Tensor:
-        return torch.add(a, b, out=part.like(b))  # without room: a tensor of its own
+        return torch.add(a, b, out=part.room(b))  # without room: a tensor of its own
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -152,9 +150,11 @@ def join(whole: Whole, parts: Sequence[Tensor]) -> Tensor:
     """
     counts, elsewhere, first = [], [], 0
     for index, each in enumerate(parts):
-        if type(each) is not Tensor or not whole.takes(first, each):
+        if type(each) is not Tensor:
             return torch.cat(tuple(parts), 1)
         if not whole.has(first, each):
+            if not whole.takes(first, each):
+                return torch.cat(tuple(parts), 1)
             elsewhere.append(index)
         counts.append(each.shape[1])
         first += counts[-1]

@@ -232,10 +232,11 @@ class Kernels:
         reduce, write, _ = launches
         if not summed:
             reduce(x, saved)
-        unread = self._unread.get(key[4])
+        dtype = None if held.running_mean is None else held.running_mean.dtype
+        unread = self._unread.get(dtype)
         if unread is None:
             unread = tuple(None if each is None else torch.empty_like(each) for each in held[2:5])
-            self._unread[key[4]] = unread
+            self._unread[dtype] = unread
         write(x, held.weight, held.bias, *unread, saved, out)
         return out
 

@@ -72,7 +72,7 @@ def _computed(
     x: Tensor, held: Parameters, by: Implementation, tiles: TileStatistics | None, part: Part | None
 ) -> tuple[Tensor, Kept]:
     try:
-        return by.forward(x, held, tiles, None if part is None else part.like(x))
+        return by.forward(x, held, tiles, None if part is None else part.room(x))
     except Exception as error:
         raise ComputationError from error
 
@@ -93,10 +93,8 @@ class _Operation(torch.autograd.Function):
         out, kept = _computed(x, held, by, tiles, part)
         ctx.save_for_backward(x, weight, bias, *kept)
         ctx.by, ctx.eps = by, held.eps
-        ctx.recipe = ctx.sums = None
-        if recomputed and part is None and by.problem.training:
-            ctx.recipe = Recipe(by, x, held, kept, tiles, out)
-            ctx.sums = ctx.recipe.sums
+        remade = recomputed and part is None and by.problem.training
+        ctx.recipe = Recipe(by, x, held, kept, tiles, out) if remade else None
         return out
 
     @staticmethod
@@ -106,8 +104,8 @@ class _Operation(torch.autograd.Function):
             found = _differentiable(ctx.by.problem, x, weight, bias, grad, kept, ctx.eps)
         else:
             held = Parameters(weight, bias, None, None, None, 0.0, ctx.eps)
-            if ctx.sums is not None:
-                ctx.sums.there = False
+            if ctx.recipe is not None:
+                ctx.recipe.summed = False
             found = ctx.by.backward(x, grad, held, kept)
         return (*found, None, None, None, None, None)
 

@@ -30,22 +30,6 @@ if TYPE_CHECKING:
     from .operation import Implementation
 
 
-class Sums:
-    """What a forward pass in training left for the next pass over its input.
-
-    Args:
-        pixels: of the tiles whose statistics it was told; None: it found the statistics itself.
-
-    Attributes:
-        there: whether they are where it left them; the operation's backward pass writes there.
-    """
-
-    __slots__ = ("pixels", "there")
-
-    def __init__(self, pixels: int | None) -> None:
-        self.pixels, self.there = pixels, True
-
-
 class Recipe:
     """How to compute an output again.
 
@@ -57,9 +41,13 @@ class Recipe:
         x, held, tiles: what it got.
         kept: what it returned for the backward pass.
         out: the output.
+
+    Attributes:
+        summed: whether the sums that the forward pass left in ``kept`` are there; the operation's backward
+            pass writes there.
     """
 
-    __slots__ = ("_at", "_by", "_held", "_kept", "_out", "_read", "_version", "_x", "sums")
+    __slots__ = ("_at", "_by", "_held", "_kept", "_out", "_pixels", "_read", "_version", "_x", "summed")
 
     def __init__(
         self,
@@ -72,7 +60,7 @@ class Recipe:
     ) -> None:
         self._by, self._held = by, held
         self._x, self._kept = weakref.ref(x), [weakref.ref(each) for each in kept]
-        self.sums = Sums(None if tiles is None else tiles.pixels)
+        self._pixels, self.summed = None if tiles is None else tiles.pixels, True
         self._out, self._at, self._version = weakref.ref(out), out.data_ptr(), out._version
         self._read = [
             None if each is None else (each._version, each.data_ptr(), each.dtype)
@@ -102,11 +90,10 @@ class Recipe:
         for each, was in zip((x, self._held.weight, self._held.bias), self._read):  # noqa: B905 - quicker
             if each is not None and was != (each._version, each.data_ptr(), each.dtype):
                 raise RuntimeError(_changed(each, was))
-        sums = self.sums
-        if sums.there:
-            return self._by.again(x, self._held, kept, sums.pixels, True)
+        if self.summed:
+            return self._by.again(x, self._held, kept, self._pixels, True)
         out = self._by.again(x, self._held, kept, None, False)
-        sums.pixels, sums.there = None, True
+        self._pixels, self.summed = None, True
         return out
 
 

@@ -16,7 +16,7 @@ import patches
 from patches import dispatch
 from patches.convolution.gemm import Gemm
 from patches.convolution.problem import ConvProblem
-from toolkit.benchmark import kept, winograd
+from toolkit.benchmark import kept, steps, winograd
 from toolkit.benchmark.measure import returned_and_done
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_card.py"
@@ -121,10 +121,10 @@ def test_each_way_to_keep_what_a_step_needs_serves_when_it_is_timed(monkeypatch:
         seen.append((session.norms.joins, session.norms.recomputes))
 
     enable = patches.enable
-    monkeypatch.setattr(kept, "ROUNDS", 3)
+    monkeypatch.setattr(steps, "LEAST", 3)
     monkeypatch.setattr(kept, "TrainingStep", lambda *_, **__: step)
     monkeypatch.setattr(kept.patches, "enable", lambda *_: enable("cpu", "native"))
-    monkeypatch.setattr(kept, "_recorded", lambda step: (step, len(seen)))
+    monkeypatch.setattr(kept, "_recorded", lambda step, _: (step, len(seen)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     found = list(kept.compare("yolov8n", True))
     ways = [(False, False), (True, False), (False, True), (True, True)]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 import patches
-from patches import dispatch, graphs
-from toolkit.benchmark.steps import DETECTORS
+from patches import dispatch
+from toolkit.benchmark.steps import DETECTORS, in_turn, recorded
 from toolkit.training.steps import TrainingStep
 
 WAYS = {
@@ -22,9 +21,6 @@ WAYS = {
     "in place, computed again": (True, True),
 }
 """Whether concatenations are made in place, and whether outputs are computed again."""
-
-ROUNDS = 15
-"""Steps of each way, taken in turn, each behind one that is not timed."""
 
 
 @dataclass(frozen=True)
@@ -54,30 +50,17 @@ def compare(model: str, mixed: bool) -> Iterator[Kept]:
         assert session is not None
         session.norms.joins, session.norms.recomputes = joins, recomputes
         step()
-        sessions[way], (calls[way], peaks[way]) = session, _recorded(step)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(ROUNDS):
-        for way in WAYS if turn % 2 else reversed(WAYS):
-            dispatch.resume(sessions[way])
-            for _ in range(2):
-                start = time.perf_counter()
-                calls[way]()
-                torch.cuda.synchronize()
-            seconds[way].append(time.perf_counter() - start)
+        sessions[way], (calls[way], peaks[way]) = session, _recorded(step, session)
+    seconds = in_turn(calls, sessions, more=0)
     patches.disable()
     for way in WAYS:
         yield Kept(way, statistics.median(seconds[way]), peaks[way])
 
 
-def _recorded(step: TrainingStep) -> tuple[Callable[[], object], int]:
-    """The step as CUDA graphs, and the most bytes that it holds: a graph's memory is its own."""
+def _recorded(step: TrainingStep, session: dispatch.Session) -> tuple[Callable[[], object], int]:
+    """The step as CUDA graphs, and the most bytes that it holds beside what is there."""
     gc.collect()
     torch.cuda.empty_cache()
     held = torch.cuda.memory_allocated()
-    before = graphs.reserved() - held
-    call = step.recorded()
-    own = graphs.reserved() - torch.cuda.memory_allocated() - before
-    call()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return call, own + torch.cuda.max_memory_allocated() - held
+    call, peak = recorded(step, session)
+    return call, peak - held

@@ -6,10 +6,9 @@ import gc
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 
 import torch
 
@@ -112,29 +111,48 @@ def compare(model: str, mixed: bool) -> Iterator[Way]:
         patches.settle(gradients)
         session = sessions[GRAPH] = dispatch.current()
         if session is not None and patches.settle_graph(gradients, gradients.recorded):
-            before = _unused()
-            calls[GRAPH], settled[GRAPH] = step.recorded(), session.way
-            # Its memory is its own, whether a step uses it or not.
-            peaks[GRAPH] = _unused() - before + _peak(calls[GRAPH], session)
-    names = tuple(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    begun = time.perf_counter()
-    for turn in count():
-        if turn >= LEAST and time.perf_counter() - begun > SECONDS:
-            break
-        for name in names if turn % 2 else reversed(names):
-            dispatch.resume(sessions[name])
-            calls[name]()  # what another way left of memory and caches costs the first call after it
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            calls[name]()
-            torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            calls[GRAPH], peaks[GRAPH] = recorded(step, session)
+            settled[GRAPH] = session.way
+    seconds, names = in_turn(calls, sessions), tuple(calls)
     patches.disable()
     plain = seconds[WAYS[0]]
     for name in names:
         ratio = statistics.median(map(operator.truediv, seconds[name], plain))
         yield Way(name, statistics.median(seconds[name]), ratio, peaks[name], settled[name])
+
+
+def recorded(step: TrainingStep, session: dispatch.Session) -> tuple[Callable[[], object], int]:
+    """A step as CUDA graphs, and most bytes held then: their memory is their own, whether a step uses it or
+    not."""
+    before = _unused()
+    call = step.recorded()
+    return call, _unused() - before + _peak(call, session)
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    sessions: Mapping[str, dispatch.Session | None],
+    more: float = SECONDS,
+) -> dict[str, list[float]]:
+    """Seconds of each call by its session, one a round: :data:`LEAST` rounds, then on for ``more`` seconds in
+    all.
+
+    An untimed call goes before each: what another way left of memory and caches costs the first one after it.
+    """
+    names = tuple(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    begun, turn = time.perf_counter(), 0
+    while turn < LEAST or time.perf_counter() - begun <= more:
+        for name in names if turn % 2 else reversed(names):
+            dispatch.resume(sessions[name])
+            calls[name]()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            calls[name]()
+            torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+        turn += 1
+    return seconds
 
 
 def _unused() -> int:
